@@ -1,0 +1,1 @@
+"""From what people have (pages, archives, rows) to corpora and batches."""

@@ -1,0 +1,49 @@
+"""Errors a person meets: what happened, where, what was expected, what to do. At most four lines."""
+
+
+class MickleError(Exception):
+    """A failure that can be explained to the person at the keyboard.
+
+    ``what`` is one sentence; ``where`` names file, line, field or record; ``expected`` what would have been right;
+    ``todo`` the one thing to do next. ``exit_code`` is what the command line ends with.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", expected: str = "", todo: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.expected, self.todo = what, where, expected, todo
+
+    def __str__(self) -> str:
+        parts = [self.what]
+        if self.where:
+            parts.append(f"  where: {self.where}")
+        if self.expected:
+            parts.append(f"  expected: {self.expected}")
+        if self.todo:
+            parts.append(f"  to do: {self.todo}")
+        return "\n".join(" ".join(part.splitlines()) if part is not self.what else part for part in parts)
+
+
+class UsageError(MickleError):
+    """Wrong settings, wrong files, wrong data."""
+
+    exit_code = 2
+
+
+class ResourceError(MickleError):
+    """Not enough memory, disk or time."""
+
+    exit_code = 3
+
+
+class LockedError(MickleError):
+    """Another process is at work on the same folder."""
+
+    exit_code = 4
+
+
+class NumericError(MickleError):
+    """A number that is not finite, or a loss that jumped."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""The models Mickle trains, and the door to every other transformers folder."""

@@ -1,0 +1,1 @@
+"""One page of code per paper: claim, arms, rule; declared before it runs."""
