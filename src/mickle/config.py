@@ -1,0 +1,246 @@
+"""Strict, typed settings: one frozen model per verb, read from YAML with errors that name the line.
+
+The same model validates a recipe's step, makes the command's flags and its help, and is written beside the output.
+Choices between methods are tagged unions on a literal field ``kind``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from mickle.errors import UsageError
+
+LARGEST_FILE = 1 << 20  # bytes; settings are written by people
+
+
+class IsInput:
+    """Marks a field as a file or folder whose content the result depends on."""
+
+
+Input = Annotated[Path, IsInput()]
+
+
+class Config(BaseModel):
+    """Settings that cannot change once made and refuse what they do not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: Any) -> Any:
+        if isinstance(values, Mapping):
+            for name in values:
+                if name not in cls.model_fields:
+                    raise _unknown_field(str(name), list(cls.model_fields))
+        return values
+
+
+def _unknown_field(name: str, known: list[str]) -> PydanticCustomError:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "known fields: " + ", ".join(known)
+    # Braces would be read as placeholders in the message template.
+    safe = (name.replace("{", "(").replace("}", ")"))[:80]
+    return PydanticCustomError("unknown_field", f"unknown field '{safe}'; {hint}", {"field": name})  # type: ignore[arg-type]
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load(cls: type[C], path: Path | str) -> C:
+    """Read ``cls`` from a YAML file. Errors are :class:`UsageError` naming file, line and field."""
+    values, lines = read_yaml(path)
+    return validate(cls, values, where=str(path), lines=lines)
+
+
+def validate(cls: type[C], values: Any, *, where: str = "", lines: Lines | None = None) -> C:
+    """Build ``cls`` from plain values; every problem found is reported, each with its place."""
+    if not isinstance(values, Mapping):
+        raise UsageError(
+            f"settings must be a mapping of fields to values, got {type(values).__name__}", where=where
+        )
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_problem(item, where, lines) for item in error.errors(include_url=False)]
+    shown = problems[0][1]
+    if len(problems) > 1:
+        shown += f" (and {len(problems) - 1} more: " + "; ".join(text for _, text in problems[1:3]) + ")"
+    raise UsageError(shown, where=problems[0][0], todo="correct the field; --help lists all of them")
+
+
+def _problem(item: Any, where: str, lines: Lines | None) -> tuple[str, str]:
+    """One pydantic error as (place, sentence)."""
+    location = tuple(item["loc"])
+    if item["type"] == "unknown_field":
+        location += (item["ctx"]["field"],)
+    # Pydantic puts the tag of a union into the location; a person did not write it there.
+    name = ".".join(str(part) for part in location if not _is_tag(part, location, lines))
+    message = str(item["msg"])
+    if item["type"] == "missing":
+        message = "this field is required"
+    elif item["type"] not in ("unknown_field", "value_error"):
+        message = f"{message[0].lower()}{message[1:]}, got {_short(item.get('input'))}"
+    message = message.removeprefix("Value error, ")
+    text = message if item["type"] == "unknown_field" and len(location) == 1 else f"{name}: {message}"
+    line = lines.find(location) if lines else None
+    return (f"{where}:{line}" if line else where), text
+
+
+def _is_tag(part: Any, location: tuple[Any, ...], lines: Lines | None) -> bool:
+    return lines is not None and isinstance(part, str) and part in lines.tags and part != location[-1]
+
+
+def _short(value: Any, limit: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+class Lines:
+    """Where each field of a YAML document stands."""
+
+    def __init__(self, node: yaml.Node | None) -> None:
+        self._lines: dict[tuple[str, ...], int] = {}
+        self.tags: set[str] = set()
+        if node is not None:
+            self._walk(node, ())
+
+    def _walk(self, node: yaml.Node, path: tuple[str, ...]) -> None:
+        self._lines.setdefault(path, node.start_mark.line + 1)
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                if key.value == "kind":
+                    self.tags.add(str(value.value))
+                self._lines[(*path, str(key.value))] = key.start_mark.line + 1
+                self._walk(value, (*path, str(key.value)))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                self._walk(value, (*path, str(index)))
+
+    def find(self, location: tuple[Any, ...]) -> int | None:
+        """The line of a field, or of the nearest enclosing one that the file has."""
+        path: tuple[str, ...] = ()
+        line = self._lines.get(())
+        for part in location:
+            if (*path, str(part)) in self._lines:
+                path = (*path, str(part))
+                line = self._lines[path]
+        return line
+
+    def under(self, *prefix: str) -> Lines:
+        """The same map, seen from inside a field."""
+        inner = Lines(None)
+        inner.tags = self.tags
+        inner._lines = {k[len(prefix) :]: v for k, v in self._lines.items() if k[: len(prefix)] == prefix}
+        return inner
+
+
+def read_yaml(path: Path | str) -> tuple[Any, Lines]:
+    """Plain values of a YAML file and the line of each. No tags, anchors or duplicate keys."""
+    path = Path(path)
+    if not path.is_file():
+        raise UsageError(f"no such settings file: {path}", todo="check the path")
+    if path.stat().st_size > LARGEST_FILE:
+        raise UsageError(
+            f"settings file is {path.stat().st_size:,} bytes", where=str(path), expected="at most 1 MiB of YAML"
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError("settings file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
+    try:
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise UsageError(
+                    "YAML aliases are not supported",
+                    where=f"{path}:{event.start_mark.line + 1}",
+                    todo="write the value out",
+                )
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        if node is not None:
+            _refuse_duplicates(node, path)
+        return yaml.safe_load(text), Lines(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UsageError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
+
+
+def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
+                raise UsageError(
+                    f"field '{key.value}' stands twice" if key.value in seen else "a field's name must be plain text",
+                    where=f"{path}:{key.start_mark.line + 1}",
+                )
+            seen.add(key.value)
+            _refuse_duplicates(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicates(value, path)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved settings as YAML that :func:`load` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Every settable field with its dotted name: (name, annotation, FieldInfo). Unions contribute each variant's fields."""
+    for name, field in cls.model_fields.items():
+        variants = config_variants(field.annotation)
+        yield prefix + name, field.annotation, field
+        seen: set[str] = set()
+        for variant in variants:
+            for leaf in leaves(variant, f"{prefix}{name}."):
+                if leaf[0] not in seen:
+                    seen.add(leaf[0])
+                    yield leaf
+
+
+def config_variants(annotation: Any) -> list[type[Config]]:
+    """The Config classes an annotation can hold: one for a nested config, several for a tagged union, else none."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return config_variants(typing.get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [variant for part in typing.get_args(annotation) for variant in config_variants(part)]
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return []
+
+
+def inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
+    """The files and folders a config names as inputs: (dotted field, path)."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if isinstance(value, Config):
+            yield from inputs(value, f"{prefix}{name}.")
+        elif isinstance(value, Path) and _holds_input(field):
+            yield prefix + name, value
+        elif isinstance(value, (list, tuple)) and _holds_input(field):
+            yield from ((f"{prefix}{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Path))
+
+
+def _holds_input(field: Any) -> bool:
+    return any(isinstance(mark, IsInput) for mark in field.metadata) or _annotated_input(field.annotation)
+
+
+def _annotated_input(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is Annotated and any(
+        isinstance(mark, IsInput) for mark in typing.get_args(annotation)[1:]
+    ):
+        return True
+    return any(_annotated_input(part) for part in typing.get_args(annotation))
