@@ -1,0 +1,252 @@
+"""What a study declares before it runs: claim, arms, settings tried, measure, rule, scales. Hashed into its result.
+
+A study is one module in this folder with a top-level ``study = Study(...)`` and a function that runs one cell. Modules
+are found by looking at the folder; nothing is registered. Importing a page must stay cheap (no torch at its top), so
+that ``mickle study`` can list all of them.
+"""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from mickle.errors import UsageError
+from mickle.evaluation.compare import LEAST_SEEDS, Better, Form
+
+Setting = Mapping[str, Any]  # what one arm is run with: {"learning_rate": 1e-3}; JSON values only
+Measurements = dict[str, Any]  # numbers, and lists of numbers for curves; JSON values only
+Phase = Literal["tuning", "reported"]
+FIRST_TUNING_SEED = 1000  # reported seeds are 0, 1, 2, ...; a choice is never made on a seed that is reported
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One contestant and the settings its tuning may try; every arm of a study gets the same number."""
+
+    name: str
+    what: str  # one line for the reader
+    grid: tuple[Setting, ...] = ({},)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One question: does arm ``method`` beat arm ``baseline`` on ``measure``, and by how much of the paper's effect?
+
+    ``paper_effect`` is in the units of ``form``: for ``difference`` the paper's gain (positive: better by so much),
+    for ``ratio`` the paper's method/baseline (0.5 with ``better="lower"`` = half of the baseline's).
+    Over several ``worlds`` the benefit of a seed is the mean of its benefits in them (of logarithms, for ratios).
+    """
+
+    name: str
+    method: str
+    baseline: str
+    measure: str
+    better: Better
+    form: Form
+    paper_effect: float
+    paper: str  # where the paper says so, in a few words: "abstract: 2x fewer steps, 125M to 1.5B"
+    worlds: tuple[str, ...] = ("default",)
+    headline: bool = False  # exactly one in a study: the row of README's table
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a run is: ``quick`` at most 3 minutes on two cores, ``full`` at most 30, ``gpu`` one GPU.
+
+    ``values`` are the page's own dials (steps, width, ...), handed to every cell; ``tuning_values`` replace some of
+    them in the tuning phase (a shorter run). ``cell_seconds`` bounds one cell: past it the cell is ended and failed.
+    """
+
+    seeds: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tuning_seeds: int = 1
+    tuning_values: Mapping[str, Any] = field(default_factory=dict)
+    cell_seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: an arm with one setting in one world with one seed. The unit that is kept when done.
+
+    ``seed`` is shared by all arms: take initial weights, data and batches from it, so that arms are pairs.
+    """
+
+    arm: str
+    world: str
+    setting: Setting
+    seed: int
+    values: Mapping[str, Any]  # the scale's dials, those of the tuning phase already put in
+
+
+@dataclass(frozen=True)
+class Study:
+    """The declaration. ``run_cell(cell, work)`` runs one cell and returns its measurements.
+
+    ``run_cell`` must be a function at the top of its module (a worker process imports it), deterministic in its cell,
+    and return a dict of JSON values that holds every measure named below and ``"budget"``: how much of ``budget_unit``
+    the cell spent. ``work`` is an empty folder of the cell, deleted after it. A run that diverges should return its
+    large finite loss; an exception is a failure, reported as such.
+
+    ``derive({arm: measurements})`` may add measurements that need all arms of one (world, seed), such as ranks or
+    steps to the baseline's final loss; it returns the same dict, added to. ``tune_by`` names the measure (and
+    ``tune_better`` its side) by which each arm's setting is chosen, in each world on its own, by the mean over the
+    tuning seeds; the reported seeds are others.
+    """
+
+    name: str  # the module's name
+    title: str  # the paper's title
+    paper: str  # arXiv id
+    claim: str  # in our words, with figure or table number
+    budget_unit: str  # what the arms spend equally: "tokens", "steps", "bytes", "seconds", "labels", ...
+    arms: tuple[Arm, ...]
+    comparisons: tuple[Comparison, ...]
+    rule: str  # in words: what would count as what, stated before the run
+    scales: Mapping[str, Scale]
+    run_cell: Callable[[Cell, Path], Measurements]
+    worlds: tuple[str, ...] = ("default",)
+    tune_by: str = ""
+    tune_better: Better = "lower"
+    derive: Callable[[dict[str, Measurements]], dict[str, Measurements]] | None = None
+    departures: tuple[str, ...] = ()  # where this differs from the paper, one line each
+
+    def __post_init__(self) -> None:
+        for problem in problems(self):
+            raise UsageError(problem, where=f"study {self.name}", todo="See docs/studies.md, 'The declaration'.")
+
+    @property
+    def headline(self) -> Comparison:
+        """The comparison that stands in README's table."""
+        return next(comparison for comparison in self.comparisons if comparison.headline)
+
+    @property
+    def trials(self) -> int:
+        """How many settings each arm may try."""
+        return len(self.arms[0].grid)
+
+
+def problems(study: Study) -> list[str]:
+    """Everything that makes a declaration unfair or incomplete, as sentences; an empty list when it is sound."""
+    arms = {arm.name for arm in study.arms}
+    found = [
+        f"It declares no {name}"
+        for name in ("name", "title", "paper", "claim", "budget_unit", "rule", "arms", "comparisons", "scales", "worlds")
+        if not getattr(study, name)
+    ]
+    if len(arms) != len(study.arms):
+        found.append("Two arms have the same name")
+    if len({len(arm.grid) for arm in study.arms}) > 1:
+        counts = ", ".join(f"{arm.name} {len(arm.grid)}" for arm in study.arms)
+        found.append(f"Arms have unequal numbers of tuning trials ({counts})")
+    if any(len(arm.grid) > 1 for arm in study.arms) and not study.tune_by:
+        found.append("Arms have several settings and tune_by does not say how to choose")
+    if sum(comparison.headline for comparison in study.comparisons) != 1:
+        found.append("Not exactly one comparison is the headline")
+    if len({comparison.name for comparison in study.comparisons}) != len(study.comparisons):
+        found.append("Two comparisons have the same name")
+    for comparison in study.comparisons:
+        if unknown := ({comparison.method, comparison.baseline} - arms) | (set(comparison.worlds) - set(study.worlds)):
+            found.append(f"Comparison {comparison.name!r} names what is not declared: {', '.join(sorted(unknown))}")
+        if not claimed_benefit_is_positive(comparison):
+            found.append(f"Comparison {comparison.name!r}: the paper's effect {comparison.paper_effect} is no benefit")
+    if "quick" not in study.scales or "full" not in study.scales:
+        found.append("The scales quick and full are not both declared")
+    elif study.scales["full"].seeds < LEAST_SEEDS:
+        found.append(f"The full scale has {study.scales['full'].seeds} seeds; {LEAST_SEEDS} are the least for a verdict")
+    return found
+
+
+def claimed_benefit_is_positive(comparison: Comparison) -> bool:
+    """Whether the paper's effect points to the side declared better: a gain, or a ratio on the right side of one."""
+    if comparison.form == "difference":
+        return comparison.paper_effect > 0
+    if comparison.better == "lower":
+        return 0 < comparison.paper_effect < 1
+    return comparison.paper_effect > 1
+
+
+def declaration(study: Study, scale: str) -> dict[str, Any]:
+    """The declaration at one scale as JSON values, as it is stored in the result."""
+    values = {
+        name: getattr(study, name)
+        for name in ("name", "title", "paper", "claim", "budget_unit", "rule", "tune_by", "tune_better")
+    }
+    return values | {
+        "worlds": list(study.worlds),
+        "departures": list(study.departures),
+        "arms": [asdict(arm) for arm in study.arms],
+        "comparisons": [asdict(comparison) for comparison in study.comparisons],
+        "scale": scale,
+        "sizes": asdict(study.scales[scale]),
+    }
+
+
+def declaration_hash(study: Study, scale: str) -> str:
+    """What a result is bound to: arms, measures, rule, this scale, and the code of the page.
+
+    Comments, docstrings and line breaks do not enter, neither do the paper's wording and the departures: correcting
+    the prose leaves a result valid, changing what is run, measured or counted as success makes it stale.
+    """
+    parts = declaration(study, scale)
+    for prose in ("title", "claim", "departures"):
+        del parts[prose]
+    return digest([parts, page_code(study)])
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for a JSON value."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def page_code(study: Study) -> str:
+    """The page's code without comments, docstrings and the ``study = ...`` statement (which is hashed as values)."""
+    tree = ast.parse(inspect.getsource(sys.modules[study.run_cell.__module__]))
+    tree.body = [node for node in tree.body if not assigns_study(node)]
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and is_docstring(body[0]):
+            del body[0]
+    return ast.dump(tree)
+
+
+def is_docstring(node: ast.AST) -> bool:
+    """Whether a statement is a bare string."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def assigns_study(node: ast.AST) -> bool:
+    """Whether a statement is ``study = ...``: the mark of a study's page."""
+    if isinstance(node, ast.AnnAssign):
+        return isinstance(node.target, ast.Name) and node.target.id == "study"
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "study" for t in node.targets)
+
+
+def page_names(folder: Path = Path(__file__).parent) -> list[str]:
+    """The names of all studies: modules of the folder with a top-level ``study = ...``. Imports none of them."""
+    names = []
+    for path in sorted(folder.glob("*.py")):
+        if any(assigns_study(node) for node in ast.parse(path.read_text(encoding="utf-8")).body):
+            names.append(path.stem)
+    return names
+
+
+def open_study(name: str) -> Study:
+    """The declaration of one study; an unknown name is answered with the nearest known one."""
+    names = page_names()
+    if name not in names:
+        import difflib
+
+        near = difflib.get_close_matches(name, names, n=1)
+        raise UsageError(
+            f"There is no study {name!r}",
+            expected=f"one of: {', '.join(names)}" if names else "a study page in mickle/studies",
+            todo=f"Did you mean {near[0]!r}?" if near else "List them with: mickle study",
+        )
+    study: Study = importlib.import_module(f"mickle.studies.{name}").study
+    return study
