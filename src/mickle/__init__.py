@@ -1,3 +1,27 @@
-"""Mickle: more model from less. Every verb of the command line is a function here with the same name."""
+"""Mickle: more model from less. Every verb of the command line is a function here with the same name.
+
+>>> import mickle
+>>> corpus = mickle.curate(source={"kind": "files", "path": "pages"}, out="corpus")    # doctest: +SKIP
+>>> model = mickle.pretrain(data=corpus, size="tiny", out="model")                     # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The verbs, made when first asked for, so that importing mickle costs nothing."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    import functools
+
+    from mickle import verbs
+
+    if name not in verbs.STEPS:
+        raise AttributeError(f"module 'mickle' has no attribute '{name}'")
+    function = functools.partial(verbs.call, name)
+    function.__doc__ = verbs.step_class(name).__doc__
+    return function

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 FORMAT = 1
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -337,8 +338,10 @@ def remove(path: Path) -> None:
 
 
 def _walk(folder: Path) -> list[Path]:
-    """Every regular file under a folder in a stable order, the manifest left out."""
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    """Every file of a folder in a stable order, its manifest and scratch left out."""
+    scratch = folder / SCRATCH
+    found = (p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
+    return sorted(p for p in found if scratch not in p.parents)
 
 
 def _fsync_path(path: Path) -> None:

@@ -1,0 +1,168 @@
+"""What this machine is and can do: devices, seeds, memory, measured speeds, and forecasts built on them."""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a piece of work will need: peak memory and disk in bytes, wall time in seconds, and why."""
+
+    memory_bytes: int = 0
+    seconds: float = 0.0
+    disk_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def device() -> torch.device:
+    """The fastest device here: CUDA if there is one, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    import random
+
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def cores() -> int:
+    """Processors this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def total_memory() -> int:
+    """Bytes of memory this process may use: the machine's, or its control group's limit where that is lower."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        text = _read(path).strip()
+        if text.isdigit():
+            limits.append(int(text))
+    return min(limits)
+
+
+def available_memory() -> int:
+    """Bytes that can be taken now without swapping."""
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            return min(int(line.split()[1]) * 1024, total_memory())
+    return total_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes this process has held resident since :func:`reset_peak_memory`, or since it began."""
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def reset_peak_memory() -> None:
+    """Begin a new peak, where the kernel allows it (Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return
+
+
+def matmul_flops(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> float:
+    """Measured FLOP per second of a square matrix product on the device in use (median of ``repeats``)."""
+    import torch
+
+    where = device()
+    kind = getattr(torch, dtype)
+    a = torch.randn(size, size, device=where).to(kind)
+    b = torch.randn(size, size, device=where).to(kind)
+
+    def product() -> None:
+        a @ b
+
+    return 2 * size**3 / _median_seconds(product, repeats)
+
+
+def copy_bandwidth(bytes_copied: int = 64 << 20, repeats: int = 5) -> float:
+    """Measured bytes per second (read + written) of a copy too large for the caches."""
+    import torch
+
+    source = torch.ones(bytes_copied // 4, device=device())
+    target = torch.empty_like(source)
+
+    def copy() -> None:
+        target.copy_(source)
+
+    return 2 * bytes_copied / _median_seconds(copy, repeats)
+
+
+@functools.cache
+def fast_bfloat16() -> bool:
+    """Whether bfloat16 products run clearly faster here than float32 ones (measured once, some milliseconds)."""
+    return matmul_flops("bfloat16", 512, 3) > 1.3 * matmul_flops("float32", 512, 3)
+
+
+def describe() -> dict[str, Any]:
+    """The machine and the versions that results depend on; names nobody."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in ("mickle", "torch", "transformers", "tokenizers", "numba", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "processor": processor(),
+        "cores": cores(),
+        "memory_gb": round(total_memory() / 2**30, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def processor() -> str:
+    """The processor's model name."""
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _median_seconds(work: Any, repeats: int) -> float:
+    import torch
+
+    def once() -> float:
+        begun = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - begun
+
+    once()
+    return max(statistics.median(once() for _ in range(repeats)), 1e-9)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

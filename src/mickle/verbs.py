@@ -1,0 +1,51 @@
+"""The verbs and where each lives. Only names here: a verb's module is imported when it is used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from pathlib import Path
+from typing import Any
+
+from mickle.config import Config, load, validate
+from mickle.errors import UsageError
+from mickle.events import Emit, ignore
+from mickle.step import Step, execute, identity_hash
+
+STEPS = {
+    "curate": ("mickle.data.curate:Curate", "pages -> corpus"),
+    "pretrain": ("mickle.training.pretrain:Pretrain", "corpus -> model"),
+    "evaluate": ("mickle.evaluation.evaluate:Evaluate", "model -> how good it is: loss, length"),
+    "sample": ("mickle.sampling.sample:Sample", "model -> text"),
+    "study": ("mickle.studies.study:RunStudy", "a paper's claim, measured here, with a verdict"),
+}
+
+
+def step_class(name: str, where: str = "") -> type[Step]:
+    """The settings class of a verb; :class:`UsageError` with the nearest name where there is none."""
+    if name not in STEPS:
+        near = difflib.get_close_matches(name, STEPS, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "verbs: " + ", ".join(STEPS)
+        raise UsageError(f"unknown verb '{name}'; {hint}", where=where)
+    module, attribute = STEPS[name][0].split(":")
+    found: type[Step] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def default_out(name: str, step: Step) -> Path:
+    """Where a verb writes when no folder is named: the same settings always give the same name."""
+    return Path("runs") / f"{name}-{identity_hash(step.identity())}"
+
+
+def call(name: str, *, out: Path | str | None = None, config: Path | str | None = None,
+         emit: Emit = ignore, **settings: Any) -> Path:
+    """Run a verb from Python: settings by name, the finished folder back."""
+    cls = step_class(name)
+    if config is not None:
+        settings = {**load(cls, config).model_dump(exclude_unset=True), **settings}
+    step = validate(cls, {key: _plain(value) for key, value in settings.items()}, where=f"mickle.{name}(...)")
+    return execute(step, Path(out) if out is not None else default_out(name, step), emit)
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump() if isinstance(value, Config) else value
