@@ -17,8 +17,9 @@ def __getattr__(name: str) -> Any:
     if name.startswith("_"):
         raise AttributeError(name)
     import functools
+    import importlib
 
-    from mickle import verbs
+    verbs = importlib.import_module("mickle.verbs")  # `from mickle import verbs` would ask this function again
 
     if name not in verbs.STEPS:
         raise AttributeError(f"module 'mickle' has no attribute '{name}'")
