@@ -15,7 +15,7 @@ heads, K head width, F feed-forward width, V vocabulary.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,151 +23,12 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.models import positions
+from mickle.models.cache import KeyValueCache
+from mickle.models.shape import DecoderConfig
+
+__all__ = ["Decoder", "DecoderConfig", "Head", "KeyValueCache", "logits"]
 
 Head = Callable[[Tensor, Tensor | None], Any]
-SIZES = {
-    "tiny": 10**6,
-    "small": 5 * 10**6,
-    "base": 25 * 10**6,
-    "medium": 10**8,
-    "large": 35 * 10**7,
-    "huge": 13 * 10**8,
-}
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a decoder. `for_size` derives all of it from one number.
-
-    `position` is one scheme for all layers or a tuple with one for each. `rotary_fraction` is the share of
-    each head's dimensions that rotary positions turn. `tied`: the output matrix is the embedding. `causal`
-    off gives a masked encoder. `dropout` acts on the embedding and on what each block adds. `initial_std` is
-    the standard deviation of fresh weights.
-    """
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    ffn_width: int
-    max_length: int
-    position: str | tuple[str, ...] = "rotary"
-    rotary_fraction: float = 1.0
-    rope_theta: float = 10000.0
-    tied: bool = True
-    norm_eps: float = 1e-5
-    causal: bool = True
-    dropout: float = 0.0
-    activation: Literal["swiglu", "relu", "gelu"] = "swiglu"
-    initial_std: float = 0.02
-
-    def __post_init__(self) -> None:
-        if isinstance(self.position, list):
-            object.__setattr__(self, "position", tuple(self.position))
-        for name in (
-            "vocab_size",
-            "width",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_width",
-            "ffn_width",
-            "max_length",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(
-                    f"{name} is {value!r}", where="decoder shape", expected="a whole number of at least 1"
-                )
-        if self.heads % self.kv_heads:
-            raise UsageError(
-                f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly",
-                where="decoder shape",
-                expected="kv_heads that divides heads",
-            )
-        if self.activation not in ("swiglu", "relu", "gelu"):
-            raise UsageError(f"unknown activation {self.activation!r}", expected="swiglu, relu or gelu")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}", expected="at least 0 and below 1")
-        if not 0 < self.rotary_fraction <= 1 or ("rotary" in self.schemes and self.rotated_width % 2):
-            raise UsageError(
-                f"rotary_fraction {self.rotary_fraction} of {self.head_width} is not an even, positive number",
-                where="decoder shape",
-            )
-        if "none" in self.schemes and not self.causal:
-            raise UsageError(
-                "without positions and without a causal mask the model cannot see the order of its input",
-                where="position: none, causal: false",
-                expected="a causal model (its mask lets it count), or another position scheme",
-            )
-
-    @property
-    def schemes(self) -> tuple[str, ...]:
-        """The position scheme of each layer."""
-        return positions.schemes_of_layers(self.position, self.layers)
-
-    @property
-    def rotated_width(self) -> int:
-        """How many dimensions of each head rotary positions turn."""
-        return round(self.head_width * self.rotary_fraction)
-
-    def parameters(self) -> int:
-        """The number of trained numbers, in closed form."""
-        attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
-        feed_forward = (3 if self.activation == "swiglu" else 2) * self.width * self.ffn_width
-        embeddings = self.vocab_size * self.width * (1 if self.tied else 2)
-        learned = self.max_length * self.width if "learned" in self.schemes else 0
-        t5 = positions.T5_BUCKETS * self.heads if "t5" in self.schemes else 0
-        norms = (2 * self.layers + 1) * self.width
-        return embeddings + learned + t5 + norms + self.layers * (attention + feed_forward)
-
-    @classmethod
-    def for_size(
-        cls, size: str | int, vocab_size: int, max_length: int = 512, **settings: Any
-    ) -> "DecoderConfig":
-        """The decoder whose parameter count, embeddings included, is nearest to `size`.
-
-        `size` is a name in SIZES or a number of parameters. The one free number is the width; from it:
-        one layer for each 64 of width (at least 2); heads 32 wide below a width of 512, 64 below 2048, then
-        128; key-value heads shared by up to four heads from a width of 1024; feed-forward 8/3 of the width,
-        rounded up to a multiple of 32. Any field can be given in `settings` and is then not derived.
-        """
-        if isinstance(size, str) and size not in SIZES:
-            raise UsageError(
-                f"unknown size {size!r}", expected=f"{', '.join(SIZES)}, or a number of parameters"
-            )
-        target = SIZES[size] if isinstance(size, str) else size
-        candidates = [*range(32, 512, 32), *range(512, 1024, 64), *range(1024, 16384 + 1, 128)]
-        widths = [settings["width"]] if "width" in settings else candidates
-        configs = [
-            cls(**(_derived_shape(width) | {"vocab_size": vocab_size, "max_length": max_length} | settings))
-            for width in widths
-        ]
-        best = min(configs, key=lambda config: abs(math.log(config.parameters() / max(target, 1))))
-        if "width" not in settings and not 0.7 < best.parameters() / max(target, 1) < 1.4:
-            raise UsageError(
-                f"no decoder with a vocabulary of {vocab_size} has about {target:,} parameters",
-                expected=f"{configs[0].parameters():,} to {configs[-1].parameters():,} parameters",
-                todo="choose a larger size or a smaller vocabulary",
-            )
-        return best
-
-
-def _derived_shape(width: int) -> dict[str, int]:
-    """Every other dimension, by the rules of `DecoderConfig.for_size`."""
-    head_width = 32 if width < 512 else 64 if width < 2048 else 128
-    heads = max(1, width // head_width)
-    sharing = next(group for group in (4, 3, 2, 1) if heads % group == 0) if width >= 1024 else 1
-    return {
-        "width": width,
-        "layers": max(2, round(width / 64)),
-        "heads": heads,
-        "kv_heads": heads // sharing,
-        "head_width": head_width,
-        "ffn_width": math.ceil(width * 8 / 3 / 32) * 32,
-    }
 
 
 def logits(hidden: Tensor, weight: Tensor | None) -> Tensor:
@@ -175,43 +36,6 @@ def logits(hidden: Tensor, weight: Tensor | None) -> Tensor:
     already.
     """
     return hidden if weight is None else F.linear(hidden, weight)
-
-
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, so that generation reads each token once. Made by
-    `new_cache()`.
-    """
-
-    def __init__(self) -> None:
-        self.length = 0
-        self.documents: Tensor | None = None  # [B, S]; None: one document a row
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [B, G, T, K] to what `layer` holds and return all of it: [B, G, S, K]."""
-        if layer in self._layers:
-            before = self._layers[layer]
-            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
-        self._layers[layer] = keys, values
-        return keys, values
-
-    def extend_documents(
-        self, documents: Tensor | None, rows: int, new: int, device: torch.device
-    ) -> Tensor | None:
-        """Append the document ids [B, T] of `new` tokens and return all: [B, S], or None for one document a
-        row.
-
-        Tokens that come without ids go on with the last document of their row.
-        """
-        before = self.documents
-        if documents is None and before is not None:
-            documents = before[:, -1:].expand(-1, new)
-        if documents is not None and before is None:
-            before = torch.zeros(rows, self.length, dtype=documents.dtype, device=device)
-        if documents is not None and before is not None:
-            self.documents = torch.cat([before, documents], dim=1)
-        self.length += new
-        return self.documents
 
 
 @dataclass(frozen=True)
@@ -389,7 +213,7 @@ class Decoder(nn.Module):
         if "learned" in config.schemes:
             if at.shape[-1] > config.max_length or (at.shape[0] and int(at.max()) >= config.max_length):
                 raise UsageError(
-                    f"a text of {int(at.max()) + 1} tokens exceeds the table of {config.max_length} positions",
+                    f"a text of {int(at.max()) + 1} tokens exceeds the {config.max_length} learned positions",
                     where="position: learned",
                     expected=f"at most {config.max_length} tokens in a document",
                 )

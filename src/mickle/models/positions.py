@@ -46,7 +46,7 @@ def schemes_of_layers(position: str | Sequence[str], layers: int) -> tuple[str, 
         )
     if AT_EMBEDDING.intersection(names) and len(set(names)) > 1:
         raise UsageError(
-            "learned and sinusoidal positions are added once, at the embedding; a single layer cannot have them",
+            "learned and sinusoidal positions act once, at the embedding; a single layer cannot have them",
             expected="lists of none, rotary, alibi and t5",
         )
     return names
