@@ -84,6 +84,9 @@ class Cell:
     values: Mapping[str, Any]  # the scale's dials, those of the tuning phase already put in
 
 
+RunCell = Callable[[Cell, Path], Measurements]
+
+
 @dataclass(frozen=True)
 class Study:
     """The declaration. ``run_cell(cell, work)`` runs one cell and returns its measurements.
@@ -108,7 +111,7 @@ class Study:
     comparisons: tuple[Comparison, ...]
     rule: str  # in words: what would count as what, stated before the run
     scales: Mapping[str, Scale]
-    run_cell: Callable[[Cell, Path], Measurements]
+    run_cell: RunCell
     worlds: tuple[str, ...] = ("default",)
     tune_by: str = ""
     tune_better: Better = "lower"

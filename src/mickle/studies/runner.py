@@ -1,0 +1,258 @@
+"""Run a study: tune every arm on its own seeds, run the reported cells, compare in pairs, give verdicts.
+
+    from mickle.studies.declaration import Arm, Cell, Comparison, Scale, Study   # for a page
+    result = run_study(study, "quick", work)                                     # what `mickle study` calls
+
+Every cell is kept under ``work`` when it is done, so a killed run goes on; a failed cell is tried again by the next
+run and stands in the result as a failure until it succeeds.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mickle import storage
+from mickle.errors import UsageError
+from mickle.evaluation.compare import Interval, benefits, detectable, holm, paired_t, verdict
+from mickle.events import Emit, Noted, Progressed, Started, Warned, ignore
+from mickle.studies.declaration import (
+    FIRST_TUNING_SEED,
+    Cell,
+    Comparison,
+    Measurements,
+    Phase,
+    RunCell,
+    Study,
+    declaration,
+    declaration_hash,
+    digest,
+    page_code,
+)
+from mickle.studies.workers import Outcome, run_all
+
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A cell with its outcome; ``measured`` is empty when ``failure`` says why."""
+
+    phase: Phase
+    cell: Cell
+    measured: Measurements
+    failure: str
+    seconds: float
+
+
+def run_study(study: Study, scale: str, work: Path, emit: Emit = ignore, workers: int = 2) -> Result:
+    """Run a study at one scale and return its result as JSON values.
+
+    ``work`` holds finished cells (``cells/``) and what running cells write; ``workers`` one-thread processes share
+    the cells (0: this process). The result has: declaration, hash, chosen settings, runs, comparisons.
+    """
+    if scale not in study.scales:
+        raise UsageError(
+            f"Study {study.name} has no scale {scale!r}", expected=f"one of: {', '.join(study.scales)}"
+        )
+    tuning = run_cells(study, scale, "tuning", tuning_cells(study, scale), work, emit, workers)
+    chosen = choose(study, tuning)
+    reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen), work, emit, workers)
+    runs = [*tuning, *reported]
+    for run in runs:
+        if run.failure:
+            emit(Warned(f"{run.phase} cell {run.cell.arm}/{run.cell.world}/seed {run.cell.seed}: {run.failure}"))
+    return {
+        "declaration": declaration(study, scale),
+        "hash": declaration_hash(study, scale),
+        "indicative": scale == "quick",
+        "chosen": [{"world": w, "arm": a, "setting": dict(s)} for (w, a), s in chosen.items()],
+        "comparisons": compare_all(study, scale, reported),
+        "failures": sum(bool(run.failure) for run in runs),
+        "cell_seconds": round(sum(run.seconds for run in runs), 1),
+        "runs": [asdict(run) for run in runs],
+    }
+
+
+def tuning_cells(study: Study, scale: str) -> list[Cell]:
+    """Every arm's every setting in every world on the tuning seeds; none where there is nothing to choose."""
+    if study.trials == 1:
+        return []
+    sizes = study.scales[scale]
+    values = {**sizes.values, **sizes.tuning_values}
+    return [
+        Cell(arm.name, world, setting, FIRST_TUNING_SEED + seed, values)
+        for world in study.worlds
+        for seed in range(sizes.tuning_seeds)
+        for arm in study.arms
+        for setting in arm.grid
+    ]
+
+
+def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any]) -> list[Cell]:
+    """Every arm with its chosen setting in every world on seeds 0, 1, 2, ..."""
+    sizes = study.scales[scale]
+    return [
+        Cell(arm.name, world, chosen[world, arm.name], seed, sizes.values)
+        for seed in range(sizes.seeds)
+        for world in study.worlds
+        for arm in study.arms
+    ]
+
+
+def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
+    """For each (world, arm) the setting with the best mean of ``tune_by``; one with a failed cell loses to any other.
+
+    Ties go to the setting declared first. Raises ``UsageError`` when every setting of an arm failed.
+    """
+    chosen = {}
+    sign = 1.0 if study.tune_better == "lower" else -1.0
+    for world in study.worlds:
+        for arm in study.arms:
+            if len(arm.grid) == 1:
+                chosen[world, arm.name] = arm.grid[0]
+                continue
+            costs = []
+            for setting in arm.grid:
+                runs = [r for r in tuning if (r.cell.world, r.cell.arm, r.cell.setting) == (world, arm.name, setting)]
+                failed = any(run.failure for run in runs)
+                costs.append(
+                    math.inf if failed else sign * math.fsum(run.measured[study.tune_by] for run in runs) / len(runs)
+                )
+            if min(costs) == math.inf:
+                raise UsageError(
+                    f"Every tuning trial of arm {arm.name!r} failed in world {world!r}",
+                    where=f"study {study.name}: {runs[0].failure}",
+                )
+            chosen[world, arm.name] = arm.grid[costs.index(min(costs))]
+    return chosen
+
+
+def run_cells(
+    study: Study, scale: str, phase: Phase, cells: list[Cell], work: Path, emit: Emit, workers: int
+) -> list[Run]:
+    """Run the cells that are not kept from an earlier try; return all of them in the order given."""
+    folder = work / "cells"
+    folder.mkdir(parents=True, exist_ok=True)
+    page = digest(page_code(study))
+    keys = [digest([page, asdict(cell)]) for cell in cells]
+    kept = {key: storage.read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()}
+    missing = {key: (study.run_cell, cell, work / "running" / key) for key, cell in zip(keys, cells) if key not in kept}
+    emit(Started(f"{study.name}: {phase} cells", len(cells), "cells"))
+    if kept:
+        emit(Noted(f"{len(kept)} of {len(cells)} cells were kept from an earlier run"))
+    done = len(kept)
+    outcomes: Iterable[Outcome[str]] = run_all(
+        run_one, missing, workers=workers, limit_seconds=study.scales[scale].cell_seconds
+    )
+    for outcome in outcomes:
+        entry = {"measured": outcome.value or {}, "failure": outcome.failure, "seconds": round(outcome.seconds, 3)}
+        kept[outcome.key] = entry
+        if not outcome.failure:
+            storage.write_json(folder / f"{outcome.key}.json", entry)
+        done += 1
+        cell = missing[outcome.key][1]
+        emit(Progressed(done, f"{cell.arm} in {cell.world}, seed {cell.seed}"))
+    return [Run(phase, cell, **kept[key]) for key, cell in zip(keys, cells)]
+
+
+def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:
+    """Run one cell in its own empty folder and check what it measured. Runs in a worker process."""
+    run_cell, cell, folder = task
+    storage.remove(folder)
+    folder.mkdir(parents=True)
+    try:
+        measured = run_cell(cell, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    if "budget" not in measured:
+        raise UsageError("The cell did not measure its budget", expected='"budget": how much of the unit it spent')
+    for name, value in measured.items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise UsageError(f"Measurement {name!r} holds what is not a finite number", expected="finite numbers")
+    return measured
+
+
+def compare_all(study: Study, scale: str, reported: list[Run]) -> list[dict[str, Any]]:
+    """Every declared comparison with interval, power and verdict, and p-values corrected over the study (Holm)."""
+    tables = measured_tables(study, reported)
+    rows = [compare_one(comparison, tables, study.scales[scale].seeds) for comparison in study.comparisons]
+    known = [row for row in rows if row["p"] is not None]
+    for row, adjusted in zip(known, holm([row["p"] for row in known])):
+        row["p_holm"] = adjusted
+    return rows
+
+
+def measured_tables(study: Study, reported: list[Run]) -> dict[tuple[str, int], dict[str, Measurements]]:
+    """{(world, seed): {arm: measurements}}, the study's derived measurements added where no arm failed."""
+    tables: dict[tuple[str, int], dict[str, Measurements]] = {}
+    for run in reported:
+        table = tables.setdefault((run.cell.world, run.cell.seed), {})
+        if not run.failure:
+            table[run.cell.arm] = dict(run.measured)
+    if study.derive is None:
+        return tables
+    whole = len(study.arms)
+    return {key: study.derive(table) if len(table) == whole else table for key, table in tables.items()}
+
+
+def compare_one(
+    comparison: Comparison, tables: dict[tuple[str, int], dict[str, Measurements]], seeds: int
+) -> dict[str, Any]:
+    """One comparison's row. A pair that is missing in any world (a failed cell) forbids a verdict."""
+    columns: dict[str, list[list[float]]] = {"method": [], "baseline": [], "budget": [], "benefit": []}
+    for seed in range(seeds):
+        pairs = [
+            (table[comparison.method], table[comparison.baseline])
+            for world in comparison.worlds
+            if {comparison.method, comparison.baseline} <= (table := tables[world, seed]).keys()
+        ]
+        values = [(m.get(comparison.measure), b.get(comparison.measure)) for m, b in pairs]
+        if len(pairs) < len(comparison.worlds) or any(value is None for pair in values for value in pair):
+            continue
+        method, baseline = [float(m) for m, _ in values], [float(b) for _, b in values]
+        columns["method"].append(method)
+        columns["baseline"].append(baseline)
+        columns["budget"].append([m["budget"] / b["budget"] for m, b in pairs])
+        columns["benefit"].append(benefits(method, baseline, comparison.better, comparison.form))
+    effects = [mean(values) for values in columns["benefit"]]
+    missing = seeds - len(effects)
+    interval = paired_t(effects) if effects else Interval(0, math.nan, -math.inf, math.inf, math.nan, math.nan)
+    smallest = detectable(interval.deviation, interval.n)
+    claimed = claimed_benefit(comparison)
+    return {
+        "name": comparison.name,
+        "seeds": interval.n,
+        "missing_pairs": missing,
+        "method_mean": finite(mean([mean(v) for v in columns["method"]])),
+        "baseline_mean": finite(mean([mean(v) for v in columns["baseline"]])),
+        "budget_ratio": finite(mean([mean(v) for v in columns["budget"]])),
+        "benefits": effects,
+        "benefit": finite(interval.mean),
+        "low": finite(interval.low),
+        "high": finite(interval.high),
+        "p": finite(interval.p) if interval.n > 1 else None,
+        "detectable": finite(smallest),
+        "claimed_benefit": claimed,
+        "verdict": "too small to tell" if missing else verdict(interval, claimed, smallest),
+    }
+
+
+def claimed_benefit(comparison: Comparison) -> float:
+    """The paper's effect as a benefit: the gain itself, or the logarithm of the ratio, turned to the better side."""
+    if comparison.form == "difference":
+        return comparison.paper_effect
+    return abs(math.log(comparison.paper_effect))
+
+
+def mean(values: list[float]) -> float:
+    """The arithmetic mean; not a number when there is none."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def finite(value: float) -> float | None:
+    """The number, or None (JSON has neither infinity nor NaN)."""
+    return value if math.isfinite(value) else None
