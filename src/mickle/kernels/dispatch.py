@@ -28,8 +28,8 @@ def plain_kernels() -> Iterator[None]:
 
 
 def use_plain() -> bool:
-    """True inside ``plain_kernels()``."""
-    return _plain_only.get()
+    """True inside ``plain_kernels()``, except in a graph torch compiles: that has one derivative anyway."""
+    return not torch.compiler.is_compiling() and _plain_only.get()
 
 
 def refuse_second_derivative() -> None:
