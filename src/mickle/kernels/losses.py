@@ -35,8 +35,8 @@ def cross_entropy(
     weight: [V, D] output matrix, or None.
     labels: [...] int64; positions equal to ``ignore_index`` are left out of sum, count and gradient.
 
-    Returns scalars: the sum (float32; float64 for float64 input) and the count (int64). Log-sum-exp is float32
-    whatever the precision of the products; under autocast the products run in its precision.
+    Returns scalars: the sum (float32; float64 for float64 input) and the count (int64). Log-sum-exp is taken
+    in float32 whatever the precision of the products; under autocast the products run in its precision.
     Differentiable once with respect to ``hidden`` and ``weight``, by one backward pass.
     """
     if use_plain():
