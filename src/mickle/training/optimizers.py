@@ -1,0 +1,144 @@
+"""Optimizer and schedule settings, and what they build. Importing this file does not import torch.
+
+A schedule is a pure function of (step, steps) that gives a factor on the peak learning rate, so resuming needs no
+schedule state: ``steps`` is the length of the run and ``step`` counts finished steps, from 0.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from mickle.config import Config
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+
+class AdamW(Config):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moving averages")
+    eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
+    weight_decay: float = Field(0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none")
+
+
+class Sophia(Config):
+    """Clipped second-order steps (arXiv 2305.14342). Fields left out come from the preset."""
+
+    kind: Literal["sophia"] = "sophia"
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
+    preset: Literal["paper", "short"] = Field(
+        "short", description="paper: betas .96 .99, every 10; short: betas .9 .95, every 5, bias correction"
+    )
+    estimator: Literal["gnb", "hutchinson"] = Field("gnb", description="estimator of the Hessian's diagonal")
+    gamma: float | None = Field(None, gt=0, description="scale of the curvature; preset: .05 (gnb), .01 (hutchinson)")
+    every: int | None = Field(None, ge=1, description="steps between curvature estimates")
+    betas: tuple[float, float] | None = Field(None, description="decay of the gradient's and the curvature's average")
+    bias_correction: bool | None = Field(None, description="divide both averages by 1 - beta^t")
+    eps: float = Field(1e-12, gt=0, description="least denominator")
+    weight_decay: float = Field(0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none")
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of :class:`mickle.training.sophia.Sophia`, every one of them resolved."""
+        short = self.preset == "short"
+        preset = {
+            "gamma": 0.05 if self.estimator == "gnb" else 0.01,
+            "every": 5 if short else 10,
+            "betas": (0.9, 0.95) if short else (0.96, 0.99),
+            "bias_correction": short,
+        }
+        chosen = {name: getattr(self, name) for name in preset if getattr(self, name) is not None}
+        return {"lr": self.learning_rate, "estimator": self.estimator, "eps": self.eps, **preset, **chosen}
+
+
+OptimizerSettings = Annotated[AdamW | Sophia, Field(discriminator="kind")]
+
+
+def build_optimizer(settings: AdamW | Sophia, model: nn.Module) -> Optimizer:
+    """The optimizer for a model's trainable parameters, in two groups: decayed and not (:func:`decay_groups`)."""
+    import torch
+
+    groups = decay_groups(model, settings.weight_decay)
+    if isinstance(settings, AdamW):
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        fused = devices <= {"cpu", "cuda"}  # one pass over memory instead of a dozen
+        return torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused
+        )
+    from mickle.training import sophia
+
+    return sophia.Sophia(groups, **settings.options())
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: matrices decay; biases, norms (one dimension) and embedding tables do not.
+
+    Decaying a norm's scale or a bias moves the function without making it simpler, and a row of an embedding table
+    gets decay at every step but a gradient only when its token occurs, so rare tokens would fade. A head tied to the
+    embedding counts as embedding. Frozen parameters belong to no group.
+    """
+    from torch import nn
+
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in tables]
+    others = [p for p in trainable if p.ndim < 2 or id(p) in tables]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Schedule(Config):
+    """How the learning rate moves over a run; ``schedule(step, steps)`` is the factor on its peak."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="shape after the warm-up")
+    warmup: float = Field(0.02, ge=0, le=1, description="share of the steps in which it rises from 0 to the peak")
+    floor: float = Field(0.05, ge=0, le=1, description="factor at the last step (constant has none)")
+    decay: float = Field(0.2, gt=0, le=1, description="wsd only: share of the steps in which it falls")
+
+    def __call__(self, step: int, steps: int) -> float:
+        warmup = round(self.warmup * steps)
+        match self.kind:
+            case "cosine":
+                return cosine(step, steps, warmup=warmup, floor=self.floor)
+            case "linear":
+                return linear(step, steps, warmup=warmup, floor=self.floor)
+            case "wsd":
+                return wsd(step, steps, warmup=warmup, floor=self.floor, decay=self.decay)
+            case "constant":
+                return constant(step, steps, warmup=warmup)
+
+
+def constant(step: int, steps: int, *, warmup: int = 0) -> float:
+    """1 after a linear warm-up of ``warmup`` steps; step ``s`` of it has factor (s + 1) / warmup."""
+    return min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
+
+
+def linear(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
+    """Warm-up, then a straight line from 1 down to ``floor`` at the last step."""
+    return constant(step, steps, warmup=warmup) * (1 - (1 - floor) * _progress(step, steps, warmup))
+
+
+def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
+    """Warm-up, then half a cosine from 1 down to ``floor`` at the last step (SGDR, arXiv 1608.03983, equation 5)."""
+    falling = 0.5 * (1 + math.cos(math.pi * _progress(step, steps, warmup)))
+    return constant(step, steps, warmup=warmup) * (floor + (1 - floor) * falling)
+
+
+def wsd(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0, decay: float = 0.2) -> float:
+    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395): flat at 1, then linear to ``floor`` over the last steps.
+
+    ``decay`` is the share of all steps in which it falls.
+    """
+    start = steps - max(1, round(decay * steps))
+    return constant(step, steps, warmup=warmup) * (1 - (1 - floor) * _progress(step, steps, start))
+
+
+def _progress(step: int, steps: int, start: int) -> float:
+    """How far ``step`` is from ``start`` (0, the peak) to the last step (1)."""
+    return min(1.0, max(0.0, (step - start + 1) / max(1, steps - start)))
