@@ -1,12 +1,13 @@
 """Is the method better than its baseline? Paired statistics over seeds, and a verdict in one of five phrases.
 
-Every effect here is a **benefit**: positive where the method is better. ``benefits`` turns the two arms' measurements
-into benefits, as differences, or as logarithms of ratios (so that "half the steps" is log 2 and "twice the steps" -log 2).
-The interval is Student's paired t over seeds: over 3 to 10 seeds a percentile bootstrap covers the truth in only 75 to
-90 % of cases where paired t covers it in 95 (``tests/evaluation/test_compare.py`` measures both). The bootstrap is for
-the many items inside one seed.
+Every effect here is a **benefit**: positive where the method is better. ``benefits`` turns the two arms'
+measurements into benefits, as differences, or as logarithms of ratios (so that "half the steps" is log 2
+and "twice the steps" -log 2). The interval is Student's paired t over seeds: over 3 to 10 seeds a
+percentile bootstrap covers the truth in only 75 to 90 % of cases where paired t covers it in 95
+(``tests/evaluation/test_compare.py`` measures both). The bootstrap is for the many items inside one seed.
 
-Student's and the normal distribution are computed here from ``math`` and NumPy; SciPy is not needed at run time.
+Student's and the normal distribution are computed here from ``math`` and NumPy; SciPy is not needed at run
+time.
 """
 
 import math
@@ -30,8 +31,9 @@ LEAST_SEEDS = 5  # fewer seeds never give a verdict
 class Interval:
     """A mean benefit with its confidence interval.
 
-    ``low`` and ``high`` are infinite when a single pair leaves the spread unknown; ``p`` is the two-sided p-value of
-    "no benefit"; ``deviation`` the sample standard deviation (n - 1) of the ``n`` paired benefits.
+    ``low`` and ``high`` are infinite when a single pair leaves the spread unknown; ``p`` is the two-sided
+    p-value of "no benefit"; ``deviation`` the sample standard deviation (n - 1) of the ``n`` paired
+    benefits.
     """
 
     n: int
@@ -46,9 +48,10 @@ class Interval:
 def benefits(method: Sequence[float], baseline: Sequence[float], better: Better, form: Form) -> list[float]:
     """The benefit of the method in each pair (same seed, same world), positive where it is better.
 
-    ``difference``: method - baseline (``higher``) or baseline - method (``lower``). ``ratio``: the logarithm of
-    method/baseline or of its inverse; both must be positive. Raises ``UsageError`` on unequal or empty lists and on
-    ratios of numbers that are not positive, ``NumericError`` on a number that is not finite.
+    ``difference``: method - baseline (``higher``) or baseline - method (``lower``). ``ratio``: the
+    logarithm of method/baseline or of its inverse; both must be positive. Raises ``UsageError`` on unequal
+    or empty lists and on ratios of numbers that are not positive, ``NumericError`` on a number that is not
+    finite.
     """
     if len(method) != len(baseline) or not method:
         raise UsageError(
@@ -56,7 +59,9 @@ def benefits(method: Sequence[float], baseline: Sequence[float], better: Better,
             expected="one value of each arm for each seed, and at least one seed",
         )
     if not all(math.isfinite(value) for value in (*method, *baseline)):
-        raise NumericError("A paired comparison got a value that is not finite", expected="finite measurements")
+        raise NumericError(
+            "A paired comparison got a value that is not finite", expected="finite measurements"
+        )
     if form == "ratio" and min(*method, *baseline) <= 0:
         raise UsageError(
             "A ratio was asked of a measurement that is zero or negative",
@@ -89,10 +94,12 @@ def paired_t(values: Sequence[float], level: float = 0.95) -> Interval:
 
 
 def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.8) -> float:
-    """The smallest true benefit that ``n`` pairs with this spread would show (interval right of zero) with ``chance``.
+    """The smallest true benefit that ``n`` pairs with this spread would show (interval right of zero) with
+    ``chance``.
 
-    Exact for normal benefits: with noncentrality d = benefit * sqrt(n) / deviation and U = the sample's relative
-    deviation, the power is E[Phi(d - t U)], t the quantile of the interval; solved for d by bisection.
+    Exact for normal benefits: with noncentrality d = benefit * sqrt(n) / deviation and U = the sample's
+    relative deviation, the power is E[Phi(d - t U)], t the quantile of the interval; solved for d by
+    bisection.
     """
     if n < 2 or math.isnan(deviation):
         return math.inf
@@ -115,7 +122,8 @@ def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.
 
 
 def verdict(interval: Interval, paper_effect: float, smallest_seen: float) -> Verdict:
-    """The verdict, from the interval, the paper's benefit (positive) and the smallest benefit the seeds can see.
+    """The verdict, from the interval, the paper's benefit (positive) and the smallest benefit the seeds can
+    see.
 
     * **reproduced**: the interval is on the right side and its centre is at least half of the paper's effect
     * **partly**: right side, smaller
@@ -146,7 +154,8 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of a statistic over the items of ONE seed (test questions, pages).
 
-    ``items`` [N, ...] is resampled along its first axis. For seeds use ``paired_t``: a handful is too few to resample.
+    ``items`` [N, ...] is resampled along its first axis. For seeds use ``paired_t``: a handful is too few
+    to resample.
     """
     if len(items) == 0:
         raise UsageError("A bootstrap was asked of no items", expected="at least one item")
@@ -157,7 +166,7 @@ def bootstrap(
 
 
 def sign_test(values: Sequence[float]) -> float:
-    """Exact two-sided p-value of the sign test: are benefits as often positive as negative? Zeros are left out."""
+    """Exact two-sided p-value of the sign test: benefits as often positive as negative? Zeros are left out."""
     positive = sum(value > 0 for value in values)
     n = positive + sum(value < 0 for value in values)
     fewer = min(positive, n - positive)
@@ -166,7 +175,8 @@ def sign_test(values: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p-values, in the order given, that hold the chance of any false claim.
+    """Holm's step-down correction: adjusted p-values, in the order given, that hold the chance of any false
+    claim.
 
     The k-th smallest of m (k from 0) is multiplied by m - k; no later one may be smaller than an earlier one.
     Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
@@ -186,12 +196,12 @@ def normal_cdf(z: float) -> float:
 
 
 def two_sided_p(t: float, freedom: float) -> float:
-    """P(|T| >= |t|) of Student's t with ``freedom`` degrees: I_x(freedom/2, 1/2) at x = freedom / (freedom + t^2)."""
+    """P(|T| >= |t|) of Student's t: I_x(freedom/2, 1/2) at x = freedom / (freedom + t^2)."""
     return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
 def student_quantile(probability: float, freedom: float) -> float:
-    """The t with P(T <= t) = probability, for Student's T with ``freedom`` degrees (bisection on ``two_sided_p``)."""
+    """The t with P(T <= t) = probability, for Student's T (bisection on ``two_sided_p``)."""
     if not (0 < probability < 1 and freedom > 0):
         raise UsageError(
             f"No quantile {probability} of Student's t with {freedom} degrees of freedom",

@@ -1,8 +1,9 @@
-"""What a study declares before it runs: claim, arms, settings tried, measure, rule, scales. Hashed into its result.
+"""What a study declares before it runs: claim, arms, settings tried, measure, rule, scales. Hashed into its
+result.
 
-A study is one module in this folder with a top-level ``study = Study(...)`` and a function that runs one cell. Modules
-are found by looking at the folder; nothing is registered. Importing a page must stay cheap (no torch at its top), so
-that ``mickle study`` can list all of them.
+A study is one module in this folder with a top-level ``study = Study(...)`` and a function that runs one
+cell. Modules are found by looking at the folder; nothing is registered. Importing a page must stay cheap
+(no torch at its top), so that ``mickle study`` can list all of them.
 """
 
 import ast
@@ -36,11 +37,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question: does arm ``method`` beat arm ``baseline`` on ``measure``, and by how much of the paper's effect?
+    """One question: does arm ``method`` beat arm ``baseline`` on ``measure``, and by how much of the
+    paper's effect?
 
-    ``paper_effect`` is in the units of ``form``: for ``difference`` the paper's gain (positive: better by so much),
-    for ``ratio`` the paper's method/baseline (0.5 with ``better="lower"`` = half of the baseline's).
-    Over several ``worlds`` the benefit of a seed is the mean of its benefits in them (of logarithms, for ratios).
+    ``paper_effect`` is in the units of ``form``: for ``difference`` the paper's gain (positive: better by
+    so much), for ``ratio`` the paper's method/baseline (0.5 with ``better="lower"`` = half of the
+    baseline's). Over several ``worlds`` the benefit of a seed is the mean of its benefits in them (of
+    logarithms, for ratios).
     """
 
     name: str
@@ -59,8 +62,9 @@ class Comparison:
 class Scale:
     """How large a run is: ``quick`` at most 3 minutes on two cores, ``full`` at most 30, ``gpu`` one GPU.
 
-    ``values`` are the page's own dials (steps, width, ...), handed to every cell; ``tuning_values`` replace some of
-    them in the tuning phase (a shorter run). ``cell_seconds`` bounds one cell: past it the cell is ended and failed.
+    ``values`` are the page's own dials (steps, width, ...), handed to every cell; ``tuning_values`` replace
+    some of them in the tuning phase (a shorter run). ``cell_seconds`` bounds one cell: past it the cell is
+    ended and failed.
     """
 
     seeds: int
@@ -91,15 +95,15 @@ RunCell = Callable[[Cell, Path], Measurements]
 class Study:
     """The declaration. ``run_cell(cell, work)`` runs one cell and returns its measurements.
 
-    ``run_cell`` must be a function at the top of its module (a worker process imports it), deterministic in its cell,
-    and return a dict of JSON values that holds every measure named below and ``"budget"``: how much of ``budget_unit``
-    the cell spent. ``work`` is an empty folder of the cell, deleted after it. A run that diverges should return its
-    large finite loss; an exception is a failure, reported as such.
+    ``run_cell`` must be a function at the top of its module (a worker process imports it), deterministic in
+    its cell, and return a dict of JSON values that holds every measure named below and ``"budget"``: how
+    much of ``budget_unit`` the cell spent. ``work`` is an empty folder of the cell, deleted after it. A run
+    that diverges should return its large finite loss; an exception is a failure, reported as such.
 
-    ``derive({arm: measurements})`` may add measurements that need all arms of one (world, seed), such as ranks or
-    steps to the baseline's final loss; it returns the same dict, added to. ``tune_by`` names the measure (and
-    ``tune_better`` its side) by which each arm's setting is chosen, in each world on its own, by the mean over the
-    tuning seeds; the reported seeds are others.
+    ``derive({arm: measurements})`` may add measurements that need all arms of one (world, seed), such as
+    ranks or steps to the baseline's final loss; it returns the same dict, added to. ``tune_by`` names the
+    measure (and ``tune_better`` its side) by which each arm's setting is chosen, in each world on its own,
+    by the mean over the tuning seeds; the reported seeds are others.
     """
 
     name: str  # the module's name
@@ -120,7 +124,9 @@ class Study:
 
     def __post_init__(self) -> None:
         for problem in problems(self):
-            raise UsageError(problem, where=f"study {self.name}", todo="See docs/studies.md, 'The declaration'.")
+            raise UsageError(
+                problem, where=f"study {self.name}", todo="See docs/studies.md, 'The declaration'."
+            )
 
     @property
     def headline(self) -> Comparison:
@@ -133,39 +139,59 @@ class Study:
         return len(self.arms[0].grid)
 
 
+REQUIRED = "name title paper claim budget_unit rule worlds arms comparisons scales".split()
+
+
 def problems(study: Study) -> list[str]:
-    """Everything that makes a declaration unfair or incomplete, as sentences; an empty list when it is sound."""
-    arms = {arm.name for arm in study.arms}
-    found = [
-        f"It declares no {name}"
-        for name in ("name", "title", "paper", "claim", "budget_unit", "rule", "arms", "comparisons", "scales", "worlds")
-        if not getattr(study, name)
-    ]
-    if len(arms) != len(study.arms):
+    """What makes a declaration unfair or incomplete, as sentences; an empty list when it is sound."""
+    missing = [f"It declares no {name}" for name in REQUIRED if not getattr(study, name)]
+    return missing or [*arm_problems(study), *comparison_problems(study), *scale_problems(study)]
+
+
+def arm_problems(study: Study) -> list[str]:
+    """Arms must be told apart, have equal numbers of trials, and a measure to choose among them by."""
+    found = []
+    if len({arm.name for arm in study.arms}) != len(study.arms):
         found.append("Two arms have the same name")
     if len({len(arm.grid) for arm in study.arms}) > 1:
         counts = ", ".join(f"{arm.name} {len(arm.grid)}" for arm in study.arms)
         found.append(f"Arms have unequal numbers of tuning trials ({counts})")
+    if any(not arm.grid for arm in study.arms):
+        found.append("An arm has no setting to run with")
     if any(len(arm.grid) > 1 for arm in study.arms) and not study.tune_by:
         found.append("Arms have several settings and tune_by does not say how to choose")
+    return found
+
+
+def comparison_problems(study: Study) -> list[str]:
+    """One headline; names that are declared; a paper's effect that is a benefit."""
+    found = []
     if sum(comparison.headline for comparison in study.comparisons) != 1:
         found.append("Not exactly one comparison is the headline")
     if len({comparison.name for comparison in study.comparisons}) != len(study.comparisons):
         found.append("Two comparisons have the same name")
+    declared = {arm.name for arm in study.arms} | set(study.worlds)
     for comparison in study.comparisons:
-        if unknown := ({comparison.method, comparison.baseline} - arms) | (set(comparison.worlds) - set(study.worlds)):
-            found.append(f"Comparison {comparison.name!r} names what is not declared: {', '.join(sorted(unknown))}")
+        named = {comparison.method, comparison.baseline, *comparison.worlds}
+        if unknown := ", ".join(sorted(named - declared)):
+            found.append(f"Comparison {comparison.name!r} names what is not declared: {unknown}")
         if not claimed_benefit_is_positive(comparison):
-            found.append(f"Comparison {comparison.name!r}: the paper's effect {comparison.paper_effect} is no benefit")
-    if "quick" not in study.scales or "full" not in study.scales:
-        found.append("The scales quick and full are not both declared")
-    elif study.scales["full"].seeds < LEAST_SEEDS:
-        found.append(f"The full scale has {study.scales['full'].seeds} seeds; {LEAST_SEEDS} are the least for a verdict")
+            found.append(f"Comparison {comparison.name!r}: {comparison.paper_effect} is no benefit")
     return found
 
 
+def scale_problems(study: Study) -> list[str]:
+    """Both scales that everybody can run, and at ``full`` enough seeds for a verdict."""
+    if not {"quick", "full"} <= set(study.scales):
+        return ["The scales quick and full are not both declared"]
+    if study.scales["full"].seeds < LEAST_SEEDS:
+        seeds = study.scales["full"].seeds
+        return [f"The full scale has {seeds} seeds; {LEAST_SEEDS} are the least for a verdict"]
+    return []
+
+
 def claimed_benefit_is_positive(comparison: Comparison) -> bool:
-    """Whether the paper's effect points to the side declared better: a gain, or a ratio on the right side of one."""
+    """Whether the paper's effect points to the side declared better: a gain, a ratio beyond one."""
     if comparison.form == "difference":
         return comparison.paper_effect > 0
     if comparison.better == "lower":
@@ -192,8 +218,9 @@ def declaration(study: Study, scale: str) -> dict[str, Any]:
 def declaration_hash(study: Study, scale: str) -> str:
     """What a result is bound to: arms, measures, rule, this scale, and the code of the page.
 
-    Comments, docstrings and line breaks do not enter, neither do the paper's wording and the departures: correcting
-    the prose leaves a result valid, changing what is run, measured or counted as success makes it stale.
+    Comments, docstrings and line breaks do not enter, neither do the paper's wording and the departures:
+    correcting the prose leaves a result valid, changing what is run, measured or counted as success makes
+    it stale.
     """
     parts = declaration(study, scale)
     for prose in ("title", "claim", "departures"):
@@ -208,7 +235,7 @@ def digest(value: Any) -> str:
 
 
 def page_code(study: Study) -> str:
-    """The page's code without comments, docstrings and the ``study = ...`` statement (which is hashed as values)."""
+    """The page's code without comments, docstrings and ``study = ...`` (which is hashed as values)."""
     tree = ast.parse(inspect.getsource(sys.modules[study.run_cell.__module__]))
     tree.body = [node for node in tree.body if not assigns_study(node)]
     for node in ast.walk(tree):
@@ -220,18 +247,24 @@ def page_code(study: Study) -> str:
 
 def is_docstring(node: ast.AST) -> bool:
     """Whether a statement is a bare string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 def assigns_study(node: ast.AST) -> bool:
     """Whether a statement is ``study = ...``: the mark of a study's page."""
     if isinstance(node, ast.AnnAssign):
         return isinstance(node.target, ast.Name) and node.target.id == "study"
-    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "study" for t in node.targets)
+    return isinstance(node, ast.Assign) and any(
+        isinstance(t, ast.Name) and t.id == "study" for t in node.targets
+    )
 
 
 def page_names(folder: Path = Path(__file__).parent) -> list[str]:
-    """The names of all studies: modules of the folder with a top-level ``study = ...``. Imports none of them."""
+    """The names of all studies: modules here with a top-level ``study = ...``. Imports none of them."""
     names = []
     for path in sorted(folder.glob("*.py")):
         if any(assigns_study(node) for node in ast.parse(path.read_text(encoding="utf-8")).body):

@@ -3,8 +3,8 @@
     from mickle.studies.declaration import Arm, Cell, Comparison, Scale, Study   # for a page
     result = run_study(study, "quick", work)                                     # what `mickle study` calls
 
-Every cell is kept under ``work`` when it is done, so a killed run goes on; a failed cell is tried again by the next
-run and stands in the result as a failure until it succeeds.
+Every cell is kept under ``work`` when it is done, so a killed run goes on; a failed cell is tried again by
+the next run and stands in the result as a failure until it succeeds.
 """
 
 import math
@@ -16,12 +16,11 @@ from typing import Any
 
 from mickle import storage
 from mickle.errors import UsageError
-from mickle.evaluation.compare import Interval, benefits, detectable, holm, paired_t, verdict
 from mickle.events import Emit, Noted, Progressed, Started, Warned, ignore
+from mickle.studies.analysis import compare_all
 from mickle.studies.declaration import (
     FIRST_TUNING_SEED,
     Cell,
-    Comparison,
     Measurements,
     Phase,
     RunCell,
@@ -50,8 +49,9 @@ class Run:
 def run_study(study: Study, scale: str, work: Path, emit: Emit = ignore, workers: int = 2) -> Result:
     """Run a study at one scale and return its result as JSON values.
 
-    ``work`` holds finished cells (``cells/``) and what running cells write; ``workers`` one-thread processes share
-    the cells (0: this process). The result has: declaration, hash, chosen settings, runs, comparisons.
+    ``work`` holds finished cells (``cells/``) and what running cells write; ``workers`` one-thread
+    processes share the cells (0: this process). The result has: declaration, hash, chosen settings, runs,
+    comparisons.
     """
     if scale not in study.scales:
         raise UsageError(
@@ -61,15 +61,12 @@ def run_study(study: Study, scale: str, work: Path, emit: Emit = ignore, workers
     chosen = choose(study, tuning)
     reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen), work, emit, workers)
     runs = [*tuning, *reported]
-    for run in runs:
-        if run.failure:
-            emit(Warned(f"{run.phase} cell {run.cell.arm}/{run.cell.world}/seed {run.cell.seed}: {run.failure}"))
     return {
         "declaration": declaration(study, scale),
         "hash": declaration_hash(study, scale),
         "indicative": scale == "quick",
         "chosen": [{"world": w, "arm": a, "setting": dict(s)} for (w, a), s in chosen.items()],
-        "comparisons": compare_all(study, scale, reported),
+        "comparisons": compare_all(study, scale, measured_cells(reported)),
         "failures": sum(bool(run.failure) for run in runs),
         "cell_seconds": round(sum(run.seconds for run in runs), 1),
         "runs": [asdict(run) for run in runs],
@@ -103,31 +100,45 @@ def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any])
 
 
 def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
-    """For each (world, arm) the setting with the best mean of ``tune_by``; one with a failed cell loses to any other.
+    """For each (world, arm) the setting with the best mean of ``tune_by``; one with a failed cell loses to
+    any other.
 
     Ties go to the setting declared first. Raises ``UsageError`` when every setting of an arm failed.
     """
     chosen = {}
-    sign = 1.0 if study.tune_better == "lower" else -1.0
     for world in study.worlds:
         for arm in study.arms:
-            if len(arm.grid) == 1:
-                chosen[world, arm.name] = arm.grid[0]
-                continue
-            costs = []
-            for setting in arm.grid:
-                runs = [r for r in tuning if (r.cell.world, r.cell.arm, r.cell.setting) == (world, arm.name, setting)]
-                failed = any(run.failure for run in runs)
-                costs.append(
-                    math.inf if failed else sign * math.fsum(run.measured[study.tune_by] for run in runs) / len(runs)
+            costs = [
+                cost(
+                    study,
+                    [r for r in tuning if (r.cell.world, r.cell.arm, r.cell.setting) == (world, arm.name, s)],
                 )
+                for s in arm.grid
+            ]
             if min(costs) == math.inf:
                 raise UsageError(
                     f"Every tuning trial of arm {arm.name!r} failed in world {world!r}",
-                    where=f"study {study.name}: {runs[0].failure}",
+                    where=f"study {study.name}",
+                    todo="The warnings above say why each cell failed.",
                 )
             chosen[world, arm.name] = arm.grid[costs.index(min(costs))]
     return chosen
+
+
+def cost(study: Study, trials: list[Run]) -> float:
+    """The mean of ``tune_by`` over one setting's trials, turned so that lower is better; infinite if any failed.
+
+    Zero where there was nothing to try, which is the case of an only setting.
+    """
+    if any(trial.failure for trial in trials):
+        return math.inf
+    if missing := [trial for trial in trials if study.tune_by not in trial.measured]:
+        raise UsageError(
+            f"Arm {missing[0].cell.arm!r} did not measure {study.tune_by!r}, which its settings are chosen by",
+            where=f"study {study.name}",
+        )
+    sign = 1.0 if study.tune_better == "lower" else -1.0
+    return sign * math.fsum(trial.measured[study.tune_by] for trial in trials) / max(len(trials), 1)
 
 
 def run_cells(
@@ -138,8 +149,14 @@ def run_cells(
     folder.mkdir(parents=True, exist_ok=True)
     page = digest(page_code(study))
     keys = [digest([page, asdict(cell)]) for cell in cells]
-    kept = {key: storage.read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()}
-    missing = {key: (study.run_cell, cell, work / "running" / key) for key, cell in zip(keys, cells) if key not in kept}
+    kept = {
+        key: storage.read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()
+    }
+    missing = {
+        key: (study.run_cell, cell, work / "running" / key)
+        for key, cell in zip(keys, cells)
+        if key not in kept
+    }
     emit(Started(f"{study.name}: {phase} cells", len(cells), "cells"))
     if kept:
         emit(Noted(f"{len(kept)} of {len(cells)} cells were kept from an earlier run"))
@@ -148,13 +165,20 @@ def run_cells(
         run_one, missing, workers=workers, limit_seconds=study.scales[scale].cell_seconds
     )
     for outcome in outcomes:
-        entry = {"measured": outcome.value or {}, "failure": outcome.failure, "seconds": round(outcome.seconds, 3)}
+        entry = {
+            "measured": outcome.value or {},
+            "failure": outcome.failure,
+            "seconds": round(outcome.seconds, 3),
+        }
         kept[outcome.key] = entry
         if not outcome.failure:
             storage.write_json(folder / f"{outcome.key}.json", entry)
         done += 1
         cell = missing[outcome.key][1]
-        emit(Progressed(done, f"{cell.arm} in {cell.world}, seed {cell.seed}"))
+        name = f"{cell.arm} in {cell.world}, seed {cell.seed}"
+        if outcome.failure:
+            emit(Warned(f"a {phase} cell failed ({name}): {outcome.failure}"))
+        emit(Progressed(done, name))
     return [Run(phase, cell, **kept[key]) for key, cell in zip(keys, cells)]
 
 
@@ -168,91 +192,23 @@ def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if "budget" not in measured:
-        raise UsageError("The cell did not measure its budget", expected='"budget": how much of the unit it spent')
+        raise UsageError(
+            "The cell did not measure its budget", expected='"budget": how much of the unit it spent'
+        )
     for name, value in measured.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise UsageError(f"Measurement {name!r} holds what is not a finite number", expected="finite numbers")
+            raise UsageError(
+                f"Measurement {name!r} holds what is not a finite number", expected="finite numbers"
+            )
     return measured
 
 
-def compare_all(study: Study, scale: str, reported: list[Run]) -> list[dict[str, Any]]:
-    """Every declared comparison with interval, power and verdict, and p-values corrected over the study (Holm)."""
-    tables = measured_tables(study, reported)
-    rows = [compare_one(comparison, tables, study.scales[scale].seeds) for comparison in study.comparisons]
-    known = [row for row in rows if row["p"] is not None]
-    for row, adjusted in zip(known, holm([row["p"] for row in known])):
-        row["p_holm"] = adjusted
-    return rows
-
-
-def measured_tables(study: Study, reported: list[Run]) -> dict[tuple[str, int], dict[str, Measurements]]:
-    """{(world, seed): {arm: measurements}}, the study's derived measurements added where no arm failed."""
+def measured_cells(reported: list[Run]) -> dict[tuple[str, int], dict[str, Measurements]]:
+    """{(world, seed): {arm: measurements}}; an arm whose cell failed is absent."""
     tables: dict[tuple[str, int], dict[str, Measurements]] = {}
     for run in reported:
         table = tables.setdefault((run.cell.world, run.cell.seed), {})
         if not run.failure:
             table[run.cell.arm] = dict(run.measured)
-    if study.derive is None:
-        return tables
-    whole = len(study.arms)
-    return {key: study.derive(table) if len(table) == whole else table for key, table in tables.items()}
-
-
-def compare_one(
-    comparison: Comparison, tables: dict[tuple[str, int], dict[str, Measurements]], seeds: int
-) -> dict[str, Any]:
-    """One comparison's row. A pair that is missing in any world (a failed cell) forbids a verdict."""
-    columns: dict[str, list[list[float]]] = {"method": [], "baseline": [], "budget": [], "benefit": []}
-    for seed in range(seeds):
-        pairs = [
-            (table[comparison.method], table[comparison.baseline])
-            for world in comparison.worlds
-            if {comparison.method, comparison.baseline} <= (table := tables[world, seed]).keys()
-        ]
-        values = [(m.get(comparison.measure), b.get(comparison.measure)) for m, b in pairs]
-        if len(pairs) < len(comparison.worlds) or any(value is None for pair in values for value in pair):
-            continue
-        method, baseline = [float(m) for m, _ in values], [float(b) for _, b in values]
-        columns["method"].append(method)
-        columns["baseline"].append(baseline)
-        columns["budget"].append([m["budget"] / b["budget"] for m, b in pairs])
-        columns["benefit"].append(benefits(method, baseline, comparison.better, comparison.form))
-    effects = [mean(values) for values in columns["benefit"]]
-    missing = seeds - len(effects)
-    interval = paired_t(effects) if effects else Interval(0, math.nan, -math.inf, math.inf, math.nan, math.nan)
-    smallest = detectable(interval.deviation, interval.n)
-    claimed = claimed_benefit(comparison)
-    return {
-        "name": comparison.name,
-        "seeds": interval.n,
-        "missing_pairs": missing,
-        "method_mean": finite(mean([mean(v) for v in columns["method"]])),
-        "baseline_mean": finite(mean([mean(v) for v in columns["baseline"]])),
-        "budget_ratio": finite(mean([mean(v) for v in columns["budget"]])),
-        "benefits": effects,
-        "benefit": finite(interval.mean),
-        "low": finite(interval.low),
-        "high": finite(interval.high),
-        "p": finite(interval.p) if interval.n > 1 else None,
-        "detectable": finite(smallest),
-        "claimed_benefit": claimed,
-        "verdict": "too small to tell" if missing else verdict(interval, claimed, smallest),
-    }
-
-
-def claimed_benefit(comparison: Comparison) -> float:
-    """The paper's effect as a benefit: the gain itself, or the logarithm of the ratio, turned to the better side."""
-    if comparison.form == "difference":
-        return comparison.paper_effect
-    return abs(math.log(comparison.paper_effect))
-
-
-def mean(values: list[float]) -> float:
-    """The arithmetic mean; not a number when there is none."""
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def finite(value: float) -> float | None:
-    """The number, or None (JSON has neither infinity nor NaN)."""
-    return value if math.isfinite(value) else None
+    return tables

@@ -1,7 +1,8 @@
-"""Run many independent tasks in a few long-lived, one-thread processes; survive those that crash, hang or raise.
+"""Run many independent tasks in a few long-lived, one-thread processes; survive those that crash, hang or
+raise.
 
-A fresh process per cell would pay the import of torch each time, and the standard pools can neither end one task that
-ran past its time nor tell which task took its process down. Hence these lines.
+A fresh process per cell would pay the import of torch each time, and the standard pools can neither end one
+task that ran past its time nor tell which task took its process down. Hence these lines.
 """
 
 import multiprocessing
@@ -14,7 +15,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
 Key = TypeVar("Key")
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+ONE_THREAD = dict.fromkeys(THREADS, "1")
 START_SECONDS = 120.0  # a task's first time limit also covers the process's imports
 
 
@@ -33,8 +35,9 @@ def run_all(
 ) -> Iterator[Outcome[Key]]:
     """Yield the outcome of ``work(task)`` for every task, in the order they finish.
 
-    ``work`` is a function at the top of an importable module. With ``workers=0`` everything runs in this process, in
-    order, without a time limit (for tests and debuggers). Leaving the iteration ends all processes.
+    ``work`` is a function at the top of an importable module. With ``workers=0`` everything runs in this
+    process, in order, without a time limit (for tests and debuggers). Leaving the iteration ends all
+    processes.
     """
     if workers == 0:
         for key, task in tasks.items():
@@ -61,7 +64,7 @@ def run_all(
 def finished(
     busy: dict[Connection, tuple["Worker", Key, float]], idle: list["Worker"], limit_seconds: float
 ) -> Iterator[Outcome[Key]]:
-    """Wait until something happens; yield tasks that are done, whose process died, or that ran past the limit."""
+    """Wait for an event; yield tasks that are done, whose process died, or that ran past the limit."""
     ready = wait(list(busy), timeout=1.0)
     for pipe in list(busy):
         worker, key, begun = busy[pipe]
