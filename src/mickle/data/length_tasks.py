@@ -1,0 +1,262 @@
+"""The tasks of "The Impact of Positional Encoding on Length Generalization in Transformers" (arXiv
+2305.19466).
+
+Each task has instances of every length: those of ``train`` are learned from, those of ``test`` are longer
+and never seen. An instance is a pure function of (task, seed, length, index). Records are ``{source, target,
+category, answer}`` and the length; a file of them is JSON Lines, and any file with ``source`` and ``target``
+can stand in a task's place.
+
+Departures from the paper's generators: in addition the shorter operand's digits are drawn evenly below the
+longer's (the paper steps through all pairs); our symbols beyond ASCII are six Latin letters and signs (the
+paper takes whatever else its tokenizer keeps whole); PCFG trees are drawn, not taken from the published set
+(see ``tasks/pcfg.py``).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mickle.data.tasks import copying, numbers, orders, pcfg, scan
+from mickle.data.tasks.problem import FULL, MINIMAL, Part, Problem
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+NO_WORK: frozenset[Part] = frozenset()
+SCRATCHPADS: dict[str, frozenset[Part]] = {
+    "none": NO_WORK,
+    "minimal": MINIMAL,
+    "full": FULL,
+    **{f"without {part}": FULL - {part} for part in sorted(FULL)},
+}
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+
+# One piece is one symbol: a marker, a PCFG symbol or word, one digit, "**", "->", or any other visible
+# character.
+PIECE = r"\[SEP\]|\[NEXT\]|[A-Z](?:1[0-9]|20|[1-9])|[A-Za-z_]+:?|[0-9]|\*\*|->|'s|[^\s]"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record. ``length`` is the task's own measure: symbols, digits, terms, clauses, actions or
+    functions.
+    """
+
+    source: str
+    target: str
+    category: str
+    answer: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """A generator with its training and test lengths; ``share`` weighs lengths in training (even where
+    None).
+    """
+
+    name: str
+    make: Callable[[random.Random, int], Problem]
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+    words: str
+    symbols: tuple[str, ...] = ()
+    share: Callable[[int], float] | None = None
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every piece that the task's texts can hold, each once, in a fixed order."""
+        return tuple(dict.fromkeys([*self.symbols, *pieces(self.words)]))
+
+
+def _lengths(first: int, last: int) -> tuple[int, ...]:
+    return tuple(range(first, last + 1))
+
+
+def _copying(name: str, make: Callable[[random.Random, int], Problem]) -> Task:
+    return Task(name, make, _lengths(2, 20), _lengths(21, 40), copying.WORDS, copying.SYMBOLS)
+
+
+def _numeric(name: str, make: Callable[[random.Random, int], Problem]) -> Task:
+    return Task(name, make, _lengths(1, 8), _lengths(9, 16), numbers.WORDS, tuple("0123456789xCAP"))
+
+
+def _ordered(name: str, make: Callable[[random.Random, int], Problem]) -> Task:
+    symbols = tuple(dict.fromkeys([*orders.ORDERED, *"abcdefghijklmnopqrstuvwxyz0123456789"]))
+    return Task(name, make, _lengths(2, 8), _lengths(9, 16), orders.WORDS, symbols)
+
+
+def _scan_lengths(longest: int, shortest: int = 0) -> tuple[int, ...]:
+    return tuple(length for length in scan.commands_by_length() if shortest <= length <= longest)
+
+
+def tasks() -> dict[str, Task]:
+    """All tasks by name."""
+    found = [
+        _copying("rsc", copying.repeat_symbol),
+        _copying("rsc2x", copying.repeat_symbol_twice_as_often),
+        _copying("rdc", copying.replace_symbol),
+        _copying("cmc", copying.copy_symbols),
+        _copying("cmc2x", copying.copy_symbols_twice),
+        _copying("mc", copying.reverse_symbols),
+        _copying("mc2x", copying.reverse_symbols_twice),
+        _copying("mcrv", copying.reverse_then_copy),
+        _numeric("addition", numbers.addition),
+        _numeric("summation", numbers.summation),
+        _numeric("polynomial", numbers.polynomial),
+        _numeric("parity", numbers.parity),
+        _ordered("sort_single", orders.sort_single),
+        _ordered("sort_multi", orders.sort_multi),
+        _ordered("lego", orders.lego),
+        # SCAN is finite: training draws every command of up to 25 actions alike, so lengths by their share
+        # of commands.
+        Task(
+            "scan",
+            scan.scan,
+            _scan_lengths(25),
+            _scan_lengths(48, 26),
+            scan.WORDS,
+            share=lambda length: len(scan.commands_by_length()[length]),
+        ),
+        Task("pcfg", pcfg.pcfg, _lengths(1, 8), _lengths(9, 35), pcfg.WORDS, pcfg.SYMBOLS),
+    ]
+    return {task.name: task for task in found}
+
+
+TASK_NAMES: tuple[str, ...] = (
+    "rsc", "rsc2x", "rdc", "cmc", "cmc2x", "mc", "mc2x", "mcrv", "addition", "summation", "polynomial",
+    "parity", "sort_single", "sort_multi", "lego", "scan", "pcfg",
+)  # fmt: skip
+
+
+def open_task(name: str) -> Task:
+    """One task by its name. Raises UsageError for an unknown one."""
+    if name not in TASK_NAMES:
+        raise UsageError(f"there is no task {name!r}", expected=", ".join(TASK_NAMES))
+    return tasks()[name]
+
+
+def example(
+    task: Task, seed: int | str, length: int, index: int = 0, scratchpad: frozenset[Part] = NO_WORK
+) -> Example:
+    """The ``index``-th instance of one length: a function of its arguments alone, on any machine."""
+    # Seeding with text hashes it (SHA-512), so that neighbouring seeds and lengths share nothing.
+    problem = task.make(random.Random(f"{task.name}/{seed}/{length}/{index}"), length)
+    return Example(
+        problem.source, problem.target_with_work(scratchpad), problem.category, problem.answer, length
+    )
+
+
+def bucket(
+    task: Task, seed: int | str, length: int, count: int, scratchpad: frozenset[Part] = NO_WORK
+) -> list[Example]:
+    """``count`` instances of one length."""
+    return [example(task, seed, length, index, scratchpad) for index in range(count)]
+
+
+def buckets(
+    task: Task, seed: int | str, lengths: Sequence[int], count: int, scratchpad: frozenset[Part] = NO_WORK
+) -> Iterator[Example]:
+    """``count`` instances of each length, shortest first: equal numbers, so that no length speaks louder."""
+    for length in lengths:
+        yield from bucket(task, seed, length, count, scratchpad)
+
+
+def training_examples(
+    task: Task,
+    seed: int | str,
+    step: int,
+    count: int,
+    lengths: Sequence[int] | None = None,
+    scratchpad: frozenset[Part] = NO_WORK,
+) -> list[Example]:
+    """The fresh examples of one optimizer step, lengths drawn evenly (SCAN: by share of commands)."""
+    lengths = task.train if lengths is None else lengths
+    rng = random.Random(f"{task.name}/{seed}/lengths/{step}")
+    weights = [task.share(length) for length in lengths] if task.share else None
+    drawn = rng.choices(lengths, weights, k=count)
+    return [example(task, f"{seed}/{step}", length, i, scratchpad) for i, length in enumerate(drawn)]
+
+
+def write_examples(examples: Iterable[Example], path: Path) -> int:
+    """Write a JSON Lines file, whole or not at all; returns the number of records."""
+    from mickle.storage import write_text
+
+    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in examples]
+    write_text(path, "\n".join(lines) + "\n")
+    return len(lines)
+
+
+def read_examples(path: Path, count: Callable[[str], int] | None = None) -> list[Example]:
+    """Read JSON Lines with ``source`` and ``target``, and ``length``, or else the source's length as
+    ``count`` gives it.
+
+    Raises UsageError naming the line that is wrong, and for a file without records.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"no such file: {path}", expected="JSON Lines with source and target")
+    found = []
+    with open(path, encoding="utf-8") as lines:
+        try:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    found.append(_record(line, f"{path}:{number}", count))
+        except UnicodeDecodeError as error:
+            raise UsageError("the file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
+    if not found:
+        raise UsageError(
+            "the file holds no records", where=str(path), expected="JSON Lines with source and target"
+        )
+    return found
+
+
+def _record(line: str, where: str, count: Callable[[str], int] | None) -> Example:
+    try:
+        value: Any = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise UsageError("the line is not JSON", where=where) from None
+    texts = ("source", "target")
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in texts):
+        raise UsageError("the record lacks a source or a target", where=where, expected="two fields of text")
+    length = value.get("length")
+    if length is None and count is not None:
+        length = count(value["source"])
+    if not isinstance(length, int) or isinstance(length, bool) or length < 0:
+        raise UsageError(
+            f"the record's length is {length!r}", where=where, expected="a whole number, 0 or more"
+        )
+    answer = str(value.get("answer", value["target"]))
+    return Example(value["source"], value["target"], str(value.get("category", "")), answer, length)
+
+
+def pieces(text: str) -> list[str]:
+    """A text cut into symbols, as the symbol tokenizer cuts it."""
+    return re.findall(PIECE, text)
+
+
+def symbol_tokenizer(*chosen: Task) -> Tokenizer:
+    """A tokenizer with one token for each symbol of the tasks given; it writes BOS in front and saves as
+    tokenizer.json.
+
+    Ids: pad 0, BOS 1, EOS 2, unknown 3, then the symbols in the tasks' own order.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+    symbols = dict.fromkeys(symbol for task in chosen for symbol in task.vocabulary)
+    vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, UNKNOWN, *symbols])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(r"\s+"), "removed"), pre_tokenizers.Split(Regex(PIECE), "isolated")]
+    )
+    tokenizer.add_special_tokens([PAD, BOS, EOS, UNKNOWN])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return tokenizer

@@ -1,0 +1,87 @@
+"""Tasks on lists and chains, with scratchpads that carry no variables: sorting and LEGO.
+
+Formats: arXiv 2305.19466, appendix on tasks; LEGO after arXiv 2206.04301, a chain of signs.
+"""
+
+import random
+import string
+
+from mickle.data.tasks.problem import Problem, WorkStep, digits
+
+ORDERED = tuple(string.ascii_uppercase + string.ascii_lowercase)[:50]
+WORDS = (
+    "Sort the following list [ ] . , The sorted list is If = + - Then what is the value of ? The answer"
+    " in comp out re min Thinking step by step: Thus #"
+)
+
+
+def sort_single(rng: random.Random, length: int) -> Problem:
+    """``length`` different symbols of 50 that have an order (A < .. < Z < a < .. < x), one token each."""
+    return _sorting(rng.sample(range(len(ORDERED)), length), list(ORDERED), "sort_single")
+
+
+def sort_multi(rng: random.Random, length: int) -> Problem:
+    """``length`` different integers of 10 to 9999, their digits apart."""
+    numbers = rng.sample(range(10, 10_000), length)
+    return _sorting(numbers, {number: digits(number) for number in numbers}, "sort_multi")
+
+
+def _sorting(ranks: list[int], names: list[str] | dict[int, str], category: str) -> Problem:
+    def written(values: list[int]) -> str:
+        return ", ".join(names[value] for value in values)
+
+    steps, left = [], list(ranks)
+    while left:
+        smallest = min(left)
+        before, left = left, [rank for rank in left if rank != smallest]
+        steps.append(
+            WorkStep(
+                input=written(before),
+                computation=f"min = {names[smallest]}",
+                output=names[smallest],
+                remaining=written(left),
+            )
+        )
+    answer = written(sorted(ranks))
+    return Problem(
+        f"Sort the following list [ {written(ranks)} ].",
+        f"The sorted list is [ {answer} ].",
+        answer,
+        category,
+        tuple(steps),
+    )
+
+
+def lego(rng: random.Random, length: int) -> Problem:
+    """``length`` clauses, each variable plus or minus the one before; asked is one of the chain's second
+    half.
+    """
+    names = rng.sample(string.ascii_lowercase, length)
+    signs = [rng.choice((1, -1)) for _ in range(length)]
+    clauses = [f"{names[0]} = {_sign(signs[0])}1"]
+    clauses += [f"{names[i]} = {_sign(signs[i])} {names[i - 1]}" for i in range(1, length)]
+    asked = rng.randrange(length // 2, length)
+    steps, value = [], 1
+    for i in range(asked + 1):
+        before, value = value, value * signs[i]
+        working = f"{_sign(signs[i])} {_sign(before)}1 = {_sign(value)}1" if i else f"{_sign(value)}1"
+        steps.append(
+            WorkStep(
+                input=clauses[i],
+                computation=f"{names[i]} = {working}",
+                output=f"{names[i]} = {_sign(value)}1",
+                remaining=", ".join(clauses[i + 1 :]),
+            )
+        )
+    answer = f"{_sign(value)}1"
+    return Problem(
+        f"If {', '.join(clauses)}. Then, what is the value of {names[asked]}?",
+        f"The answer is {answer}.",
+        answer,
+        "lego",
+        tuple(steps),
+    )
+
+
+def _sign(value: int) -> str:
+    return "+" if value > 0 else "-"

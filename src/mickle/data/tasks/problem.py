@@ -1,0 +1,112 @@
+"""What a task's generator returns, and the text it becomes, with or without a scratchpad.
+
+The scratchpad is that of arXiv 2305.19466: the work is cut into steps, and a step has five parts, each of
+which can be left out: the input it reads, the computation, its output, the intermediate variables, and what
+remains to be read.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mickle.errors import UsageError
+
+Part = Literal["input", "computation", "output", "variables", "remaining"]
+PARTS: tuple[Part, ...] = ("input", "computation", "output", "variables", "remaining")
+FULL: frozenset[Part] = frozenset(PARTS)
+MINIMAL: frozenset[Part] = frozenset({"computation", "output"})
+OPENING, CLOSING, JOINT = "Thinking step by step: ", ". Thus, ", " # "
+
+
+@dataclass(frozen=True)
+class WorkStep:
+    """One step of a scratchpad. ``variables`` is empty for the tasks that carry no state (sort, LEGO)."""
+
+    input: str
+    computation: str
+    output: str
+    remaining: str
+    variables: str = ""
+
+    def text(self, parts: frozenset[Part]) -> str:
+        """The step as ``in .. comp .. out .. [ .. ] re ..``, with the wanted parts only."""
+        written = {
+            "input": f"in {self.input}",
+            "computation": f"comp {self.computation}",
+            "output": f"out {self.output}",
+            "variables": f"[ {self.variables} ]" if self.variables else "",
+            "remaining": f"re {self.remaining}".rstrip(),
+        }
+        return " ".join(written[part] for part in PARTS if part in parts and written[part])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A prompt, the text that must follow it, and the bare answer in it; ``steps`` is empty where no
+    scratchpad exists.
+    """
+
+    source: str
+    target: str
+    answer: str
+    category: str
+    steps: tuple[WorkStep, ...] = ()
+
+    def target_with_work(self, parts: frozenset[Part]) -> str:
+        """The target with the steps in front of it; the bare target when ``parts`` is empty.
+
+        Raises UsageError for a task without a scratchpad.
+        """
+        if not parts:
+            return self.target
+        if not self.steps:
+            raise UsageError(
+                f"the task {self.category!r} has no scratchpad",
+                todo="ask for no scratchpad, or take addition, summation, polynomial, parity, sort or lego",
+            )
+        return OPENING + JOINT.join(step.text(parts) for step in self.steps) + CLOSING + self.target
+
+
+def digits(number: int) -> str:
+    """A number as the paper writes it: digits apart, a minus sign apart: ``-12`` is ``- 1 2``."""
+    return ("- " if number < 0 else "") + " ".join(str(abs(number)))
+
+
+# A step is recognised by its markers alone, because a model's own text may lack any part or repeat it.
+_STEP = re.compile(
+    r"^(?:in (?P<input>.*?))?\s*(?:comp (?P<computation>.*?))?\s*(?:out (?P<output>.*?))?"
+    r"\s*(?:\[ (?P<variables>[^\]]*?) \])?\s*(?:re(?P<remaining>(?: .*)?))?$"
+)
+
+
+def read_work(text: str) -> list[dict[str, str]]:
+    """The steps found in a target or in a model's output, each as part name -> text (absent parts are left
+    out).
+    """
+    body = text.removeprefix(OPENING).split(CLOSING.rstrip(), 1)[0]
+    found = []
+    for step in body.split(JOINT):
+        match = _STEP.match(step.strip())
+        found.append(
+            {name: value.strip() for name, value in match.groupdict().items() if value is not None}
+            if match
+            else {}
+        )
+    return found
+
+
+def score_work(predicted: str, expected: str) -> dict[str, float]:
+    """Share of the expected steps in which each part is right, and ``all``: every part of the step is right.
+
+    A missing step counts as wrong; steps beyond the expected ones are not counted (the final answer tells of
+    them).
+    """
+    theirs, truth = read_work(predicted), read_work(expected)
+    theirs += [{}] * (len(truth) - len(theirs))
+    present = [part for part in PARTS if any(part in step for step in truth)]
+    right: dict[str, Sequence[bool]] = {
+        part: [a.get(part) == b.get(part) for a, b in zip(theirs, truth)] for part in present
+    }
+    right["all"] = [all(right[part][i] for part in present) for i in range(len(truth))]
+    return {name: sum(values) / len(truth) for name, values in right.items()}
