@@ -1,0 +1,326 @@
+"""The training loop: one function that yields what happens and leaves everything else to its readers.
+
+Step ``i`` uses ``batches(i)``, random numbers drawn from (seed, i, micro-batch, rank) and the schedule at (i, steps):
+nothing of it depends on history, so a run that is stopped and resumed has the same weights as one that never was.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from mickle import storage
+from mickle.config import Config
+from mickle.errors import UsageError
+from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Started, Trained, Warned
+from mickle.training import checkpoint, distributed
+from mickle.training.closure import Closure, derived_seed, seeded
+from mickle.training.guard import BadNumbers, LossWatch
+from mickle.training.interruption import Interruption
+from mickle.training.objectives import Batch, Objective
+from mickle.training.optimizers import constant
+
+Batches = Callable[[int], Batch]
+Schedule = Callable[[int, int], float]
+MOST_IN_A_ROW = 3
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The arguments of :func:`fit`."""
+
+    model: nn.Module
+    objective: Objective
+    batches: Batches
+    optimizer: Optimizer
+    steps: int
+    schedule: Schedule
+    accumulate: int
+    clip_norm: float | None
+    precision: str
+    evaluate: Callable[[nn.Module], dict[str, float]] | None
+    evaluate_every: int
+    checkpoints: Path | None
+    save_every: int
+    keep: int
+    seed: int
+    on_bad_numbers: str
+    identity: dict[str, Any]
+
+
+@dataclass
+class _Counters:
+    """What the loop itself must remember to go on exactly; kept in each checkpoint."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    dropped: list[int] = field(default_factory=list)
+    best_step: int | None = None
+    best_value: float | None = None
+    watch: dict[str, Any] = field(default_factory=dict)
+
+
+def fit(
+    model: nn.Module,
+    objective: Objective,
+    batches: Batches,
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    schedule: Schedule = constant,
+    accumulate: int = 1,
+    clip_norm: float | None = 1.0,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    evaluate_every: int = 0,
+    checkpoints: Path | None = None,
+    save_every: int = 0,
+    keep: int = 2,
+    seed: int = 0,
+    on_bad_numbers: Literal["stop", "skip", "back"] = "stop",
+    compile: bool = False,
+    identity: Mapping[str, Any] | None = None,
+) -> Iterator[Event]:
+    """Train ``model`` in place for ``steps`` optimizer steps; iterate over the events to make it happen.
+
+    batches: step ``i``, from 0 -> the whole effective batch, tensors with rows first. It is split over the processes
+        and then into ``accumulate`` micro-batches; the split changes memory and speed, never the result.
+    optimizer: any ``torch.optim.Optimizer`` whose ``step`` takes a closure; it gets a
+        :class:`~mickle.training.closure.Closure`. An attribute ``metrics`` (dict of floats) is copied into the events.
+    schedule: (step, steps) -> factor on the learning rate that each parameter group came with.
+    clip_norm: largest norm of the gradient, None for no clipping.
+    precision: "bfloat16" runs forward passes under autocast; weights, gradients and state stay as they are.
+    evaluate: model (in eval mode, without gradients) -> values; run every ``evaluate_every`` steps and at the end.
+        The first value decides which checkpoint is the best: lower is better.
+    checkpoints: a folder; a whole checkpoint in it is gone on from. Saved every ``save_every`` steps (0: never), at
+        the end, at each best evaluation and on SIGINT or SIGTERM. The newest ``keep`` and the best one stay.
+    on_bad_numbers: what to do when a number is not finite or the loss jumps, before it touches the weights. "stop"
+        raises; "skip" leaves the step out, and stops after three in a row; "back" returns to the last
+        checkpoint and goes on without that batch, and stops after three returns to the same one.
+    compile: run the model through torch.compile.
+    identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint with
+        another identity is refused; steps, evaluation, saving, accumulation, device and processes may change.
+
+    Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saved, Warned, Noted.
+    Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
+    KeyboardInterrupt after a signal, when its checkpoint is whole.
+    """
+    least = {"steps": steps, "accumulate": accumulate - 1, "keep": keep - 1, "save_every": save_every}
+    for name, value in {**least, "evaluate_every": evaluate_every}.items():
+        if value < 0:
+            raise UsageError(f"{name} is too small")
+    if on_bad_numbers == "back" and checkpoints is None:
+        raise UsageError("on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints")
+    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    if distributed.current().world > 1 and not sharded:
+        raise UsageError("several processes train an unsharded model", todo="call distributed.shard(model) first")
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    if compile:
+        model.compile()
+    whole_identity = {
+        "given": dict(identity or {}),
+        "optimizer": _describe_optimizer(optimizer),
+        "schedule": _describe(schedule),
+        "objective": _describe(objective),
+        "clip_norm": clip_norm,
+        "precision": precision,
+        "seed": seed,
+    }
+    plan = _Plan(
+        model, objective, batches, optimizer, steps, schedule, accumulate, clip_norm, precision, evaluate,
+        evaluate_every, Path(checkpoints) if checkpoints else None, save_every, keep, seed, on_bad_numbers,
+        whole_identity,
+    )
+    return _train(plan)
+
+
+def _train(plan: _Plan) -> Iterator[Event]:
+    counters = _Counters()
+    with ExitStack() as stack:
+        interruption = Interruption()
+        if plan.checkpoints is not None:
+            if distributed.current().writes:
+                stack.enter_context(storage.lock(plan.checkpoints / ".lock"))
+            counters = yield from _go_on(plan)
+            stack.enter_context(interruption)
+        yield Started("training", plan.steps, "steps")
+        if counters.step:
+            yield Progressed(counters.step, "going on from a checkpoint")
+        if plan.on_bad_numbers == "back" and counters.step == 0:
+            yield from _save(plan, counters)  # something to return to
+        returns: dict[int, int] = {}
+        while counters.step < plan.steps:
+            bad, event = _one_step(plan, counters)
+            yield event
+            if bad is not None and plan.on_bad_numbers == "back":
+                counters = yield from _go_back(plan, counters, bad, returns)
+                continue
+            if bad is not None:
+                yield Warned(_skip_or_stop(plan, counters, bad))
+            interrupted = distributed.any_process(interruption.signalled)
+            yield from _evaluate_and_save(plan, counters, interrupted)
+            if interrupted:
+                raise KeyboardInterrupt
+
+
+def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Event]:
+    """One optimizer step; the error, if its numbers were bad (then nothing has changed), and the event that tells it."""
+    step, begun = counters.step, time.perf_counter()
+    counters.step += 1
+    if step in counters.dropped:
+        return None, Noted(f"step {step + 1}: batch {step} is left out")
+    factor = plan.schedule(step, plan.steps)
+    for group in plan.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    batch = plan.batches(step)
+    watch = LossWatch(**counters.watch)
+    closure = Closure(
+        plan.model, plan.objective, batch, step=step, seed=plan.seed, accumulate=plan.accumulate,
+        clip_norm=plan.clip_norm, precision=plan.precision, watch=watch,
+        state=partial(_watched, plan.model, plan.optimizer),
+    )
+    plan.model.train()
+    bad = None
+    try:
+        plan.optimizer.step(closure)
+        counters.skipped_in_a_row = 0
+    except BadNumbers as error:
+        bad = error
+    counters.watch = watch.state()
+    counters.tokens += _tokens(batch)
+    counters.seconds += time.perf_counter() - begun
+    extra = dict(getattr(plan.optimizer, "metrics", {}))
+    rate = plan.optimizer.param_groups[0]["lr"]
+    return bad, Trained(
+        step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra
+    )
+
+
+def _skip_or_stop(plan: _Plan, counters: _Counters, bad: BadNumbers) -> str:
+    """The warning for a step that was skipped; raises when it must not be."""
+    counters.skipped += 1
+    counters.skipped_in_a_row += 1
+    if plan.on_bad_numbers == "stop" or counters.skipped_in_a_row >= MOST_IN_A_ROW:
+        raise bad
+    return f"{bad.what} ({bad.where}); skipped, {counters.skipped} so far"
+
+
+def _go_back(
+    plan: _Plan, counters: _Counters, bad: BadNumbers, returns: dict[int, int]
+) -> Generator[Event, None, _Counters]:
+    """Return to the last checkpoint and leave the bad batch out from now on."""
+    dropped = sorted({*counters.dropped, bad.step})
+    restored = yield from _go_on(plan)
+    returns[restored.step] = returns.get(restored.step, 0) + 1
+    if returns[restored.step] > MOST_IN_A_ROW:
+        raise bad
+    restored.dropped = dropped
+    yield Warned(f"{bad.what} ({bad.where}); back to step {restored.step}, without that batch")
+    yield Progressed(restored.step, "back to a checkpoint")
+    return restored
+
+
+def _go_on(plan: _Plan) -> Generator[Event, None, _Counters]:
+    """Restore the newest whole checkpoint, if there is one; returns the counters."""
+    assert plan.checkpoints is not None
+    found, problems = checkpoint.newest(plan.checkpoints)
+    distributed.wait_for_all()
+    for problem in problems:
+        yield Warned(problem)
+    if found is None:
+        copies = plan.keep + 1 - len(checkpoint.saved(plan.checkpoints))
+        storage.check_space(plan.checkpoints, copies * checkpoint.size(plan.model))
+        return _Counters()
+    checkpoint.refuse_other_run(found, plan.identity)
+    checkpoint.restore(found, plan.model, plan.optimizer)
+    return _Counters(**found.counters)
+
+
+def _evaluate_and_save(plan: _Plan, counters: _Counters, interrupted: bool) -> Iterator[Event]:
+    step, last = counters.step, counters.step == plan.steps
+    best = False
+    if plan.evaluate is not None and (last or _due(step, plan.evaluate_every)):
+        values = _evaluate(plan, step)
+        first = next(iter(values.values()))
+        best = math.isfinite(first) and (counters.best_value is None or first < counters.best_value)
+        if best:
+            counters.best_step, counters.best_value = step, first
+        yield Evaluated(step, values)
+    if plan.checkpoints is not None and (last or interrupted or best or _due(step, plan.save_every)):
+        yield from _save(plan, counters)
+
+
+def _save(plan: _Plan, counters: _Counters) -> Iterator[Event]:
+    assert plan.checkpoints is not None
+    path = checkpoint.save(
+        plan.checkpoints, counters.step, plan.model, plan.optimizer, asdict(counters), plan.identity
+    )
+    if distributed.current().writes:
+        checkpoint.prune(plan.checkpoints, plan.keep, counters.best_step)
+    yield Saved(counters.step, path)
+
+
+def _evaluate(plan: _Plan, step: int) -> dict[str, float]:
+    assert plan.evaluate is not None
+    device = next(plan.model.parameters()).device
+    plan.model.eval()
+    reduced = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
+    with torch.no_grad(), seeded(derived_seed(plan.seed, step, -2), device), reduced:
+        values = plan.evaluate(plan.model)
+    plan.model.train()
+    if not values:
+        raise UsageError("the evaluation measured nothing", expected="at least one named value")
+    return values
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _watched(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor]]:
+    """Weights and optimizer state: what an update would spread a bad number through."""
+    for name, parameter in model.named_parameters():
+        yield name, parameter
+        for field_name, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.ndim:
+                yield f"{name}/{field_name}", value
+
+
+def _tokens(batch: Batch) -> int:
+    """Input positions of a batch, or its rows when it has no ``input_ids``."""
+    if "input_ids" in batch:
+        return batch["input_ids"].numel()
+    return min(len(tensor) for tensor in batch.values() if tensor.ndim)
+
+
+def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
+    """Kind and settings, group by group, less what moves during a run."""
+    groups = [
+        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    return {"kind": type(optimizer).__name__, **{str(i): group for i, group in enumerate(groups)}}
+
+
+def _describe(function: Any) -> Any:
+    """A function as something that can be compared after it was written to disk."""
+    if isinstance(function, Config):
+        return function.model_dump(mode="json")
+    if isinstance(function, partial):
+        return {"function": _describe(function.func), "arguments": list(function.args), **function.keywords}
+    return getattr(function, "__qualname__", type(function).__name__)
