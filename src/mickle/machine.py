@@ -25,6 +25,16 @@ class Forecast:
     disk_bytes: int = 0
     notes: tuple[str, ...] = ()
 
+    def __str__(self) -> str:
+        parts = []
+        if self.seconds:
+            parts.append(f"{self.seconds / 60:.1f} min" if self.seconds >= 90 else f"{self.seconds:.0f} s")
+        if self.memory_bytes:
+            parts.append(f"{self.memory_bytes / 1e9:.2f} GB memory")
+        if self.disk_bytes:
+            parts.append(f"{self.disk_bytes / 1e6:,.0f} MB disk")
+        return ", ".join(parts) or "nothing to speak of"
+
 
 def device() -> torch.device:
     """The fastest device here: CUDA if there is one, else the CPU."""

@@ -1,16 +1,17 @@
-"""The verbs and where each lives. Only names here: a verb's module is imported when it is used."""
+"""The verbs and where each lives. Only names here: a verb's module is imported when the verb is used."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mickle.config import Config, load, validate
 from mickle.errors import UsageError
-from mickle.events import Emit, ignore
-from mickle.step import Step, execute, identity_hash
+
+if TYPE_CHECKING:
+    from mickle.events import Emit
+    from mickle.step import Step
 
 STEPS = {
     "curate": ("mickle.data.curate:Curate", "pages -> corpus"),
@@ -34,18 +35,27 @@ def step_class(name: str, where: str = "") -> type[Step]:
 
 def default_out(name: str, step: Step) -> Path:
     """Where a verb writes when no folder is named: the same settings always give the same name."""
+    from mickle.step import identity_hash
+
     return Path("runs") / f"{name}-{identity_hash(step.identity())}"
 
 
-def call(name: str, *, out: Path | str | None = None, config: Path | str | None = None,
-         emit: Emit = ignore, **settings: Any) -> Path:
+def call(
+    name: str,
+    *,
+    out: Path | str | None = None,
+    config: Path | str | None = None,
+    emit: Emit | None = None,
+    **settings: Any,
+) -> Path:
     """Run a verb from Python: settings by name, the finished folder back."""
+    from mickle.config import Config, load, validate
+    from mickle.events import ignore
+    from mickle.step import execute
+
     cls = step_class(name)
+    given = {key: value.model_dump() if isinstance(value, Config) else value for key, value in settings.items()}
     if config is not None:
-        settings = {**load(cls, config).model_dump(exclude_unset=True), **settings}
-    step = validate(cls, {key: _plain(value) for key, value in settings.items()}, where=f"mickle.{name}(...)")
-    return execute(step, Path(out) if out is not None else default_out(name, step), emit)
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump() if isinstance(value, Config) else value
+        given = {**load(cls, config).model_dump(exclude_unset=True), **given}
+    step = validate(cls, given, where=f"mickle.{name}(...)")
+    return execute(step, Path(out) if out is not None else default_out(name, step), emit or ignore)

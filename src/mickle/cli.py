@@ -1,0 +1,212 @@
+"""The command line: ``mickle VERB ...``. Verbs are imported when used, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mickle import __version__
+from mickle.errors import MickleError, ResourceError, UsageError
+
+OTHERS = {
+    "run": ("a recipe: all steps from raw pages to a report", "mickle run recipes/laptop.yaml"),
+    "show": ("what is this folder, where from, is it whole", "mickle show runs/laptop/model"),
+    "doctor": ("this machine: versions, kernels, speed", "mickle doctor"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point: run, then leave with the exit code of what happened."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    signal.signal(signal.SIGTERM, _terminate)
+    code = 0
+    try:
+        run([a for a in given if a != "--debug"])
+    except SystemExit as leaving:  # argparse's --help
+        code = leaving.code if isinstance(leaving.code, int) else 0
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # the reader of our output left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if debug:
+            raise
+        failure = explain(error)
+        print(f"error: {failure}", file=sys.stderr)
+        code = failure.exit_code
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> None:
+    """Do what the arguments say; errors are raised."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+    elif arguments[0] in ("-V", "--version"):
+        print(f"mickle {__version__}")
+    elif arguments[0] in OTHERS:
+        _other(arguments[0], arguments[1:])
+    else:
+        _verb(arguments[0], arguments[1:])
+
+
+def overview() -> str:
+    """The first page of help."""
+    from mickle.verbs import STEPS
+
+    rows = {**{name: line for name, (_, line) in STEPS.items()}, **{name: line for name, (line, _) in OTHERS.items()}}
+    verbs = "\n".join(f"  {name:<10} {line}" for name, line in rows.items())
+    return (
+        "mickle: more model from less. Any folder in, any folder out, on the machine you have.\n\n"
+        f"verbs (mickle VERB --help tells more):\n{verbs}\n\n"
+        "every verb takes --out FOLDER, --config FILE.yaml, --seed N, --dry-run, --debug\n\n"
+        "example:\n  mickle run recipes/laptop.yaml"
+    )
+
+
+def explain(error: Exception) -> MickleError:
+    """Any failure as one that can be read: what, where, expected, to do."""
+    if isinstance(error, MickleError):
+        return error
+    text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+        return ResourceError(f"out of memory: {text}", todo="choose a smaller size or batch (--dry-run forecasts both)")
+    if isinstance(error, PermissionError):
+        return UsageError(f"permission denied: {error.filename}", todo="choose a folder you may write to with --out")
+    return MickleError(
+        f"this is a bug in Mickle: {type(error).__name__}: {text}", todo="run again with --debug and report what it prints"
+    )
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _verb(name: str, arguments: list[str]) -> None:
+    from mickle import flags, verbs
+    from mickle.config import Lines, read_yaml, validate
+
+    cls = verbs.step_class(name)
+    parser = flags.parser(f"mickle {name}", cls, (cls.__doc__ or "").strip(), cls.example, cls.positional)
+    _common(parser)
+    options, given = flags.parse(parser, arguments)
+    if options.schema:
+        import json
+
+        print(json.dumps(cls.model_json_schema(), indent=2))
+        return
+    values: dict[str, Any] = {}
+    lines: Lines | None = None
+    where = ""
+    if options.config:
+        values, lines = read_yaml(options.config)
+        where = str(options.config)
+        if not isinstance(values, dict):
+            raise UsageError("settings must be a mapping of fields to values", where=where)
+    step = validate(cls, flags.merge(values, flags.read_values(cls, given)), where=where, lines=lines)
+    out = options.out or verbs.default_out(name, step)
+    if options.dry_run:
+        _show_dry_run(step, out)
+        return
+    _with_console(options, lambda emit: _execute_and_say(step, out, emit))
+
+
+def _common(parser: Any) -> None:
+    group = parser.add_argument_group("every verb")
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="where the result goes (default: runs/VERB-HASH)")
+    group.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags stand over it")
+    group.add_argument("--dry-run", action="store_true", help="show resolved settings, forecast and a preview; do nothing")
+    group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+    group.add_argument("--schema", action="store_true", help="print the JSON Schema of the settings, for editors")
+    group.add_argument("--debug", action="store_true", help="full traceback on errors")
+
+
+def _with_console(options: Any, work: Callable[[Any], None]) -> None:
+    from mickle.events import Console, Emit, TensorBoard, ignore, several
+
+    console = None if options.quiet else Console()
+    readers: list[Emit] = [console or ignore]
+    if options.tensorboard:
+        readers.append(TensorBoard(options.tensorboard))
+    try:
+        work(several(*readers))
+    finally:
+        if console is not None:
+            console.close()
+
+
+def _execute_and_say(step: Any, out: Path, emit: Any) -> None:
+    from mickle.step import execute
+    from mickle.storage import read_manifest
+
+    folder = execute(step, out, emit)
+    manifest = read_manifest(folder)
+    text = manifest.meta.get("summary", {}).get("text", "") if manifest else ""
+    if text:
+        print(text)
+    print(f"done: {folder}\nnext: {step.after(folder)}")
+
+
+def _show_dry_run(step: Any, out: Path) -> None:
+    from rich.console import Console
+
+    from mickle.config import to_yaml
+
+    forecast, preview = step.dry_run()
+    console = Console(highlight=False)
+    console.print(f"[bold]settings[/]\n{to_yaml(step).rstrip()}", markup=True, soft_wrap=True)
+    console.print(f"[bold]output[/] {out}")
+    console.print(f"[bold]forecast[/] {forecast}")
+    for note in forecast.notes:
+        console.print(f"  {note}", markup=False, soft_wrap=True)
+    if preview:
+        console.print(preview, soft_wrap=True)
+
+
+def _other(name: str, arguments: list[str]) -> None:
+    from mickle.flags import Help, Parser
+
+    line, example = OTHERS[name]
+    parser = Parser(prog=f"mickle {name}", description=line, epilog=f"example:\n  {example}",
+                    formatter_class=Help, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="full traceback on errors")
+    if name == "run":
+        parser.add_argument("recipe", type=Path, help="a YAML file of steps")
+        parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the steps' folders go (default: the recipe's)")
+        parser.add_argument("--seed", type=int, metavar="N", help="seed of every step that names none")
+        parser.add_argument("--dry-run", action="store_true", help="each step with its state and forecast; do nothing")
+        parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
+        parser.add_argument("--quiet", action="store_true", help="no progress")
+        _run_recipe(parser.parse_args(arguments))
+    elif name == "show":
+        parser.add_argument("folder", type=Path, help="a folder that Mickle made, or any model folder")
+        parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte")
+        options = parser.parse_args(arguments)
+        from mickle.show import show
+
+        print(show(options.folder, check="sizes" if options.quick else "hashes"))
+    else:
+        parser.parse_args(arguments)
+        from mickle.doctor import doctor
+
+        print(doctor())
+
+
+def _run_recipe(options: Any) -> None:
+    from mickle import recipe
+
+    plan = recipe.read(options.recipe, out=options.out, seed=options.seed)
+    if options.dry_run:
+        print(recipe.preview(plan))
+        return
+    _with_console(options, lambda emit: print(recipe.run(plan, emit)))
+
+
+if __name__ == "__main__":
+    main()

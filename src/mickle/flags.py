@@ -1,0 +1,202 @@
+"""Command-line flags made from settings: ``--field``, ``--union kind``, ``--union.field``; the names of YAML and Python.
+
+Values go through the same validation as a settings file, so a wrong one gets the same sentence. This is argparse and
+not tyro because flags may complete a partial ``--config`` file, unions read as they stand in YAML, and help stays fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Union
+
+import yaml
+from pydantic_core import PydanticUndefined
+
+from mickle.config import Config, config_variants, leaves
+from mickle.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse that raises :class:`UsageError`, with the nearest flag for a misspelt one."""
+
+    def error(self, message: str) -> NoReturn:
+        known = [flag for action in self._actions for flag in action.option_strings]
+        if message.startswith("unrecognized arguments:"):
+            wrong = message.split(":", 1)[1].split()[0]
+            near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            message = f"unknown argument {wrong}{hint}"
+        raise UsageError(message, todo=f"{self.prog} --help")
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help of a fixed width, so that it reads the same everywhere."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=34, width=118)
+
+
+def parser(prog: str, cls: type[Config], description: str, example: str, positional: str = "") -> Parser:
+    """A parser with one flag for every field of ``cls``; the help ends in an example."""
+    made = Parser(prog=prog, description=description, epilog=f"example:\n  {example}",
+                  formatter_class=Help, allow_abbrev=False)
+    if positional:
+        made.add_argument(f"field:{positional}", nargs="?", metavar=positional.upper(), default=argparse.SUPPRESS,
+                          help=_describe(cls.model_fields[positional], cls.model_fields[positional].annotation))
+    settings = made.add_argument_group("settings")
+    groups: dict[str, Any] = {}
+    for name, annotation, field in leaves(cls):
+        if name == positional or name.endswith(".kind"):
+            continue
+        group = settings
+        if "." in name:
+            top = name.split(".")[0]
+            group = groups.setdefault(top, made.add_argument_group(f"{top} (as {top}.field)"))
+        many = _is_list(annotation)
+        truth = _bare(annotation) is bool
+        made_flag: dict[str, Any] = {"nargs": "+" if many else "?" if truth else None}
+        if truth:
+            made_flag["const"] = "true"
+        group.add_argument(
+            "--" + name.replace("_", "-"), dest=f"field:{name}", default=argparse.SUPPRESS,
+            metavar=_metavar(annotation), help=_describe(field, annotation), **made_flag,
+        )
+    return made
+
+
+def parse(made: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """(other options, nested settings given on the command line). Underscores in flags are read as hyphens."""
+    tidy = [_hyphens(a) for a in arguments]
+    options = made.parse_args(tidy)
+    values: dict[str, Any] = {}
+    for key, value in vars(options).items():
+        if key.startswith("field:"):
+            _put(values, key.removeprefix("field:").split("."), value)
+    return options, values
+
+
+def read_values(cls: type[Config], values: dict[str, Any]) -> dict[str, Any]:
+    """Turn the strings of the command line into what the fields hold: text stays text, the rest is read as YAML."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        field = cls.model_fields[name]
+        variants = config_variants(field.annotation)
+        if variants and isinstance(value, dict):
+            kind = value.get("kind")
+            chosen = [v for v in variants if kind is None or kind in typing.get_args(v.model_fields["kind"].annotation)]
+            merged: dict[str, Any] = {}
+            for variant in chosen or variants:
+                known = {k: v for k, v in value.items() if k in variant.model_fields}
+                merged.update(read_values(variant, known))
+            out[name] = {**value, **merged}
+        elif variants:
+            out[name] = {"kind": value}
+        else:
+            out[name] = _scalar(field.annotation, value)
+    return out
+
+
+def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``base``, field by field; another ``kind`` starts a union afresh."""
+    out = dict(base)
+    for name, value in over.items():
+        old = out.get(name)
+        same = isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind"))
+        out[name] = merge(old, value) if same and isinstance(old, dict) else value
+    return out
+
+
+def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.get(part)
+        if not isinstance(inner, dict):  # "--optimizer sophia --optimizer.gamma 0.1"
+            inner = {} if inner is None else {"kind": inner}
+        values[part] = inner
+        values = inner
+    if isinstance(values.get(path[-1]), dict):  # "--optimizer.gamma 0.1 --optimizer sophia"
+        values[path[-1]]["kind"] = value
+    else:
+        values[path[-1]] = value
+
+
+def _hyphens(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    flag, mark, value = argument.partition("=")
+    return flag.replace("_", "-") + mark + value
+
+
+def _scalar(annotation: Any, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_scalar(_item(annotation), item) for item in value]
+    kinds = _members(annotation)
+    if any(kind in (str, Path) or isinstance(kind, str) for kind in kinds) and not any(
+        kind in (int, float, bool) for kind in kinds
+    ):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The plain types (and literal values) that an annotation admits."""
+    origin = typing.get_origin(annotation)
+    if origin is Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [kind for part in typing.get_args(annotation) for kind in _members(part)]
+    if origin is Literal:
+        return list(typing.get_args(annotation))
+    return [annotation]
+
+
+def _is_list(annotation: Any) -> bool:
+    return any(typing.get_origin(kind) in (list, tuple) for kind in _members(annotation))
+
+
+def _item(annotation: Any) -> Any:
+    for kind in _members(annotation):
+        if typing.get_origin(kind) in (list, tuple):
+            return typing.get_args(kind)[0]
+    return annotation
+
+
+def _bare(annotation: Any) -> Any:
+    kinds = [kind for kind in _members(annotation) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def _metavar(annotation: Any) -> str:
+    variants = config_variants(annotation)
+    if variants:
+        return "{" + ",".join(_kinds(variants)) + "}"
+    names = [repr(k) if isinstance(k, str) else getattr(k, "__name__", str(k)) for k in _members(annotation)
+             if k is not type(None)]
+    if _is_list(annotation):
+        return getattr(_item(annotation), "__name__", "VALUE").upper()
+    text = "|".join(name.strip("'") for name in names)
+    return "FILE" if text == "Path" else text.upper() if len(text) < 12 and "|" not in text else text
+
+
+def _kinds(variants: Iterable[type[Config]]) -> list[str]:
+    return [str(value) for variant in variants if "kind" in variant.model_fields
+            for value in typing.get_args(variant.model_fields["kind"].annotation)]
+
+
+def _describe(field: Any, annotation: Any) -> str:
+    text = (field.description or "").replace("%", "%%")
+    default = field.default
+    if default is PydanticUndefined and field.default_factory is None:
+        return f"{text} (required)"
+    if default is PydanticUndefined or default is None:
+        return text
+    if isinstance(default, Config):
+        default = getattr(default, "kind", default)
+    return f"{text} (default {str(default).replace('%', '%%')})"

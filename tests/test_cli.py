@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from mickle import cli, verbs
+from mickle.errors import UsageError
+
+
+def _main(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(list(arguments))
+    return leaving.value.code if isinstance(leaving.value.code, int) else 0
+
+
+def test_a_verb_runs_and_says_what_is_next(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "w"
+    code = _main("write", "--words", "a", "b", "--method", "fancy", "--method.gamma", "0.25", "--learning_rate=0.5",
+                 "--out", str(out))
+    said = capsys.readouterr()
+    assert code == 0
+    assert (out / "words.txt").read_text() == "a b"
+    settings = (out / "settings.yaml").read_text()
+    assert "gamma: 0.25" in settings
+    assert "learning_rate: 0.5" in settings
+    assert "written\ndone:" in said.out
+    assert "next: mickle show" in said.out
+
+
+def test_flags_stand_over_the_file(toy: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("words: [x]\nmethod: {kind: fancy, gamma: 0.5}\nlearning_rate: 0.25\n")
+    _main("write", "--config", str(config), "--method.gamma", "0.75", "--out", str(tmp_path / "w"), "--quiet")
+    settings = (tmp_path / "w" / "settings.yaml").read_text()
+    assert "gamma: 0.75" in settings
+    assert "learning_rate: 0.25" in settings
+    _main("write", "--config", str(config), "--method", "plain", "--out", str(tmp_path / "v"), "--quiet")
+    assert "gamma" not in (tmp_path / "v" / "settings.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("wrte",), "did you mean 'write'"),
+        (("write", "--lerning-rate", "1"), "did you mean --learning-rate"),
+        (("write", "--learning-rate", "fast"), "learning_rate"),
+        (("write", "--learning-rate", "-1"), "greater than 0"),
+        (("write", "--method", "fanzy"), "fanzy"),
+        (("write", "--method.gamma", "0.5"), "gamma"),
+        (("write", "--config", "none.yaml"), "no such settings file"),
+        (("count",), "required"),
+        (("count", "none"), "no such file or folder"),
+        (("run", "none.yaml"), "no such settings file"),
+        (("run",), "recipe"),
+        (("show", "none"), "no such"),
+    ],
+)
+def test_bad_usage_is_one_clear_error(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], says: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _main(*arguments) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert "Traceback" not in said
+    assert len(said.strip().splitlines()) <= 4
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_bugs_and_signals_have_their_own_codes(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((ZeroDivisionError("x"), 1), (KeyboardInterrupt(), 130), (MemoryError(), 3)):
+
+        def run(self: object, work: Path, emit: object, error: BaseException = error) -> dict[str, object]:
+            raise error
+
+        monkeypatch.setattr(toy.Write, "run", run)
+        assert _main("write", "--out", str(tmp_path / f"w{code}")) == code
+        assert "Traceback" not in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):
+        monkeypatch.setattr(toy.Write, "run", lambda self, work, emit: 1 // 0)
+        cli.main(["write", "--out", str(tmp_path / "w"), "--debug"])
+
+
+def test_dry_run_writes_nothing(toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("write", "--dry-run", "--out", str(tmp_path / "w")) == 0
+    assert "learning_rate: 0.001" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_python_call_has_the_same_names(toy: ModuleType, tmp_path: Path) -> None:
+    import mickle
+
+    out = mickle.write(words=["x"], method=toy.Fancy(gamma=1.0), out=tmp_path / "w")
+    assert (out / "words.txt").read_text() == "x"
+    with pytest.raises(UsageError, match="did you mean 'words'"):
+        mickle.write(wrds=["x"], out=tmp_path / "v")
+    with pytest.raises(AttributeError):
+        mickle.nothing_of_the_kind  # noqa: B018
+
+
+@pytest.mark.parametrize("name", [*verbs.STEPS, *cli.OTHERS])
+def test_every_help_ends_in_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main(name, "--help") == 0
+    text = capsys.readouterr().out.rstrip()
+    assert text.splitlines()[-2] == "example:"
+    assert text.splitlines()[-1].startswith(f"  mickle {name}")
+
+
+@pytest.mark.parametrize("name", list(verbs.STEPS))
+def test_every_verb_has_few_described_fields(name: str) -> None:
+    cls = verbs.step_class(name)
+    assert len(cls.model_fields) < 25
+    assert all(field.description for field in cls.model_fields.values())
+    assert cls.kind
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *[[name, "--help"] for name in [*verbs.STEPS, *cli.OTHERS]]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    program = (
+        "import sys\nfrom mickle.cli import run\n"
+        f"try:\n    run({arguments!r})\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'pyarrow', 'matplotlib', 'numba', 'trafilatura', 'tokenizers'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from mickle.events import Console, Evaluated, JsonLines, Noted, Progressed, Started, Trained, Warned, several
+
+EVENTS = [Trained(s, 2.0 / s, 0.1, 1.0, 10 * s, 0.5 * s, {}) for s in (1, 2, 3)]
+
+
+def test_metrics_hold_no_times_and_rewind_to_a_step(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "m.jsonl")
+    for event in [*EVENTS, Evaluated(3, {"loss": 1.0})]:
+        sink(event)
+    whole = (tmp_path / "m.jsonl").read_text()
+    assert "seconds" not in whole
+    assert [json.loads(line)["step"] for line in whole.splitlines()] == [1, 2, 3, 3]
+    with open(tmp_path / "m.jsonl", "a") as stream:
+        stream.write('{"event": "trai')  # cut by a kill
+    sink.rewind(2)
+    assert [json.loads(line)["step"] for line in (tmp_path / "m.jsonl").read_text().splitlines()] == [1, 2]
+    for event in [EVENTS[2], Evaluated(3, {"loss": 1.0})]:
+        sink(event)
+    assert (tmp_path / "m.jsonl").read_text() == whole
+
+
+def test_console_without_a_terminal_prints_plain_lines() -> None:
+    stream = io.StringIO()
+    console = Console(stream, every=0.0)
+    for event in [Started("training", 3, "steps"), *EVENTS, Warned("beware [of] brackets"), Noted("n"),
+                  Started("reading", 0, "pages"), Progressed(5, "half")]:
+        console(event)
+    console.close()
+    said = stream.getvalue()
+    assert "training: 3 steps" in said
+    assert "loss 2.000" in said
+    assert "20 tokens/s" in said
+    assert "beware [of] brackets" in said
+    assert "5 pages" in said
+    assert "\x1b" not in said
+
+
+def test_several_readers_hear_all() -> None:
+    first: list[object] = []
+    second: list[object] = []
+    several(first.append, second.append)(EVENTS[0])
+    assert first == second == [EVENTS[0]]
