@@ -1,0 +1,73 @@
+"""What is this folder, where is it from, is it whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mickle import storage
+from mickle.errors import UsageError
+
+
+def show(folder: Path, check: str = "hashes") -> str:
+    """A few lines on a folder: kind, size, parents, settings, summary, and whether every byte is as written."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"no such folder: {folder}", todo="check the path")
+    if (folder / storage.SCRATCH).is_dir():
+        return f"{folder}: an unfinished run\n{_unfinished(folder)}"
+    if storage.read_manifest(folder) is None:
+        return _foreign(folder)
+    manifest = storage.open_folder(folder, check=check)
+    meta = manifest.meta
+    size = sum(file.bytes for file in manifest.files.values())
+    how = "every byte checked" if check == "hashes" else "sizes checked"
+    lines = [
+        f"{folder}: a {manifest.kind}, whole ({how})",
+        f"  content   {manifest.digest[:16]}, {len(manifest.files)} files, {size / 1e6:,.2f} MB",
+        f"  made      {meta.get('created', '?')} by mickle {meta.get('mickle', '?')} in {meta.get('seconds', '?')} s"
+        f", peak memory {meta.get('peak_memory_bytes', 0) / 1e9:.2f} GB",
+    ]
+    if meta.get("command"):
+        lines.append(f"  command   {meta['command']}")
+    lines += [f"  from      {name}: {path}" for name, path in meta.get("parents", {}).items()]
+    lines += [f"  setting   {name}: {value}" for name, value in _settings(meta)]
+    lines += [f"  result    {name}: {value}" for name, value in _short_values(meta.get("summary", {}))]
+    return "\n".join(lines)
+
+
+def _unfinished(folder: Path) -> str:
+    identity = storage.read_json(folder / storage.SCRATCH / "identity.json")
+    settings = identity.get("settings", {}).items()
+    return "\n".join([f"  verb      {identity.get('verb')}", *(f"  setting   {k}: {_cut(v)}" for k, v in settings),
+                      "  the same command goes on from here"])
+
+
+def _foreign(folder: Path) -> str:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is neither a Mickle folder nor a model folder", expected="manifest.json or config.json in it")
+    config = storage.read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UsageError("config.json must hold an object", where=str(folder / "config.json"))
+    names = ("model_type", "architectures", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    lines = [f"{folder}: a model folder of another tool (no manifest: nothing says whether it is whole)"]
+    lines += [f"  {name:<20} {_cut(config[name])}" for name in names if name in config]
+    weights = sorted(folder.glob("*.safetensors"))
+    lines.append(f"  {'weights':<20} {', '.join(p.name for p in weights) or 'no safetensors file'}")
+    return "\n".join(lines)
+
+
+def _settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    settings = meta.get("identity", {}).get("settings", {})
+    return [(name, _cut(value)) for name, value in settings.items() if name not in meta.get("parents", {}) and value is not None]
+
+
+def _short_values(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _cut(value)) for name, value in summary.items() if name != "text"]
+
+
+def _cut(value: Any, limit: int = 90) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
