@@ -1,0 +1,305 @@
+"""WARC files, read so that no record can end the run, and written so that the same pages give the same bytes.
+
+Records are framed here: a damaged or lying one is counted and skipped, and reading goes on at the next record that can be
+found. FastWARC parses each framed record (HTTP headers, chunked transfer, content encodings). What is bounded: bytes of a
+record, the ratio of decompressed to compressed bytes of a gzip member, and so memory, whatever the file claims.
+WARC 1.1: ISO 28500:2017.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import uuid
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+READ = 1 << 16
+LONGEST_HEADER = 1 << 16
+PROBE = 1 << 12  # compressed bytes that show whether a member opens with a record
+RATIO = 200  # decompressed to compressed bytes; more is an attack or worthless
+RATIO_FROM = 1 << 20  # members smaller than this, decompressed, may have any ratio
+MEMBER = b"\x1f\x8b\x08"
+RECORD = re.compile(rb"(?m)^WARC/1\.[01]\r?\n")
+LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
+ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One whole record: WARC header, and the block of as many bytes as the header said."""
+
+    header: bytes
+    block: bytes
+    place: str  # file and position, for messages
+
+    @property
+    def url(self) -> str:
+        """What the record is about; empty for records without a target."""
+        return _address(self.header)
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A record, or a stretch of a file, that could not be read: why, and the value that says so."""
+
+    url: str
+    place: str
+    reason: str
+    value: float
+
+
+def _address(header: bytes) -> str:
+    found = ADDRESS.search(header)
+    return found.group(1).decode("utf-8", "replace").strip() if found else ""
+
+
+class Break(Exception):
+    """The compressed stream cannot be followed here."""
+
+    def __init__(self, reason: str, value: float) -> None:
+        super().__init__(reason)
+        self.reason, self.value = reason, value
+
+
+class Plain:
+    """An uncompressed file as a stream of chunks."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self.read = read
+
+    def chunk(self) -> bytes:
+        """Some bytes; none at the end."""
+        return self.read(READ)
+
+    def recover(self) -> bool:
+        """Whether there is a place to go on after a break: a plain file has no breaks."""
+        return False
+
+
+class Members:
+    """A file of gzip members as one stream of chunks; raises :class:`Break` where a member is cut, corrupt or a bomb."""
+
+    def __init__(self, read: Callable[[int], bytes], ratio: float = RATIO) -> None:
+        self.read, self.ratio = read, ratio
+        self.pending = b""  # compressed bytes read and not yet used
+        self._begin()
+
+    def _begin(self) -> None:
+        self.decoder = zlib.decompressobj(wbits=31)
+        self.taken = self.given = 0
+
+    def chunk(self) -> bytes:
+        """Some decompressed bytes, at most ``READ``; none at the end of the file."""
+        while True:
+            if self.decoder.eof:
+                self.pending = self.decoder.unused_data
+                self._begin()
+            source = self.pending or self.read(READ)
+            if not source:
+                if self.taken:
+                    raise Break("compressed data is cut off", self.taken)
+                return b""
+            fresh = self.taken == 0
+            if fresh and not source.strip(b"\0"):
+                self.pending = b""  # padding between members
+                continue
+            try:
+                result = self.decoder.decompress(source, READ)
+            except zlib.error:
+                self.pending = source[1:] if fresh else source
+                raise Break("compressed data is corrupt", self.given) from None
+            self.pending = self.decoder.unconsumed_tail
+            self.taken += len(source) - len(self.pending) - len(self.decoder.unused_data)
+            self.given += len(result)
+            if self.given > RATIO_FROM and self.given > self.ratio * self.taken:
+                raise Break("compressed data expands too far", self.given / self.taken)
+            if result:
+                return result
+
+    def recover(self) -> bool:
+        """Goes to the next place where a gzip member begins whose content is a WARC record; false if there is none."""
+        if self.decoder.eof:
+            self.pending = self.decoder.unused_data
+        window, at = self.pending, 0
+        while True:
+            at = window.find(MEMBER, at)
+            if at < 0 or len(window) - at < PROBE:
+                more = self.read(READ)
+                if not more and at < 0:
+                    return False
+                window, at = window[at if at >= 0 else max(0, len(window) - 2) :] + more, 0
+                if more:
+                    continue
+                at = window.find(MEMBER)
+            if _opens_record(window[at : at + PROBE]):
+                self.pending = window[at:]
+                self._begin()
+                return True
+            at += 1
+
+
+def _opens_record(compressed: bytes) -> bool:
+    try:
+        return RECORD.match(zlib.decompressobj(wbits=31).decompress(compressed, 64)) is not None
+    except zlib.error:
+        return False
+
+
+class _Reader:
+    """Framing over a chunk source: bytes by count, the header's end, the next record's beginning."""
+
+    def __init__(self, source: Plain | Members) -> None:
+        self.source, self.buffer, self.position = source, bytearray(), 0
+
+    def fill(self, count: int) -> bool:
+        """Has at least ``count`` bytes in the buffer; false if the file ends before."""
+        while len(self.buffer) < count:
+            chunk = self.source.chunk()
+            if not chunk:
+                return False
+            self.buffer += chunk
+        return True
+
+    def drop(self, count: int) -> None:
+        del self.buffer[:count]
+        self.position += count
+
+    def take(self, count: int) -> bytes:
+        taken = bytes(self.buffer[:count])
+        self.drop(count)
+        return taken
+
+    def seek_record(self, start: int = 0) -> int:
+        """Skips to the next line that opens a record, looking from ``start``; returns the bytes skipped, -1 at the end."""
+        skipped = 0
+        while True:
+            found = RECORD.search(self.buffer, start)
+            if found:
+                self.drop(found.start())
+                return skipped + found.start()
+            keep = min(len(self.buffer), 16)
+            skipped += len(self.buffer) - keep
+            self.drop(len(self.buffer) - keep)
+            start = 0
+            if not self.fill(keep + 1):
+                return -1
+
+
+def read_records(path: Path, largest: int, ratio: float = RATIO, advance: Callable[[int], None] = lambda count: None) -> Iterator[Record | Damaged]:
+    """Every record of a ``.warc`` or ``.warc.gz`` file, damaged ones as :class:`Damaged`; never raises for content.
+
+    ``largest`` bounds a record's bytes. Memory: twice that, whatever the file says. ``advance`` hears of bytes read.
+    """
+    with open(path, "rb") as stream:
+        compressed = stream.read(3) == MEMBER
+        stream.seek(0)
+
+        def read(count: int) -> bytes:
+            chunk = stream.read(count)
+            advance(len(chunk))
+            return chunk
+
+        reader = _Reader(Members(read, ratio) if compressed else Plain(read))
+        while True:
+            try:
+                yield from _records(reader, path.name, largest)
+                return
+            except Break as problem:
+                yield Damaged(
+                    _address(bytes(reader.buffer[:LONGEST_HEADER])),
+                    f"{path.name}, byte {reader.position:,}",
+                    problem.reason,
+                    float(problem.value),
+                )
+            reader.drop(len(reader.buffer))
+            if not reader.source.recover():
+                return
+
+
+def _records(reader: _Reader, name: str, largest: int) -> Iterator[Record | Damaged]:
+    while reader.fill(1):
+        place = f"{name}, byte {reader.position:,}"
+        reader.fill(16)
+        if not RECORD.match(reader.buffer):
+            if not reader.buffer.strip() and not reader.fill(17):
+                return
+            skipped = reader.seek_record()
+            yield Damaged("", place, "not a WARC record", float(skipped))
+            if skipped < 0:
+                return
+            continue
+        yield from _one_record(reader, place, largest)
+
+
+def _one_record(reader: _Reader, place: str, largest: int) -> Iterator[Record | Damaged]:
+    end = _header_end(reader)
+    header = bytes(reader.buffer[:end]) if end else bytes(reader.buffer[:LONGEST_HEADER])
+    length = LENGTH.search(header)
+    if not end or length is None:
+        yield Damaged(_address(header), place, "header has no end" if not end else "header has no Content-Length", 0.0)
+        reader.seek_record(4)
+        return
+    size = int(length.group(1))
+    if size > largest:
+        yield Damaged(_address(header), place, "record is too large", float(size))
+        reader.seek_record(end)
+        return
+    whole = reader.fill(end + size)
+    reader.fill(end + size + 4)
+    after = bytes(reader.buffer[end + size : end + size + 4])
+    if not whole:
+        yield Damaged(_address(header), place, "record is cut off", float(len(reader.buffer) - end))
+        reader.seek_record(end)
+    elif after[:4] == b"\r\n\r\n" or after[:2] == b"\n\n" or not after.strip():
+        block = bytes(reader.buffer[end : end + size])
+        reader.drop(end + size + (2 if after[:2] == b"\n\n" else len(after)))
+        yield Record(header, block, place)
+    else:
+        yield Damaged(_address(header), place, "Content-Length is wrong", float(size))
+        reader.seek_record(end)
+
+
+def _header_end(reader: _Reader) -> int:
+    """Bytes of the header with its empty line; 0 where none ends within ``LONGEST_HEADER``."""
+    size = 0
+    while size < LONGEST_HEADER:
+        for mark in (b"\r\n\r\n", b"\n\n"):
+            at = reader.buffer.find(mark, 0, LONGEST_HEADER)
+            if at >= 0:
+                return at + len(mark)
+        size = len(reader.buffer)
+        if not reader.fill(size + 1):
+            return 0
+    return 0
+
+
+def write_warc(path: Path, pages: Iterable[tuple[str, bytes]]) -> int:
+    """Writes HTML pages, (address, UTF-8 bytes), as ``.warc.gz`` with one gzip member per record; returns how many.
+
+    Dates are zero and identifiers follow from the content, so the file's bytes follow from the pages alone.
+    """
+    count = 0
+    with open(path, "wb") as stream:
+        about = b"software: mickle\r\nformat: WARC File Format 1.1\r\n"
+        stream.write(_member("warcinfo", "", b"application/warc-fields", about))
+        for url, content in pages:
+            http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n"
+            http += b"Content-Length: %d\r\n\r\n" % len(content)
+            stream.write(_member("response", url, b"application/http; msgtype=response", http + content))
+            count += 1
+    return count
+
+
+def _member(kind: str, url: str, content_type: bytes, block: bytes) -> bytes:
+    identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{kind} {url} {zlib.crc32(block)}")
+    header = io.BytesIO()
+    header.write(b"WARC/1.1\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%s>\r\n" % (kind.encode(), str(identifier).encode()))
+    header.write(b"WARC-Date: 1970-01-01T00:00:00Z\r\n")
+    if url:
+        header.write(b"WARC-Target-URI: %s\r\n" % url.encode())
+    header.write(b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n" % (content_type, len(block)))
+    return gzip.compress(header.getvalue() + block + b"\r\n\r\n", compresslevel=6, mtime=0)
