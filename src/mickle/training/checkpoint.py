@@ -1,8 +1,8 @@
 """Checkpoints: folders ``step-00000010`` of safetensors and JSON, whole or not there, newest whole one first.
 
-``model.safetensors`` parameters and buffers; ``optimizer.safetensors`` the optimizer's tensors, named by parameter;
-``state.json`` the step, the optimizer's plain numbers, the loop's counters and the identity of the run.
-There is no random state: what is random is drawn from (seed, step, micro-batch, rank).
+``model.safetensors`` parameters and buffers; ``optimizer.safetensors`` the optimizer's tensors, named by
+parameter; ``state.json`` the step, the optimizer's plain numbers, the loop's counters and the identity of the
+run. There is no random state: what is random is drawn from (seed, step, micro-batch, rank).
 """
 
 from __future__ import annotations
@@ -42,9 +42,15 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, counters: dict[str, Any], identity: dict[str, Any]
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    counters: dict[str, Any],
+    identity: dict[str, Any],
 ) -> Path:
-    """Write the checkpoint of ``step`` under ``folder``; in a sharded run every process calls, the first writes.
+    """Write the checkpoint of ``step`` under ``folder``; in a sharded run every process calls, the first
+    writes.
 
     Raises :class:`~mickle.errors.NumericError` before anything is written when a number is not finite.
     """
@@ -66,24 +72,28 @@ def save(
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, every byte of it checked, and a sentence for each torn one that was passed over.
+    """The newest whole checkpoint, every byte of it checked, and a sentence for each torn one that was passed
+    over.
 
     Torn folders are renamed to ``torn-step-...`` so that they are never counted again.
-    Raises :class:`UsageError` when the newest has lost its optimizer (going on with a fresh one would be another
-    run) and when there are checkpoints but none is whole.
+    Raises :class:`UsageError` when the newest has lost its optimizer (going on with a fresh one would be
+    another run) and when there are checkpoints but none is whole.
     """
     problems: list[str] = []
     torn: list[Path] = []
     for path in reversed(saved(folder)):
         if not (path / OPTIMIZER).exists():
             raise UsageError(
-                "the newest checkpoint has no optimizer state", where=str(path / OPTIMIZER),
+                "the newest checkpoint has no optimizer state",
+                where=str(path / OPTIMIZER),
                 todo=f"restore that file, or remove {path.name} to go on from the one before",
             )
         try:
             found = load(path)
         except MickleError as error:
-            problems.append(f"{path.name} is not whole: {error.what} ({error.where}); going on from the one before")
+            problems.append(
+                f"{path.name} is not whole: {error.what} ({error.where}); going on from the one before"
+            )
             torn.append(path)
             continue
         _set_aside(torn)
@@ -91,18 +101,24 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     if problems:
         raise UsageError(
             f"no checkpoint is whole: {problems[0].removesuffix('; going on from the one before')}",
-            where=str(folder), todo="remove this folder to begin anew",
+            where=str(folder),
+            todo="remove this folder to begin anew",
         )
     return None, []
 
 
 def load(path: Path) -> Checkpoint:
-    """Read one checkpoint, comparing every file with its hash. :class:`UsageError` names the file that differs."""
+    """Read one checkpoint, every file compared with its hash; :class:`UsageError` names one that differs."""
     storage.open_folder(path, KIND, check="hashes")
     state = storage.read_json(path / STATE)
     return Checkpoint(
-        path, state["step"], storage.load_tensors(path / MODEL), storage.load_tensors(path / OPTIMIZER),
-        state["optimizer"], state["counters"], state["identity"],
+        path,
+        state["step"],
+        storage.load_tensors(path / MODEL),
+        storage.load_tensors(path / OPTIMIZER),
+        state["optimizer"],
+        state["counters"],
+        state["identity"],
     )
 
 
@@ -113,7 +129,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
-    """Make model and optimizer what they were, bit for bit, whatever number of processes wrote the checkpoint."""
+    """Make model and optimizer what they were, bit for bit, however many processes wrote the checkpoint."""
     _restore_model(checkpoint.model, model, checkpoint.path)
     _restore_optimizer(checkpoint, model, optimizer)
 
@@ -158,7 +174,8 @@ def refuse_other_run(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> Non
     ]
     if differing:
         raise UsageError(
-            "the checkpoint is of another run: " + "; ".join(differing), where=str(checkpoint.path),
+            "the checkpoint is of another run: " + "; ".join(differing),
+            where=str(checkpoint.path),
             todo="use the same settings, or another folder for this run",
         )
 
@@ -190,7 +207,9 @@ def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _restore_model(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
     mine = dict(_model_tensors(model))
-    _refuse_other_shapes({n: t.shape for n, t in tensors.items()}, {n: t.shape for n, t in mine.items()}, path)
+    _refuse_other_shapes(
+        {n: t.shape for n, t in tensors.items()}, {n: t.shape for n, t in mine.items()}, path
+    )
     for name, tensor in mine.items():
         tensor.copy_(distributed.placed_like(tensors[name], tensor))
 
@@ -200,7 +219,8 @@ def _refuse_other_shapes(found: dict[str, Any], expected: dict[str, Any], path: 
         if found.get(name) != expected.get(name):
             raise UsageError(
                 f"checkpoint does not fit the model: {name} is {_shape(found.get(name))}",
-                where=str(path / MODEL), expected=_shape(expected.get(name)),
+                where=str(path / MODEL),
+                expected=_shape(expected.get(name)),
             )
 
 
@@ -228,7 +248,10 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
             else:
                 numbers[f"{names[index]}/{field}"] = value
     groups = [
-        {**{k: _plain(v) for k, v in group.items() if k != "params"}, "params": [names[i] for i in group["params"]]}
+        {
+            **{k: _plain(v) for k, v in group.items() if k != "params"},
+            "params": [names[i] for i in group["params"]],
+        }
         for group in state["param_groups"]
     ]
     rest = {k: _plain(v) for k, v in state.items() if k not in ("state", "param_groups")}
@@ -239,7 +262,9 @@ def _restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Opti
     names = _parameter_names(model, optimizer)
     numbers = checkpoint.optimizer_numbers
     if [name for group in numbers["groups"] for name in group["params"]] != names:
-        raise UsageError("checkpoint's optimizer trains other parameters", where=str(checkpoint.path / OPTIMIZER))
+        raise UsageError(
+            "checkpoint's optimizer trains other parameters", where=str(checkpoint.path / OPTIMIZER)
+        )
     index = {name: i for i, name in enumerate(names)}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}

@@ -1,8 +1,8 @@
 """One optimizer step's loss and gradient: what :func:`mickle.training.loop.fit` hands to ``optimizer.step``.
 
-With loss terms ``l_k`` over the whole effective batch of all processes, ``N`` of them counted, the gradient is
-``(1 / N) sum_k grad l_k``: each micro-batch adds the gradient of its *sum*, and one multiplication at the end divides
-by the global ``N`` and clips. So micro-batches of unequal counts weigh what they should.
+With loss terms ``l_k`` over the whole effective batch of all processes, ``N`` of them counted, the gradient
+is ``(1 / N) sum_k grad l_k``: each micro-batch adds the gradient of its *sum*, and one multiplication at the
+end divides by the global ``N`` and clips. So micro-batches of unequal counts weigh what they should.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 class Closure:
     """Callable: gradient of the mean loss into ``.grad``, clipped; returns the mean loss.
 
-    An optimizer that needs more finds it here: ``model``, ``objective``, ``step`` (finished steps before this one),
-    ``batch`` (this process's rows, on the model's device), ``micro_batches`` (the same, split), ``generator`` (fresh
-    random numbers of this step and process, on the CPU), :meth:`forward_context` and :meth:`mean_loss`.
-    After a call: ``loss``, ``count``, ``gradient_norm`` (before clipping).
+    An optimizer that needs more finds it here: ``model``, ``objective``, ``step`` (finished steps before this
+    one), ``batch`` (this process's rows, on the model's device), ``micro_batches`` (the same, split),
+    ``generator`` (fresh random numbers of this step and process, on the CPU), :meth:`forward_context` and
+    :meth:`mean_loss`. After a call: ``loss``, ``count``, ``gradient_norm`` (before clipping).
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Closure:
         self._watch, self._state = watch, state
 
     def __call__(self) -> float:
-        """Raises :class:`BadNumbers` before any weight has changed when a number is not finite or the loss jumps."""
+        """Raises :class:`BadNumbers`, before a weight has changed, for a number not finite or a loss that jumps."""
         for parameter in self.model.parameters():
             parameter.grad = None
         bad_state = first_not_finite(self._state())
@@ -127,7 +127,9 @@ class Closure:
             )
         self.loss, self.count = total / count, int(count)
         if bad:
-            raise self._bad(f"a weight or the optimizer's state is not finite: {bad_state or 'in another process'}")
+            raise self._bad(
+                f"a weight or the optimizer's state is not finite: {bad_state or 'in another process'}"
+            )
         if not math.isfinite(self.loss):
             raise self._bad(f"the loss is {self.loss}")
         if self._watch is not None and self._watch.spikes(self.loss):
@@ -138,7 +140,9 @@ class Closure:
         named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
         gradients = [local(parameter.grad) for _, parameter in named]
         if not gradients:
-            raise UsageError("no parameter has a gradient", todo="check that the loss depends on the parameters")
+            raise UsageError(
+                "no parameter has a gradient", todo="check that the loss depends on the parameters"
+            )
         squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         # Sharded layers average their gradients over the processes; the sum is wanted.
         scale = self.place.world / self.count
@@ -153,16 +157,21 @@ class Closure:
     def _bad(self, what: str) -> BadNumbers:
         """The error for this step, with the rows and the module that it comes from where they can be told."""
         rows, module = self._origin()
-        where = f"batch {self.step}, " + (f"rows {', '.join(map(str, rows))}" if rows else "all rows together")
+        where = f"batch {self.step}, " + (
+            f"rows {', '.join(map(str, rows))}" if rows else "all rows together"
+        )
         if module:
             where += f"; first module with a non-finite output: {module}"
-        return BadNumbers(f"step {self.step + 1}: {what}", where=where, step=self.step, rows=rows, module=module)
+        return BadNumbers(
+            f"step {self.step + 1}: {what}", where=where, step=self.step, rows=rows, module=module
+        )
 
     @torch.no_grad()
     def _origin(self) -> tuple[tuple[int, ...], str | None]:
         """Run forward again: the rows whose own loss is not finite, and the first module that shows it.
 
-        Rows are tried one by one only by a single process: sharded layers would wait for processes with fewer rows.
+        Rows are tried one by one only by a single process: sharded layers would wait for processes with fewer
+        rows.
         """
         with OutputWatch(self.model) as outputs:
             for part, micro_batch in enumerate(self.micro_batches):

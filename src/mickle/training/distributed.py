@@ -1,7 +1,8 @@
-"""Training by several processes: torch's FSDP2 (``fully_shard``), under torchrun, on CPU (gloo) or GPU (nccl).
+"""Training by several processes: torch's FSDP2 (``fully_shard``), under torchrun, on CPU (gloo) or GPU
+(nccl).
 
-Every process draws the same effective batch and takes its own rows; parameters, gradients and optimizer state are
-sharded. One process needs no process group: every function here then does nothing, and costs nothing.
+Every process draws the same effective batch and takes its own rows; parameters, gradients and optimizer state
+are sharded. One process needs no process group: every function here then does nothing, and costs nothing.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def synchronise_last(model: nn.Module, last: bool) -> None:
 
 
 def rows_of(batch: Mapping[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
-    """The ``part``-th of ``parts`` nearly equal runs of rows. A tensor without dimensions belongs to every part."""
+    """The ``part``-th of ``parts`` nearly equal runs of rows; a tensor without dimensions is in every part."""
     return {name: t.tensor_split(parts)[part] if t.ndim else t for name, t in batch.items()}
 
 

@@ -1,4 +1,4 @@
-"""Numbers that must not reach the weights: not finite anywhere, or a loss that jumped; and where they come from."""
+"""Numbers that must not reach the weights: not finite, or a loss that jumped; and where they come from."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ LEAST_DEVIATION = 0.01
 class BadNumbers(NumericError):
     """A step that must not change the weights.
 
-    ``step``: finished steps before it, which is also the number of its batch; ``rows`` of that batch whose loss is
-    not finite by themselves; ``module``: the first one with a non-finite output. Both are empty where unknown.
+    ``step``: finished steps before it, which is also the number of its batch; ``rows`` of that batch whose
+    loss is not finite by themselves; ``module``: the first one with a non-finite output. Both are empty where
+    unknown.
     """
 
-    def __init__(self, what: str, *, where: str, step: int, rows: tuple[int, ...], module: str | None) -> None:
+    def __init__(
+        self, what: str, *, where: str, step: int, rows: tuple[int, ...], module: str | None
+    ) -> None:
         todo = "look at these rows; or lower the learning rate; or set on_bad_numbers to skip or back"
         super().__init__(what, where=where, todo=todo)
         self.step, self.rows, self.module = step, rows, module
@@ -36,8 +39,9 @@ class BadNumbers(NumericError):
 class LossWatch:
     """Says when the loss jumps: twice in a row above mean + 6 deviations of the last 128 accepted steps.
 
-    It says nothing before 32 accepted steps. The deviation is taken as at least 1 % of the mean, so a loss that has
-    become flat does not make every ripple an alarm. A loss above the bound is not accepted into the window.
+    It says nothing before 32 accepted steps. The deviation is taken as at least 1 % of the mean, so a loss
+    that has become flat does not make every ripple an alarm. A loss above the bound is not accepted into the
+    window.
     """
 
     def __init__(self, accepted: Iterable[float] = (), suspicious: bool = False) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 class Interruption:
     """A context in which the first SIGINT or SIGTERM only sets ``signalled``.
 
-    That signal puts the former handlers back, so a second one does what it always did. Signals that were ignored
-    (nohup) stay ignored. Outside the main thread, where Python allows no handlers, it does nothing.
+    That signal puts the former handlers back, so a second one does what it always did. Signals that were
+    ignored (nohup) stay ignored. Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:

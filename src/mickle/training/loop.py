@@ -1,7 +1,8 @@
 """The training loop: one function that yields what happens and leaves everything else to its readers.
 
-Step ``i`` uses ``batches(i)``, random numbers drawn from (seed, i, micro-batch, rank) and the schedule at (i, steps):
-nothing of it depends on history, so a run that is stopped and resumed has the same weights as one that never was.
+Step ``i`` uses ``batches(i)``, random numbers drawn from (seed, i, micro-batch, rank) and the schedule at (i,
+steps): nothing of it depends on history, so a run that is stopped and resumed has the same weights as one
+that never was.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from mickle.training.optimizers import constant
 Batches = Callable[[int], Batch]
 Schedule = Callable[[int, int], float]
 MOST_IN_A_ROW = 3
+_MOVING = ("params", "param_names", "lr", "steps")  # of a parameter group: no part of what a run is
 
 
 @dataclass(frozen=True)
@@ -97,23 +99,26 @@ def fit(
 ) -> Iterator[Event]:
     """Train ``model`` in place for ``steps`` optimizer steps; iterate over the events to make it happen.
 
-    batches: step ``i``, from 0 -> the whole effective batch, tensors with rows first. It is split over the processes
-        and then into ``accumulate`` micro-batches; the split changes memory and speed, never the result.
+    batches: step ``i``, from 0 -> the whole effective batch, tensors with rows first. It is split over the
+        processes and then into ``accumulate`` micro-batches, which changes memory and speed, never the result.
     optimizer: any ``torch.optim.Optimizer`` whose ``step`` takes a closure; it gets a
-        :class:`~mickle.training.closure.Closure`. An attribute ``metrics`` (dict of floats) is copied into the events.
+        :class:`~mickle.training.closure.Closure`. What its method ``statistics()``, if it has one, returns
+        goes into the events.
     schedule: (step, steps) -> factor on the learning rate that each parameter group came with.
     clip_norm: largest norm of the gradient, None for no clipping.
     precision: "bfloat16" runs forward passes under autocast; weights, gradients and state stay as they are.
-    evaluate: model (in eval mode, without gradients) -> values; run every ``evaluate_every`` steps and at the end.
-        The first value decides which checkpoint is the best: lower is better.
-    checkpoints: a folder; a whole checkpoint in it is gone on from. Saved every ``save_every`` steps (0: never), at
-        the end, at each best evaluation and on SIGINT or SIGTERM. The newest ``keep`` and the best one stay.
-    on_bad_numbers: what to do when a number is not finite or the loss jumps, before it touches the weights. "stop"
-        raises; "skip" leaves the step out, and stops after three in a row; "back" returns to the last
+    evaluate: model (in eval mode, without gradients) -> values; run every ``evaluate_every`` steps and at the
+        end. The first value decides which checkpoint is the best: lower is better.
+    checkpoints: a folder; the newest whole checkpoint in it is gone on from. Saved every ``save_every`` steps
+        (0: never), at the end, at each best evaluation and on SIGINT or SIGTERM. The newest ``keep`` and the
+        best one stay.
+    on_bad_numbers: what to do when a number is not finite or the loss jumps, before it touches the weights.
+        "stop" raises; "skip" leaves the step out, and stops after three in a row; "back" returns to the last
         checkpoint and goes on without that batch, and stops after three returns to the same one.
     compile: run the model through torch.compile.
-    identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint with
-        another identity is refused; steps, evaluation, saving, accumulation, device and processes may change.
+    identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint
+        with another identity is refused. Steps, evaluation, saving, accumulation, device and number of
+        processes may change.
 
     Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saved, Warned, Noted.
     Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
@@ -124,10 +129,14 @@ def fit(
         if value < 0:
             raise UsageError(f"{name} is too small")
     if on_bad_numbers == "back" and checkpoints is None:
-        raise UsageError("on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints")
+        raise UsageError(
+            "on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints"
+        )
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if distributed.current().world > 1 and not sharded:
-        raise UsageError("several processes train an unsharded model", todo="call distributed.shard(model) first")
+        raise UsageError(
+            "several processes train an unsharded model", todo="call distributed.shard(model) first"
+        )
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     if compile:
@@ -142,8 +151,22 @@ def fit(
         "seed": seed,
     }
     plan = _Plan(
-        model, objective, batches, optimizer, steps, schedule, accumulate, clip_norm, precision, evaluate,
-        evaluate_every, Path(checkpoints) if checkpoints else None, save_every, keep, seed, on_bad_numbers,
+        model,
+        objective,
+        batches,
+        optimizer,
+        steps,
+        schedule,
+        accumulate,
+        clip_norm,
+        precision,
+        evaluate,
+        evaluate_every,
+        Path(checkpoints) if checkpoints else None,
+        save_every,
+        keep,
+        seed,
+        on_bad_numbers,
         whole_identity,
     )
     return _train(plan)
@@ -179,7 +202,7 @@ def _train(plan: _Plan) -> Iterator[Event]:
 
 
 def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Event]:
-    """One optimizer step; the error, if its numbers were bad (then nothing has changed), and the event that tells it."""
+    """One optimizer step: the error if its numbers were bad, and then nothing has changed; and its event."""
     step, begun = counters.step, time.perf_counter()
     counters.step += 1
     if step in counters.dropped:
@@ -190,8 +213,15 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
     batch = plan.batches(step)
     watch = LossWatch(**counters.watch)
     closure = Closure(
-        plan.model, plan.objective, batch, step=step, seed=plan.seed, accumulate=plan.accumulate,
-        clip_norm=plan.clip_norm, precision=plan.precision, watch=watch,
+        plan.model,
+        plan.objective,
+        batch,
+        step=step,
+        seed=plan.seed,
+        accumulate=plan.accumulate,
+        clip_norm=plan.clip_norm,
+        precision=plan.precision,
+        watch=watch,
         state=partial(_watched, plan.model, plan.optimizer),
     )
     plan.model.train()
@@ -204,7 +234,7 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
     counters.watch = watch.state()
     counters.tokens += _tokens(batch)
     counters.seconds += time.perf_counter() - begun
-    extra = dict(getattr(plan.optimizer, "metrics", {}))
+    extra = _statistics(plan.optimizer)
     rate = plan.optimizer.param_groups[0]["lr"]
     return bad, Trained(
         step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra
@@ -301,6 +331,12 @@ def _watched(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tens
                 yield f"{name}/{field_name}", value
 
 
+def _statistics(optimizer: Optimizer) -> dict[str, float]:
+    """What the optimizer says of its last step; figures of single layers (a name with a slash) stay out."""
+    told = optimizer.statistics() if hasattr(optimizer, "statistics") else {}
+    return {name: float(value) for name, value in told.items() if "/" not in name}
+
+
 def _tokens(batch: Batch) -> int:
     """Input positions of a batch, or its rows when it has no ``input_ids``."""
     if "input_ids" in batch:
@@ -311,7 +347,7 @@ def _tokens(batch: Batch) -> int:
 def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """Kind and settings, group by group, less what moves during a run."""
     groups = [
-        {name: value for name, value in group.items() if name not in ("params", "lr")}
+        {name: value for name, value in group.items() if name not in _MOVING}
         for group in optimizer.param_groups
     ]
     return {"kind": type(optimizer).__name__, **{str(i): group for i, group in enumerate(groups)}}

@@ -1,8 +1,9 @@
 """What a model is trained to do: plain functions ``(model, batch) -> (sum of loss terms, count of terms)``.
 
-An objective never divides: the loop divides once by the count of the whole effective batch, over all micro-batches
-and processes, so padding, accumulation and data-parallel splits cannot change the result.
-A label of -100 is not trained and does not count. ``labels[b, t]`` is the target of position ``t`` (already shifted).
+An objective never divides: the loop divides once by the count of the whole effective batch, over all
+micro-batches and processes, so padding, accumulation and data-parallel splits cannot change the result. A
+label of -100 is not trained and does not count. ``labels[b, t]`` is the target of position ``t`` (already
+shifted).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ Objective = Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 def next_token(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy (nats) of the token that follows each position.
 
-    ``batch``: ``input_ids`` [B, T], ``labels`` [B, T], and optionally ``documents`` [B, T], whose ids keep the
-    attention inside one document. The loss is made from hidden states in chunks: logits [B, T, V] never exist.
+    ``batch``: ``input_ids`` [B, T], ``labels`` [B, T], and optionally ``documents`` [B, T], whose ids keep
+    the attention inside one document. The loss is made from hidden states in chunks: logits [B, T, V] never
+    exist.
     """
     return _token_cross_entropy(model, batch)
 

@@ -1,7 +1,7 @@
 """Optimizer and schedule settings, and what they build. Importing this file does not import torch.
 
-A schedule is a pure function of (step, steps) that gives a factor on the peak learning rate, so resuming needs no
-schedule state: ``steps`` is the length of the run and ``step`` counts finished steps, from 0.
+A schedule is a pure function of (step, steps) that gives a factor on the peak learning rate, so resuming
+needs no schedule state: ``steps`` is the length of the run and ``step`` counts finished steps, from 0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ class AdamW(Config):
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moving averages")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
-    weight_decay: float = Field(0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none")
+    weight_decay: float = Field(
+        0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none"
+    )
 
 
 class Sophia(Config):
@@ -37,12 +39,18 @@ class Sophia(Config):
         "short", description="paper: betas .96 .99, every 10; short: betas .9 .95, every 5, bias correction"
     )
     estimator: Literal["gnb", "hutchinson"] = Field("gnb", description="estimator of the Hessian's diagonal")
-    gamma: float | None = Field(None, gt=0, description="scale of the curvature; preset: .05 (gnb), .01 (hutchinson)")
+    gamma: float | None = Field(
+        None, gt=0, description="scale of the curvature; preset: .05 (gnb), .01 (hutchinson)"
+    )
     every: int | None = Field(None, ge=1, description="steps between curvature estimates")
-    betas: tuple[float, float] | None = Field(None, description="decay of the gradient's and the curvature's average")
+    betas: tuple[float, float] | None = Field(
+        None, description="decay of the gradient's and the curvature's average"
+    )
     bias_correction: bool | None = Field(None, description="divide both averages by 1 - beta^t")
     eps: float = Field(1e-12, gt=0, description="least denominator")
-    weight_decay: float = Field(0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none")
+    weight_decay: float = Field(
+        0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none"
+    )
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of :class:`mickle.training.sophia.Sophia`, every one of them resolved."""
@@ -60,8 +68,11 @@ class Sophia(Config):
 OptimizerSettings = Annotated[AdamW | Sophia, Field(discriminator="kind")]
 
 
-def build_optimizer(settings: AdamW | Sophia, model: nn.Module) -> Optimizer:
-    """The optimizer for a model's trainable parameters, in two groups: decayed and not (:func:`decay_groups`)."""
+def build_optimizer(settings: AdamW | Sophia, model: nn.Module, seed: int = 0) -> Optimizer:
+    """The optimizer for a model's trainable parameters, in two groups: :func:`decay_groups`.
+
+    ``seed`` is for the random draws of Sophia's estimators.
+    """
     import torch
 
     groups = decay_groups(model, settings.weight_decay)
@@ -73,15 +84,15 @@ def build_optimizer(settings: AdamW | Sophia, model: nn.Module) -> Optimizer:
         )
     from mickle.training import sophia
 
-    return sophia.Sophia(groups, **settings.options())
+    return sophia.Sophia(groups, seed=seed, **settings.options())
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups: matrices decay; biases, norms (one dimension) and embedding tables do not.
 
-    Decaying a norm's scale or a bias moves the function without making it simpler, and a row of an embedding table
-    gets decay at every step but a gradient only when its token occurs, so rare tokens would fade. A head tied to the
-    embedding counts as embedding. Frozen parameters belong to no group.
+    Decaying a norm's scale or a bias moves the function without making it simpler, and a row of an embedding
+    table gets decay at every step but a gradient only when its token occurs, so rare tokens would fade. A
+    head tied to the embedding counts as embedding. Frozen parameters belong to no group.
     """
     from torch import nn
 
@@ -96,8 +107,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 class Schedule(Config):
     """How the learning rate moves over a run; ``schedule(step, steps)`` is the factor on its peak."""
 
-    kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="shape after the warm-up")
-    warmup: float = Field(0.02, ge=0, le=1, description="share of the steps in which it rises from 0 to the peak")
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
+        "cosine", description="shape after the warm-up"
+    )
+    warmup: float = Field(
+        0.02, ge=0, le=1, description="share of the steps in which it rises from 0 to the peak"
+    )
     floor: float = Field(0.05, ge=0, le=1, description="factor at the last step (constant has none)")
     decay: float = Field(0.2, gt=0, le=1, description="wsd only: share of the steps in which it falls")
 
@@ -125,13 +140,14 @@ def linear(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> flo
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
-    """Warm-up, then half a cosine from 1 down to ``floor`` at the last step (SGDR, arXiv 1608.03983, equation 5)."""
+    """Warm-up, then half a cosine from 1 to ``floor`` at the last step (SGDR, arXiv 1608.03983, equation 5)."""
     falling = 0.5 * (1 + math.cos(math.pi * _progress(step, steps, warmup)))
     return constant(step, steps, warmup=warmup) * (floor + (1 - floor) * falling)
 
 
 def wsd(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0, decay: float = 0.2) -> float:
-    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395): flat at 1, then linear to ``floor`` over the last steps.
+    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395): flat at 1, then linear to ``floor`` over the last
+    steps.
 
     ``decay`` is the share of all steps in which it falls.
     """
