@@ -1,0 +1,139 @@
+"""Pages in, and the split of training from held-out pages by what they say.
+
+A page's side follows from a hash of its text alone (white space aside): adding pages moves none, and two copies of a text
+can never lie on both sides. Seeds of training do not enter, so that runs with other seeds are measured on the same pages.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from mickle.data.records import Page
+from mickle.errors import UsageError
+from mickle.storage import open_folder, read_manifest
+
+PAGES_AT_A_TIME = 256
+COLUMNS = ("url", "domain", "language", "text")
+
+
+def page_files(source: Path) -> list[Path]:
+    """The Parquet files of a corpus folder, of a model folder's held-out pages, or the one file given."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise UsageError(
+            f"There is nothing at {source}.", where="data", expected="a corpus folder or a Parquet file"
+        )
+    # A folder of one's own Parquet files needs no manifest; a corpus that lacks it was not finished.
+    if (
+        read_manifest(source) is not None
+        or (source / ".scratch").is_dir()
+        or (source / "card.json").is_file()
+    ):
+        open_folder(source)
+    for candidates in (source / "pages", source):
+        files = sorted(candidates.glob("*.parquet"))
+        if files:
+            return files
+    raise UsageError(
+        f"There are no pages in {source}.",
+        where="data",
+        expected="pages/*.parquet or *.parquet with a column `text`",
+        todo="make a corpus with `mickle curate`",
+    )
+
+
+def read_pages(source: Path) -> Iterator[list[Page]]:
+    """Pages in their stored order, some at a time. Pages without text are left out."""
+    for file in page_files(source):
+        try:
+            yield from _batches(file)
+        except (pa.ArrowException, OSError) as error:
+            raise UsageError(
+                f"This Parquet file cannot be read: {str(error).splitlines()[0][:200]}",
+                where=str(file),
+                todo="make it again, or take it out of the folder",
+            ) from error
+
+
+def _batches(file: Path) -> Iterator[list[Page]]:
+    with pq.ParquetFile(file) as parquet:
+        names = parquet.schema_arrow.names
+        if "text" not in names or not _is_text(parquet.schema_arrow.field("text").type):
+            raise UsageError(
+                "These pages have no column `text` of strings.",
+                where=str(file),
+                expected=f"columns {', '.join(COLUMNS)}",
+            )
+        wanted = [
+            name for name in COLUMNS if name in names and _is_text(parquet.schema_arrow.field(name).type)
+        ]
+        for batch in parquet.iter_batches(batch_size=PAGES_AT_A_TIME, columns=wanted):
+            rows = batch.to_pylist()
+            pages = [Page(*(str(row.get(name) or "") for name in COLUMNS)) for row in rows]
+            yield [page for page in pages if page.text.strip()]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def content_hash(text: str) -> int:
+    """64 bits of a text's words; white space does not count."""
+    return xxhash.xxh3_64_intdigest(" ".join(text.split()).encode("utf-8"))
+
+
+def is_heldout(text: str, share: float) -> bool:
+    """Whether a page is held out when ``share`` of all possible texts are."""
+    return content_hash(text) < share * 2**64
+
+
+@dataclass(frozen=True)
+class Split:
+    """Counts of a split, and the held-out pages themselves (they are few)."""
+
+    training_pages: int
+    training_bytes: int
+    heldout: tuple[Page, ...]
+    distinct: int
+
+    @property
+    def heldout_bytes(self) -> int:
+        """UTF-8 bytes of the held-out texts."""
+        return sum(len(page.text.encode("utf-8")) for page in self.heldout)
+
+
+def split(pages: Iterable[list[Page]], share: float) -> Split:
+    """Sort pages by side, with every held-out text once, and check that no text is on both."""
+    training: set[int] = set()
+    heldout: dict[int, Page] = {}
+    count = size = 0
+    for batch in pages:
+        for page in batch:
+            key = content_hash(page.text)
+            if is_heldout(page.text, share):
+                heldout.setdefault(key, page)
+            else:
+                training.add(key)
+                count += 1
+                size += len(page.text.encode("utf-8"))
+    if training & heldout.keys():
+        raise AssertionError("a text is on both sides of the split")
+    return Split(count, size, tuple(heldout.values()), len(training) + len(heldout))
+
+
+def training_texts(source: Path, share: float) -> Iterator[list[str]]:
+    """The texts of the training side, some at a time, in their stored order."""
+    for batch in read_pages(source):
+        yield [page.text for page in batch if not is_heldout(page.text, share)]
+
+
+def write_pages(pages: Iterable[Page], path: Path) -> None:
+    """Write pages to one Parquet file with the columns of a corpus; the same pages give the same bytes."""
+    rows = list(pages)
+    columns = {name: pa.array([getattr(page, name) for page in rows], pa.string()) for name in COLUMNS}
+    pq.write_table(pa.table(columns), path, compression="zstd")

@@ -1,0 +1,196 @@
+"""Byte-level BPE: text to token ids and back without loss, trained on the pages or taken from a model folder.
+
+Byte pair encoding for text: Sennrich et al. 2016 (arXiv 1508.07909); on bytes: Radford et al. 2019 ("Language models
+are unsupervised multitask learners", section 2.2). The 256 bytes are always in the vocabulary, so every string has an
+encoding. Each decimal digit stays a token of its own, so that a number's tokens do not depend on its neighbours.
+
+A document is [start, text ..., end]. Where the two marks are one token, as in the tokenizers trained here, the end of
+one document is also the start of the next, and the first token of a text is predicted from it.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from mickle.errors import UsageError
+from mickle.storage import write_json, write_text
+
+END_OF_DOCUMENT = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257  # the bytes and the document mark
+LARGEST_FILE = 200_000_000  # bytes of a tokenizer.json; the largest in use have about 40 MB
+USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer with its document marks. ``start`` may equal ``end`` (one token serves as both)."""
+
+    tokenizer: Tokenizer
+    start: int
+    end: int
+    configuration: dict
+
+    @property
+    def size(self) -> int:
+        """One more than the largest token id: the rows that an embedding needs (V)."""
+        return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int64 [n], without document marks.
+
+        A text that spells a special token, such as a page about tokenizers, gets ordinary tokens: data cannot forge
+        the end of a document.
+        """
+        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[start, text] of each text, with the end appended where it is a token of its own."""
+        close = [] if self.start == self.end else [self.end]
+        return [np.concatenate([[self.start], ids, close]).astype(np.int64) for ids in self.encode(texts)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ``ids``; document marks are shown as they are spelt."""
+        return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    def save(self, folder: Path) -> None:
+        """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' AutoTokenizer loads."""
+        write_text(folder / "tokenizer.json", self.tokenizer.to_str(pretty=True))
+        write_json(folder / "tokenizer_config.json", self.configuration)
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, or_fewer: bool = False) -> TextTokenizer:
+    """Learn the merges that ``vocabulary_size`` allows from ``texts``; the same texts give the same bytes.
+
+    Raises UsageError where the texts hold fewer pairs worth merging than asked for, unless ``or_fewer``: the missing
+    tokens would be rows of the embedding that nothing ever trains.
+    """
+    if vocabulary_size < SMALLEST_VOCABULARY:
+        raise UsageError(
+            f"A byte-level vocabulary of {vocabulary_size} is too small.",
+            where="vocabulary_size",
+            expected=f"at least {SMALLEST_VOCABULARY}: 256 bytes and the document mark",
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        min_frequency=2,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        max_token_length=32,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    size = tokenizer.get_vocab_size()
+    if size < vocabulary_size and not or_fewer:
+        raise UsageError(
+            f"The pages allow {size:,} tokens, not the {vocabulary_size:,} asked for.",
+            where="vocabulary_size",
+            expected=f"at most {size} for these pages",
+            todo=f"set vocabulary_size to {size} or less, or leave it out",
+        )
+    end = tokenizer.token_to_id(END_OF_DOCUMENT)
+    # What users encode begins like a document of the training data; `encode` above adds its marks itself.
+    tokenizer.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single=f"{END_OF_DOCUMENT} $A", special_tokens=[(END_OF_DOCUMENT, end)]
+            ),
+        ]
+    )
+    return _for_documents(tokenizer, END_OF_DOCUMENT, END_OF_DOCUMENT, _configuration())
+
+
+def open_text_tokenizer(path: Path) -> TextTokenizer:
+    """Open ``tokenizer.json``, alone or in a model folder, with the document marks its configuration names."""
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(
+            "There is no tokenizer here.",
+            where=str(file),
+            expected="tokenizer.json, or a folder that holds one",
+        )
+    if file.stat().st_size > LARGEST_FILE:
+        raise UsageError("This tokenizer is too large to be one.", where=str(file), expected="at most 200 MB")
+    try:
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
+        raise UsageError(
+            f"This tokenizer cannot be read: {str(error)[:200]}.",
+            where=str(file),
+            expected="a tokenizers JSON file",
+        ) from error
+    configuration = _read_configuration(file.with_name("tokenizer_config.json"))
+    end = _mark(configuration, "eos_token")
+    if end is None:
+        end = next((mark for mark in USUAL_END_MARKS if tokenizer.token_to_id(mark) is not None), None)
+    if end is None or tokenizer.token_to_id(end) is None:
+        raise UsageError(
+            "This tokenizer lacks an end-of-document token.",
+            where=str(file),
+            expected="eos_token in tokenizer_config.json, and the token in tokenizer.json",
+            todo="name it in tokenizer_config.json, or leave `tokenizer` out to train one",
+        )
+    start = _mark(configuration, "bos_token")
+    if start is None or tokenizer.token_to_id(start) is None:
+        start = end
+    return _for_documents(tokenizer, start, end, {**_configuration(start, end), **configuration})
+
+
+def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: dict) -> TextTokenizer:
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return TextTokenizer(tokenizer, tokenizer.token_to_id(start), tokenizer.token_to_id(end), configuration)
+
+
+def _configuration(start: str = END_OF_DOCUMENT, end: str = END_OF_DOCUMENT) -> dict:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": start,
+        "eos_token": end,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _read_configuration(path: Path) -> dict:
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError("This file is not JSON.", where=str(path), expected="a JSON object") from error
+    if not isinstance(values, dict):
+        raise UsageError("This file holds no settings.", where=str(path), expected="a JSON object")
+    return {name: value for name, value in values.items() if name != "auto_map"}  # auto_map names code to run
+
+
+def _mark(configuration: dict, name: str) -> str | None:
+    """A special token's spelling: older files give a string, newer ones {"content": ...}."""
+    value = configuration.get(name)
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def coloured(tokenizer: TextTokenizer, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[str]:
+    """Rich markup of a token sequence: trained tokens on alternating backgrounds, the others dim.
+
+    A token that is only part of a character is shown by its bytes' stand-ins, as it stands in the vocabulary.
+    """
+    for position, (token, counts) in enumerate(zip(ids, trained, strict=True)):
+        piece = tokenizer.decode([token])
+        if "\ufffd" in piece:
+            piece = tokenizer.tokenizer.id_to_token(int(token)) or piece
+        piece = piece.replace("\\", "\\\\").replace("[", "\\[")
+        style = ("black on green" if position % 2 else "black on bright_green") if counts else "dim"
+        yield f"[{style}]{piece}[/]"

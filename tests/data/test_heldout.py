@@ -1,0 +1,99 @@
+"""The split of training from held-out pages: by content, stable, without overlap; and pages from files of all kinds."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mickle.data.heldout import (
+    content_hash,
+    read_pages,
+    split,
+    training_texts,
+    write_pages,
+)
+from mickle.data.records import Page
+from mickle.errors import UsageError
+
+PAGES = [Page(f"u{i}", f"d{i % 2}", "en", f"page {i} has its own words {i * 7}") for i in range(400)]
+
+
+def test_the_share_is_about_what_was_asked_and_counts_add_up():
+    sides = split([PAGES], 0.1)
+    assert sides.training_pages + len(sides.heldout) == 400
+    assert 20 <= len(sides.heldout) <= 60  # 40 expected, standard deviation 6
+    assert sides.training_bytes + sides.heldout_bytes == sum(len(p.text.encode()) for p in PAGES)
+
+
+def test_adding_pages_moves_none():
+    few = {page.url for page in split([PAGES[:200]], 0.1).heldout}
+    more = {page.url for page in split([PAGES], 0.1).heldout}
+    assert few == {url for url in more if int(url[1:]) < 200}
+
+
+def test_a_larger_share_holds_out_a_superset():
+    assert {p.url for p in split([PAGES], 0.05).heldout} < {p.url for p in split([PAGES], 0.2).heldout}
+
+
+def test_copies_of_a_text_fall_on_one_side_even_with_other_white_space():
+    copies = [Page(f"c{i}", "d", "en", page.text.replace(" ", "  \n")) for i, page in enumerate(PAGES)]
+    sides = split([PAGES, copies], 0.1)
+    assert {content_hash(p.text) for p in sides.heldout} == {
+        content_hash(p.text) for p in split([PAGES], 0.1).heldout
+    }
+    assert sides.distinct == 400
+
+
+def test_training_texts_are_the_other_side(tmp_path):
+    write_pages(PAGES, tmp_path / "pages.parquet")
+    texts = [text for batch in training_texts(tmp_path, 0.1) for text in batch]
+    held = {page.text for page in split([PAGES], 0.1).heldout}
+    assert held.isdisjoint(texts)
+    assert len(held) + len(texts) == 400
+
+
+def test_pages_come_back_and_bytes_repeat(tmp_path):
+    write_pages(PAGES, tmp_path / "a.parquet")
+    write_pages(PAGES, tmp_path / "b.parquet")
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    assert [page for batch in read_pages(tmp_path / "a.parquet") for page in batch] == PAGES
+
+
+def test_columns_that_are_missing_are_empty_and_blank_pages_are_left_out(tmp_path):
+    pq.write_table(
+        pa.table({"text": ["one", "  ", None, "two"], "score": [1, 2, 3, 4]}), tmp_path / "x.parquet"
+    )
+    assert [p for batch in read_pages(tmp_path) for p in batch] == [
+        Page("", "", "", "one"),
+        Page("", "", "", "two"),
+    ]
+
+
+def _corrupt(path):
+    write_pages(PAGES, path)
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: None, "no pages in"),
+        (lambda folder: (folder / "x.parquet").write_bytes(b""), "cannot be read"),
+        (lambda folder: (folder / "x.parquet").write_bytes(b"PAR1" * 9), "cannot be read"),
+        (lambda folder: _corrupt(folder / "x.parquet"), "cannot be read"),
+        (lambda folder: pq.write_table(pa.table({"body": ["a"]}), folder / "x.parquet"), "no column `text`"),
+        (lambda folder: pq.write_table(pa.table({"text": [1]}), folder / "x.parquet"), "no column `text`"),
+        (lambda folder: (folder / "card.json").write_text("{}"), "not a finished"),
+    ],
+)
+def test_bad_sources(tmp_path, make, said):
+    make(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        list(read_pages(tmp_path))
+
+
+def test_a_missing_source():
+    with pytest.raises(UsageError, match="nothing at"):
+        list(read_pages(Path("nowhere")))
