@@ -1,0 +1,168 @@
+"""Open and save model folders: ours, Llama's, and those of every other language model in `transformers`.
+
+A decoder with rotary positions is written as a plain Llama folder, which transformers, vLLM and llama.cpp's
+converter read. Other decoders are written with their own model type (`models/transformers_bridge.py`).
+Only safetensors are read or written, nothing is fetched, and no folder's code is run
+(`models/folder_check.py`).
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mickle import storage
+from mickle.errors import UsageError
+from mickle.models import folder_check, llama
+from mickle.models.decoder import Decoder
+from mickle.models.safetensors_check import refuse_not_finite
+from mickle.models.shape import DecoderConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> nn.Module:
+    """The model of a folder, in evaluation mode: a `Decoder` where ours can compute it, else a
+    `WrappedModel`.
+
+    Both take `model(input_ids, documents=, cache=, head=)`. `dtype` None keeps the dtype of the files.
+    Raises UsageError for a folder that is not whole, not safe or not a language model, and NumericError for
+    weights that are not finite; both name the file or tensor.
+    """
+    files = folder_check.inspect_folder(Path(path))
+    shape = _shape(files.config, files.folder)
+    if shape is not None:
+        _refuse_misfit(shape, files)
+    tensors = _read_tensors(files)
+    if shape is None:
+        from mickle.models.transformers_bridge import open_wrapped
+
+        return open_wrapped(files, tensors).to(device=device, dtype=dtype).eval()
+    with torch.device("meta"):
+        model = Decoder(shape)
+    names = _folder_names(shape)
+    model.load_state_dict({name: tensors[names[name]] for name in model.state_dict()}, assign=True)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def model_config(path: Path) -> DecoderConfig | dict[str, Any]:
+    """The shape of a folder's decoder, or the plain `config.json` of any other model. Reads no weights."""
+    path = Path(path)
+    if not path.is_dir():
+        raise UsageError(f"no such model folder: {path}", todo="check the path")
+    config = folder_check.read_config(path)
+    return _shape(config, path) or config
+
+
+def open_tokenizer(path: Path) -> "Tokenizer":
+    """The tokenizer of a folder, its file checked first."""
+    from tokenizers import Tokenizer
+
+    file = folder_check.check_tokenizer(Path(path))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
+        raise UsageError(f"tokenizer cannot be read: {str(error)[:200]}", where=str(file)) from error
+
+
+def save_model(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
+    """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into
+    `folder`.
+
+    `tokenizer` has `save(folder)`, `start` and `end` (`data/tokenizer.py`), or is a plain
+    `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Raises NumericError where a
+    weight is not finite.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, Decoder):
+        _save_decoder(model, folder, {"bos_token_id": "start", "eos_token_id": "end"}, tokenizer)
+    else:
+        refuse_not_finite(dict(model.named_parameters()), folder)
+        model.model.save_pretrained(folder)
+    if tokenizer is not None and hasattr(tokenizer, "start"):
+        tokenizer.save(folder)
+    elif tokenizer is not None:
+        storage.write_text(folder / folder_check.TOKENIZER, tokenizer.to_str(pretty=True))
+        storage.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer: Any) -> None:
+    """Weights first, settings last."""
+    names = _folder_names(model.config)
+    tensors = {names[name]: tensor for name, tensor in model.state_dict().items()}
+    refuse_not_finite(tensors, folder)
+    storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
+    ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
+    storage.write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+    if llama.is_llama(model.config):
+        settings = llama.llama_settings(model.config)
+    else:
+        settings = llama.own_settings(model.config)
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    storage.write_json(folder / folder_check.CONFIG, {**settings, **ids, "dtype": dtype})
+
+
+def _shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
+    """The decoder that a `config.json` describes, or None where it is not one of ours."""
+    try:
+        if config["model_type"] == llama.MODEL_TYPE:
+            return llama.from_own(config)
+        return llama.from_llama(config)
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UsageError(
+            f"config holds values of a wrong kind: {error}", where=str(folder / folder_check.CONFIG)
+        ) from None
+
+
+def _folder_names(config: DecoderConfig) -> dict[str, str]:
+    """How each weight of a decoder is called in its folder."""
+    with torch.device("meta"):
+        names = Decoder(config).state_dict()
+    return {name: llama.llama_name(name) for name in names}
+
+
+def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None:
+    """Every weight the decoder needs must be in the files with its shape, and nothing else, before memory is
+    taken.
+    """
+    where = str(files.folder)
+    if config.parameters() > 2 * files.elements:
+        raise UsageError(
+            f"config describes {config.parameters():,} parameters, the weight files hold {files.elements:,}",
+            where=where,
+        )
+    with torch.device("meta"):
+        wanted = {llama.llama_name(name): tuple(t.shape) for name, t in Decoder(config).state_dict().items()}
+    extra = files.tensors.keys() - wanted.keys() - ignorable(config)
+    missing = sorted(wanted.keys() - files.tensors.keys())
+    if missing or extra:
+        name = missing[0] if missing else sorted(extra)[0]
+        raise UsageError(
+            f"weights {'lack' if missing else 'have an unknown'} tensor {name[:100]!r}", where=where
+        )
+    for name, shape in wanted.items():
+        found = files.tensors[name][1]
+        if found.shape != shape or found.dtype not in ("F32", "F16", "BF16", "F64"):
+            raise UsageError(
+                f"tensor {name!r} is {found.dtype} of shape {list(found.shape)}",
+                where=where,
+                expected=f"floats of {list(shape)}",
+            )
+
+
+def ignorable(config: DecoderConfig) -> set[str]:
+    """Tensors older folders carry beside the weights: a tied head's copy and rotary frequencies."""
+    frequencies = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.layers)}
+    return frequencies | ({"lm_head.weight"} if config.tied else set())
+
+
+def _read_tensors(files: folder_check.ModelFiles) -> dict[str, Tensor]:
+    """All tensors of a checked folder; refused where one is not finite."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted({path for path, _ in files.tensors.values()}):
+        tensors |= storage.load_tensors(path)
+    refuse_not_finite(tensors, files.folder)
+    return tensors

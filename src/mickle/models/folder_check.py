@@ -1,0 +1,233 @@
+"""What a model folder holds, checked before anything is built from it: a folder from a stranger is hostile.
+
+Nothing here, and nothing after it, runs code from a folder, unpickles, follows a name out of the folder or
+opens a connection. Sizes are compared with the bytes that are really there before memory is taken.
+
+Links: a file may be a symbolic link to another file of the same folder, or, in the Hugging Face cache layout
+(`models--x/snapshots/REVISION/file` -> `models--x/blobs/HASH`), to a blob of the same repository. No other.
+"""
+
+import json
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mickle.errors import UsageError
+from mickle.models.safetensors_check import TensorEntry, read_header
+from mickle.storage import MANIFEST, open_folder, read_json
+
+CONFIG, WEIGHTS, INDEX, TOKENIZER = (
+    "config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+)
+LARGEST_CONFIG = 4 << 20  # bytes
+LARGEST_INDEX = 25 << 20
+LARGEST_TOKENIZER = 64 << 20  # the largest in use have about 40 MB
+LARGEST_TEMPLATE = 256 << 10
+LARGEST_DIMENSION = 1 << 24
+MOST_LAYERS = 2000
+MOST_TOKENS = 4_000_000  # entries of a vocabulary, or merges
+DEEPEST = 32
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+SIZE_NAME = re.compile(r"size|dim|width|layers?$|heads?$|positions?$|^n_|^num_|^d_|length|experts")
+LAYER_NAME = re.compile(r"(^|_)layers?$|^n_layer$|num_hidden_layers$")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The sound parts of a model folder: its configuration and, for each tensor, the file and its entry
+    there.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    tensors: dict[str, tuple[Path, TensorEntry]]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers the weight files hold."""
+        return sum(entry.elements for _, entry in self.tensors.values())
+
+
+def inspect_folder(folder: Path) -> ModelFiles:
+    """Check a model folder from outside in. Raises UsageError naming the file and what is wrong with it."""
+    if not folder.is_dir():
+        what = "this is a file, not a model folder" if folder.exists() else f"no such model folder: {folder}"
+        raise UsageError(what, where=str(folder), expected=f"a folder with {CONFIG} and {WEIGHTS}")
+    if (folder / MANIFEST).exists():
+        regular_file(folder, MANIFEST)
+        open_folder(folder, check="hashes")
+    config = read_config(folder)
+    tensors = _find_tensors(folder)
+    _check_layers(config, len(tensors), folder / CONFIG)
+    return ModelFiles(folder, config, tensors)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json`, refused where it is too large, too deep, names code to run or claims absurd sizes."""
+    if (folder / "adapter_config.json").exists():
+        raise UsageError(
+            "this is an adapter folder, not a whole model",
+            where=str(folder),
+            todo="merge the adapter into its base model first",
+        )
+    path = regular_file(folder, CONFIG)
+    config = read_json(path, LARGEST_CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise UsageError(
+            "config names no model_type", where=str(path), expected="a JSON object with model_type"
+        )
+    _check_values(config, path)
+    return config
+
+
+def regular_file(folder: Path, name: str) -> Path:
+    """The path of a plain file that belongs to the folder, links resolved as the module says."""
+    path = folder / name
+    if not path.exists():
+        raise UsageError(
+            f"model folder lacks {name}", where=str(folder), todo="fetch or write the folder again"
+        )
+    target = path.resolve()
+    home = folder.resolve()
+    allowed = [home]
+    if home.parent.name == "snapshots":
+        allowed.append(home.parent.parent / "blobs")
+    if not any(target.is_relative_to(place) for place in allowed):
+        raise UsageError(
+            f"{name} is a link to outside of the folder", where=str(path), todo="copy the file itself here"
+        )
+    if not stat.S_ISREG(target.stat().st_mode):
+        raise UsageError(f"{name} is not a plain file", where=str(path))
+    return path
+
+
+def check_tokenizer(folder: Path) -> Path:
+    """The path of `tokenizer.json`, refused where it or a chat template beside it is absurdly large or
+    malformed.
+    """
+    path = regular_file(folder, TOKENIZER)
+    values = read_json(path, LARGEST_TOKENIZER)
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict):
+        raise UsageError("tokenizer holds no model", where=str(path), expected="a tokenizers JSON file")
+    for part in ("vocab", "merges"):
+        if len(model.get(part) or ()) > MOST_TOKENS:
+            raise UsageError(
+                f"tokenizer has {len(model[part]):,} {part}",
+                where=str(path),
+                expected=f"at most {MOST_TOKENS:,}",
+            )
+    if (folder / "chat_template.jinja").exists():
+        _check_template(
+            regular_file(folder, "chat_template.jinja").stat().st_size, folder / "chat_template.jinja"
+        )
+    if (folder / "tokenizer_config.json").exists():
+        settings = read_json(regular_file(folder, "tokenizer_config.json"), LARGEST_CONFIG)
+        if not isinstance(settings, dict):
+            raise UsageError("this file holds no settings", where=str(folder / "tokenizer_config.json"))
+        _refuse_code(settings, folder / "tokenizer_config.json")
+        _check_template(len(json.dumps(settings.get("chat_template", ""))), folder / "tokenizer_config.json")
+    return path
+
+
+def _check_template(size: int, path: Path) -> None:
+    if size > LARGEST_TEMPLATE:
+        raise UsageError(
+            f"chat template has {size:,} bytes", where=str(path), expected=f"at most {LARGEST_TEMPLATE:,}"
+        )
+
+
+def _refuse_code(values: dict[str, Any], path: Path) -> None:
+    if values.get("auto_map"):
+        raise UsageError(
+            "folder asks to run Python code of its own (auto_map); Mickle never does",
+            where=str(path),
+            todo="convert the model to an architecture that transformers has built in",
+        )
+
+
+def _check_values(value: Any, path: Path, name: str = "", depth: int = 0) -> None:
+    """Walk a configuration: no code, no kernels from elsewhere, no absurd sizes, no deep nesting."""
+    if depth > DEEPEST:
+        raise UsageError("config is nested too deeply", where=str(path), expected=f"at most {DEEPEST} levels")
+    if isinstance(value, dict):
+        _refuse_code(value, path)
+        if value.get("quantization_config"):
+            raise UsageError(
+                "quantized weights cannot be opened yet", where=str(path), todo="use the unquantized folder"
+            )
+        for key, item in value.items():
+            _check_values(item, path, str(key), depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            _check_values(item, path, name, depth + 1)
+    elif isinstance(value, str):
+        if "attn_implementation" in name and value not in (
+            "eager",
+            "sdpa",
+            "flash_attention_2",
+            "flex_attention",
+        ):
+            raise UsageError(
+                f"config asks for attention code from elsewhere: {value[:60]!r}", where=f"{path}, {name}"
+            )
+    elif SIZE_NAME.search(name) and isinstance(value, (int, float)) and abs(value) > LARGEST_DIMENSION:
+        raise UsageError(
+            f"config claims {name[:60]} = {value:.3g}",
+            where=str(path),
+            expected=f"at most {LARGEST_DIMENSION:,}",
+        )
+
+
+def _check_layers(config: dict[str, Any], tensors: int, path: Path) -> None:
+    """No more layers than weight files have tensors: building the empty frame alone takes time and memory."""
+    for name, value in config.items():
+        if LAYER_NAME.search(name) and isinstance(value, int) and value > min(tensors, MOST_LAYERS):
+            raise UsageError(
+                f"config claims {value:,} layers ({name}), the weights hold {tensors:,} tensors",
+                where=str(path),
+            )
+
+
+def _find_tensors(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
+    """Every tensor of the folder's weight file or shards; an index must agree with its shards exactly."""
+    if (folder / WEIGHTS).exists() or (folder / WEIGHTS).is_symlink():
+        path = regular_file(folder, WEIGHTS)
+        return {name: (path, entry) for name, entry in read_header(path).items()}
+    if not (folder / INDEX).exists():
+        pickled = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
+        raise UsageError(
+            f"weights are pickled ({pickled[0]}): loading them could run code"
+            if pickled
+            else "model folder has no weights",
+            where=str(folder),
+            expected=WEIGHTS,
+            todo="save the model again as safetensors" if pickled else "fetch or write the folder again",
+        )
+    index = regular_file(folder, INDEX)
+    values = read_json(index, LARGEST_INDEX)
+    shards = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise UsageError("index has no weight_map of names to files", where=str(index))
+    found: dict[str, tuple[Path, TensorEntry]] = {}
+    for shard in sorted(set(shards.values())):
+        if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII) or shard.startswith("."):
+            raise UsageError(
+                f"index names a shard {shard[:80]!r}",
+                where=str(index),
+                expected="a .safetensors file beside it",
+            )
+        path = regular_file(folder, shard)
+        for name, entry in read_header(path).items():
+            if shards.get(name) != shard:
+                raise UsageError(f"index and shard disagree about tensor {name[:100]!r}", where=str(path))
+            found[name] = path, entry
+    missing = sorted(shards.keys() - found.keys())
+    if missing:
+        raise UsageError(f"tensor {missing[0][:100]!r} is in the index and in no shard", where=str(index))
+    return found

@@ -1,0 +1,140 @@
+"""Our decoder inside `transformers`, for the position schemes that no architecture there has.
+
+    from mickle.models import transformers_bridge
+    transformers_bridge.register()
+    model = AutoModelForCausalLM.from_pretrained(folder)
+
+Only folders with model_type "mickle_decoder" need this; with rotary positions a saved folder is a plain
+Llama. This module imports transformers, which takes seconds: it is imported where it is needed and nowhere
+else.
+"""
+
+import os
+
+os.environ.setdefault(
+    "HF_HUB_OFFLINE", "1"
+)  # read by huggingface_hub at import: nothing here may reach the network
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mickle.errors import MickleError, UsageError
+from mickle.models.decoder import Decoder
+from mickle.models.folder_check import CONFIG, ModelFiles
+from mickle.models.llama import MODEL_TYPE, from_own
+from mickle.models.shape import DecoderConfig
+from mickle.models.wrapped import WrappedModel
+
+
+class MickleDecoderConfig(transformers.PretrainedConfig):
+    """The settings of one of our decoders, as a `transformers` configuration."""
+
+    model_type = MODEL_TYPE
+    attribute_map = {  # noqa: RUF012 - transformers' own way to declare it
+        "hidden_size": "width",
+        "num_hidden_layers": "layers",
+        "num_attention_heads": "heads",
+        "num_key_value_heads": "kv_heads",
+    }
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(**{"tie_word_embeddings": False, **values})
+
+    def shape(self) -> DecoderConfig:
+        """The decoder these settings describe."""
+        return from_own(dict(vars(self)))
+
+
+class MickleDecoderForCausalLM(PreTrainedModel, GenerationMixin):
+    """A `Decoder` with the call of `transformers`; `generate` reads the whole text anew for each token."""
+
+    config_class = MickleDecoderConfig
+    base_model_prefix = "model"
+
+    def __init__(self, config: MickleDecoderConfig) -> None:
+        super().__init__(config)
+        self.model = Decoder(config.shape())
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The decoder has given itself fresh weights already."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
+    ) -> CausalLMOutputWithPast:
+        """input_ids, attention_mask (1 text, 0 padding), labels [B, T] -> logits [B, T, V] and, with labels,
+        the loss.
+        """
+        documents = None if attention_mask is None else torch.where(attention_mask > 0, 0, -1)
+        scores = self.model(input_ids, documents=documents)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        return CausalLMOutputWithPast(loss=loss, logits=scores)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> dict[str, Any]:
+        """No cache: every step gets the whole text."""
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+
+def register() -> None:
+    """Make AutoConfig and AutoModelForCausalLM know our decoder. Doing it twice does nothing."""
+    AutoConfig.register(MODEL_TYPE, MickleDecoderConfig, exist_ok=True)
+    AutoModelForCausalLM.register(MickleDecoderConfig, MickleDecoderForCausalLM, exist_ok=True)
+
+
+def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
+    """The transformers model of a checked folder, built from its settings and these tensors alone.
+
+    transformers sees neither the folder nor a name to look up, so it can load nothing else.
+    """
+    where = str(files.folder / CONFIG)
+    try:
+        settings = dict(files.config)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        masked = any("MaskedLM" in str(name) for name in settings.get("architectures") or [])
+        mapping = (AutoModelForMaskedLM if masked else AutoModelForCausalLM)._model_mapping
+        if type(config) not in mapping:
+            raise UsageError(
+                f"{config.model_type} is no language model of transformers {transformers.__version__}",
+                where=where,
+            )
+        with torch.device("meta"):
+            claimed = sum(parameter.numel() for parameter in mapping[type(config)](config).parameters())
+        if claimed > 4 * files.elements + 10**6:
+            raise UsageError(
+                f"config describes {claimed:,} parameters, the weight files hold {files.elements:,}",
+                where=where,
+            )
+        transformers.utils.logging.disable_progress_bar()
+        model, info = mapping[type(config)].from_pretrained(
+            None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
+        )
+    except MickleError:
+        raise
+    except Exception as error:  # whatever transformers raises for settings or weights that do not fit
+        message = " ".join(str(error).split())[:200]
+        raise UsageError(f"transformers cannot open this model: {message}", where=where) from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if info[problem]:
+            name = str(sorted(info[problem], key=str)[0])[:120]
+            raise UsageError(
+                f"weights do not fit the config: {problem.replace('_', ' ')}, {name!r} first", where=where
+            )
+    return WrappedModel(model)

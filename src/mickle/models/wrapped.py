@@ -1,0 +1,149 @@
+"""Any language model of `transformers` behind the decoder's own call: `model(input_ids, documents=, cache=,
+head=)`.
+
+Documents are kept apart by laying each out as a row of its own, so the answer is right for every
+architecture, whatever masks it understands. The head gets `(logits, None)`: these models make their logits
+themselves.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mickle.errors import UsageError
+from mickle.models.decoder import Head, logits
+
+
+class WrappedCache:
+    """What a wrapped model remembers: its own cache where it has one, and the tokens and mask so far."""
+
+    def __init__(self) -> None:
+        self.past: Any = None
+        self.input_ids: Tensor | None = None  # [B, S]
+        self.mask: Tensor | None = None  # [B, S] 1 for text, 0 for left padding
+
+    @property
+    def length(self) -> int:
+        """How many tokens of each row have been seen, padding included."""
+        return 0 if self.mask is None else self.mask.shape[1]
+
+    def extend(self, input_ids: Tensor, documents: Tensor | None) -> None:
+        """Append tokens [B, T]. `documents` may mark left padding (below 0) and one document a row."""
+        new = torch.ones_like(input_ids) if documents is None else (documents >= 0).long()
+        if documents is not None and bool(
+            ((documents >= 0) & (documents != documents.amax(1, keepdim=True))).any()
+        ):
+            raise UsageError(
+                "with a cache each row holds one document", expected="document ids -1 (padding) and one other"
+            )
+        self.input_ids = (
+            input_ids if self.input_ids is None else torch.cat([self.input_ids, input_ids], dim=1)
+        )
+        self.mask = new if self.mask is None else torch.cat([self.mask, new], dim=1)
+
+
+class WrappedModel(nn.Module):
+    """A model of `transformers` (`.model`) that takes the same call as our decoder."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._takes_cache = "past_key_values" in accepted
+
+    @property
+    def config(self) -> Any:
+        """The settings of the wrapped model, as `transformers` has them."""
+        return self.model.config
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows."""
+        return int(self.model.get_input_embeddings().num_embeddings)
+
+    @property
+    def max_length(self) -> int:
+        """The longest text the model was made for; 2048 where its settings do not say."""
+        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"):
+            if isinstance(getattr(text, name, None), int):
+                return int(getattr(text, name))
+        return 2048
+
+    def new_cache(self) -> WrappedCache:
+        """An empty cache for one batch of texts."""
+        return WrappedCache()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        documents: Tensor | None = None,
+        cache: WrappedCache | None = None,
+        head: Head = logits,
+    ) -> Any:
+        """As `Decoder.forward`; tokens of documents below 0 are padding, and their logits are 0.
+
+        input_ids [B, T], documents [B, T] -> what `head(logits [B, T, V], None)` returns.
+        """
+        if cache is not None:
+            return head(self._continue(input_ids, documents, cache), None)
+        if documents is None or bool((documents == documents[:, :1]).all()):
+            return head(self.model(input_ids=input_ids, **self._no_cache()).logits, None)
+        return head(self._one_row_each(input_ids, documents), None)
+
+    def _no_cache(self) -> dict[str, Any]:
+        return {"use_cache": False} if self._takes_cache else {}
+
+    def _one_row_each(self, input_ids: Tensor, documents: Tensor) -> Tensor:
+        """Logits [B, T, V] with every document in a row of its own: [N, L], padded on the right."""
+        rows, columns = _lay_out(documents)  # [N, L] each; columns is -1 for padding
+        mask = columns >= 0
+        own_rows = input_ids[rows, columns.clamp(min=0)] * mask
+        answer = self.model(
+            input_ids=own_rows, attention_mask=mask.long(), **self._no_cache()
+        ).logits  # [N, L, V]
+        result = answer.new_zeros(*input_ids.shape, answer.shape[-1])
+        return result.index_put((rows[mask], columns[mask]), answer[mask])
+
+    def _continue(self, input_ids: Tensor, documents: Tensor | None, cache: WrappedCache) -> Tensor:
+        """Logits [B, T, V] of tokens that follow what the cache holds."""
+        cache.extend(input_ids, documents)
+        new = input_ids.shape[1]
+        assert cache.mask is not None
+        assert cache.input_ids is not None
+        if not self._takes_cache:
+            own = torch.where(cache.mask > 0, 0, -1)
+            return self._one_row_each(cache.input_ids, own)[:, -new:]
+        extra = {}
+        if self._takes_positions:
+            extra["position_ids"] = (cache.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
+        out = self.model(
+            input_ids=input_ids,
+            attention_mask=cache.mask,
+            past_key_values=cache.past,
+            use_cache=True,
+            **extra,
+        )
+        cache.past = out.past_key_values
+        return out.logits
+
+
+def _lay_out(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """For each document of a batch [B, T], where its tokens stand: rows and columns, [N, L] each, columns
+    padded by -1.
+    """
+    table = documents.tolist()
+    runs = []
+    for row, ids in enumerate(table):
+        starts = [0] + [t for t in range(1, len(ids)) if ids[t] != ids[t - 1]]
+        runs += [(row, start, end) for start, end in zip(starts, [*starts[1:], len(ids)]) if ids[start] >= 0]
+    longest = max((end - start for _, start, end in runs), default=0)
+    rows = torch.tensor([[row] * longest for row, _, _ in runs], dtype=torch.long)
+    columns = torch.tensor(
+        [[*range(start, end), *[-1] * (longest - end + start)] for _, start, end in runs], dtype=torch.long
+    )
+    return rows.to(documents.device), columns.to(documents.device)
