@@ -32,7 +32,9 @@ def compare_all(study: Study, scale: str, tables: Tables) -> list[Row]:
 
 
 def require_measures(study: Study, key: tuple[str, int], table: dict[str, Measurements]) -> None:
-    """Raise ``UsageError`` when a cell that ran does not report what a comparison is about (a misspelt measure)."""
+    """Raise ``UsageError`` when a cell that ran does not report what a comparison is about (a misspelt
+    measure).
+    """
     for comparison in study.comparisons:
         if key[0] not in comparison.worlds:
             continue
@@ -46,7 +48,7 @@ def require_measures(study: Study, key: tuple[str, int], table: dict[str, Measur
 
 
 def compare_one(comparison: Comparison, tables: Tables, seeds: int) -> Row:
-    """One comparison's row of JSON values. A seed that lacks a measurement (a failed cell) forbids a verdict."""
+    """One comparison's row of JSON values. A seed without a measurement (a failed cell) forbids a verdict."""
     pairs = [pair for seed in range(seeds) if (pair := paired_seed(comparison, tables, seed)) is not None]
     effects = [pair["benefit"] for pair in pairs]
     interval = paired_t(effects) if effects else NOTHING

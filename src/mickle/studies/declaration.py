@@ -7,6 +7,7 @@ cell. Modules are found by looking at the folder; nothing is registered. Importi
 """
 
 import ast
+import difflib
 import hashlib
 import importlib
 import inspect
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import mickle.studies
 from mickle.errors import UsageError
 from mickle.evaluation.compare import LEAST_SEEDS, Better, Form
 
@@ -139,12 +141,13 @@ class Study:
         return len(self.arms[0].grid)
 
 
-REQUIRED = "name title paper claim budget_unit rule worlds arms comparisons scales".split()
+STATED = ("name", "title", "paper", "claim", "budget_unit", "rule")
+LISTED = ("worlds", "arms", "comparisons", "scales")
 
 
 def problems(study: Study) -> list[str]:
     """What makes a declaration unfair or incomplete, as sentences; an empty list when it is sound."""
-    missing = [f"It declares no {name}" for name in REQUIRED if not getattr(study, name)]
+    missing = [f"It declares no {name}" for name in STATED + LISTED if not getattr(study, name)]
     return missing or [*arm_problems(study), *comparison_problems(study), *scale_problems(study)]
 
 
@@ -263,21 +266,21 @@ def assigns_study(node: ast.AST) -> bool:
     )
 
 
-def page_names(folder: Path = Path(__file__).parent) -> list[str]:
+def page_names() -> list[str]:
     """The names of all studies: modules here with a top-level ``study = ...``. Imports none of them."""
-    names = []
-    for path in sorted(folder.glob("*.py")):
-        if any(assigns_study(node) for node in ast.parse(path.read_text(encoding="utf-8")).body):
-            names.append(path.stem)
-    return names
+    paths = (path for folder in mickle.studies.__path__ for path in Path(folder).glob("*.py"))
+    return sorted(path.stem for path in paths if is_page(path.read_text(encoding="utf-8")))
+
+
+def is_page(source: str) -> bool:
+    """Whether a module's source declares a study."""
+    return "study" in source and any(assigns_study(node) for node in ast.parse(source).body)
 
 
 def open_study(name: str) -> Study:
     """The declaration of one study; an unknown name is answered with the nearest known one."""
     names = page_names()
     if name not in names:
-        import difflib
-
         near = difflib.get_close_matches(name, names, n=1)
         raise UsageError(
             f"There is no study {name!r}",

@@ -126,15 +126,15 @@ def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
 
 
 def cost(study: Study, trials: list[Run]) -> float:
-    """The mean of ``tune_by`` over one setting's trials, turned so that lower is better; infinite if any failed.
+    """The mean of ``tune_by`` over one setting's trials, turned so that lower is better.
 
-    Zero where there was nothing to try, which is the case of an only setting.
+    Infinite if any trial failed; zero where there were none, which is the case of an only setting.
     """
     if any(trial.failure for trial in trials):
         return math.inf
     if missing := [trial for trial in trials if study.tune_by not in trial.measured]:
         raise UsageError(
-            f"Arm {missing[0].cell.arm!r} did not measure {study.tune_by!r}, which its settings are chosen by",
+            f"Arm {missing[0].cell.arm!r} did not measure {study.tune_by!r}, by which settings are chosen",
             where=f"study {study.name}",
         )
     sign = 1.0 if study.tune_better == "lower" else -1.0

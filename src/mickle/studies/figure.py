@@ -1,0 +1,76 @@
+"""The figure of a study: every comparison's interval as a share of the paper's effect, on one axis."""
+
+import io
+from typing import Any
+
+from mickle.studies.markdown import measured_effect
+
+GREY = "#808080"  # legible on white and on a dark page
+COLOURS = {
+    "reproduced": "#2e9e5b",
+    "partly": "#c98a00",
+    "no effect seen": "#5b8def",
+    "too small to tell": GREY,
+    "opposite": "#d9534f",
+}
+FARTHEST = 4.0  # in paper's effects; what lies beyond is drawn at the edge
+
+
+def draw(result: dict[str, Any]) -> str:
+    """An SVG: zero is "no effect", one is the paper's, seeds are small dots; transparent, text stays text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows = list(zip(result["declaration"]["comparisons"], result["comparisons"]))
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "mickle",
+        "font.size": 9,
+        "text.color": GREY,
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": GREY,
+        "xtick.color": GREY,
+        "ytick.color": GREY,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(7.2, 1.2 + 0.5 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for height, (declared, row) in enumerate(reversed(rows)):
+            draw_row(axes, height, declared, row)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
+        axes.set_yticks(range(len(rows)), [declared["name"] for declared, _ in reversed(rows)])
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -FARTHEST), min(max(high, 1.15), FARTHEST))
+        axes.set_xlabel("share of the paper's effect (0: none, 1: as in the paper, below 0: opposite)")
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return stream.getvalue()
+
+
+def draw_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, Any]) -> None:
+    """One comparison: dots for seeds, a bar for the interval, the verdict in words above it."""
+    if row["benefit"] is None:
+        axes.text(0, height, " not measured", va="center", fontsize=8)
+        return
+    colour = COLOURS[row["verdict"]]
+    claimed = row["claimed_benefit"]
+    shares = [within(pair["benefit"] / claimed) for pair in row["pairs"]]
+    axes.plot(shares, [height] * len(shares), ".", color=colour, alpha=0.45, markersize=5)
+    if row["low"] is not None:
+        ends = [within(row["low"] / claimed), within(row["high"] / claimed)]
+        axes.plot(ends, [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
+    centre = within(row["benefit"] / claimed)
+    axes.plot([centre], [height], "o", color=colour, markersize=6)
+    label = f"{measured_effect(declared, row)}: {row['verdict']}"
+    axes.annotate(
+        label, (centre, height), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour
+    )
+
+
+def within(share: float) -> float:
+    """The share, or the edge of the figure when it lies beyond."""
+    return max(-FARTHEST, min(FARTHEST, share))

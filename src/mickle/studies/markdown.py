@@ -1,0 +1,97 @@
+"""A study's result in words: effects in the declaration's units, the table of comparisons, one page."""
+
+from typing import Any
+
+from mickle.studies.analysis import as_declared
+
+Result = dict[str, Any]
+
+
+def measured_effect(declared: dict[str, Any], row: dict[str, Any]) -> str:
+    """Our effect with its interval, in the units of the declaration: ``0.71 [0.66, 0.77] x`` or ``+0.12
+    [...]``.
+    """
+    if row["benefit"] is None:
+        return "not measured"
+    bounds = [row["benefit"], row["low"], row["high"]]
+    values = [None if b is None else as_declared(b, declared["form"], declared["better"]) for b in bounds]
+    pattern = "{:+.3g}" if declared["form"] == "difference" else "{:.3g}"
+    mean, *ends = ["?" if value is None else pattern.format(value) for value in values]
+    if declared["form"] == "ratio" and declared["better"] == "lower":
+        ends.reverse()  # the larger benefit is the smaller ratio
+    return f"{mean} [{ends[0]}, {ends[1]}]" + (" x" if declared["form"] == "ratio" else "")
+
+
+def paper_effect(declared: dict[str, Any]) -> str:
+    """The paper's effect in the same units, with its place in the paper."""
+    value = declared["paper_effect"]
+    return f"{value:+.3g}" if declared["form"] == "difference" else f"{value:.3g} x"
+
+
+def table(result: Result) -> str:
+    """The comparisons of one study as a Markdown table."""
+    lines = [
+        "| comparison | measure | paper | here, 95 % interval | seeds | smallest seen | p (Holm) "
+        "| budget | verdict |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for declared, row in zip(result["declaration"]["comparisons"], result["comparisons"]):
+        smallest = "?"
+        if row["detectable"] is not None:
+            seen = as_declared(row["detectable"], declared["form"], declared["better"])
+            smallest = f"{seen:+.3g}" if declared["form"] == "difference" else f"{seen:.3g} x"
+        p = "?" if row["p_holm"] is None else f"{row['p_holm']:.2g}"
+        budget = "?" if row["budget_ratio"] is None else f"{row['budget_ratio']:.3g} x"
+        name = f"**{row['name']}**" if declared["headline"] else row["name"]
+        seeds = f"{row['seeds']}" + (f" ({row['missing_pairs']} failed)" if row["missing_pairs"] else "")
+        lines.append(
+            f"| {name} | {declared['measure']}, {declared['better']} is better | "
+            f"{paper_effect(declared)} ({declared['paper']}) | {measured_effect(declared, row)} | {seeds} | "
+            f"{smallest} | {p} | {budget} | {row['verdict']} |"
+        )
+    return "\n".join(lines)
+
+
+def page(result: Result) -> str:
+    """One study's result as a Markdown page: claim, rule, table, chosen settings, failures, where it was
+    made.
+    """
+    declared = result["declaration"]
+    chosen = [
+        f"- {entry['arm']} in {entry['world']}: "
+        + (", ".join(f"{name} {value}" for name, value in entry["setting"].items()) or "no setting to choose")
+        for entry in result["chosen"]
+    ]
+    failures = [
+        f"- {run['phase']} {run['cell']['arm']} in {run['cell']['world']}, seed {run['cell']['seed']}: "
+        f"{run['failure']}"
+        for run in result["runs"]
+        if run["failure"]
+    ]
+    parts = [
+        f"# {declared['title']} (arXiv {declared['paper']}): {result['scale']}",
+        f"Claim: {declared['claim']}",
+        f"Rule: {declared['rule']}",
+    ]
+    if result["indicative"]:
+        parts.append("This is a quick run: indicative, never the row of a published table.")
+    parts += [
+        table(result),
+        f"Each arm had {len(declared['arms'][0]['grid'])} tuning trial(s). Chosen:",
+        "\n".join(chosen),
+    ]
+    if failures:
+        parts += [f"Cells that failed: {len(failures)}", "\n".join(failures)]
+    parts.append(origin(result))
+    return "\n\n".join(parts) + "\n"
+
+
+def origin(result: Result) -> str:
+    """Where, when and from what a result was made, in one line."""
+    source, place = result["source"], result["machine"]
+    commit = (source["commit"][:12] or "no commit") + (" with uncommitted changes" if source["dirty"] else "")
+    return (
+        f"Made {result['date']} by `{result['command']}` in {result['seconds'] / 60:.1f} minutes on "
+        f"{place['processor']}, {place['cores']} cores, torch {place['versions'].get('torch', '?')}, "
+        f"commit {commit}, declaration {result['hash']}."
+    )

@@ -1,0 +1,126 @@
+"""A study's result on disk: where it was made and from what; published only from a commit; stale or not."""
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from mickle import machine, storage
+from mickle.errors import UsageError
+from mickle.studies.declaration import Study, declaration_hash, open_study, page_names
+from mickle.studies.figure import draw
+from mickle.studies.markdown import page
+
+Result = dict[str, Any]
+SOURCE = Path(__file__).resolve().parents[1]
+SCALE_MINUTES = {"quick": 3, "full": 30}
+
+
+def source_state() -> dict[str, Any]:
+    """The commit of Mickle's own source and whether anything but documentation differs from it.
+
+    An installed package without a repository has no commit; such a result can be read but not published.
+    """
+    try:
+        commit = git("rev-parse", "HEAD")
+        return {
+            "commit": commit,
+            "dirty": bool(git("status", "--porcelain", "--", ":/", ":(top,exclude)docs")),
+        }
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": "", "dirty": True}
+
+
+def git(*arguments: str) -> str:
+    """What git says about the repository that holds this package."""
+    done = subprocess.run(
+        ["git", "-C", str(SOURCE), *arguments], capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.strip()
+
+
+def with_provenance(result: Result, begun: float, source: dict[str, Any]) -> Result:
+    """The result with source, machine, date, wall seconds and the command that makes it again."""
+    declared = result["declaration"]
+    return {
+        "study": declared["name"],
+        "scale": declared["scale"],
+        "command": f"mickle study {declared['name']} --scale {declared['scale']}",
+        "source": source,
+        "machine": machine.describe(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "seconds": round(time.monotonic() - begun, 1),
+        **result,
+    }
+
+
+def write(result: Result, folder: Path) -> None:
+    """Write NAME-SCALE.json, .md and .svg into ``folder``."""
+    name = f"{result['study']}-{result['scale']}"
+    storage.write_json(folder / f"{name}.json", result)
+    storage.write_text(folder / f"{name}.md", page(result))
+    storage.write_text(folder / f"{name}.svg", draw(result))
+
+
+def publish(folder: Path, target: Path) -> list[Path]:
+    """Copy a study folder's JSON and figure to ``target``, the evidence that is committed.
+
+    Raises ``UsageError`` when the result was made from uncommitted source: nobody could make it again.
+    """
+    results = sorted(folder.glob("*-*.json"))
+    if not results:
+        raise UsageError(
+            f"There is no study result in {folder}", expected="the output folder of mickle study"
+        )
+    written = []
+    for path in results:
+        result = storage.read_json(path)
+        if not isinstance(result, dict) or "study" not in result:
+            continue
+        require_clean(result["source"])
+        target.mkdir(parents=True, exist_ok=True)
+        for source in (path, path.with_suffix(".svg")):
+            storage.write_text(target / source.name, source.read_text(encoding="utf-8"))
+            written.append(target / source.name)
+    return written
+
+
+def require_clean(source: dict[str, Any]) -> None:
+    """Raise ``UsageError`` when a result's source is not exactly one commit."""
+    if source["dirty"]:
+        raise UsageError(
+            "A result made from uncommitted source cannot be published",
+            where=f"commit {source['commit'][:12] or 'unknown'} with changes outside docs/",
+            todo="Commit the changes (or work in a fresh clone) and run the study again.",
+        )
+
+
+def published(folder: Path) -> dict[tuple[str, str], Result]:
+    """All results in a folder of published ones, by (study, scale)."""
+    results = [storage.read_json(path) for path in sorted(folder.glob("*-*.json"))]
+    return {(result["study"], result["scale"]): result for result in results}
+
+
+def is_stale(result: Result) -> bool:
+    """Whether the study was declared differently when this result was made (or is gone)."""
+    if result["study"] not in page_names():
+        return True
+    study = open_study(result["study"])
+    return result["scale"] not in study.scales or declaration_hash(study, result["scale"]) != result["hash"]
+
+
+def headline(result: Result) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The headline comparison as declared and as measured."""
+    for declared, row in zip(result["declaration"]["comparisons"], result["comparisons"]):
+        if declared["headline"]:
+            return declared, row
+    raise UsageError(f"The result of study {result['study']} has no headline", todo="Run the study again.")
+
+
+def overdue(study: Study, result: Result) -> str:
+    """A warning when a run took longer than its scale allows, or nothing."""
+    limit = SCALE_MINUTES.get(result["scale"])
+    if limit is None or result["seconds"] <= 60 * limit:
+        return ""
+    minutes = result["seconds"] / 60
+    return f"{study.name} took {minutes:.1f} minutes; {result['scale']} is meant for at most {limit}"

@@ -1,0 +1,149 @@
+"""The verb: ``mickle study NAME --scale quick|full|gpu`` runs a study and writes its result, table and
+figure.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mickle.errors import UsageError
+from mickle.events import Emit, Warned
+from mickle.machine import Forecast
+from mickle.step import Step
+from mickle.storage import SCRATCH
+
+ELSEWHERE = ("publish", "workers")  # where results go and how many processes share the cells change no number
+
+
+class RunStudy(Step):
+    """Does this paper's trick pay here? Method against a tuned baseline, equal budgets, several seeds, a
+    verdict.
+    """
+
+    kind: ClassVar[str] = "study"
+    example: ClassVar[str] = "mickle study sophia --scale quick"
+    positional: ClassVar[str] = "name"
+    resumable_changes: ClassVar[frozenset[str]] = frozenset({"publish", "workers"})
+
+    name: str = Field("", description="the study; without it all are listed with claim and last verdict")
+    scale: Literal["quick", "full", "gpu"] = Field(
+        "quick", description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; gpu: one GPU"
+    )
+    workers: int = Field(2, ge=0, le=256, description="one-thread processes that share the cells; 0: this one")
+    publish: Path | None = Field(
+        None, description="also copy result and figure here (docs/results); only from a clean commit"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Name, scale and declaration; not how many processes ran it nor where a copy went."""
+        identity = super().identity()
+        identity["settings"] = {k: v for k, v in identity["settings"].items() if k not in ELSEWHERE}
+        return identity
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The declaration's hash: a changed rule is another step."""
+        from mickle.studies.declaration import declaration_hash
+
+        return {"declaration": declaration_hash(self._study(), self.scale)}
+
+    def answer(self) -> str:
+        """The list of studies, when none is named: nothing is run then."""
+        return "" if self.name else listing()
+
+    def dry_run(self) -> tuple[Forecast, str]:
+        """How many cells would run, the rule, and the time the scale is meant for."""
+        from mickle.studies.declaration import declaration_hash
+        from mickle.studies.results import SCALE_MINUTES
+        from mickle.studies.runner import tuning_cells
+
+        study = self._study()
+        sizes = study.scales[self.scale]
+        tuning = len(tuning_cells(study, self.scale))
+        reported = sizes.seeds * len(study.worlds) * len(study.arms)
+        preview = (
+            f"claim: {study.claim}\nrule: {study.rule}\n"
+            f"{tuning} tuning cells and {reported} reported ones ({sizes.seeds} seeds, "
+            f"{len(study.worlds)} world(s), {len(study.arms)} arms); "
+            f"declaration {declaration_hash(study, self.scale)}"
+        )
+        return Forecast(
+            seconds=60.0 * SCALE_MINUTES.get(self.scale, 0), notes=("time: the scale's limit",)
+        ), preview
+
+    def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        """Run the cells that are not kept yet, then write JSON, Markdown and SVG."""
+        from mickle.studies import results
+        from mickle.studies.markdown import page
+        from mickle.studies.runner import run_study
+
+        study = self._study()
+        source = results.source_state()
+        if self.publish is not None:
+            results.require_clean(source)
+        begun = time.monotonic()
+        result = run_study(study, self.scale, work / SCRATCH / "study", emit, self.workers)
+        if results.source_state() != source:
+            source = {**source, "dirty": True}
+            emit(Warned("the source changed while the study ran; its result cannot be published"))
+        result = results.with_provenance(result, begun, source)
+        if late := results.overdue(study, result):
+            emit(Warned(late))
+        results.write(result, work)
+        if self.publish is not None:
+            results.publish(work, self.publish)
+        return {
+            "study": self.name,
+            "scale": self.scale,
+            "verdict": results.headline(result)[1]["verdict"],
+            "failures": result["failures"],
+            "text": page(result),
+        }
+
+    def after(self, out: Path) -> str:
+        """Publish, or look."""
+        return (
+            f"python -m mickle.studies.table --publish {out}"
+            if self.scale != "quick"
+            else f"mickle show {out}"
+        )
+
+    def _study(self) -> Any:
+        from mickle.studies.declaration import open_study, page_names
+
+        if not self.name:
+            raise UsageError(
+                "No study is named",
+                expected=f"one of: {', '.join(page_names()) or 'none is built yet'}",
+                todo="mickle study NAME",
+            )
+        study = open_study(self.name)
+        if self.scale not in study.scales:
+            raise UsageError(
+                f"Study {self.name} has no scale {self.scale!r}",
+                expected=f"one of: {', '.join(study.scales)}",
+            )
+        return study
+
+
+def listing(published: Path = Path("docs/results")) -> str:
+    """Every study with its claim and the verdict published for it, newest declaration only."""
+    from mickle.studies import results
+    from mickle.studies.declaration import open_study, page_names
+
+    known = results.published(published)
+    lines = []
+    for name in page_names():
+        study = open_study(name)
+        result = known.get((name, "full"))
+        if result is None:
+            last = "not measured at full"
+        elif results.is_stale(result):
+            last = "stale: declared differently since"
+        else:
+            last = results.headline(result)[1]["verdict"]
+        lines.append(f"{name:<24} {last}\n    {study.claim}")
+    return "\n".join(lines) or "No study is built yet."

@@ -1,0 +1,145 @@
+"""Keep the tables in README and docs equal to the published results: ``python -m mickle.studies.table
+--check``.
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is ``systems`` (all
+23, for README) or ``STUDY-SCALE`` (one study's comparisons). ``--write`` fills them, ``--check`` fails where
+one differs, ``--publish FOLDER`` first copies a study's result to docs/results.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from mickle import storage
+from mickle.errors import MickleError, UsageError
+from mickle.evaluation.compare import holm
+from mickle.studies import markdown, results
+from mickle.studies.declaration import page_names
+from mickle.studies.systems import SYSTEMS, System
+
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+Published = dict[tuple[str, str], results.Result]
+
+
+def systems_table(known: Published) -> str:
+    """README's table: every system, its claim, the paper's figure, ours, verdict, command; p corrected by
+    Holm.
+    """
+    lines = [
+        "| | system | what the paper claims | paper | here, 95 % interval | verdict | command |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    adjusted = corrected(known)
+    built = set(page_names())
+    return "\n".join(
+        lines + [system_row(system, system.name in built, known, adjusted) for system in SYSTEMS]
+    )
+
+
+def corrected(known: Published) -> dict[str, float]:
+    """Holm's p-value of each valid headline at full scale, over all of them."""
+    p_values = {
+        name: row["p"]
+        for (name, scale), result in known.items()
+        if scale == "full"
+        and not results.is_stale(result)
+        and (row := results.headline(result)[1])["p"] is not None
+    }
+    return dict(zip(p_values, holm(list(p_values.values()))))
+
+
+def system_row(system: System, built: bool, known: Published, adjusted: dict[str, float]) -> str:
+    """One system's row; says plainly when it is not built, not measured, or measured under another
+    declaration.
+    """
+    paper = f"[{system.label}](https://arxiv.org/abs/{system.arxiv})"
+    start = f"| {system.number} | {paper} | {system.claim} |"
+    if not built:
+        return f"{start} | | not yet built | |"
+    command = f"`mickle study {system.name} --scale full`"
+    result = known.get((system.name, "full"))
+    if result is None:
+        return f"{start} | | built, not yet measured | {command} |"
+    if results.is_stale(result):
+        return f"{start} | | stale: declared differently since | {command} |"
+    declared, row = results.headline(result)
+    effect = markdown.measured_effect(declared, row)
+    measure = f"{declared['measure']}, {row['seeds']} seeds"
+    return (
+        f"{start} {markdown.paper_effect(declared)} ({declared['paper']}) | {effect} ({measure}) | "
+        f"{front_verdict(row, adjusted.get(system.name))} | {command} |"
+    )
+
+
+def front_verdict(row: dict[str, str], p_holm: float | None) -> str:
+    """The verdict, marked when its effect does not survive Holm's correction over the whole table."""
+    seen = row["verdict"] in ("reproduced", "partly", "opposite")
+    fragile = seen and p_holm is not None and p_holm > 0.05
+    return f"**{row['verdict']}**" + (f" (not after Holm's correction: p {p_holm:.2g})" if fragile else "")
+
+
+def fill(text: str, where: Path, known: Published) -> str:
+    """The text with every marked table made anew."""
+
+    def replace(found: re.Match[str]) -> str:
+        return f"{found[1]}{one_table(found[2], where, known)}\n{found[4]}"
+
+    if text.count("<!-- table: ") != len(BLOCK.findall(text)):
+        raise UsageError("A table's mark is not closed", where=str(where), expected="<!-- end of table -->")
+    return BLOCK.sub(replace, text)
+
+
+def one_table(name: str, where: Path, known: Published) -> str:
+    """The table called ``name``: ``systems``, or a study's as ``sophia-full``."""
+    if name == "systems":
+        return systems_table(known)
+    study, _, scale = name.rpartition("-")
+    if (study, scale) not in known:
+        raise UsageError(
+            f"There is no published result {name!r}",
+            where=str(where),
+            todo=f"mickle study {study} --scale {scale}",
+        )
+    result = known[study, scale]
+    stale = "**Stale: the study is declared differently since.**\n\n" if results.is_stale(result) else ""
+    return f"{stale}{markdown.table(result)}\n\n{markdown.origin(result)}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Check or write all tables of a checkout; the exit code is 1 where ``--check`` finds a difference."""
+    parser = argparse.ArgumentParser(prog="python -m mickle.studies.table", description=__doc__)
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout (default: here)")
+    parser.add_argument(
+        "--publish", type=Path, metavar="FOLDER", help="a study's output folder; implies --write"
+    )
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument(
+        "--check", action="store_true", help="change nothing, fail where a table differs (default)"
+    )
+    action.add_argument("--write", action="store_true", help="write the tables")
+    options = parser.parse_args(arguments)
+    folder = options.root / "docs" / "results"
+    if options.publish:
+        for path in results.publish(options.publish, folder):
+            print(f"published {path}")
+    write = options.write or options.publish is not None
+    known = results.published(folder)
+    different = 0
+    for path in [options.root / "README.md", *sorted((options.root / "docs").rglob("*.md"))]:
+        before = path.read_text(encoding="utf-8")
+        after = fill(before, path, known)
+        if after != before:
+            different += 1
+            print(f"{'wrote' if write else 'differs'}: {path}")
+            if write:
+                storage.write_text(path, after)
+    return 1 if different and not write else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MickleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
