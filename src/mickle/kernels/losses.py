@@ -13,6 +13,9 @@ Such a gradient cannot be differentiated again: ``kernels.dispatch.plain_kernels
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -24,6 +27,23 @@ from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 IGNORE = -100
 CHUNK_BYTES = 16 * 2**20
 """Size of one chunk's float32 logits: within a last-level cache, yet enough rows for efficient products."""
+
+_drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar("mickle_drawn_labels", default=None)
+
+
+@contextmanager
+def drawn_labels(generator: torch.Generator) -> Iterator[list[Tensor]]:
+    """Inside this context ``cross_entropy`` is ``sampled_cross_entropy``: labels are drawn from the model.
+
+    So every objective made of ``cross_entropy`` has a Gauss-Newton-Bartlett estimate without knowing of it. Yields the
+    list of sums returned inside, by which a caller can tell that an objective's value is such a sum and nothing else.
+    """
+    sums: list[Tensor] = []
+    token = _drawing.set((generator, sums))
+    try:
+        yield sums
+    finally:
+        _drawing.reset(token)
 
 
 def cross_entropy(
@@ -39,6 +59,10 @@ def cross_entropy(
     in float32 whatever the precision of the products; under autocast the products run in its precision.
     Differentiable once with respect to ``hidden`` and ``weight``, by one backward pass.
     """
+    if (drawing := _drawing.get()) is not None:
+        total, count = sampled_cross_entropy(hidden, weight, labels, drawing[0], ignore_index)
+        drawing[1].append(total.detach())
+        return total, count
     if use_plain():
         return cross_entropy_plain(hidden, weight, labels, ignore_index)
     return _chunked(hidden, weight, labels, ignore_index, uniforms=None)
