@@ -81,7 +81,7 @@ class Closure:
         self._watch, self._state = watch, state
 
     def __call__(self) -> float:
-        """Raises :class:`BadNumbers`, before a weight has changed, for a number not finite or a loss that jumps."""
+        """Raises :class:`BadNumbers`, before a weight changes, for a number not finite or a loss that jumps."""
         for parameter in self.model.parameters():
             parameter.grad = None
         bad_state = first_not_finite(self._state())

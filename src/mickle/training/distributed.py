@@ -111,7 +111,7 @@ def synchronise_last(model: nn.Module, last: bool) -> None:
 
 
 def rows_of(batch: Mapping[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
-    """The ``part``-th of ``parts`` nearly equal runs of rows; a tensor without dimensions is in every part."""
+    """The ``part``-th of ``parts`` nearly equal runs of rows; a tensor without dimensions is in each."""
     return {name: t.tensor_split(parts)[part] if t.ndim else t for name, t in batch.items()}
 
 

@@ -140,7 +140,7 @@ def linear(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> flo
 
 
 def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
-    """Warm-up, then half a cosine from 1 to ``floor`` at the last step (SGDR, arXiv 1608.03983, equation 5)."""
+    """Warm-up, then half a cosine from 1 to ``floor`` at the last step (arXiv 1608.03983, equation 5)."""
     falling = 0.5 * (1 + math.cos(math.pi * _progress(step, steps, warmup)))
     return constant(step, steps, warmup=warmup) * (floor + (1 - floor) * falling)
 
