@@ -174,6 +174,23 @@ class Decoder(nn.Module):
         """The matrix [V, D] that turns the last hidden state into logits."""
         return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the model knows (V)."""
+        return self.config.vocab_size
+
+    @property
+    def causal(self) -> bool:
+        """Whether tokens see only what stands before them."""
+        return self.config.causal
+
+    @property
+    def length_limit(self) -> int | None:
+        """The longest document the model can read at all: the table of learned positions. None: no such
+        limit.
+        """
+        return self.config.max_length if "learned" in self.config.schemes else None
+
     def new_cache(self) -> KeyValueCache:
         """An empty cache for one batch of texts."""
         return KeyValueCache()

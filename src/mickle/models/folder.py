@@ -89,6 +89,15 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
         storage.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
+def untrained(model: nn.Module, seed: int) -> nn.Module:
+    """A model of the same shape with fresh weights that depend on `seed` alone, in evaluation mode."""
+    if isinstance(model, Decoder):
+        return Decoder(model.config, seed=seed).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return type(model)(type(model.model)(model.config)).eval()
+
+
 def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer: Any) -> None:
     """Weights first, settings last."""
     names = _folder_names(model.config)

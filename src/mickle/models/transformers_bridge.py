@@ -41,7 +41,7 @@ class MickleDecoderConfig(transformers.PretrainedConfig):
     """The settings of one of our decoders, as a `transformers` configuration."""
 
     model_type = MODEL_TYPE
-    attribute_map = {  # noqa: RUF012 - transformers' own way to declare it
+    attribute_map = {
         "hidden_size": "width",
         "num_hidden_layers": "layers",
         "num_attention_heads": "heads",

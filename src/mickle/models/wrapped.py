@@ -65,13 +65,18 @@ class WrappedModel(nn.Module):
         return int(self.model.get_input_embeddings().num_embeddings)
 
     @property
-    def max_length(self) -> int:
-        """The longest text the model was made for; 2048 where its settings do not say."""
-        text = self.config.get_text_config() if hasattr(self.config, "get_text_config") else self.config
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length"):
-            if isinstance(getattr(text, name, None), int):
-                return int(getattr(text, name))
-        return 2048
+    def causal(self) -> bool:
+        """Whether the model continues texts; one made for filling in masks does not."""
+        return "MaskedLM" not in type(self.model).__name__
+
+    @property
+    def length_limit(self) -> int | None:
+        """The longest text its settings allow; None where they do not say."""
+        settings = self.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+            if isinstance(getattr(settings, name, None), int):
+                return int(getattr(settings, name))
+        return None
 
     def new_cache(self) -> WrappedCache:
         """An empty cache for one batch of texts."""
