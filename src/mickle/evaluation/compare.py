@@ -13,6 +13,7 @@ time.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -166,7 +167,7 @@ def bootstrap(
 
 
 def sign_test(values: Sequence[float]) -> float:
-    """Exact two-sided p-value of the sign test: benefits as often positive as negative? Zeros are left out."""
+    """Exact two-sided p-value of the sign test: as often positive as negative? Zeros are left out."""
     positive = sum(value > 0 for value in values)
     n = positive + sum(value < 0 for value in values)
     fewer = min(positive, n - positive)
@@ -200,6 +201,7 @@ def two_sided_p(t: float, freedom: float) -> float:
     return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
 
 
+@cache
 def student_quantile(probability: float, freedom: float) -> float:
     """The t with P(T <= t) = probability, for Student's T (bisection on ``two_sided_p``)."""
     if not (0 < probability < 1 and freedom > 0):

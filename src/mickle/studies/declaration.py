@@ -288,4 +288,6 @@ def open_study(name: str) -> Study:
             todo=f"Did you mean {near[0]!r}?" if near else "List them with: mickle study",
         )
     study: Study = importlib.import_module(f"mickle.studies.{name}").study
+    if study.name != name:
+        raise UsageError(f"The page {name}.py declares the study {study.name!r}", expected=f"name={name!r}")
     return study

@@ -43,6 +43,8 @@ def draw(result: dict[str, Any]) -> str:
         axes.set_ylim(-0.6, len(rows) - 0.4)
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -FARTHEST), min(max(high, 1.15), FARTHEST))
+        for height, (declared, row) in enumerate(reversed(rows)):
+            label_row(axes, height, declared, row)
         axes.set_xlabel("share of the paper's effect (0: none, 1: as in the paper, below 0: opposite)")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
@@ -52,7 +54,7 @@ def draw(result: dict[str, Any]) -> str:
 
 
 def draw_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, Any]) -> None:
-    """One comparison: dots for seeds, a bar for the interval, the verdict in words above it."""
+    """One comparison: dots for seeds, a bar for the interval, a large dot for its centre."""
     if row["benefit"] is None:
         axes.text(0, height, " not measured", va="center", fontsize=8)
         return
@@ -65,9 +67,20 @@ def draw_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, An
         axes.plot(ends, [height, height], color=colour, linewidth=2.5, solid_capstyle="butt")
     centre = within(row["benefit"] / claimed)
     axes.plot([centre], [height], "o", color=colour, markersize=6)
+
+
+def label_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, Any]) -> None:
+    """Effect and verdict in words above a row's centre, kept inside the axes (whose limits must be set)."""
+    if row["benefit"] is None:
+        return
+    centre = within(row["benefit"] / row["claimed_benefit"])
+    low, high = axes.get_xlim()
+    place = (centre - low) / (high - low)
+    side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
     label = f"{measured_effect(declared, row)}: {row['verdict']}"
+    colour = COLOURS[row["verdict"]]
     axes.annotate(
-        label, (centre, height), (0, 6), textcoords="offset points", ha="center", fontsize=8, color=colour
+        label, (centre, height), (0, 6), textcoords="offset points", ha=side, fontsize=8, color=colour
     )
 
 
