@@ -175,7 +175,7 @@ def test_every_task_has_a_solver_here():
 @pytest.mark.parametrize("name", lt.TASK_NAMES)
 def test_answers_lengths_and_symbols(name):
     task = TASKS[name]
-    tokenizer = lt.symbol_tokenizer(task)
+    tokenizer = lt.symbol_tokenizer(task).tokenizer
     unknown = tokenizer.token_to_id(lt.UNKNOWN)
     assert not set(task.train) & set(task.test)
     assert max(task.train) < min(task.test)
@@ -193,7 +193,7 @@ def test_answers_lengths_and_symbols(name):
 @pytest.mark.parametrize("parts", [FULL, MINIMAL, *(FULL - {part} for part in PARTS)])
 def test_scratchpad_parts_and_answer(name, parts):
     task = TASKS[name]
-    unknown = lt.symbol_tokenizer(task).token_to_id(lt.UNKNOWN)
+    unknown = lt.symbol_tokenizer(task).tokenizer.token_to_id(lt.UNKNOWN)
     record = lt.example(task, 0, task.train[-1], 0, parts)
     work, answer = record.target.split(". Thus, ")
     assert answer == lt.example(task, 0, task.train[-1], 0).target
@@ -202,7 +202,7 @@ def test_scratchpad_parts_and_answer(name, parts):
     has_variables = name not in ("sort_single", "sort_multi", "lego")
     expected = set(parts) - (set() if has_variables else {"variables"})
     assert all(set(step) == expected for step in steps)
-    assert unknown not in lt.symbol_tokenizer(task).encode(record.target).ids
+    assert unknown not in lt.symbol_tokenizer(task).tokenizer.encode(record.target).ids
     assert set(score_work(record.target, record.target).values()) == {1.0}
 
 

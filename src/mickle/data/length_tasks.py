@@ -27,7 +27,7 @@ from mickle.data.tasks.problem import FULL, MINIMAL, Part, Problem
 from mickle.errors import UsageError
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from mickle.data.tokenizer import TextTokenizer
 
 NO_WORK: frozenset[Part] = frozenset()
 SCRATCHPADS: dict[str, frozenset[Part]] = {
@@ -241,13 +241,14 @@ def pieces(text: str) -> list[str]:
     return re.findall(PIECE, text)
 
 
-def symbol_tokenizer(*chosen: Task) -> Tokenizer:
-    """A tokenizer with one token for each symbol of the tasks given; it writes BOS in front and saves as
-    tokenizer.json.
+def symbol_tokenizer(*chosen: Task) -> TextTokenizer:
+    """A tokenizer with one token for each symbol of the tasks given; it saves as a Hugging Face tokenizer.
 
     Ids: pad 0, BOS 1, EOS 2, unknown 3, then the symbols in the tasks' own order.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+
+    from mickle.data.tokenizer import TextTokenizer
 
     symbols = dict.fromkeys(symbol for task in chosen for symbol in task.vocabulary)
     vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, UNKNOWN, *symbols])}
@@ -256,7 +257,14 @@ def symbol_tokenizer(*chosen: Task) -> Tokenizer:
         [pre_tokenizers.Split(Regex(r"\s+"), "removed"), pre_tokenizers.Split(Regex(PIECE), "isolated")]
     )
     tokenizer.add_special_tokens([PAD, BOS, EOS, UNKNOWN])
+    tokenizer.encode_special_tokens = True  # a text cannot forge a mark by spelling it
+    start = vocabulary[BOS]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, vocabulary[BOS])]
+        single=f"{BOS} $A", special_tokens=[(BOS, start)]
     )
-    return tokenizer
+    configuration = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **{"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNKNOWN},
+        "clean_up_tokenization_spaces": False,
+    }
+    return TextTokenizer(tokenizer, start, vocabulary[EOS], configuration)

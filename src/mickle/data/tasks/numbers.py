@@ -10,8 +10,8 @@ import random
 from mickle.data.tasks.problem import Problem, WorkStep, digits
 
 WORDS = (
-    "Compute Compute: The answer is . ? + Evaluate at x = in * ** - Is the number of 1 's even sequence [ ] , Yes"
-    " No in comp out re Thinking step by step: Thus odd -> C A P #"
+    "Compute Compute: The answer is . ? + Evaluate at x = in * ** - Is the number of 1 's even sequence [ ] ,"
+    " Yes No in comp out re Thinking step by step: Thus odd -> C A P #"
 )
 
 

@@ -1,0 +1,242 @@
+"""The part of ``mickle evaluate`` that asks at which length a model breaks.
+
+For any model folder, and a named task (``mickle.data.length_tasks``) or JSON Lines with ``source``,
+``target`` and perhaps ``length``. Writes ``length.json``, ``length.csv`` and ``length.svg``; how an answer
+is judged stands in ``length_scores.py``. Accuracy at the lengths of training always stands beside the rest:
+a model that never learned its task looks like one that does not extrapolate.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from mickle.config import Config, Input
+from mickle.data import length_tasks
+from mickle.data.length_tasks import Example, Task
+from mickle.errors import UsageError
+from mickle.evaluation.length_scores import (
+    Encode,
+    LengthScore,
+    encode_examples,
+    holds_to,
+    learned_table,
+    mean_accuracy,
+    score,
+)
+from mickle.events import Emit, Noted, Warned
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PROBE = 10  # how often each symbol is repeated to see whether the tokenizer keeps it apart
+
+
+class Length(Config):
+    """Accuracy per length of a task's instances, inside and beyond the lengths of training."""
+
+    kind: Literal["length"] = "length"
+    task: str = Field("", description="a named task, such as rsc, cmc, mc, addition, parity, lego, scan")
+    data: Input | None = Field(None, description="instead: JSON Lines with source, target and perhaps length")
+    trained: int | None = Field(
+        None, ge=0, description="longest length of training (a named task knows its own)"
+    )
+    longest: int | None = Field(
+        None, ge=1, description="longest length tested (a named task: all of its own)"
+    )
+    per_length: int = Field(64, ge=1, description="instances of each length")
+    scratchpad: str = Field("none", description="none, minimal, full, or 'without' and a part's name")
+    holds_at: float = Field(0.9, gt=0, le=1, description="accuracy below which a length counts as broken")
+
+
+def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
+    """Measure a model folder and write the table, the curve and the numbers into ``work``; returns the
+    summary.
+
+    Raises UsageError where the question has no meaning: no task and no data, a tokenizer that merges the
+    task's symbols, a model that sees both sides, a model without positions and without a first token.
+    """
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.folder import open_model
+    from mickle.storage import write_json, write_text
+
+    tokenizer = open_text_tokenizer(model_folder)
+
+    def encode(text: str) -> Sequence[int]:
+        found: Sequence[int] = tokenizer.encode([text])[0].tolist()
+        return found
+
+    examples, trained = chosen_examples(settings, encode, seed)
+    model = open_model(model_folder)
+    check_model(model, tokenizer.start is not None)
+    instances = encode_examples(examples, encode, tokenizer.start, tokenizer.end)
+    scores = score(model, instances, tokenizer.end, trained, emit)
+    if trained is None:
+        emit(Warned("the longest length of training is not known; `trained` gives it"))
+    summary = summarise(settings, scores, learned_table(model))
+    emit(Noted(sentence(settings, scores)))
+    write_json(work / "length.json", {**summary, "scores": [asdict(found) for found in scores]})
+    write_text(work / "length.csv", as_csv({"model": scores}))
+    draw({model_folder.name: scores}, work / "length.svg", settings.task or "own data")
+    return summary
+
+
+def chosen_examples(settings: Length, encode: Encode, seed: int) -> tuple[list[Example], int | None]:
+    """The instances that the settings ask for, and the longest length of training where it is known."""
+    if bool(settings.task) == (settings.data is not None):
+        raise UsageError("exactly one of `task` and `data` is needed", expected="a named task, or JSON Lines")
+    if settings.data is not None:
+        examples = length_tasks.read_examples(settings.data, lambda text: len(encode(text)))
+        examples = _at_most(examples, settings.per_length, settings.longest)
+        return examples, settings.trained
+    if settings.scratchpad not in length_tasks.SCRATCHPADS:
+        raise UsageError(
+            f"there is no scratchpad {settings.scratchpad!r}", expected=", ".join(length_tasks.SCRATCHPADS)
+        )
+    task = length_tasks.open_task(settings.task)
+    check_symbols(task, encode)
+    lengths = [n for n in task.train + task.test if settings.longest is None or n <= settings.longest]
+    if not lengths:
+        raise UsageError(f"task {task.name} has no length up to {settings.longest}", where="longest")
+    parts = length_tasks.SCRATCHPADS[settings.scratchpad]
+    # "test" keeps these instances apart from any that a training seed can draw.
+    found = list(length_tasks.buckets(task, f"test {seed}", lengths, settings.per_length, parts))
+    return found, task.train[-1] if settings.trained is None else settings.trained
+
+
+def _at_most(examples: list[Example], per_length: int, longest: int | None) -> list[Example]:
+    """The first ``per_length`` records of each length, lengths up to ``longest``."""
+    counts: dict[int, int] = {}
+    kept = []
+    for record in examples:
+        counts[record.length] = counts.get(record.length, 0) + 1
+        if counts[record.length] <= per_length and (longest is None or record.length <= longest):
+            kept.append(record)
+    if not kept:
+        raise UsageError(f"no record has a length up to {longest}", where="longest")
+    return kept
+
+
+def summarise(settings: Length, scores: Sequence[LengthScore], table: int | None) -> dict[str, Any]:
+    """The headline numbers; those that are not known are left out."""
+    values = {
+        "task": settings.task or str(settings.data),
+        "accuracy_in_training_lengths": mean_accuracy(scores, seen=True),
+        "accuracy_beyond": mean_accuracy(scores, seen=False),
+        "holds_to_length": holds_to(scores, settings.holds_at),
+        "right_symbols_wrong_stop": _mean([found.stopped_early + found.ran_on for found in scores]),
+        "learned_positions": table,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def sentence(settings: Length, scores: Sequence[LengthScore]) -> str:
+    """The answer in one line."""
+    held, longest = holds_to(scores, settings.holds_at), scores[-1].length
+    if held is None:
+        return f"below {settings.holds_at:.0%} already at length {scores[0].length}: the task is not learned"
+    if held == longest:
+        return f"holds at {settings.holds_at:.0%} up to length {longest}, the longest tested"
+    broken = next(found for found in scores if found.length > held)
+    wrong_stop = broken.stopped_early + broken.ran_on
+    return (
+        f"holds at {settings.holds_at:.0%} up to length {held}; {broken.exact:.0%} at {broken.length}"
+        f" ({wrong_stop:.0%} right symbols with a wrong stop, {broken.wrong_symbol:.0%} wrong symbols)"
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def as_table(scores: Sequence[LengthScore]) -> str:
+    """The scores as lines of text, with the border of training marked."""
+    lines = ["length  seen   exact  early  ran on  wrong  tokens"]
+    lines += [
+        f"{s.length:6d}  {'yes' if s.seen else 'no ':>4}  {s.exact:6.1%} {s.stopped_early:6.1%}"
+        f"  {s.ran_on:6.1%} {s.wrong_symbol:6.1%}  {s.tokens:6.1%}"
+        for s in scores
+    ]
+    return "\n".join(lines)
+
+
+def as_csv(curves: Mapping[str, Sequence[LengthScore]]) -> str:
+    """One row for each model and length."""
+    text = io.StringIO()
+    names = list(LengthScore.__dataclass_fields__)
+    writer = csv.DictWriter(text, ["name", *names], lineterminator="\n")
+    writer.writeheader()
+    for name, scores in curves.items():
+        writer.writerows({"name": name, **asdict(found)} for found in scores)
+    return text.getvalue()
+
+
+def draw(curves: Mapping[str, Sequence[LengthScore]], path: Path, title: str) -> None:
+    """Exact-match accuracy over length, one line for each model, as SVG; lengths of training are shaded."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+    axes = FigureCanvasSVG(figure).figure.add_subplot()
+    seen = [found.length for scores in curves.values() for found in scores if found.seen]
+    if seen:
+        axes.axvspan(min(seen) - 0.5, max(seen) + 0.5, color="0.9", label="lengths of training")
+    for name, scores in curves.items():
+        axes.plot([s.length for s in scores], [s.exact for s in scores], marker="o", markersize=3, label=name)
+    axes.set(xlabel="length", ylabel="exact-match accuracy", title=title, ylim=(-0.03, 1.03))
+    axes.legend(fontsize="small")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def check_symbols(task: Task, encode: Encode) -> None:
+    """Refuse a tokenizer that merges a task's symbols or takes one for another: it would make another task of it.
+
+    Each symbol, written ``PROBE`` and twice ``PROBE`` times with spaces between, must cost one token a time.
+    """
+    from mickle.data.tasks.copying import SYMBOLS
+
+    symbols = task.symbols or SYMBOLS[:PROBE]
+
+    def cost(symbol: str, times: int) -> int:
+        return len(encode(" ".join([symbol] * times)))
+
+    merged = [symbol for symbol in symbols if cost(symbol, 2 * PROBE) - cost(symbol, PROBE) != PROBE]
+    names: dict[tuple[int, ...], str] = {}
+    mixed = [word for word in task.vocabulary if names.setdefault(tuple(encode(word)), word) != word]
+    if merged or mixed:
+        problem = "does not give one token to each symbol" if merged else "does not tell the symbols apart"
+        shown = merged or mixed
+        raise UsageError(
+            f"the tokenizer {problem}: {len(shown)} of {len(symbols if merged else task.vocabulary)},"
+            f" such as {' '.join(shown[:5])}",
+            expected=f"one token for every symbol of the task {task.name}",
+            todo="train with length_tasks.symbol_tokenizer, or evaluate on JSON Lines of your own",
+        )
+
+
+def check_model(model: nn.Module, first_token: bool) -> None:
+    """Refuse what cannot be measured or cannot work: a model that sees ahead; no positions and no first
+    token.
+    """
+    config = model.config
+    if getattr(config, "causal", True) is False or _fills_gaps(config):
+        raise UsageError(
+            "this model sees both sides, so it has read the answer that it should predict",
+            expected="a causal model; without positions a model that is not causal sees a bag of words",
+        )
+    schemes = set(getattr(config, "schemes", ()))
+    if schemes == {"none"} and not first_token:
+        raise UsageError(
+            "a model without positions needs a first token (BOS) to count from, and the tokenizer has none",
+            expected="bos_token in tokenizer_config.json",
+        )
+
+
+def _fills_gaps(config: Any) -> bool:
+    return any("MaskedLM" in name for name in getattr(config, "architectures", None) or ())
