@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,7 +11,7 @@ import pytest
 
 
 @pytest.fixture
-def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Two toy verbs, `write` and `count`, known to the command line while the test runs."""
     from mickle import verbs
 
@@ -24,4 +23,4 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     spec.loader.exec_module(module)
     monkeypatch.setitem(verbs.STEPS, "write", ("mickle_toy:Write", "words"))
     monkeypatch.setitem(verbs.STEPS, "count", ("mickle_toy:Count", "letters"))
-    yield module
+    return module

@@ -21,8 +21,19 @@ def test_a_verb_runs_and_says_what_is_next(
     toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "w"
-    code = _main("write", "--words", "a", "b", "--method", "fancy", "--method.gamma", "0.25", "--learning_rate=0.5",
-                 "--out", str(out))
+    code = _main(
+        "write",
+        "--words",
+        "a",
+        "b",
+        "--method",
+        "fancy",
+        "--method.gamma",
+        "0.25",
+        "--learning_rate=0.5",
+        "--out",
+        str(out),
+    )
     said = capsys.readouterr()
     assert code == 0
     assert (out / "words.txt").read_text() == "a b"
@@ -62,8 +73,12 @@ def test_flags_stand_over_the_file(toy: ModuleType, tmp_path: Path) -> None:
     ],
 )
 def test_bad_usage_is_one_clear_error(
-    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    arguments: tuple[str, ...], says: str,
+    toy: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    says: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert _main(*arguments) == 2
@@ -123,12 +138,15 @@ def test_every_verb_has_few_described_fields(name: str) -> None:
     assert cls.kind
 
 
-@pytest.mark.parametrize("arguments", [["--help"], *[[name, "--help"] for name in [*verbs.STEPS, *cli.OTHERS]]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *[[name, "--help"] for name in [*verbs.STEPS, *cli.OTHERS]]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom mickle.cli import run\n"
         f"try:\n    run({arguments!r})\nexcept SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'pyarrow', 'matplotlib', 'numba', 'trafilatura', 'tokenizers'} & set(sys.modules)\n"
+        "slow = {'torch', 'transformers', 'pyarrow', 'matplotlib', 'numba', 'trafilatura', 'tokenizers'}\n"
+        "heavy = slow & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

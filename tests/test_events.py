@@ -28,8 +28,14 @@ def test_metrics_hold_no_times_and_rewind_to_a_step(tmp_path: Path) -> None:
 def test_console_without_a_terminal_prints_plain_lines() -> None:
     stream = io.StringIO()
     console = Console(stream, every=0.0)
-    for event in [Started("training", 3, "steps"), *EVENTS, Warned("beware [of] brackets"), Noted("n"),
-                  Started("reading", 0, "pages"), Progressed(5, "half")]:
+    for event in [
+        Started("training", 3, "steps"),
+        *EVENTS,
+        Warned("beware [of] brackets"),
+        Noted("n"),
+        Started("reading", 0, "pages"),
+        Progressed(5, "half"),
+    ]:
         console(event)
     console.close()
     said = stream.getvalue()

@@ -49,7 +49,7 @@ def _unknown_field(name: str, known: list[str]) -> PydanticCustomError:
     hint = f"did you mean '{near[0]}'?" if near else "known fields: " + ", ".join(known)
     # Braces would be read as placeholders in the message template.
     safe = (name.replace("{", "(").replace("}", ")"))[:80]
-    return PydanticCustomError("unknown_field", f"unknown field '{safe}'; {hint}", {"field": name})  # type: ignore[arg-type]
+    return PydanticCustomError("unknown_field", f"unknown field '{safe}'; {hint}", {"field": name})
 
 
 C = TypeVar("C", bound=Config)
@@ -150,7 +150,9 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
         raise UsageError(f"no such settings file: {path}", todo="check the path")
     if path.stat().st_size > LARGEST_FILE:
         raise UsageError(
-            f"settings file is {path.stat().st_size:,} bytes", where=str(path), expected="at most 1 MiB of YAML"
+            f"settings file is {path.stat().st_size:,} bytes",
+            where=str(path),
+            expected="at most 1 MiB of YAML",
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -159,9 +161,10 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
     try:
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             if isinstance(event, yaml.AliasEvent):
+                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise UsageError(
                     "YAML aliases are not supported",
-                    where=f"{path}:{event.start_mark.line + 1}",
+                    where=f"{path}:{line}",
                     todo="write the value out",
                 )
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -182,7 +185,9 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
                 raise UsageError(
-                    f"field '{key.value}' stands twice" if key.value in seen else "a field's name must be plain text",
+                    f"field '{key.value}' stands twice"
+                    if key.value in seen
+                    else "a field's name must be plain text",
                     where=f"{path}:{key.start_mark.line + 1}",
                 )
             seen.add(key.value)
@@ -198,7 +203,7 @@ def to_yaml(config: Config) -> str:
 
 
 def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every settable field with its dotted name: (name, annotation, FieldInfo). Unions contribute each variant's fields."""
+    """Every settable field: (dotted name, annotation, FieldInfo). Unions contribute each variant's fields."""
     for name, field in cls.model_fields.items():
         variants = config_variants(field.annotation)
         yield prefix + name, field.annotation, field
@@ -231,7 +236,9 @@ def inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
         elif isinstance(value, Path) and _holds_input(field):
             yield prefix + name, value
         elif isinstance(value, (list, tuple)) and _holds_input(field):
-            yield from ((f"{prefix}{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Path))
+            yield from (
+                (f"{prefix}{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Path)
+            )
 
 
 def _holds_input(field: Any) -> bool:

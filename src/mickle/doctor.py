@@ -37,7 +37,11 @@ def _device() -> str:
 def _speeds() -> list[str]:
     float32 = machine.matmul_flops("float32")
     bfloat16 = machine.matmul_flops("bfloat16")
-    advice = "training uses bfloat16" if machine.fast_bfloat16() else "training uses float32: bfloat16 is no faster here"
+    advice = (
+        "training uses bfloat16"
+        if machine.fast_bfloat16()
+        else "training uses float32: bfloat16 is no faster here"
+    )
     return [
         f"products   {float32 / 1e9:,.0f} GFLOP/s float32, {bfloat16 / 1e9:,.0f} bfloat16 ({advice})",
         f"memory     {machine.copy_bandwidth() / 1e9:.1f} GB/s copy",
@@ -57,4 +61,5 @@ def _kernels() -> list[str]:
     fast, _ = losses.cross_entropy(hidden, weight, labels)
     plain = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
     error = abs(float(fast) - float(plain)) / float(plain)
-    return [f"kernels    cross-entropy {'agrees with its plain twin' if error < 1e-5 else f'IS OFF by {error:.1e}: report it'}"]
+    verdict = "agrees with its plain twin" if error < 1e-5 else f"IS OFF by {error:.1e}: report it"
+    return [f"kernels    cross-entropy {verdict}"]

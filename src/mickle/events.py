@@ -135,7 +135,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UsageError("TensorBoard is not installed", todo="pip install 'mickle[tensorboard]'") from None
+            raise UsageError(
+                "TensorBoard is not installed", todo="pip install 'mickle[tensorboard]'"
+            ) from None
         self._writer = SummaryWriter(str(folder))
 
     def __call__(self, event: Event) -> None:
@@ -195,9 +197,13 @@ class Console:
             from rich import progress
 
             self._progress = progress.Progress(
-                progress.TextColumn("[bold]{task.description}"), progress.BarColumn(),
-                progress.MofNCompleteColumn(), progress.TextColumn("{task.fields[note]}"),
-                progress.TimeRemainingColumn(), console=self._console, transient=False,
+                progress.TextColumn("[bold]{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn(),
+                progress.TextColumn("{task.fields[note]}"),
+                progress.TimeRemainingColumn(),
+                console=self._console,
+                transient=False,
             )
             self._progress.start()
             self._task = self._progress.add_task(event.what, total=event.total or None, note="")
@@ -215,7 +221,9 @@ class Console:
             self._progress.update(self._task, completed=done, note=shown)
         elif now - self._said >= self._every or done == self._work.total:
             self._said = now
-            left = f", {(self._work.total - done) / rate:,.0f} s left" if self._work.total and rate > 0 else ""
+            left = (
+                f", {(self._work.total - done) / rate:,.0f} s left" if self._work.total and rate > 0 else ""
+            )
             total = f"/{self._work.total:,}" if self._work.total else ""
             self._print(f"  {done:,}{total} {self._work.unit} ({rate:,.1f}/s{left}) {_escape(note)}".rstrip())
 

@@ -1,4 +1,4 @@
-"""Command-line flags made from settings: ``--field``, ``--union kind``, ``--union.field``; the names of YAML and Python.
+"""Command-line flags made from settings: ``--field``, ``--union kind``, ``--union.field``; as in YAML and Python.
 
 Values go through the same validation as a settings file, so a wrong one gets the same sentence. This is argparse and
 not tyro because flags may complete a partial ``--config`` file, unions read as they stand in YAML, and help stays fast.
@@ -43,11 +43,21 @@ class Help(argparse.RawDescriptionHelpFormatter):
 
 def parser(prog: str, cls: type[Config], description: str, example: str, positional: str = "") -> Parser:
     """A parser with one flag for every field of ``cls``; the help ends in an example."""
-    made = Parser(prog=prog, description=description, epilog=f"example:\n  {example}",
-                  formatter_class=Help, allow_abbrev=False)
+    made = Parser(
+        prog=prog,
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=Help,
+        allow_abbrev=False,
+    )
     if positional:
-        made.add_argument(f"field:{positional}", nargs="?", metavar=positional.upper(), default=argparse.SUPPRESS,
-                          help=_describe(cls.model_fields[positional], cls.model_fields[positional].annotation))
+        made.add_argument(
+            f"field:{positional}",
+            nargs="?",
+            metavar=positional.upper(),
+            default=argparse.SUPPRESS,
+            help=_describe(cls.model_fields[positional], cls.model_fields[positional].annotation),
+        )
     settings = made.add_argument_group("settings")
     groups: dict[str, Any] = {}
     for name, annotation, field in leaves(cls):
@@ -63,8 +73,12 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
         if truth:
             made_flag["const"] = "true"
         group.add_argument(
-            "--" + name.replace("_", "-"), dest=f"field:{name}", default=argparse.SUPPRESS,
-            metavar=_metavar(annotation), help=_describe(field, annotation), **made_flag,
+            "--" + name.replace("_", "-"),
+            dest=f"field:{name}",
+            default=argparse.SUPPRESS,
+            metavar=_metavar(annotation),
+            help=_describe(field, annotation),
+            **made_flag,
         )
     return made
 
@@ -88,7 +102,11 @@ def read_values(cls: type[Config], values: dict[str, Any]) -> dict[str, Any]:
         variants = config_variants(field.annotation)
         if variants and isinstance(value, dict):
             kind = value.get("kind")
-            chosen = [v for v in variants if kind is None or kind in typing.get_args(v.model_fields["kind"].annotation)]
+            chosen = [
+                v
+                for v in variants
+                if kind is None or kind in typing.get_args(v.model_fields["kind"].annotation)
+            ]
             merged: dict[str, Any] = {}
             for variant in chosen or variants:
                 known = {k: v for k, v in value.items() if k in variant.model_fields}
@@ -106,7 +124,9 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for name, value in over.items():
         old = out.get(name)
-        same = isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind"))
+        same = (
+            isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind"))
+        )
         out[name] = merge(old, value) if same and isinstance(old, dict) else value
     return out
 
@@ -177,8 +197,11 @@ def _metavar(annotation: Any) -> str:
     variants = config_variants(annotation)
     if variants:
         return "{" + ",".join(_kinds(variants)) + "}"
-    names = [repr(k) if isinstance(k, str) else getattr(k, "__name__", str(k)) for k in _members(annotation)
-             if k is not type(None)]
+    names = [
+        repr(k) if isinstance(k, str) else getattr(k, "__name__", str(k))
+        for k in _members(annotation)
+        if k is not type(None)
+    ]
     if _is_list(annotation):
         return getattr(_item(annotation), "__name__", "VALUE").upper()
     text = "|".join(name.strip("'") for name in names)
@@ -186,8 +209,12 @@ def _metavar(annotation: Any) -> str:
 
 
 def _kinds(variants: Iterable[type[Config]]) -> list[str]:
-    return [str(value) for variant in variants if "kind" in variant.model_fields
-            for value in typing.get_args(variant.model_fields["kind"].annotation)]
+    return [
+        str(value)
+        for variant in variants
+        if "kind" in variant.model_fields
+        for value in typing.get_args(variant.model_fields["kind"].annotation)
+    ]
 
 
 def _describe(field: Any, annotation: Any) -> str:

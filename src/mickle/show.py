@@ -39,17 +39,32 @@ def show(folder: Path, check: str = "hashes") -> str:
 def _unfinished(folder: Path) -> str:
     identity = storage.read_json(folder / storage.SCRATCH / "identity.json")
     settings = identity.get("settings", {}).items()
-    return "\n".join([f"  verb      {identity.get('verb')}", *(f"  setting   {k}: {_cut(v)}" for k, v in settings),
-                      "  the same command goes on from here"])
+    return "\n".join(
+        [
+            f"  verb      {identity.get('verb')}",
+            *(f"  setting   {k}: {_cut(v)}" for k, v in settings),
+            "  the same command goes on from here",
+        ]
+    )
 
 
 def _foreign(folder: Path) -> str:
     if not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} is neither a Mickle folder nor a model folder", expected="manifest.json or config.json in it")
+        raise UsageError(
+            f"{folder} is neither a Mickle folder nor a model folder",
+            expected="manifest.json or config.json in it",
+        )
     config = storage.read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UsageError("config.json must hold an object", where=str(folder / "config.json"))
-    names = ("model_type", "architectures", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+    names = (
+        "model_type",
+        "architectures",
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     lines = [f"{folder}: a model folder of another tool (no manifest: nothing says whether it is whole)"]
     lines += [f"  {name:<20} {_cut(config[name])}" for name in names if name in config]
     weights = sorted(folder.glob("*.safetensors"))
@@ -59,7 +74,11 @@ def _foreign(folder: Path) -> str:
 
 def _settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
     settings = meta.get("identity", {}).get("settings", {})
-    return [(name, _cut(value)) for name, value in settings.items() if name not in meta.get("parents", {}) and value is not None]
+    return [
+        (name, _cut(value))
+        for name, value in settings.items()
+        if name not in meta.get("parents", {}) and value is not None
+    ]
 
 
 def _short_values(summary: dict[str, Any]) -> list[tuple[str, str]]:

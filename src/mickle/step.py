@@ -198,7 +198,11 @@ def _publish(work: Path, out: Path) -> None:
 
 def command_line() -> str:
     """The command that was given, without the path of its interpreter."""
-    return " ".join(["mickle", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("mickle", "__main__.py", "cli.py") else ""
+    return (
+        " ".join(["mickle", *sys.argv[1:]])
+        if Path(sys.argv[0]).name in ("mickle", "__main__.py", "cli.py")
+        else ""
+    )
 
 
 def _replace(settings: Any, path: list[str], value: str) -> None:

@@ -68,13 +68,18 @@ def seal(folder: Path, *, kind: str, **meta: Any) -> Manifest:
     """Hash and fsync every file under ``folder``, then write its manifest, last."""
     files = {}
     for path in _walk(folder):
-        _call(os.chmod, path, 0o666 & ~_UMASK)  # safetensors leaves 0600: another user's server could not read it
+        _call(
+            os.chmod, path, 0o666 & ~_UMASK
+        )  # safetensors leaves 0600: another user's server could not read it
         _fsync_path(path)
         files[path.relative_to(folder).as_posix()] = File(path.stat().st_size, hash_file(path))
     for directory in [p for p in folder.rglob("*") if p.is_dir()]:
         _fsync_path(directory)
     manifest = Manifest(kind, files, meta)
-    write_json(folder / MANIFEST, {"kind": kind, "format": FORMAT, "files": {k: asdict(v) for k, v in files.items()}, **meta})
+    write_json(
+        folder / MANIFEST,
+        {"kind": kind, "format": FORMAT, "files": {k: asdict(v) for k, v in files.items()}, **meta},
+    )
     return manifest
 
 
@@ -151,7 +156,9 @@ def _check_file(path: Path, folder: Path, file: File, check: str) -> None:
         raise UsageError("folder is not whole: a file is missing", where=str(path))
     size = path.stat().st_size
     if size != file.bytes:
-        raise UsageError(f"folder is not whole: file has {size:,} bytes", where=str(path), expected=f"{file.bytes:,} bytes")
+        raise UsageError(
+            f"folder is not whole: file has {size:,} bytes", where=str(path), expected=f"{file.bytes:,} bytes"
+        )
     if check == "hashes" and hash_file(path) != file.xxh3:
         raise UsageError("file is corrupt: its content is not what was written", where=str(path))
 
@@ -211,7 +218,11 @@ def read_json(path: Path, largest: int = 256 << 20) -> Any:
     path = Path(path)
     try:
         if path.stat().st_size > largest:
-            raise UsageError(f"JSON file has {path.stat().st_size:,} bytes", where=str(path), expected=f"at most {largest:,}")
+            raise UsageError(
+                f"JSON file has {path.stat().st_size:,} bytes",
+                where=str(path),
+                expected=f"at most {largest:,}",
+            )
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}", todo="check the path") from None
@@ -286,7 +297,9 @@ def _acquire(path: Path) -> int:
             holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
             os.close(descriptor)
             raise LockedError(
-                "another process is at work on this folder", where=str(path), expected=f"no holder; now {holder or 'unknown'}",
+                "another process is at work on this folder",
+                where=str(path),
+                expected=f"no holder; now {holder or 'unknown'}",
                 todo="wait for it, or stop that process",
             ) from None
         # The holder may have unlinked the file between our open and our lock.
@@ -302,7 +315,8 @@ def check_space(folder: Path, needed: int) -> None:
     if free < needed:
         raise ResourceError(
             f"not enough disk space: {needed / 1e6:,.1f} MB needed, {free / 1e6:,.1f} MB free",
-            where=str(folder), todo="free some space, or write elsewhere with --out",
+            where=str(folder),
+            todo="free some space, or write elsewhere with --out",
         )
 
 
@@ -317,7 +331,8 @@ def disk_errors(path: Path | str = "") -> Iterator[None]:
         free = shutil.disk_usage(existing_parent(Path(path))).free
         raise ResourceError(
             f"the disk refused a write ({os.strerror(error.errno)}); {free / 1e6:,.1f} MB free",
-            where=str(path), todo="free some space and run the same command again: it goes on",
+            where=str(path),
+            todo="free some space and run the same command again: it goes on",
         ) from None
 
 

@@ -54,7 +54,9 @@ def call(
     from mickle.step import execute
 
     cls = step_class(name)
-    given = {key: value.model_dump() if isinstance(value, Config) else value for key, value in settings.items()}
+    given = {
+        key: value.model_dump() if isinstance(value, Config) else value for key, value in settings.items()
+    }
     if config is not None:
         given = {**load(cls, config).model_dump(exclude_unset=True), **given}
     step = validate(cls, given, where=f"mickle.{name}(...)")
