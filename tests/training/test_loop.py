@@ -1,0 +1,302 @@
+"""The loop: what it adds up, what it says, and that the split of a batch changes nothing."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_training import (
+    CASES,
+    OPTIMIZERS,
+    classifier,
+    decoder,
+    distance,
+    losses,
+    packed,
+    points,
+    steps_saved,
+    train,
+    weights,
+)
+from torch import nn
+
+from mickle import storage
+from mickle.errors import LockedError, UsageError
+from mickle.events import Evaluated, Progressed, Saved, Started, Trained
+from mickle.training import checkpoint
+from mickle.training.closure import Closure, derived_seed
+from mickle.training.interruption import Interruption
+from mickle.training.loop import fit
+from mickle.training.objectives import classification, next_token
+
+
+def still(case: str, **options: Any) -> nn.Module:
+    """The case's model without dropout: its draws belong to a micro-batch, so they change with the split."""
+    return CASES[case].model(dropout=0.0, **options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_splits_of_a_batch_give_one_result(case: str) -> None:
+    """RELIABILITY 11: rows of unequal counts, a last micro-batch with fewer rows, more parts than rows."""
+    whole, told = train(case, model=still(case))
+    for accumulate in (2, 3, 8):
+        split, told_split = train(case, model=still(case), accumulate=accumulate)
+        assert losses(told_split) == pytest.approx(losses(told), rel=1e-6)
+        assert distance(whole, split) < 1e-5
+
+
+def test_padding_changes_nothing() -> None:
+    def padded(step: int) -> dict[str, torch.Tensor]:
+        batch = packed(step)
+        grown = {name: nn.functional.pad(t, (0, 4), value=0) for name, t in batch.items()}
+        grown["labels"][:, -4:] = -100
+        grown["documents"][:, -4:] = 99
+        return grown
+
+    _, plain = train("next_token", model=still("next_token"))
+    _, with_padding = train("next_token", model=still("next_token"), batches=padded, accumulate=2)
+    assert losses(with_padding) == pytest.approx(losses(plain), rel=1e-6)
+
+
+def test_one_step_by_hand() -> None:
+    """Loss (w - y)^2 at w = 2, y = 0, 1 and 3: mean 2, gradient 2 (2 - 4/3) = 4/3; clipped to 1; w = 2 - 0.5."""
+
+    class Point(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(2.0))
+
+    def squared(model: nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return ((model.w - batch["y"]) ** 2).sum(), torch.tensor(len(batch["y"]))
+
+    model = Point()
+    batch = {"y": torch.tensor([0.0, 1.0, 3.0])}
+    events = list(fit(model, squared, lambda _: batch, torch.optim.SGD(model.parameters(), lr=0.5), steps=1, accumulate=2))
+    trained = events[-1]
+    assert isinstance(trained, Trained)
+    assert trained.loss == pytest.approx(2.0)
+    assert trained.gradient_norm == pytest.approx(4 / 3)
+    assert trained.learning_rate == 0.5
+    assert trained.tokens == 3
+    assert model.w.item() == pytest.approx(1.5)
+
+
+def test_gradient_is_torchs_own() -> None:
+    model = still("next_token")
+    batch = packed(0)
+    closure = Closure(model, next_token, batch, step=0, accumulate=3)
+    loss = closure()
+    ours = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    logits = model(batch["input_ids"], documents=batch["documents"])
+    plain = nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    plain.backward()
+    assert loss == pytest.approx(plain.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-4, atol=1e-7)
+    norm = nn.utils.get_total_norm(p.grad for p in model.parameters())
+    assert closure.gradient_norm == pytest.approx(norm.item(), rel=1e-5)
+    assert closure.mean_loss() == pytest.approx(loss, rel=1e-6)
+
+
+def test_clipping_is_torchs_own() -> None:
+    model = still("classification")
+    Closure(model, classification, points(0), step=0, clip_norm=0.01)()
+    assert nn.utils.get_total_norm(p.grad for p in model.parameters()).item() == pytest.approx(0.01, rel=1e-5)
+
+
+def test_dropout_depends_on_seed_step_and_part_alone() -> None:
+    model = classifier(dropout=0.5)
+    first = Closure(model, classification, points(0), step=3, accumulate=2)
+    again = Closure(model, classification, points(0), step=3, accumulate=2)
+    assert first() == pytest.approx(again.mean_loss(), rel=1e-6)
+    others = [Closure(model, classification, points(0), step=s, seed=r, accumulate=2)() for s, r in ((4, 0), (3, 1))]
+    assert first.loss not in others
+    assert len({derived_seed(a, b, c) for a in range(9) for b in range(9) for c in range(9)}) == 729
+
+
+def test_same_command_twice_gives_the_same_bytes(tmp_path: Path) -> None:
+    """RELIABILITY 12."""
+    for name in ("one", "two"):
+        train("next_token", steps=5, checkpoints=tmp_path / name)
+    one, two = (storage.hash_file(tmp_path / n / "step-00000005" / checkpoint.MODEL) for n in ("one", "two"))
+    assert one == two
+
+
+def test_events_of_a_run(tmp_path: Path) -> None:
+    values = iter([3.0, 1.0, 2.0])
+    _, events = train(
+        steps=6, checkpoints=tmp_path, save_every=4, keep=1,
+        evaluate=lambda model: {"loss": next(values)}, evaluate_every=2,
+    )  # fmt: skip
+    assert events[0] == Started("training", 6, "steps")
+    assert [e.step for e in events if isinstance(e, Trained)] == [1, 2, 3, 4, 5, 6]
+    assert [e.values["loss"] for e in events if isinstance(e, Evaluated)] == [3.0, 1.0, 2.0]
+    # 2 and 4 were each the best so far, 6 is the last; 4 stays beside the newest because it is the best.
+    assert [e.step for e in events if isinstance(e, Saved)] == [2, 4, 6]
+    assert steps_saved(tmp_path) == [4, 6]
+    assert checkpoint.best(tmp_path) == tmp_path / "step-00000004"
+
+
+def test_evaluation_sees_a_quiet_model_and_leaves_no_trace() -> None:
+    seen = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append((model.training, torch.is_grad_enabled(), torch.rand(1).item()))
+        return {"x": 0.0}
+
+    evaluated, _ = train(steps=6, evaluate=evaluate, evaluate_every=2)
+    plain, _ = train(steps=6)
+    assert distance(evaluated, plain) == 0.0
+    assert [s[:2] for s in seen] == [(False, False)] * 3
+
+
+def test_best_weights_come_back(tmp_path: Path) -> None:
+    values = iter([1.0, 2.0])
+    kept: dict[int, dict[str, torch.Tensor]] = {}
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        kept[len(kept)] = weights(model)
+        return {"loss": next(values)}
+
+    model, _ = train(steps=4, checkpoints=tmp_path, keep=1, evaluate=evaluate, evaluate_every=2)
+    path = checkpoint.best(tmp_path)
+    assert path is not None
+    checkpoint.load_weights(path, model)
+    assert all(torch.equal(t, kept[0][name]) for name, t in model.state_dict().items())
+
+
+def test_bfloat16_keeps_float32_weights_and_follows_the_loss() -> None:
+    """Products in bfloat16 (8 bits) move a loss near 2.5 by less than 2 %."""
+    exact, told = train("next_token", model=still("next_token"))
+    reduced, told_reduced = train("next_token", model=still("next_token"), precision="bfloat16")
+    assert losses(told_reduced) == pytest.approx(losses(told), rel=0.02)
+    assert losses(told_reduced) != losses(told)
+    assert {p.dtype for p in reduced.parameters()} == {torch.float32}
+    assert 0 < distance(exact, reduced)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_then_interrupts(number: int, tmp_path: Path) -> None:
+    """RELIABILITY 8: the step in which it arrives is finished and saved."""
+    model = classifier()
+    run = fit(model, classification, points, OPTIMIZERS["sgd"](model), steps=9, checkpoints=tmp_path)
+    before = signal.getsignal(number)
+    told = []
+    with pytest.raises(KeyboardInterrupt):
+        for event in run:
+            told.append(event)
+            if isinstance(event, Trained) and event.step == 5:
+                os.kill(os.getpid(), number)
+    assert isinstance(told[-1], Saved)
+    assert steps_saved(tmp_path) == [5]
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_signal_does_what_it_always_did() -> None:
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.signalled
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_left_run_gives_back_lock_and_handlers(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    model = classifier()
+    run = fit(model, classification, points, OPTIMIZERS["sgd"](model), steps=9, checkpoints=tmp_path)
+    next(run)
+    assert signal.getsignal(signal.SIGINT) != before
+    with pytest.raises(LockedError, match="another process"):
+        train(steps=2, checkpoints=tmp_path)
+    run.close()
+    assert signal.getsignal(signal.SIGINT) == before
+    train(steps=2, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": -1}, "steps is too small"),
+        ({"accumulate": 0}, "accumulate is too small"),
+        ({"on_bad_numbers": "back"}, "needs checkpoints"),
+        ({"batches": lambda i: {**points(i), "labels": torch.full((7,), -100)}}, "batch 0 trains nothing"),
+        ({"objective": lambda m, b: (b["inputs"].sum().requires_grad_(), torch.tensor(1))}, "no parameter has"),
+        ({"evaluate": lambda m: {}}, "measured nothing"),
+    ],
+)
+def test_wrong_use_is_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        train(**{"steps": 1, **options})
+
+
+def test_memory_is_flat() -> None:
+    """RELIABILITY 25, in small: no tensor and no open file stays from a step to the next."""
+    import gc
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects()), len(os.listdir("/proc/self/fd"))
+
+    seen: dict[int, tuple[int, int]] = {}
+
+    def note(event: object) -> None:
+        if isinstance(event, Trained) and event.step in (10, 60):
+            seen[event.step] = held()
+
+    model, events = train(steps=60, on_event=note)
+    assert seen[10] == seen[60]
+
+
+def test_saving_leaves_no_file_open(tmp_path: Path) -> None:
+    counts = []
+
+    def note(event: object) -> None:
+        if isinstance(event, Saved):
+            counts.append(len(os.listdir("/proc/self/fd")))
+
+    train(steps=12, save_every=1, checkpoints=tmp_path, on_event=note)
+    assert len(set(counts)) == 1
+
+
+def test_compiled_model_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through torch.compile's tracing; its "eager" backend runs the traced graphs without a C++ compiler."""
+    compile_plain: Callable[..., None] = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_plain(self, backend="eager"))
+    plain, told = train("next_token", model=still("next_token"), steps=3)
+    compiled, told_compiled = train("next_token", model=still("next_token"), steps=3, compile=True)
+    assert losses(told_compiled) == pytest.approx(losses(told), rel=1e-5)
+    assert math.isclose(distance(plain, compiled), 0.0, abs_tol=1e-5)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+
+
+def test_progress_says_where_it_goes_on(tmp_path: Path) -> None:
+    train(steps=2, checkpoints=tmp_path)
+    _, events = train(steps=3, checkpoints=tmp_path)
+    assert events[:2] == [Started("training", 3, "steps"), Progressed(2, "going on from a checkpoint")]
+
+
+def test_learning_rate_follows_the_schedule() -> None:
+    _, events = train(steps=4, schedule=lambda step, steps: (step + 1) / steps)
+    rates = [e.learning_rate for e in events if isinstance(e, Trained)]
+    assert rates == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+
+
+def test_decoder_learns_a_rule() -> None:
+    """Each token is followed by its double modulo 11: a bigram rule that a decoder learns to near zero."""
+
+    def doubling(step: int) -> dict[str, torch.Tensor]:
+        draw = torch.Generator().manual_seed(step)
+        first = torch.randint(1, 11, (8, 1), generator=draw)
+        tokens = first * torch.tensor([pow(2, k, 11) for k in range(9)]) % 11
+        return {"input_ids": tokens[:, :-1], "labels": tokens[:, 1:]}
+
+    _, events = train("next_token", model=decoder(dropout=0.0), steps=80, batches=doubling)
+    assert losses(events)[0] > 2.0
+    assert losses(events)[-1] < 0.3
