@@ -25,7 +25,11 @@ class Tally:
     @property
     def records(self) -> int:
         """All that was read."""
-        return sum(self.skipped.values()) + sum(sum(reasons.values()) for reasons in self.removed.values()) + self.kept
+        return (
+            sum(self.skipped.values())
+            + sum(sum(reasons.values()) for reasons in self.removed.values())
+            + self.kept
+        )
 
     def skip(self, skipped: Skipped) -> None:
         self.skipped[skipped.reason] += 1
@@ -44,11 +48,15 @@ class Tally:
 
     def commonest_removals(self) -> str:
         """The three commonest reasons, with their counts."""
-        pairs = Counter({f"{stage}: {why}": n for stage, reasons in self.removed.items() for why, n in reasons.items()})
+        pairs = Counter(
+            {f"{stage}: {why}": n for stage, reasons in self.removed.items() for why, n in reasons.items()}
+        )
         return "; ".join(f"{name} ({count:,})" for name, count in pairs.most_common(3))
 
     def card(self, settings: dict[str, Any], undocumented: dict[str, list[str]]) -> dict[str, Any]:
-        """All counts with the settings that made them; nothing in it depends on time or on the number of workers."""
+        """All counts with the settings that made them; nothing in it depends on time or on the number of
+        workers.
+        """
         settings["source"] = {k: v for k, v in settings["source"].items() if k != "path"}
         domains = {
             name: {"pages": count, "bytes": self.domain_bytes[name]}
@@ -76,7 +84,11 @@ def _ordered(counts: Counter[str]) -> dict[str, int]:
 def readable(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     source = card["settings"]["source"]
-    described = f"documentation of {', '.join(source['packages'])}" if source["kind"] == "documentation" else source["kind"]
+    described = (
+        f"documentation of {', '.join(source['packages'])}"
+        if source["kind"] == "documentation"
+        else source["kind"]
+    )
     lines = [
         "# Corpus card",
         "",
@@ -100,7 +112,10 @@ def readable(card: dict[str, Any]) -> str:
         "",
         "| domain | pages | bytes |",
         "|---|---:|---:|",
-        *(f"| {_cell(name) or '(none)'} | {d['pages']:,} | {d['bytes']:,} |" for name, d in card["domains"].items()),
+        *(
+            f"| {_cell(name) or '(none)'} | {d['pages']:,} | {d['bytes']:,} |"
+            for name, d in card["domains"].items()
+        ),
     ]
     if card["domain_count"] > len(card["domains"]):
         lines.append(f"\nThe {len(card['domains'])} largest of {card['domain_count']:,} domains.")

@@ -1,8 +1,8 @@
 """`mickle curate`: pages in, a corpus of main text out, with everything that was removed and why.
 
-The pipeline is that of RefinedWeb (arXiv 2306.01116) as far as it is built: reading, main text, language, length, exact
-duplicates. Pages go through in a stream, in chunks that are kept in the scratch folder, so a killed run goes on with the
-chunk it was at and ends with the same bytes.
+The pipeline is that of RefinedWeb (arXiv 2306.01116) as far as it is built: reading, main text, language,
+length, exact duplicates. Pages go through in a stream, in chunks that are kept in the scratch folder, so a
+killed run goes on with the chunk it was at and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ Source = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="kin
 
 
 class Curate(Step):
-    """Pages to a corpus: main text, language, length and exact duplicates; removed pages are kept with their reason."""
+    """Pages to a corpus: main text, language, length and exact duplicates; removed pages are kept with their
+    reason.
+    """
 
     kind: ClassVar[str] = "corpus"
     example: ClassVar[str] = "mickle curate --source.kind warc --source.path crawl/ --out corpus"
@@ -51,7 +53,9 @@ class Curate(Step):
     minimum_characters: int = Field(200, ge=1, description="shorter texts are removed")
     largest_page: int = Field(10 << 20, ge=1024, description="bytes; larger pages are removed unread")
     page_seconds: float = Field(20.0, gt=0, description="CPU time one page may take to extract")
-    workers: int = Field(0, ge=0, description="processes; 0 for one per core. The result does not depend on it")
+    workers: int = Field(
+        0, ge=0, description="processes; 0 for one per core. The result does not depend on it"
+    )
 
     def identity(self) -> dict[str, Any]:
         """All but the number of workers, on which no byte of the result depends."""
@@ -78,7 +82,9 @@ class Curate(Step):
         storage.write_text(work / "README.md", readable(card))
         _say_what_is_left(tally, emit)
         seconds = time.monotonic() - begun
-        counts = {name: card[name] for name in ("records", "skipped", "removed", "kept", "kept_bytes", "languages")}
+        counts = {
+            name: card[name] for name in ("records", "skipped", "removed", "kept", "kept_bytes", "languages")
+        }
         return counts | {"fresh_records": fresh, "records_per_second": round(fresh / seconds, 2)}
 
     def dry_run(self) -> tuple[Forecast, str]:
@@ -87,14 +93,21 @@ class Curate(Step):
         if isinstance(self.source, Documentation):
             modules = documentation.list_modules(self.source.packages, self.source.tests)
             seconds = len(modules) / speed + len(modules) / (MODULES_PER_SECOND * self._workers())
-            forecast = Forecast(self._memory(), seconds, 20_000 * len(modules), ("pages are about 6 kB each",))
-            return forecast, f"{len(modules)} modules of {', '.join(self.source.packages)}, such as {modules[0].url}"
+            forecast = Forecast(
+                self._memory(), seconds, 20_000 * len(modules), ("pages are about 6 kB each",)
+            )
+            return (
+                forecast,
+                f"{len(modules)} modules of {', '.join(self.source.packages)}, such as {modules[0].url}",
+            )
         files = self.source.files()
         size = sum(path.stat().st_size for path in files)
         seconds = size / (BYTES_PER_SECOND * self._workers())
         names = "\n".join(f"  {path} ({path.stat().st_size:,} bytes)" for path in files[:10])
         more = f"\n  and {len(files) - 10} more" if len(files) > 10 else ""
-        return Forecast(self._memory(), seconds, size), f"{len(files)} files, {size / 1e6:,.1f} MB:\n{names}{more}"
+        return Forecast(
+            self._memory(), seconds, size
+        ), f"{len(files)} files, {size / 1e6:,.1f} MB:\n{names}{more}"
 
     def after(self, out: Path) -> str:
         """Training on the corpus comes next."""
@@ -116,15 +129,25 @@ class Curate(Step):
         )
 
     def _write_documentation(self, source: Documentation, work: Path, emit: Emit) -> dict[str, list[str]]:
-        """Renders the packages' modules into ``source.warc.gz``; returns the modules without a page by reason."""
+        """Renders the packages' modules into ``source.warc.gz``; returns the modules without a page by
+        reason.
+        """
         modules = documentation.list_modules(source.packages, source.tests)
         folder = work / storage.SCRATCH / "modules"
         emit(Started("document modules", len(modules), "modules"))
-        limits = documentation.Limits(source.module_seconds, max(1, int(source.module_seconds)), source.module_megabytes << 20)
-        outcomes = documentation.render(modules, folder, limits, self._workers(), lambda done: emit(Progressed(done)))
+        limits = documentation.Limits(
+            source.module_seconds, max(1, int(source.module_seconds)), source.module_megabytes << 20
+        )
+        outcomes = documentation.render(
+            modules, folder, limits, self._workers(), lambda done: emit(Progressed(done))
+        )
         warc, partial = work / WARC, work / f"{WARC}.partial"
         if not warc.exists():
-            pages = ((m.url, (folder / f"{i}.html").read_bytes()) for i, (m, failed) in enumerate(outcomes) if not failed)
+            pages = (
+                (m.url, (folder / f"{i}.html").read_bytes())
+                for i, (m, failed) in enumerate(outcomes)
+                if not failed
+            )
             write_warc(partial, pages)
             partial.rename(warc)
         undocumented: dict[str, list[str]] = {}
@@ -137,7 +160,9 @@ class Curate(Step):
         return undocumented
 
     def _process(self, work: Path, chunks: Path, emit: Emit) -> int:
-        """Takes every record through the rules for one page, chunk by chunk; returns how many were not done before."""
+        """Takes every record through the rules for one page, chunk by chunk; returns how many were not done
+        before.
+        """
         position = Position()
         if isinstance(self.source, Documentation):
             files = [work / WARC]
@@ -189,7 +214,9 @@ def _write_chunk(path: Path, outcomes: list[Outcome]) -> None:
 
     rows = [asdict(_as_row(outcome)) for outcome in outcomes]
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema_of(Removed)), buffer, compression="zstd")
+    parquet.write_table(
+        pyarrow.Table.from_pylist(rows, schema=schema_of(Removed)), buffer, compression="zstd"
+    )
     storage.write_bytes(path, buffer.getvalue())
 
 
@@ -234,5 +261,9 @@ def _say_what_is_left(tally: Tally, emit: Emit) -> None:
             todo="look at the removed pages in the .partial folder, or loosen the rule that took most",
         )
     if tally.kept == 1:
-        emit(Warned(f"one page is left of {tally.records:,} records ({tally.commonest_removals() or 'none removed'})"))
+        emit(
+            Warned(
+                f"one page is left of {tally.records:,} records ({tally.commonest_removals() or 'none removed'})"
+            )
+        )
     emit(Noted(f"kept {tally.kept:,} of {tally.records:,} records, {tally.kept_bytes / 1e6:,.2f} MB of text"))

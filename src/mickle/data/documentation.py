@@ -1,8 +1,9 @@
 """The documentation of installed packages as a WARC file: real pages that every machine has.
 
 Modules are listed without importing anything; each is imported and rendered in a bounded child process
-(``module_pages.py``). Pages of one package share a host under the reserved name ``.invalid``, which no server can have:
-``https://stdlib.pydoc.invalid/json.encoder.html``. The same machine writes the same bytes every time.
+(``module_pages.py``). Pages of one package share a host under the reserved name ``.invalid``, which no server
+can have: ``https://stdlib.pydoc.invalid/json.encoder.html``. The same machine writes the same bytes every
+time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ TEST_FOLDERS = {"test", "tests", "idle_test"}
 
 @dataclass(frozen=True)
 class Module:
-    """One module to document: the package it belongs to (``stdlib`` for the standard library) and its dotted name."""
+    """One module to document: the package it belongs to (``stdlib`` for the standard library) and its dotted
+    name.
+    """
 
     package: str
     name: str
@@ -49,7 +52,9 @@ class Limits:
 
 
 def list_modules(packages: list[str], include_tests: bool = False) -> list[Module]:
-    """Public modules of the packages, in order, without importing any; :class:`UsageError` for one not installed."""
+    """Public modules of the packages, in order, without importing any; :class:`UsageError` for one not
+    installed.
+    """
     modules = []
     for package in packages:
         names = _standard_library() if package == STDLIB else _package_modules(package)
@@ -90,7 +95,9 @@ def _package_modules(package: str) -> list[str]:
 
 
 def _import_names(package: str) -> list[str]:
-    """Top-level modules of a package given by its import name or its distribution's name (scikit-learn: sklearn)."""
+    """Top-level modules of a package given by its import name or its distribution's name (scikit-learn:
+    sklearn).
+    """
     if package.isidentifier() and importlib.util.find_spec(package) is not None:
         return [package]
     wanted = package.replace("_", "-").lower()
@@ -129,9 +136,11 @@ def versions(packages: list[str]) -> dict[str, str]:
 def render(
     modules: list[Module], folder: Path, limits: Limits, workers: int, done: Callable[[int], None]
 ) -> list[tuple[Module, str]]:
-    """Writes ``folder/<index>.html`` for every module that can be documented; returns (module, why not) for all of them.
+    """Writes ``folder/<index>.html`` for every module that can be documented; returns (module, why not) for
+    all of them.
 
-    The reason is empty where there is a page. What an earlier, killed call left in ``folder`` is taken as it is.
+    The reason is empty where there is a page. What an earlier, killed call left in ``folder`` is taken as it
+    is.
     """
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {index: left for index in range(len(modules)) if (left := _outcome(folder, index)) is not None}
@@ -140,6 +149,7 @@ def render(
     if missing:
         job = _job(modules, missing, folder, limits, workers)
         with tempfile.TemporaryDirectory() as home:
+            job["places"] = [(home, "~"), *_places()]
             for index in _serve(job, home):
                 outcomes[index] = _outcome(folder, index) or ""
                 done(len(outcomes))
@@ -153,7 +163,9 @@ def _outcome(folder: Path, index: int) -> str | None:
     return (failed.read_text() or "ended the process") if failed.exists() else None
 
 
-def _job(modules: list[Module], missing: list[tuple[int, str]], folder: Path, limits: Limits, workers: int) -> dict:
+def _job(
+    modules: list[Module], missing: list[tuple[int, str]], folder: Path, limits: Limits, workers: int
+) -> dict:
     siblings: dict[tuple[str, str], list[str]] = {}
     for module in modules:
         siblings.setdefault((module.package, module.name.rpartition(".")[0]), []).append(module.name)
@@ -162,7 +174,7 @@ def _job(modules: list[Module], missing: list[tuple[int, str]], folder: Path, li
         "modules": missing,
         "siblings": around,
         "folder": str(folder.absolute()),
-        "places": _places(),
+        "places": [],
         "origin": f"Made from the documentation strings of packages installed for Python {sys.version.split()[0]}.",
         "concurrency": workers,
         "wall_seconds": limits.wall_seconds,
@@ -183,7 +195,11 @@ def _places() -> list[tuple[str, str]]:
 def _serve(job: dict, home: str) -> Iterator[int]:
     """Runs ``module_pages.py`` on the job; yields the index of each module as it is done."""
     program = Path(__file__).with_name("module_pages.py")
-    kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
+    kept = {
+        name: os.environ[name]
+        for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT")
+        if name in os.environ
+    }
     environment = kept | {
         "HOME": home, "TMPDIR": home, "PATH": os.path.join(home, "no-programs"), "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
         "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg", "TZ": "UTC",

@@ -1,4 +1,5 @@
-"""Duplicates among pages: here exact ones, by the hash of their text. The first page in reading order is kept.
+"""Duplicates among pages: here exact ones, by the hash of their text. The first page in reading order is
+kept.
 
 MinHash, exact substrings and URLs of RefinedWeb (arXiv 2306.01116) have their place beside them.
 """
@@ -12,12 +13,15 @@ from mickle.data.records import Page, Removed, remove
 
 
 def content_hash(text: str) -> bytes:
-    """128 bits of the text with all runs of white space made one space: layout does not make a page another page."""
+    """128 bits of the text with all runs of white space made one space: layout does not make a page another
+    page.
+    """
     return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def exact_duplicates(pages: Iterable[Page | Removed]) -> Iterator[Page | Removed]:
-    """Removes every later page with the text of an earlier kept one, naming its twin; the value counts its copies so far.
+    """Removes every later page with the text of an earlier kept one, naming its twin; the value counts its
+    copies so far.
 
     Holds one hash, count and url per distinct page (about 250 bytes). Pages removed before pass untouched.
     """
@@ -29,4 +33,8 @@ def exact_duplicates(pages: Iterable[Page | Removed]) -> Iterator[Page | Removed
         digest = content_hash(page.text)
         url, copies = kept.get(digest, (page.url, 0))
         kept[digest] = (url, copies + 1)
-        yield remove(page, "exact duplicates", "same text as a kept page", float(copies), url) if copies else page
+        yield (
+            remove(page, "exact duplicates", "same text as a kept page", float(copies), url)
+            if copies
+            else page
+        )

@@ -1,7 +1,8 @@
-"""Rules that keep or remove one page: each a pure function ``Page -> Page | Removed`` with the value it measured.
+"""Rules that keep or remove one page: each a pure function ``Page -> Page | Removed`` with the value it
+measured.
 
-Here: language and length. URL, repetition, quality and line rules of RefinedWeb (arXiv 2306.01116) have their place beside
-them.
+Here: language and length. URL, repetition, quality and line rules of RefinedWeb (arXiv 2306.01116) have their
+place beside them.
 """
 
 from __future__ import annotations

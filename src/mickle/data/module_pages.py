@@ -1,15 +1,18 @@
-"""One HTML page for one Python module, made from its docstrings; run as a program, for many modules, each in a bounded child.
+"""One HTML page for one Python module, made from its docstrings; run as a program, for many modules, each in
+a bounded child.
 
-Importing a module runs it, and a module may hang, print, exit, fork, open a browser or eat all memory. So the program
-reads a job (JSON) from its standard input and forks a child for every module. The child has limits on address space, CPU
-seconds and wall seconds, an empty standard input, its output thrown away, no search path for programs, and an audit hook
-that refuses connections and other programs. One line per finished module, ``index<TAB>reason`` (the reason is empty when a
-page was written to ``folder/index.html``), goes to standard output. This stops accidents; it is no boundary against a
-package that means harm.
+Importing a module runs it, and a module may hang, print, exit, fork, open a browser or eat all memory. So the
+program reads a job (JSON) from its standard input and forks a child for every module. The child has limits on
+address space, CPU seconds and wall seconds, an empty standard input, its output thrown away, no search path
+for programs, and an audit hook that refuses connections and other programs. One line per finished module,
+``index<TAB>reason`` (the reason is empty when a page was written to ``folder/index.html``), goes to standard
+output. This stops accidents; it is no boundary against a package that means harm.
 
-The file imports the standard library alone, so that a child starts with nothing of Mickle's or its libraries loaded.
+The file imports the standard library alone, so that a child starts with nothing of Mickle's or its libraries
+loaded.
 """
 
+import contextlib
 import ctypes
 import html
 import importlib
@@ -30,8 +33,10 @@ FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.
 LONGEST_SIGNATURE = 1000
 LONGEST_PAGE = 8 << 20
 ADDRESS = re.compile(r"\s+at 0x[0-9a-fA-F]+")
+ENVIRONMENT = re.compile(r"environ\(\{.*?\}\)")  # a default argument that shows this machine's settings
 BULLET = re.compile(r"^[-*] ")
 UNDERLINE = re.compile(r"^[-=~]{3,}$")
+RULE = re.compile(r"^[-=+|][-=+| ]{2,}$")
 
 
 # ---------------------------------------------------------------------------------------------------------- one page
@@ -40,8 +45,8 @@ UNDERLINE = re.compile(r"^[-=~]{3,}$")
 def render_module(module: types.ModuleType, name: str, siblings: list[str], origin: str) -> str:
     """HTML page of ``module``: its docstring, then its public classes and functions with theirs.
 
-    ``siblings`` become the page's navigation and ``origin`` its footer: what a reader of pages must tell from main text.
-    Names that the module only passes on from another public module are left to that module's page.
+    ``siblings`` become the page's navigation and ``origin`` its footer: what a reader of pages must tell from
+    main text. Names that the module only passes on from another public module are left to that module's page.
     """
     parts = [f"<h1>{html.escape(name)}</h1>", *docstring_blocks(module)]
     for label, value in public_members(module, name):
@@ -49,7 +54,9 @@ def render_module(module: types.ModuleType, name: str, siblings: list[str], orig
             parts += class_blocks(label, value)
         else:
             parts += [f"<h2>{html.escape(signature(label, value))}</h2>", *docstring_blocks(value)]
-    links = "".join(f'<li><a href="{html.escape(other)}.html">{html.escape(other)}</a></li>' for other in siblings)
+    links = "".join(
+        f'<li><a href="{html.escape(other)}.html">{html.escape(other)}</a></li>' for other in siblings
+    )
     title = html.escape(name)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>\n'
@@ -104,12 +111,14 @@ def own_docstring(value: object) -> str:
 
 
 def docstring_blocks(value: object) -> list[str]:
-    """HTML of a docstring: paragraphs, lists and headings where it has them, ``pre`` where its layout carries meaning."""
+    """HTML of a docstring: paragraphs, lists and headings where it has them, ``pre`` where its layout carries
+    meaning.
+    """
     blocks: list[str] = []
     verbatim: list[str] = []
-    for block in [*re.split(r"\n[ \t]*\n", own_docstring(value)), ""]:
+    for block in [*re.split(r"\n(?:[ \t]*\n)+", own_docstring(value)), ""]:
         lines = block.rstrip().split("\n")
-        if block.strip() and (any(line[:1].isspace() for line in lines) or ">>>" in block):
+        if block.strip() and has_layout(lines):
             verbatim.append(block.rstrip())
             continue
         if verbatim:
@@ -127,9 +136,19 @@ def docstring_blocks(value: object) -> list[str]:
     return blocks
 
 
+def has_layout(lines: list[str]) -> bool:
+    """Whether line breaks and spaces mean something: indented lines, interpreter sessions, tables drawn with
+    rules.
+    """
+    drawn = sum(bool(RULE.match(line)) for line in lines) > 1
+    return drawn or any(line[:1].isspace() or line.startswith(">>>") for line in lines)
+
+
 def without_traces(page: str, places: list[tuple[str, str]]) -> str:
-    """The page without object addresses and without paths of this machine, so that its bytes are the same every time."""
-    page = ADDRESS.sub("", page)
+    """The page without object addresses and without paths of this machine, so that its bytes are the same
+    every time.
+    """
+    page = ENVIRONMENT.sub("environ", ADDRESS.sub("", page))
     for place, name in places:
         page = page.replace(place, name)
     return page
@@ -139,12 +158,15 @@ def without_traces(page: str, places: list[tuple[str, str]]) -> str:
 
 
 def render_in_child(job: dict, index: int, name: str) -> None:
-    """Runs in the forked child: confine, import, render, write, and end without running anyone's exit handlers."""
+    """Runs in the forked child: confine, import, render, write, and end without running anyone's exit
+    handlers.
+    """
     silence()
     confine(job)
     try:
         page = without_traces(
-            render_module(importlib.import_module(name), name, job["siblings"][index], job["origin"]), job["places"]
+            render_module(importlib.import_module(name), name, job["siblings"][index], job["origin"]),
+            job["places"],
         )
         if len(page) > LONGEST_PAGE:
             raise ValueError("page is too long")
@@ -182,7 +204,9 @@ def confine(job: dict) -> None:
 
 
 def become_guardian() -> None:
-    """Linux: orphans of a child that forked come to this process, which ends them; and this process ends with its parent."""
+    """Linux: orphans of a child that forked come to this process, which ends them; and this process ends with
+    its parent.
+    """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)
         library.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
@@ -191,10 +215,8 @@ def become_guardian() -> None:
 
 def end_family(pid: int) -> None:
     """Ends the child's process group: whatever it forked and did not move elsewhere."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def end_orphans(running: dict[int, tuple[int, float]]) -> None:
@@ -203,10 +225,8 @@ def end_orphans(running: dict[int, tuple[int, float]]) -> None:
     if children.exists():
         for pid in map(int, children.read_text().split()):
             if pid not in running:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
 
 
 def verdict(folder: Path, index: int, status: int, overdue: bool) -> str:
@@ -219,7 +239,11 @@ def verdict(folder: Path, index: int, status: int, overdue: bool) -> str:
             reason = "ran out of time"
         elif os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            reason = "ran out of time" if number == signal.SIGXCPU else f"was ended by {signal.Signals(number).name}"
+            reason = (
+                "ran out of time"
+                if number == signal.SIGXCPU
+                else f"was ended by {signal.Signals(number).name}"
+            )
         else:
             reason = "ended the process"
         failed.write_text(reason)

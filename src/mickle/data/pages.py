@@ -1,7 +1,8 @@
 """From what a crawl or a disk holds to main text: HTTP records, bytes in any encoding, HTML.
 
-Main text by trafilatura (Barbaresi 2021), the extractor of RefinedWeb (arXiv 2306.01116), with its settings: comments left
-out, tables kept. Every function takes one item and returns it further on, or :class:`Removed` with the reason.
+Main text by trafilatura (Barbaresi 2021), the extractor of RefinedWeb (arXiv 2306.01116), with its settings:
+comments left out, tables kept. Every function takes one item and returns it further on, or :class:`Removed`
+with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ ENCODING_SAMPLE = 1 << 16  # bytes looked at where an encoding must be guessed
 
 @dataclass(frozen=True)
 class RawPage:
-    """A page as found: ``form`` is "record" (a whole WARC record), "html" or "text"; ``charset`` what its server said."""
+    """A page as found: ``form`` is "record" (a whole WARC record), "html" or "text"; ``charset`` what its
+    server said.
+    """
 
     url: str
     domain: str
@@ -44,7 +47,8 @@ def removed_raw(raw: RawPage, reason: str, value: float, stage: str = "reading")
 
 
 def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
-    """The HTML inside a WARC record: a response with status 200 or a resource, decoded from its transfer and content codings.
+    """The HTML inside a WARC record: a response with status 200 or a resource, decoded from its transfer and
+    content codings.
 
     ``largest`` bounds the decoded bytes. WARC/1.1; HTTP by FastWARC.
     """
@@ -77,11 +81,16 @@ def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
 
 
 def decode(content: bytes, charset: str = "") -> str:
-    """Text of bytes: byte order mark, then the server's charset, the page's own, UTF-8, a guess; errors are replaced.
+    """Text of bytes: byte order mark, then the server's charset, the page's own, UTF-8, a guess; errors are
+    replaced.
 
     A charset that is named but does not fit is not believed while another one fits without errors.
     """
-    for mark, name in ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+    for mark, name in (
+        (codecs.BOM_UTF8, "utf-8"),
+        (codecs.BOM_UTF16_LE, "utf-16-le"),
+        (codecs.BOM_UTF16_BE, "utf-16-be"),
+    ):
         if content.startswith(mark):
             return content[len(mark) :].decode(name, "replace")
     declared = META_CHARSET.search(content[:4096])
@@ -106,7 +115,9 @@ def _strictly(content: bytes, name: str) -> str | None:
 
 
 def tidy(text: str) -> str:
-    """Composed characters (NFC), plain newlines and at most one empty line, no control characters, no spaces at line ends."""
+    """Composed characters (NFC), plain newlines and at most one empty line, no control characters, no spaces
+    at line ends.
+    """
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = CONTROL.sub("", text).replace("\u00a0", " ").replace("\ufeff", "")
     text = "\n".join(line.rstrip() for line in text.split("\n"))
@@ -117,7 +128,9 @@ def main_text(html: str) -> str:
     """The main text of an HTML page, without menus, footers and comments; empty where there is none."""
     import trafilatura
 
-    return tidy(trafilatura.extract(html, include_comments=False, include_tables=True, deduplicate=False) or "")
+    return tidy(
+        trafilatura.extract(html, include_comments=False, include_tables=True, deduplicate=False) or ""
+    )
 
 
 def extract(raw: RawPage, largest: int) -> Page | Removed | Skipped:
@@ -135,7 +148,9 @@ def extract(raw: RawPage, largest: int) -> Page | Removed | Skipped:
     except MemoryError:
         raise
     except Exception as error:  # a hostile page can break the extractor in ways of its own; the run goes on
-        return removed_raw(raw, f"extractor failed ({type(error).__name__})", float(len(raw.content)), "extraction")
+        return removed_raw(
+            raw, f"extractor failed ({type(error).__name__})", float(len(raw.content)), "extraction"
+        )
     if not text:
         return removed_raw(raw, "no main text", float(len(raw.content)), "extraction")
     return Page(raw.url, raw.domain, "", text)

@@ -1,7 +1,7 @@
 """A corpus on disk: Parquet shards of pages, kept and removed, read and written as streams.
 
-``pages/00000.parquet ...`` hold url, domain, language, text; ``removed/00000.parquet ...`` the same and why a page is not
-among them: stage, reason, measured value, and the kept twin's url for duplicates.
+``pages/00000.parquet ...`` hold url, domain, language, text; ``removed/00000.parquet ...`` the same and why a
+page is not among them: stage, reason, measured value, and the kept twin's url for duplicates.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ SHARD_ROWS, SHARD_BYTES = 50_000, 128 << 20  # and a shard
 
 @dataclass(frozen=True)
 class Page:
-    """A page's main text. ``domain`` is the host it came from or the folder; ``language`` an ISO 639-1 code or empty."""
+    """A page's main text. ``domain`` is the host it came from or the folder; ``language`` an ISO 639-1 code
+    or empty.
+    """
 
     url: str
     domain: str
@@ -34,7 +36,9 @@ class Page:
 
 @dataclass(frozen=True)
 class Removed(Page):
-    """A page that a stage took out: the rule it failed, the value measured, and for duplicates the kept page's url."""
+    """A page that a stage took out: the rule it failed, the value measured, and for duplicates the kept
+    page's url.
+    """
 
     stage: str
     reason: str
@@ -97,7 +101,9 @@ def schema_of(kind: type[Page]) -> pyarrow.Schema:
 
 
 def write_shards(pages: Iterable[P], folder: Path, kind: type[P]) -> int:
-    """Writes pages as ``00000.parquet ...`` under ``folder``; returns how many. The bytes follow from the pages alone."""
+    """Writes pages as ``00000.parquet ...`` under ``folder``; returns how many. The bytes follow from the
+    pages alone.
+    """
     with Shards(folder, kind) as shards:
         for page in pages:
             shards.add(page)
@@ -105,11 +111,15 @@ def write_shards(pages: Iterable[P], folder: Path, kind: type[P]) -> int:
 
 
 class Shards:
-    """An open folder of shards: ``add`` pages one by one; at least one shard is written, with no rows if need be."""
+    """An open folder of shards: ``add`` pages one by one; at least one shard is written, with no rows if need
+    be.
+    """
 
     def __init__(self, folder: Path, kind: type[Page]) -> None:
         self.folder, self.kind, self.schema = folder, kind, schema_of(kind)
-        self.count = self.shards = self.rows = self.bytes = 0  # of all; shards closed; rows and bytes of the open one
+        self.count = self.shards = self.rows = self.bytes = (
+            0  # of all; shards closed; rows and bytes of the open one
+        )
         self.waiting: list[dict[str, Any]] = []
         self.waiting_bytes = 0
         self.writer: Any = None

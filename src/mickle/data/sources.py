@@ -1,9 +1,9 @@
 """Where pages come from: documentation of installed packages, WARC files, folders of text, rows of tables.
 
-Each source is a settings class with two methods: ``files`` (what it reads, in order) and ``read`` (its pages, as found); documentation
-is rendered first (``documentation.py``) and then read as the WARC file it was written to.
-What cannot be read comes out as a removed page with the reason, so that counts add up; what makes a whole source useless
-is one :class:`UsageError`.
+Each source is a settings class with two methods: ``files`` (what it reads, in order) and ``read`` (its pages,
+as found); documentation is rendered first (``documentation.py``) and then read as the WARC file it was
+written to. What cannot be read comes out as a removed page with the reason, so that counts add up; what makes
+a whole source useless is one :class:`UsageError`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,13 @@ class Documentation(Config):
     """Documentation strings of packages installed in this Python, rendered to pages."""
 
     kind: Literal["documentation"] = "documentation"
-    packages: list[str] = Field(["stdlib"], min_length=1, description="'stdlib' and names of installed packages")
+    packages: list[str] = Field(
+        ["stdlib"], min_length=1, description="'stdlib' and names of installed packages"
+    )
     tests: bool = Field(False, description="document test modules too")
-    module_seconds: float = Field(20.0, gt=0, le=600, description="wall time one module may take to import and render")
+    module_seconds: float = Field(
+        20.0, gt=0, le=600, description="wall time one module may take to import and render"
+    )
     module_megabytes: int = Field(4096, ge=64, description="address space one module may use, in MiB")
 
 
@@ -99,9 +103,15 @@ class Rows(Config):
         return find_files(self.path, ROW_SUFFIXES)
 
     def read(self, largest: int, advance: Advance) -> Iterator[Found]:
-        """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad rows."""
+        """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad
+        rows.
+        """
         for path in self.files():
-            rows = _parquet_rows(path, self, advance) if path.suffix == ".parquet" else _json_rows(path, largest, advance)
+            rows = (
+                _parquet_rows(path, self, advance)
+                if path.suffix == ".parquet"
+                else _json_rows(path, largest, advance)
+            )
             yield from _good_rows((self._page(path, number, row, largest) for number, row in rows), path)
 
     def _page(self, path: Path, number: int, row: Any, largest: int) -> Found:
@@ -111,7 +121,9 @@ class Rows(Config):
         url = address if isinstance(address, str) and address else name
         page = RawPage(url, domain_of(url), "text", b"")
         if not isinstance(row, dict):
-            return removed_raw(page, row if isinstance(row, str) else "row is not an object", float(number), "rows")
+            return removed_raw(
+                page, row if isinstance(row, str) else "row is not an object", float(number), "rows"
+            )
         text = row.get(self.text)
         if not isinstance(text, str):
             reason = f"field {self.text!r} is " + ("missing" if text is None else "not text")
@@ -122,7 +134,9 @@ class Rows(Config):
 
 
 def find_files(path: Path, suffixes: tuple[str, ...], any_single: bool = False) -> list[Path]:
-    """``path`` itself, or the files under it with one of the suffixes, in order. :class:`UsageError` if there are none."""
+    """``path`` itself, or the files under it with one of the suffixes, in order. :class:`UsageError` if there
+    are none.
+    """
     if not path.exists():
         raise UsageError(f"no such file or folder: {path}", where="source.path", todo="check the path")
     if path.is_file():
@@ -130,7 +144,9 @@ def find_files(path: Path, suffixes: tuple[str, ...], any_single: bool = False) 
     else:
         found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(suffixes))
     if not found:
-        raise UsageError(f"nothing to read in {path}", where="source.path", expected="files named *" + ", *".join(suffixes))
+        raise UsageError(
+            f"nothing to read in {path}", where="source.path", expected="files named *" + ", *".join(suffixes)
+        )
     return found
 
 
@@ -145,7 +161,9 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         else:
             yield record_page(record)
     if empty:
-        yield removed_raw(RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size))
+        yield removed_raw(
+            RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size)
+        )
 
 
 def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any]]:

@@ -1,9 +1,9 @@
 """WARC files, read so that no record can end the run, and written so that the same pages give the same bytes.
 
-Records are framed here: a damaged or lying one is counted and skipped, and reading goes on at the next record that can be
-found. FastWARC parses each framed record (HTTP headers, chunked transfer, content encodings). What is bounded: bytes of a
-record, the ratio of decompressed to compressed bytes of a gzip member, and so memory, whatever the file claims.
-WARC 1.1: ISO 28500:2017.
+Records are framed here: a damaged or lying one is counted and skipped, and reading goes on at the next record
+that can be found. FastWARC parses each framed record (HTTP headers, chunked transfer, content encodings).
+What is bounded: bytes of a record, the ratio of decompressed to compressed bytes of a gzip member, and so
+memory, whatever the file claims. WARC 1.1: ISO 28500:2017.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from pathlib import Path
 
 READ = 1 << 16
 LONGEST_HEADER = 1 << 16
+OPENING = 10  # bytes of a record's first line
 PROBE = 1 << 12  # compressed bytes that show whether a member opens with a record
 RATIO = 200  # decompressed to compressed bytes; more is an attack or worthless
 RATIO_FROM = 1 << 20  # members smaller than this, decompressed, may have any ratio
 MEMBER = b"\x1f\x8b\x08"
 RECORD = re.compile(rb"(?m)^WARC/1\.[01]\r?\n")
+EMPTY_LINE = re.compile(rb"\r\n\r\n|\n\n")
 LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
 ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
 
@@ -81,7 +83,9 @@ class Plain:
 
 
 class Members:
-    """A file of gzip members as one stream of chunks; raises :class:`Break` where a member is cut, corrupt or a bomb."""
+    """A file of gzip members as one stream of chunks; raises :class:`Break` where a member is cut, corrupt or
+    a bomb.
+    """
 
     def __init__(self, read: Callable[[int], bytes], ratio: float = RATIO) -> None:
         self.read, self.ratio = read, ratio
@@ -121,7 +125,9 @@ class Members:
                 return result
 
     def recover(self) -> bool:
-        """Goes to the next place where a gzip member begins whose content is a WARC record; false if there is none."""
+        """Goes to the next place where a gzip member begins whose content is a WARC record; false if there is
+        none.
+        """
         if self.decoder.eof:
             self.pending = self.decoder.unused_data
         window, at = self.pending, 0
@@ -174,25 +180,30 @@ class _Reader:
         return taken
 
     def seek_record(self, start: int = 0) -> int:
-        """Skips to the next line that opens a record, looking from ``start``; returns the bytes skipped, -1 at the end."""
+        """Skips to the next line that opens a record, looking from ``start``, or to the end; returns the bytes skipped."""
         skipped = 0
         while True:
             found = RECORD.search(self.buffer, start)
+            count = found.start() if found else max(0, len(self.buffer) - OPENING)
+            self.drop(count)
+            skipped += count
             if found:
-                self.drop(found.start())
-                return skipped + found.start()
-            keep = min(len(self.buffer), 16)
-            skipped += len(self.buffer) - keep
-            self.drop(len(self.buffer) - keep)
+                return skipped
             start = 0
-            if not self.fill(keep + 1):
-                return -1
+            if not self.fill(len(self.buffer) + 1):
+                skipped += len(self.buffer)
+                self.drop(len(self.buffer))
+                return skipped
 
 
-def read_records(path: Path, largest: int, ratio: float = RATIO, advance: Callable[[int], None] = lambda count: None) -> Iterator[Record | Damaged]:
-    """Every record of a ``.warc`` or ``.warc.gz`` file, damaged ones as :class:`Damaged`; never raises for content.
+def read_records(
+    path: Path, largest: int, ratio: float = RATIO, advance: Callable[[int], None] = lambda count: None
+) -> Iterator[Record | Damaged]:
+    """Every record of a ``.warc`` or ``.warc.gz`` file, damaged ones as :class:`Damaged`; never raises for
+    content.
 
-    ``largest`` bounds a record's bytes. Memory: twice that, whatever the file says. ``advance`` hears of bytes read.
+    ``largest`` bounds a record's bytes. Memory: twice that, whatever the file says. ``advance`` hears of
+    bytes read.
     """
     with open(path, "rb") as stream:
         compressed = stream.read(3) == MEMBER
@@ -222,15 +233,16 @@ def read_records(path: Path, largest: int, ratio: float = RATIO, advance: Callab
 
 def _records(reader: _Reader, name: str, largest: int) -> Iterator[Record | Damaged]:
     while reader.fill(1):
+        reader.drop(
+            len(reader.buffer) - len(reader.buffer.lstrip(b"\r\n"))
+        )  # more empty lines than there should be
+        if not reader.buffer:
+            continue
         place = f"{name}, byte {reader.position:,}"
-        reader.fill(16)
+        reader.fill(OPENING)
         if not RECORD.match(reader.buffer):
-            if not reader.buffer.strip() and not reader.fill(17):
-                return
             skipped = reader.seek_record()
             yield Damaged("", place, "not a WARC record", float(skipped))
-            if skipped < 0:
-                return
             continue
         yield from _one_record(reader, place, largest)
 
@@ -240,7 +252,9 @@ def _one_record(reader: _Reader, place: str, largest: int) -> Iterator[Record | 
     header = bytes(reader.buffer[:end]) if end else bytes(reader.buffer[:LONGEST_HEADER])
     length = LENGTH.search(header)
     if not end or length is None:
-        yield Damaged(_address(header), place, "header has no end" if not end else "header has no Content-Length", 0.0)
+        yield Damaged(
+            _address(header), place, "header has no end" if not end else "header has no Content-Length", 0.0
+        )
         reader.seek_record(4)
         return
     size = int(length.group(1))
@@ -267,10 +281,8 @@ def _header_end(reader: _Reader) -> int:
     """Bytes of the header with its empty line; 0 where none ends within ``LONGEST_HEADER``."""
     size = 0
     while size < LONGEST_HEADER:
-        for mark in (b"\r\n\r\n", b"\n\n"):
-            at = reader.buffer.find(mark, 0, LONGEST_HEADER)
-            if at >= 0:
-                return at + len(mark)
+        if found := EMPTY_LINE.search(reader.buffer, 0, LONGEST_HEADER):
+            return found.end()
         size = len(reader.buffer)
         if not reader.fill(size + 1):
             return 0
@@ -278,7 +290,8 @@ def _header_end(reader: _Reader) -> int:
 
 
 def write_warc(path: Path, pages: Iterable[tuple[str, bytes]]) -> int:
-    """Writes HTML pages, (address, UTF-8 bytes), as ``.warc.gz`` with one gzip member per record; returns how many.
+    """Writes HTML pages, (address, UTF-8 bytes), as ``.warc.gz`` with one gzip member per record; returns how
+    many.
 
     Dates are zero and identifiers follow from the content, so the file's bytes follow from the pages alone.
     """
@@ -297,7 +310,10 @@ def write_warc(path: Path, pages: Iterable[tuple[str, bytes]]) -> int:
 def _member(kind: str, url: str, content_type: bytes, block: bytes) -> bytes:
     identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{kind} {url} {zlib.crc32(block)}")
     header = io.BytesIO()
-    header.write(b"WARC/1.1\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%s>\r\n" % (kind.encode(), str(identifier).encode()))
+    header.write(
+        b"WARC/1.1\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%s>\r\n"
+        % (kind.encode(), str(identifier).encode())
+    )
     header.write(b"WARC-Date: 1970-01-01T00:00:00Z\r\n")
     if url:
         header.write(b"WARC-Target-URI: %s\r\n" % url.encode())

@@ -1,8 +1,10 @@
-"""Pages through extraction and the rules for one page, in worker processes that a hostile page may kill but not stop.
+"""Pages through extraction and the rules for one page, in worker processes that a hostile page may kill but
+not stop.
 
-A worker is this file run as a program: it takes a page (one line of JSON, then the bytes) and answers one line of JSON.
-Nothing is pickled and nobody's ``__main__`` is imported again. Results come in the order of the pages, whatever the number
-of workers. A page has a CPU time limit kept by the kernel, which ends even a loop inside C code.
+A worker is this file run as a program: it takes a page (one line of JSON, then the bytes) and answers one
+line of JSON. Nothing is pickled and nobody's ``__main__`` is imported again. Results come in the order of the
+pages, whatever the number of workers. A page has a CPU time limit kept by the kernel, which ends even a loop
+inside C code.
 """
 
 from __future__ import annotations
@@ -45,16 +47,18 @@ class Rules:
 
 
 def process(raw: RawPage, rules: Rules) -> Outcome:
-    """Extraction, language, length."""
+    """Extraction, length, language."""
     page = extract(raw, rules.largest_page)
     if isinstance(page, Skipped):
         return page
     language = partial(identify_language, languages=rules.languages, threshold=rules.language_threshold)
     length = partial(long_enough, minimum=rules.minimum_characters)
-    return next(apply([page], language, length))
+    return next(apply([page], length, language))
 
 
-def process_all(found: Iterable[RawPage | Removed | Skipped], rules: Rules, workers: int) -> Iterator[Outcome]:
+def process_all(
+    found: Iterable[RawPage | Removed | Skipped], rules: Rules, workers: int
+) -> Iterator[Outcome]:
     """:func:`process` of every page, in order; what was removed or skipped before passes through."""
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
     crew = [_Worker(rules) for _ in range(workers)]
@@ -115,7 +119,11 @@ class _Worker:
 
         root = str(Path(mickle.__file__).parent.parent)
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }
         self.child = subprocess.Popen(
             [sys.executable, "-P", "-m", "mickle.data.workers", json.dumps(asdict(self.rules))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
@@ -154,7 +162,13 @@ class _Worker:
 
 def send(stream: IO[bytes], raw: RawPage) -> None:
     """Writes a page to a worker."""
-    head = {"url": raw.url, "domain": raw.domain, "form": raw.form, "charset": raw.charset, "bytes": len(raw.content)}
+    head = {
+        "url": raw.url,
+        "domain": raw.domain,
+        "form": raw.form,
+        "charset": raw.charset,
+        "bytes": len(raw.content),
+    }
     stream.write(json.dumps(head).encode() + b"\n" + raw.content)
     stream.flush()
 
@@ -175,7 +189,7 @@ KINDS = {"Page": Page, "Removed": Removed, "Skipped": Skipped}
 def read_outcome(line: bytes) -> Outcome:
     """The worker's answer."""
     kind, fields = json.loads(line)
-    return KINDS[kind](**fields)  # type: ignore[no-any-return]
+    return KINDS[kind](**fields)
 
 
 def serve(rules: Rules) -> None:
