@@ -138,15 +138,16 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
-        if not config.tied:
-            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
-        if "learned" in config.schemes:
-            self.embed_positions = nn.Embedding(config.max_length, config.width)
-        if "t5" in config.schemes:
-            self.distance_bias = nn.Embedding(positions.T5_BUCKETS, config.heads)
+        with torch.random.fork_rng(devices=[]):  # the weights torch draws here are drawn again below
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+            self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+            self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+            if not config.tied:
+                self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+            if "learned" in config.schemes:
+                self.embed_positions = nn.Embedding(config.max_length, config.width)
+            if "t5" in config.schemes:
+                self.distance_bias = nn.Embedding(positions.T5_BUCKETS, config.heads)
         if not self.embed_tokens.weight.is_meta:
             self.initialise(seed)
 
@@ -228,7 +229,7 @@ class Decoder(nn.Module):
         config = self.config
         x = self.embed_tokens(input_ids)
         if "learned" in config.schemes:
-            if at.shape[-1] > config.max_length or (at.shape[0] and int(at.max()) >= config.max_length):
+            if at.numel() and int(at.max()) >= config.max_length:
                 raise UsageError(
                     f"a text of {int(at.max()) + 1} tokens exceeds the {config.max_length} learned positions",
                     where="position: learned",

@@ -33,8 +33,8 @@ MOST_LAYERS = 2000
 MOST_TOKENS = 4_000_000  # entries of a vocabulary, or merges
 DEEPEST = 32
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
-SIZE_NAME = re.compile(r"size|dim|width|layers?$|heads?$|positions?$|^n_|^num_|^d_|length|experts")
-LAYER_NAME = re.compile(r"(^|_)layers?$|^n_layer$|num_hidden_layers$")
+SIZE_NAME = re.compile(r"size|dim|width|layers?$|heads?$|position|^n_|^num_|^d_|length|experts")
+LAYER_NAME = re.compile(r"^(num_(hidden_|decoder_|encoder_)?|n_|(en|de)coder_)?layers?$")
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,11 @@ def _check_values(value: Any, path: Path, name: str = "", depth: int = 0) -> Non
 def _check_layers(config: dict[str, Any], tensors: int, path: Path) -> None:
     """No more layers than weight files have tensors: building the empty frame alone takes time and memory."""
     for name, value in config.items():
-        if LAYER_NAME.search(name) and isinstance(value, int) and value > min(tensors, MOST_LAYERS):
+        if isinstance(value, dict):
+            _check_layers(value, tensors, path)
+        elif (
+            LAYER_NAME.search(name) and isinstance(value, (int, float)) and value > min(tensors, MOST_LAYERS)
+        ):
             raise UsageError(
                 f"config claims {value:,} layers ({name}), the weights hold {tensors:,} tensors",
                 where=str(path),

@@ -72,7 +72,7 @@ def refuse_not_finite(tensors: dict[str, Tensor], where: Path) -> None:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """0 * x is 0 for a finite x and NaN for every other, so one sum over pieces tells, in little memory."""
+    """Whether there is no NaN and no infinity; looked at in pieces, so that little memory is taken."""
     flat = tensor.reshape(-1)
     return all(bool(torch.isfinite(piece).all()) for piece in flat.split(1 << 22))
 
