@@ -1,0 +1,37 @@
+"""Figures as small SVGs that read well on white and on dark pages: transparent, grey ink, text that stays text."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+INK = "#808080"
+COLOURS = ("#3b82f6", "#e0803a", "#2e9e5b", "#b05ccf", "#c9a100", "#d9534f")
+
+
+def draw(paint: Callable[[Any], None], width: float = 7.2, height: float = 2.6) -> str:
+    """Call ``paint(axes)`` on fresh matplotlib axes and return the SVG, the same bytes for the same picture."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "mickle",
+        "font.family": "sans-serif",
+        "font.size": 9,
+        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "legend.frameon": False,
+        "grid.alpha": 0.25,
+        **dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+        ),
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        paint(axes)
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return stream.getvalue()

@@ -1,0 +1,361 @@
+"""One self-contained HTML page from finished folders: what was asked, what was made, what it cost, how to repeat it.
+
+The page needs no network, no script and under 500 kB; whatever pages or models wrote is escaped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mickle import figures, storage
+from mickle.storage import Manifest
+
+LARGEST = 500_000  # bytes of the page
+LONGEST_TEXT = 1_500  # characters shown of any text
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings; ``numbers`` says which columns are aligned right."""
+
+    headings: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    numbers: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a sentence, figures (SVG), tables, and texts with a heading each."""
+
+    title: str
+    lead: str
+    figures: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    texts: tuple[tuple[str, str, str], ...] = ()  # heading, class, text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One number to see first."""
+
+    value: str
+    label: str
+
+
+def write_report(target: Path, title: str, folders: dict[str, Path], command: str = "") -> Path:
+    """Write the page for ``folders`` (step name -> whole folder) to ``target``; returns ``target``."""
+    storage.write_text(target, render(title, folders, command))
+    return target
+
+
+def stamp(of: Path | dict[str, Path]) -> str:
+    """A word for the folders a page was made from: of a page already written, or of folders."""
+    if isinstance(of, dict):
+        names = json.dumps({name: str(path) for name, path in sorted(of.items())})
+        return hashlib.sha256(names.encode()).hexdigest()[:16]
+    if not of.is_file():
+        return ""
+    found = re.search(r'name="mickle-stamp" content="([0-9a-f]+)"', of.read_text(encoding="utf-8")[:2000])
+    return found[1] if found else ""
+
+
+def render(title: str, folders: dict[str, Path], command: str = "") -> str:
+    """The page as text."""
+    import jinja2
+
+    manifests = {name: storage.open_folder(path) for name, path in folders.items()}
+    sections = [
+        section
+        for name, path in folders.items()
+        if (make := SECTIONS.get(manifests[name].kind)) is not None
+        and (section := make(path, manifests[name]))
+    ]
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mickle", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.get_template("report.html").render(
+        title=title,
+        stamp=stamp(folders),
+        command=command,
+        findings=_findings(folders, manifests),
+        sections=sections,
+        steps=_steps(folders, manifests),
+        settings={name: _settings(path) for name, path in folders.items()},
+        machine=next((m.meta.get("machine", {}) for m in manifests.values()), {}),
+        created=max((m.meta.get("created", "") for m in manifests.values()), default=""),
+    )
+
+
+def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[Finding]:
+    found: list[Finding] = []
+    for name in folders:
+        summary = manifests[name].meta.get("summary", {})
+        kind = manifests[name].kind
+        if kind == "corpus":
+            found.append(
+                Finding(f"{summary.get('kept', 0):,}", f"pages kept of {summary.get('records', 0):,}")
+            )
+            found.append(Finding(f"{summary.get('kept_bytes', 0) / 1e6:.1f} MB", "of main text"))
+        elif kind == "model":
+            found.append(Finding(_count(summary.get("parameters", 0)), "parameters"))
+            found.append(Finding(_count(summary.get("tokens", 0)), "tokens seen in training"))
+        elif kind == "evaluation":
+            found += _evaluation_findings(folders[name])
+    seconds = sum(m.meta.get("seconds", 0.0) for m in manifests.values())
+    peak = max((m.meta.get("peak_memory_bytes", 0) for m in manifests.values()), default=0)
+    found.append(Finding(_duration(seconds), "from pages to this report"))
+    found.append(Finding(f"{peak / 1e9:.2f} GB", "peak memory"))
+    return found
+
+
+def _evaluation_findings(folder: Path) -> list[Finding]:
+    results = storage.read_json(folder / "results.json")
+    if "bits_per_byte" not in results:
+        return []
+    found = [Finding(f"{results['bits_per_byte']:.3f}", "bits per byte on held-out pages")]
+    baselines = results.get("baselines", {})
+    if baselines:
+        name, value = min(baselines.items(), key=lambda item: float(item[1]))
+        found.append(Finding(f"{value:.3f}", f"best trivial baseline ({name})"))
+    return found
+
+
+def _steps(folders: dict[str, Path], manifests: dict[str, Manifest]) -> Table:
+    rows = []
+    for name, path in folders.items():
+        meta = manifests[name].meta
+        forecast = meta.get("summary", {}).get("forecast") or {}
+        rows.append(
+            (
+                name,
+                str(meta.get("identity", {}).get("verb", "")),
+                path.name,
+                _duration(meta.get("seconds", 0.0)),
+                _duration(forecast["seconds"]) if forecast.get("seconds") else "–",
+                f"{meta.get('peak_memory_bytes', 0) / 1e9:.2f} GB",
+                f"{forecast['memory_bytes'] / 1e9:.2f} GB" if forecast.get("memory_bytes") else "–",
+                f"{sum(file.bytes for file in manifests[name].files.values()) / 1e6:.1f} MB",
+                manifests[name].digest[:12],
+            )
+        )
+    headings = ("step", "verb", "folder", "took", "forecast", "memory", "forecast", "size", "content")
+    return Table(headings, rows, frozenset({3, 4, 5, 6, 7}))
+
+
+def _settings(folder: Path) -> str:
+    path = folder / "settings.yaml"
+    return path.read_text(encoding="utf-8")[:8000] if path.is_file() else ""
+
+
+def _corpus(folder: Path, manifest: Manifest) -> Section:
+    card = storage.read_json(folder / "card.json")
+    reasons = [("no page", why, n) for why, n in card["skipped"].items()]
+    reasons += [(stage, why, n) for stage, whys in card["removed"].items() for why, n in whys.items()]
+    reasons.sort(key=lambda row: -row[2])
+    lead = (
+        f"{card['records']:,} records were read; {card['kept']:,} pages of main text were kept "
+        f"({card['kept_bytes'] / 1e6:.2f} MB) and {sum(r[2] for r in reasons):,} were not. "
+        "What was removed is kept beside them, with its reason."
+    )
+    undocumented = sum(len(names) for names in card.get("undocumented_modules", {}).values())
+    if undocumented:
+        lead += f" {undocumented} modules could not be documented; the card names them."
+    table = Table(
+        ("stage", "reason", "pages"), [(s, w, f"{n:,}") for s, w, n in reasons[:20]], frozenset({2})
+    )
+    domains = sorted(card["domains"].items(), key=lambda item: -item[1]["bytes"])[:8]
+    largest = Table(
+        ("domain", "pages", "MB"),
+        [(name, f"{d['pages']:,}", f"{d['bytes'] / 1e6:.2f}") for name, d in domains],
+        frozenset({1, 2}),
+    )
+    return Section("The corpus", lead, (_funnel(card, reasons),), (table, largest), _removed_examples(folder))
+
+
+def _funnel(card: dict[str, Any], reasons: list[tuple[str, str, int]]) -> str:
+    bars = [("kept", card["kept"]), *((f"{stage}: {why}", n) for stage, why, n in reasons[:9])]
+
+    def paint(axes: Any) -> None:
+        names = [name if len(name) < 44 else name[:41] + "..." for name, _ in reversed(bars)]
+        counts = [count for _, count in reversed(bars)]
+        colours = [figures.COLOURS[1]] * (len(bars) - 1) + [figures.COLOURS[2]]
+        axes.barh(range(len(bars)), counts, color=colours, height=0.68)
+        axes.set_yticks(range(len(bars)), names)
+        for height, count in enumerate(counts):
+            axes.annotate(f" {count:,}", (count, height), va="center", fontsize=8)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("records")
+        axes.margins(x=0.1)
+
+    return figures.draw(paint, height=0.7 + 0.26 * len(bars))
+
+
+def _removed_examples(folder: Path) -> tuple[tuple[str, str, str], ...]:
+    import pyarrow.parquet as parquet
+
+    texts: dict[str, tuple[str, str, str]] = {}
+    for path in sorted((folder / "removed").glob("*.parquet")):
+        for row in parquet.read_table(path).to_pylist():
+            key = f"{row['stage']}: {row['reason']}"
+            if key not in texts and len(texts) < 4:
+                words = " ".join(str(row["text"]).split())
+                texts[key] = (f"removed ({key}): {row['url']}", "removed", words[:280] or "(no text)")
+    return tuple(texts.values())
+
+
+def _model(folder: Path, manifest: Manifest) -> Section:
+    summary = manifest.meta.get("summary", {})
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    events = [json.loads(line) for line in lines]
+    trained = [event for event in events if event["event"] == "trained"]
+    evaluated = [event for event in events if event["event"] == "evaluated"]
+    lead = (
+        f"A decoder of {summary.get('parameters', 0):,} parameters was trained for {len(trained):,} steps on "
+        f"{summary.get('tokens', 0):,} tokens."
+    )
+    rows = [
+        (name.replace("_", " "), _cell(value))
+        for name, value in summary.items()
+        if not isinstance(value, (dict, list))
+    ]
+    return Section("The training", lead, tuple(_curves(trained, evaluated)), (Table(("", ""), rows),))
+
+
+def _curves(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> list[str]:
+    if len(trained) < 2:
+        return []
+    steps = [event["step"] for event in trained]
+
+    def loss(axes: Any) -> None:
+        axes.plot(steps, [e["loss"] for e in trained], linewidth=0.6, alpha=0.35, color=figures.COLOURS[0])
+        axes.plot(
+            steps,
+            _smooth([e["loss"] for e in trained]),
+            linewidth=1.6,
+            color=figures.COLOURS[0],
+            label="training",
+        )
+        held = [(e["step"], e["values"]["loss"]) for e in evaluated if "loss" in e["values"]]
+        if held:
+            axes.plot(*zip(*held), "o-", markersize=3, color=figures.COLOURS[1], label="held out")
+        axes.set_xlabel("step")
+        axes.set_ylabel("loss (nats per token)")
+        axes.grid(True)
+        axes.legend()
+
+    def rate(axes: Any) -> None:
+        axes.plot(
+            steps, [e["learning_rate"] for e in trained], color=figures.COLOURS[2], label="learning rate"
+        )
+        axes.set_xlabel("step")
+        axes.set_ylabel("learning rate")
+        other = axes.twinx()
+        other.plot(steps, [e["gradient_norm"] for e in trained], linewidth=0.6, color=figures.COLOURS[3])
+        other.set_ylabel("gradient norm")
+        other.spines["top"].set_visible(False)
+
+    return [figures.draw(loss, height=2.9), figures.draw(rate, height=1.8)]
+
+
+def _smooth(values: list[float], share: float = 0.03) -> list[float]:
+    """Exponential mean over about ``share`` of the run, started without bias."""
+    keep = 1 - 1 / max(2.0, share * len(values))
+    out, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + 1 - keep
+        out.append(mean / weight)
+    return out
+
+
+def _evaluation(folder: Path, manifest: Manifest) -> Section:
+    results = storage.read_json(folder / "results.json")
+    drawn = tuple(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg"))[:3])
+    rows = [
+        (name.replace("_", " "), _cell(value))
+        for name, value in results.items()
+        if isinstance(value, (int, float, str))
+    ]
+    rows += [(f"baseline: {name}", _cell(value)) for name, value in results.get("baselines", {}).items()]
+    return Section(
+        "The evaluation",
+        _sentence(results),
+        tuple(map(_inline, drawn)),
+        (Table(("measure", "value"), rows, frozenset({1})),),
+    )
+
+
+def _sentence(results: dict[str, Any]) -> str:
+    baselines = results.get("baselines", {})
+    if "bits_per_byte" not in results or not baselines:
+        return "Measured on pages the model has not seen."
+    name, best = min(baselines.items(), key=lambda item: float(item[1]))
+    share = 1 - results["bits_per_byte"] / best
+    verb = f"{share:.0%} fewer bits than" if share > 0 else f"{-share:.0%} more bits than"
+    return f"On pages it has not seen, the model needs {verb} the best trivial baseline ({name}): fewer is better."
+
+
+def _samples(folder: Path, manifest: Manifest) -> Section:
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    texts: list[tuple[str, str, str]] = []
+    for row in map(json.loads, lines[:6]):
+        texts.append(("prompt", "prompt", row["prompt"] or "(a new document)"))
+        if "untrained" in row:
+            texts.append(("before training", "before", row["untrained"][:LONGEST_TEXT]))
+        texts.append(("after training", "after", row["text"][:LONGEST_TEXT]))
+    return Section(
+        "Samples",
+        "What the model writes. A small model writes the form of its pages before their sense.",
+        texts=tuple(texts),
+    )
+
+
+def _study(folder: Path, manifest: Manifest) -> Section:
+    drawn = tuple(_inline(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.svg")))
+    rows = [
+        (name, _cell(value)) for name, value in manifest.meta.get("summary", {}).items() if name != "text"
+    ]
+    return Section("The study", "A paper's claim, measured here.", drawn, (Table(("", ""), rows),))
+
+
+SECTIONS: dict[str, Callable[[Path, Manifest], Section]] = {
+    "corpus": _corpus,
+    "model": _model,
+    "evaluation": _evaluation,
+    "samples": _samples,
+    "study": _study,
+}
+
+
+def _inline(svg: str) -> str:
+    """An SVG file's content without its XML head, so that it can stand in a page."""
+    return svg[svg.index("<svg") :]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)[:200]
+
+
+def _count(number: float) -> str:
+    for size, word in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.2f}{word}"
+    return f"{number:,.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
