@@ -53,11 +53,26 @@ def read_pages(source: Path) -> Iterator[list[Page]]:
         try:
             yield from _batches(file)
         except (pa.ArrowException, OSError) as error:
-            raise UsageError(
-                f"This Parquet file cannot be read: {str(error).splitlines()[0][:200]}",
-                where=str(file),
-                todo="make it again, or take it out of the folder",
-            ) from error
+            raise _unreadable(file, error) from error
+
+
+def page_count(source: Path) -> int:
+    """How many rows a source has, from its footers; rows without text count here."""
+    count = 0
+    for file in page_files(source):
+        try:
+            count += pq.read_metadata(file).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise _unreadable(file, error) from error
+    return count
+
+
+def _unreadable(file: Path, error: Exception) -> UsageError:
+    return UsageError(
+        f"This Parquet file cannot be read: {str(error).splitlines()[0][:200]}",
+        where=str(file),
+        todo="make it again, or take it out of the folder",
+    )
 
 
 def _batches(file: Path) -> Iterator[list[Page]]:

@@ -1,0 +1,209 @@
+"""What follows from a pretraining's settings and its pages: every number left out, memory, time, and a preview.
+
+The rules, with P the number of parameters and N the training tokens:
+
+- vocabulary: 2 sqrt(P), to a power of two, so that embeddings keep a quarter or less of the parameters
+- sequence: 256 tokens below 4 million parameters, 512 below 50 million, then 1024; never more than N - 1
+- batch: 4 sqrt(P) tokens, to a power of two
+- steps: 20 tokens a parameter (Hoffmann et al. 2022, arXiv 2203.15556), but at most 8 epochs: what a repeated token still
+  teaches has faded by some 16 (Muennighoff et al. 2023, arXiv 2305.16264)
+- learning rate: the optimizer's own at a million parameters, and less as P^(-1/4)
+- held-out share: 100 pages, between 1 % and 10 % of all
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mickle import machine
+from mickle.errors import ResourceError, UsageError
+from mickle.models.decoder import Decoder
+from mickle.models.shape import SIZES, DecoderConfig
+from mickle.training.closure import Closure
+from mickle.training.objectives import next_token
+from mickle.training.optimizers import build_optimizer
+
+if TYPE_CHECKING:
+    from mickle.training.pretrain import Pretrain
+
+LARGEST_VOCABULARY = 1 << 16
+TOKENS_A_PARAMETER = 20
+MOST_EPOCHS = 8
+EVALUATIONS = 20
+KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every number of one pretraining, resolved. ``batch_size`` counts sequences."""
+
+    vocabulary_size: int
+    sequence_length: int
+    batch_size: int
+    accumulate: int
+    steps: int
+    learning_rate: float
+    precision: str
+    evaluate_every: int
+    save_every: int
+    training_tokens: int
+    shape: dict[str, Any]
+
+    @property
+    def config(self) -> DecoderConfig:
+        """The decoder's shape."""
+        return DecoderConfig(**self.shape)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.batch_size * self.sequence_length
+
+    @property
+    def epochs(self) -> float:
+        """How often each training token is read."""
+        return self.steps * self.batch_tokens / self.training_tokens
+
+    def lines(self) -> list[str]:
+        """The resolved numbers for a person, each with its rule's outcome."""
+        shape = self.config
+        return [
+            f"model: {shape.parameters():,} parameters: width {shape.width}, {shape.layers} layers of {shape.heads} heads, "
+            f"vocabulary {self.vocabulary_size:,}, positions {shape.position}",
+            f"batch: {self.batch_tokens:,} tokens: {self.batch_size} sequences of {self.sequence_length}"
+            + (f" in {self.accumulate} parts" if self.accumulate > 1 else ""),
+            f"length: {self.steps:,} steps = {self.steps * self.batch_tokens:,} tokens = {self.epochs:.1f} epochs of "
+            f"{self.training_tokens:,} tokens",
+            f"learning rate: {self.learning_rate:.2g} at its peak; precision {self.precision}; "
+            f"evaluation every {self.evaluate_every} steps, checkpoint every {self.save_every}",
+        ]
+
+
+def parameters_asked(size: str | int) -> int:
+    """What a size means in parameters."""
+    return SIZES[size] if isinstance(size, str) else size
+
+
+def derived_vocabulary(size: str | int) -> int:
+    """The vocabulary for a model of this size, by the rule above."""
+    return min(LARGEST_VOCABULARY, max(512, _power_of_two(2 * math.sqrt(parameters_asked(size)))))
+
+
+def derived_share(pages: int) -> float:
+    """The held-out share for this many pages, by the rule above."""
+    return min(0.1, max(0.01, 100 / max(pages, 1)))
+
+
+def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int) -> Plan:
+    """Every number of the run, given the vocabulary and the training tokens.
+
+    Raises UsageError where a given number does not fit the pages, ResourceError where no batch fits the memory.
+    """
+    target = parameters_asked(settings.size)
+    if training_tokens < 2:
+        raise UsageError(f"The training pages hold {training_tokens} tokens; there is nothing to learn from them.")
+    length = settings.sequence_length or _derived_length(target, training_tokens)
+    if length >= training_tokens:
+        raise UsageError(
+            f"The training pages hold {training_tokens:,} tokens, too few for one sequence of {length:,}.",
+            where="sequence_length",
+            expected=f"at most {training_tokens - 1:,}",
+            todo="give more pages, or leave sequence_length out",
+        )
+    batch_tokens = settings.batch_tokens or _power_of_two(4 * math.sqrt(target))
+    rows = max(1, round(batch_tokens / length))
+    shape = DecoderConfig.for_size(
+        settings.size, vocabulary_size, length, position=settings.position, dropout=settings.dropout
+    )
+    steps = settings.steps or _derived_steps(settings.epochs, shape.parameters(), training_tokens, rows * length)
+    precision = settings.precision or ("bfloat16" if machine.fast_bfloat16() else "float32")
+    plan = Plan(
+        vocabulary_size=vocabulary_size,
+        sequence_length=length,
+        batch_size=rows,
+        accumulate=settings.accumulate or 1,
+        steps=steps,
+        learning_rate=settings.learning_rate or settings.optimizer.learning_rate * (1e6 / shape.parameters()) ** 0.25,
+        precision=precision,
+        evaluate_every=settings.evaluate_every or max(1, steps // EVALUATIONS),
+        save_every=settings.save_every or max(1, steps // EVALUATIONS),
+        training_tokens=training_tokens,
+        shape=asdict(shape),
+    )
+    return plan if settings.accumulate else _fitting(plan)
+
+
+def _derived_length(target: int, training_tokens: int) -> int:
+    wanted = 256 if target < 4_000_000 else 512 if target < 50_000_000 else 1024
+    return wanted if wanted < training_tokens else 1 << ((training_tokens - 1).bit_length() - 1)
+
+
+def _derived_steps(epochs: float | None, parameters: int, training_tokens: int, batch_tokens: int) -> int:
+    tokens = epochs * training_tokens if epochs else min(
+        TOKENS_A_PARAMETER * parameters, MOST_EPOCHS * training_tokens
+    )
+    return max(1, math.ceil(tokens / batch_tokens))
+
+
+def _power_of_two(number: float) -> int:
+    return 1 << max(0, round(math.log2(number)))
+
+
+def _fitting(plan: Plan) -> Plan:
+    """The plan with the fewest parts a batch that fit in the free memory; the effective batch stays."""
+    free = machine.available_memory() + machine.peak_memory()
+    parts = [n for n in range(1, plan.batch_size + 1) if plan.batch_size % n == 0]
+    plans = [Plan(**{**plan.__dict__, "accumulate": n}) for n in parts]
+    for candidate in plans:
+        if memory(candidate) < 0.9 * free:
+            return candidate
+    raise ResourceError(
+        f"This model needs {memory(plans[-1]) / 1e9:.1f} GB even one sequence at a time; {free / 1e9:.1f} GB are free.",
+        where=f"{plan.config.parameters():,} parameters, sequences of {plan.sequence_length:,}",
+        todo="choose a smaller size or a shorter sequence_length",
+    )
+
+
+def memory(plan: Plan, base: int | None = None) -> int:
+    """Peak bytes of the run in closed form; ``base`` is what the process holds without a model.
+
+    Weights, gradients and two averages of the optimizer take 16 bytes a parameter, a checkpoint in the making 12 more.
+    Activations of one micro-batch: per token and layer 11 widths and 4 feed-forward widths are kept for the backward
+    pass; under bfloat16 most of them in two bytes. With several documents in a row every layer shares a mask of T x T.
+    """
+    shape = plan.config
+    rows = math.ceil(plan.batch_size / plan.accumulate)
+    tokens = rows * plan.sequence_length
+    item = 4 if plan.precision == "float32" else 2.6
+    attention = 6 * shape.width + 3 * shape.heads * shape.head_width + 2 * shape.kv_heads * shape.head_width
+    layers = shape.layers * tokens * item * (attention + 4 * shape.ffn_width)
+    mask = rows * plan.sequence_length**2 * 6
+    chunk = 3 * (16 << 20) + tokens * shape.width * 8 + shape.vocab_size * shape.width * 4
+    states = shape.parameters() * (16 + 12)
+    return int((machine.peak_memory() if base is None else base) + states + layers + mask + chunk)
+
+
+def disk(plan: Plan, text_bytes: int) -> int:
+    """Bytes that the run writes at most at one time: checkpoints, the token stream twice, and the model."""
+    checkpoints = (KEPT_CHECKPOINTS + 2) * 12 * plan.config.parameters()
+    return int(checkpoints + 2 * text_bytes + 4 * plan.config.parameters())
+
+
+def step_seconds(settings: "Pretrain", plan: Plan, repeats: int = 3) -> float:
+    """Seconds of one optimizer step, measured on random tokens (median after one to warm up)."""
+    model = Decoder(plan.config, seed=settings.seed).to(machine.device())
+    optimizer = build_optimizer(settings.optimizer, model)
+    tokens = torch.randint(0, plan.vocabulary_size, (plan.batch_size, plan.sequence_length))
+    documents = (torch.arange(plan.sequence_length) > plan.sequence_length // 2).long().expand_as(tokens)
+    batch = {"input_ids": tokens, "labels": tokens, "documents": documents}
+    times = []
+    for step in range(repeats + 1):
+        begun = time.perf_counter()
+        closure = partial(Closure, model, next_token, batch, step=step, seed=0, accumulate=plan.accumulate)
+        optimizer.step(closure(clip_norm=settings.clip_norm, precision=plan.precision))
+        times.append(time.perf_counter() - begun)
+    return sorted(times[1:])[repeats // 2]
