@@ -13,6 +13,7 @@ COLOURS = ("#3b82f6", "#e0803a", "#2e9e5b", "#b05ccf", "#c9a100", "#d9534f")
 def draw(paint: Callable[[Any], None], width: float = 7.2, height: float = 2.6) -> str:
     """Call ``paint(axes)`` on fresh matplotlib axes and return the SVG, the same bytes for the same picture."""
     import matplotlib
+    from cycler import cycler
     from matplotlib.figure import Figure
 
     settings = {
@@ -20,7 +21,7 @@ def draw(paint: Callable[[Any], None], width: float = 7.2, height: float = 2.6) 
         "svg.hashsalt": "mickle",
         "font.family": "sans-serif",
         "font.size": 9,
-        "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+        "axes.prop_cycle": cycler(color=COLOURS),
         "legend.frameon": False,
         "grid.alpha": 0.25,
         **dict.fromkeys(

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mickle import figures, storage
 from mickle.storage import Manifest
@@ -25,7 +26,7 @@ class Table:
     """Rows under headings; ``numbers`` says which columns are aligned right."""
 
     headings: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     numbers: frozenset[int] = frozenset()
 
 
@@ -79,6 +80,8 @@ def render(title: str, folders: dict[str, Path], command: str = "") -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mickle", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    # As an image an SVG can run nothing and fetch nothing, whoever wrote it.
+    environment.filters["image"] = lambda svg: "data:image/svg+xml," + quote(svg, safe=" ='():/,;")
     return environment.get_template("report.html").render(
         title=title,
         stamp=stamp(folders),
@@ -286,7 +289,7 @@ def _evaluation(folder: Path, manifest: Manifest) -> Section:
     return Section(
         "The evaluation",
         _sentence(results),
-        tuple(map(_inline, drawn)),
+        drawn,
         (Table(("measure", "value"), rows, frozenset({1})),),
     )
 
@@ -317,7 +320,7 @@ def _samples(folder: Path, manifest: Manifest) -> Section:
 
 
 def _study(folder: Path, manifest: Manifest) -> Section:
-    drawn = tuple(_inline(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.svg")))
+    drawn = tuple(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg")))
     rows = [
         (name, _cell(value)) for name, value in manifest.meta.get("summary", {}).items() if name != "text"
     ]
@@ -331,11 +334,6 @@ SECTIONS: dict[str, Callable[[Path, Manifest], Section]] = {
     "samples": _samples,
     "study": _study,
 }
-
-
-def _inline(svg: str) -> str:
-    """An SVG file's content without its XML head, so that it can stand in a page."""
-    return svg[svg.index("<svg") :]
 
 
 def _cell(value: Any) -> str:
