@@ -3,7 +3,7 @@
 Every effect here is a **benefit**: positive where the method is better. ``benefits`` turns the two arms'
 measurements into benefits, as differences, or as logarithms of ratios (so that "half the steps" is log 2
 and "twice the steps" -log 2). The interval is Student's paired t over seeds: over 3 to 10 seeds a
-percentile bootstrap covers the truth in only 75 to 90 % of cases where paired t covers it in 95
+percentile bootstrap covers the truth in only 74 to 90 % of cases where paired t covers it in 95
 (``tests/evaluation/test_compare.py`` measures both). The bootstrap is for the many items inside one seed.
 
 Student's and the normal distribution are computed here from ``math`` and NumPy; SciPy is not needed at run
