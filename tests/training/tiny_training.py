@@ -90,7 +90,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 
 def train(
     case: str = "classification",
-    optimizer: str = "adamw",
+    optimizer: str | Callable[[nn.Module], Optimizer] = "adamw",
     *,
     steps: int = 24,
     stop_at: int | None = None,
@@ -98,10 +98,10 @@ def train(
     on_event: Callable[[Event], None] | None = None,
     **options: Any,
 ) -> tuple[nn.Module, list[Event]]:
-    """A run by name. At ``stop_at`` it gets a SIGINT, as from Ctrl-C, and ends there."""
+    """A run by names. At ``stop_at`` it gets a SIGINT, as from Ctrl-C, and ends there."""
     chosen = CASES[case]
     model = model if model is not None else chosen.model()
-    built = OPTIMIZERS[optimizer](model)
+    built = OPTIMIZERS[optimizer](model) if isinstance(optimizer, str) else optimizer(model)
     options = {"schedule": Schedule(), "batches": chosen.batches, "objective": chosen.objective, **options}
     events: list[Event] = []
     try:

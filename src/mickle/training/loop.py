@@ -113,8 +113,8 @@ def fit(
         (0: never), at the end, at each best evaluation and on SIGINT or SIGTERM. The newest ``keep`` and the
         best one stay.
     on_bad_numbers: what to do when a number is not finite or the loss jumps, before it touches the weights.
-        "stop" raises; "skip" leaves the step out, and stops after three in a row; "back" returns to the last
-        checkpoint and goes on without that batch, and stops after three returns to the same one.
+        "stop" raises; "skip" leaves the step out; "back" returns to the last checkpoint and goes on without
+        that batch. Three bad batches in a row stop the run in any case.
     compile: run the model through torch.compile.
     identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint
         with another identity is refused. Steps, evaluation, saving, accumulation, device and number of
@@ -186,12 +186,11 @@ def _train(plan: _Plan) -> Iterator[Event]:
             yield Progressed(counters.step, "going on from a checkpoint")
         if plan.on_bad_numbers == "back" and counters.step == 0:
             yield from _save(plan, counters)  # something to return to
-        returns: dict[int, int] = {}
         while counters.step < plan.steps:
             bad, event = _one_step(plan, counters)
             yield event
             if bad is not None and plan.on_bad_numbers == "back":
-                counters = yield from _go_back(plan, counters, bad, returns)
+                counters = yield from _go_back(plan, counters, bad)
                 continue
             if bad is not None:
                 yield Warned(_skip_or_stop(plan, counters, bad))
@@ -250,16 +249,13 @@ def _skip_or_stop(plan: _Plan, counters: _Counters, bad: BadNumbers) -> str:
     return f"{bad.what} ({bad.where}); skipped, {counters.skipped} so far"
 
 
-def _go_back(
-    plan: _Plan, counters: _Counters, bad: BadNumbers, returns: dict[int, int]
-) -> Generator[Event, None, _Counters]:
+def _go_back(plan: _Plan, counters: _Counters, bad: BadNumbers) -> Generator[Event, None, _Counters]:
     """Return to the last checkpoint and leave the bad batch out from now on."""
-    dropped = sorted({*counters.dropped, bad.step})
-    restored = yield from _go_on(plan)
-    returns[restored.step] = returns.get(restored.step, 0) + 1
-    if returns[restored.step] > MOST_IN_A_ROW:
+    dropped = {*counters.dropped, bad.step}
+    if all(bad.step - before in dropped for before in range(MOST_IN_A_ROW)):
         raise bad
-    restored.dropped = dropped
+    restored = yield from _go_on(plan)
+    restored.dropped = sorted(dropped)
     yield Warned(f"{bad.what} ({bad.where}); back to step {restored.step}, without that batch")
     yield Progressed(restored.step, "back to a checkpoint")
     return restored
