@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mickle.errors import UsageError
+from mickle.errors import ResourceError, UsageError
 
 STDLIB = "stdlib"
 TEST_FOLDERS = {"test", "tests", "idle_test"}
@@ -153,7 +153,13 @@ def render(
             for index in _serve(job, home):
                 outcomes[index] = _outcome(folder, index) or ""
                 done(len(outcomes))
-    return [(module, outcomes.get(index, "was never reached")) for index, module in enumerate(modules)]
+    if len(outcomes) < len(modules):
+        raise ResourceError(
+            f"documenting stopped after {len(outcomes)} of {len(modules)} modules",
+            where=str(folder),
+            todo="see that disk and memory are free and run the same command again: it goes on",
+        )
+    return [(module, outcomes[index]) for index, module in enumerate(modules)]
 
 
 def _outcome(folder: Path, index: int) -> str | None:

@@ -192,6 +192,7 @@ def silence() -> None:
 
 def confine(job: dict) -> None:
     os.setsid()
+    end_with_parent(signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
     resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -208,9 +209,14 @@ def become_guardian() -> None:
     its parent.
     """
     if sys.platform == "linux":
-        library = ctypes.CDLL(None)
-        library.prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-        library.prctl(1, signal.SIGTERM, 0, 0, 0)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    end_with_parent(signal.SIGTERM)
+
+
+def end_with_parent(number: signal.Signals) -> None:
+    """Linux: this process gets the signal when its parent is gone, however that ended."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
 
 
 def end_family(pid: int) -> None:

@@ -1,0 +1,201 @@
+"""The verb whole: counts that add up, the same bytes after kills and with any number of workers, bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mickle import storage
+from mickle.config import validate
+from mickle.data.curate import Curate
+from mickle.data.documentation import Module
+from mickle.data.records import read_corpus, read_removed
+from mickle.data.sources import Documentation
+from mickle.data.warc import write_warc
+from mickle.errors import UsageError
+from mickle.events import Event, Noted, Progressed, Started, Warned, ignore
+from mickle.step import execute
+
+ENGLISH = "The river number {0} runs past the old town, and nobody who lives there remembers a colder winter. " * 3
+GERMAN = "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen kälteren Winter. " * 3
+RESULT = ("pages/00000.parquet", "removed/00000.parquet", "card.json", "README.md")
+
+
+def html(text: str) -> bytes:
+    return f"<html><body><nav><a href='/'>menu</a></nav><main><p>{text}</p></main></body></html>".encode()
+
+
+@pytest.fixture
+def crawl(tmp_path: Path) -> Path:
+    """A WARC file: 30 good pages, a German one, a short one, a repeated one, and a cut record."""
+    pages = [(f"https://a.org/{i}", html(ENGLISH.format(i))) for i in range(30)]
+    pages += [("https://b.org/de", html(GERMAN)), ("https://b.org/short", html("Hi.")), ("https://c.org/again", html(ENGLISH.format(7)))]
+    path = tmp_path / "crawl.warc.gz"
+    write_warc(path, [*pages, ("https://c.org/cut", html(ENGLISH))])
+    path.write_bytes(path.read_bytes()[:-40])
+    return path
+
+
+def step(kind: str, path: Path, **settings: Any) -> Curate:
+    return validate(Curate, {"source": {"kind": kind, "path": str(path)}, "workers": 1, **settings})
+
+
+def test_every_record_is_kept_removed_or_skipped_and_the_twin_is_named(crawl: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    out = execute(step("warc", crawl), tmp_path / "out", events.append)
+    card = storage.read_json(out / "card.json")
+    assert card["records"] == 35
+    assert card["skipped"] == {"warcinfo record": 1}
+    assert card["removed"] == {
+        "exact duplicates": {"same text as a kept page": 1},
+        "language": {"other language": 1},
+        "length": {"text is too short": 1},
+        "reading": {"compressed data is cut off": 1},
+    }
+    assert (card["kept"], card["languages"], card["domains"]["a.org"]["pages"]) == (30, {"en": 30}, 30)
+    assert [page.url for page in read_corpus(out)] == [f"https://a.org/{i}" for i in range(30)]
+    removed = {page.url: page for page in read_removed(out)}
+    assert removed["https://c.org/again"].twin == "https://a.org/7"
+    assert removed["https://b.org/de"].language == "de"
+    assert "menu" not in next(read_corpus(out)).text
+    assert "**30**" in (out / "README.md").read_text()
+    started = [event for event in events if isinstance(event, Started)]
+    assert started[-1].total == crawl.stat().st_size // 1000
+    assert any(isinstance(event, Progressed) and event.done <= started[-1].total for event in events)
+    summary = storage.open_folder(out, kind="corpus").meta["summary"]
+    assert (summary["records"], summary["kept"]) == (35, 30)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from mickle.config import validate
+from mickle.data import curate
+from mickle.events import Progressed
+from mickle.step import execute
+
+def say(event):
+    if isinstance(event, Progressed):
+        print("progress", flush=True)
+
+curate.CHUNK = 4
+source = {"kind": "warc", "path": sys.argv[1]}
+execute(validate(curate.Curate, {"source": source, "workers": int(sys.argv[3])}), Path(sys.argv[2]), say)
+"""
+
+
+def run_and_kill(crawl: Path, out: Path, workers: int, after: int) -> bool:
+    """Runs curate in a process of its own and kills it after so many progress events; true when it ended by itself."""
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(crawl), str(out), str(workers)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    for _ in range(after):
+        if not process.stdout.readline():
+            break
+    else:
+        os.kill(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    return process.wait() == 0
+
+
+def result(out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in RESULT}
+
+
+def test_killed_runs_end_with_the_same_bytes_with_one_worker_or_two(crawl: Path, tmp_path: Path) -> None:
+    plain = execute(step("warc", crawl), tmp_path / "plain", ignore)
+    killed = tmp_path / "killed"
+    assert not run_and_kill(crawl, killed, 1, after=2)
+    assert not killed.exists()
+    done = list((tmp_path / "killed.partial" / ".scratch" / "chunks").glob("0*.parquet"))
+    assert len(done) >= 2
+    assert not run_and_kill(crawl, killed, 2, after=1)
+    assert run_and_kill(crawl, killed, 2, after=1000)
+    assert result(killed) == result(plain)
+    summary = storage.open_folder(killed).meta["summary"]
+    assert summary["fresh_records"] < 35 - 4 * len(done) + 1
+
+
+def test_documentation_becomes_a_warc_and_a_corpus_and_is_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["textwrap", "statistics", "this", "antigravity", "turtle"]
+    modules = [Module("stdlib", name) for name in names]
+    monkeypatch.setattr("mickle.data.documentation.list_modules", lambda packages, tests: modules)
+    first = execute(Curate(workers=2), tmp_path / "a", ignore)
+    second = execute(Curate(workers=1), tmp_path / "b", ignore)
+    assert result(first) == result(second)
+    assert (first / "source.warc.gz").read_bytes() == (second / "source.warc.gz").read_bytes()
+    card = storage.read_json(first / "card.json")
+    undocumented = sum(len(names) for names in card["undocumented_modules"].values())
+    assert card["records"] == 1 + len(names) - undocumented  # the file's own warcinfo record
+    texts = {page.url: page.text for page in read_corpus(first)}
+    assert "Text wrapping and filling." in texts["https://stdlib.pydoc.invalid/textwrap.html"]
+    assert str(tmp_path) not in "".join(texts.values())
+
+
+def rows(path: Path, *texts: str) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def test_nothing_left_is_one_sentence_with_the_commonest_reasons(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no page is left of 2 records") as caught:
+        execute(step("rows", rows(tmp_path / "a.jsonl", "Hi.", GERMAN)), tmp_path / "out", ignore)
+    assert "text is too short (1)" in caught.value.where
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("texts", "kept"), [([ENGLISH], 1), ([ENGLISH] * 3, 1)])
+def test_one_page_and_all_duplicates_warn(texts: list[str], kept: int, tmp_path: Path) -> None:
+    events: list[Event] = []
+    out = execute(step("rows", rows(tmp_path / "a.jsonl", *texts)), tmp_path / "out", events.append)
+    assert len(list(read_corpus(out))) == kept
+    warning = next(event.message for event in events if isinstance(event, Warned))
+    assert warning.startswith(f"one page is left of {len(texts)} records")
+
+
+@pytest.mark.parametrize("kind", ["warc", "files", "rows"])
+def test_bad_sources_end_in_usage_errors(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        execute(step(kind, tmp_path / "none"), tmp_path / "out", ignore)
+    (tmp_path / "x.jsonl").write_bytes(b"")
+    (tmp_path / "x.txt").write_bytes(b"")
+    (tmp_path / "x.warc").write_bytes(b"\0\1\2" * 99)
+    with pytest.raises(UsageError):
+        execute(step(kind, tmp_path), tmp_path / "out", ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_package_that_is_not_installed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not installed"):
+        execute(Curate(source=Documentation(packages=["no_such_package_at_all"])), tmp_path / "out", ignore)
+
+
+def test_the_forecast_and_the_next_command(crawl: Path) -> None:
+    forecast, preview = step("warc", crawl).dry_run()
+    assert forecast.memory_bytes > 0
+    assert "crawl.warc.gz" in preview
+    _, preview = Curate().dry_run()
+    assert "modules of stdlib" in preview
+    assert Curate().after(Path("corpus")).startswith("mickle pretrain")
+
+
+def test_workers_change_nothing_and_python_does() -> None:
+    assert Curate(workers=1).identity() == Curate(workers=7).identity()
+    assert Curate().fingerprint()["python"] == sys.version.split()[0]
+
+
+def test_settings_import_nothing_heavy() -> None:
+    code = "import sys, mickle.data.curate; print([m for m in ('torch', 'pyarrow', 'trafilatura', 'numpy', 'py3langid') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_counts_are_noted(crawl: Path, tmp_path: Path) -> None:
+    events: list[Event] = []
+    execute(step("warc", crawl, languages=[]), tmp_path / "out", events.append)
+    assert any(isinstance(event, Noted) and event.message.startswith("kept 31 of 35 records") for event in events)

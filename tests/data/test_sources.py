@@ -1,0 +1,128 @@
+"""Sources on bad input: counted, or refused in one sentence that names file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from mickle.config import validate
+from mickle.data.pages import RawPage
+from mickle.data.records import Removed
+from mickle.data.sources import Files, Found, Rows, Warc
+from mickle.errors import UsageError
+
+LARGEST = 10_000
+
+
+def ignore(count: int) -> None:
+    """Nobody watches."""
+
+
+def read(source: Files | Rows | Warc) -> list[Found]:
+    return list(source.read(LARGEST, ignore))
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_files_are_read_in_order_with_their_paths_as_addresses(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name in ("b/x.html", "b/y.MD", "a.txt", "c.png", "d.rst"):
+        (tmp_path / name).write_text(name)
+    found = [page for page in read(Files(path=tmp_path)) if isinstance(page, RawPage)]
+    assert [(page.url, page.domain, page.form) for page in found] == [
+        ("a.txt", "", "text"), ("b/x.html", "b", "html"), ("b/y.MD", "b", "text"), ("d.rst", "", "text"),
+    ]  # fmt: skip
+
+
+def test_a_file_that_is_too_large_is_never_read(tmp_path: Path) -> None:
+    (tmp_path / "big.txt").write_bytes(b"x" * (LARGEST + 1))
+    (page,) = read(Files(path=tmp_path))
+    assert isinstance(page, Removed)
+    assert page.value == LARGEST + 1
+
+
+@pytest.mark.parametrize("source", [Files, Rows, Warc])
+def test_missing_and_empty_folders_are_refused(source: type[Files | Rows | Warc], tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        read(source(path=tmp_path / "none"))
+    with pytest.raises(UsageError, match="nothing to read"):
+        read(source(path=tmp_path))
+
+
+def test_an_empty_warc_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.warc.gz").write_bytes(b"")
+    (page,) = read(Warc(path=tmp_path))
+    assert isinstance(page, Removed)
+    assert page.reason == "file holds no records"
+
+
+def test_rows_with_and_without_addresses(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", {"text": "one", "url": "https://b.org/1"}, {"text": "two"})
+    first, second = read(Rows(path=tmp_path))
+    assert isinstance(first, RawPage)
+    assert isinstance(second, RawPage)
+    assert (first.url, first.domain, first.content) == ("https://b.org/1", "b.org", b"one")
+    assert (second.url, second.domain, second.content) == ("a.jsonl#2", "", b"two")
+
+
+BAD = {
+    "truncated": '{"text": "x',
+    "list": "[1]",
+    "deep": "[" * 100_000,
+    "no text": '{"body": "x"}',
+    "number": '{"text": 3}',
+    "null": '{"text": null}',
+    "endless": '{"text": "' + "x" * (7 * LARGEST + (1 << 20)) + '"}',
+    "large": json.dumps({"text": "x" * (LARGEST + 1)}),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_bad_row_in_twenty_is_counted_with_its_line(name: str, tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", *[{"text": f"row {i}"} for i in range(10)], BAD[name], *[{"text": "row"} for _ in range(9)])
+    found = read(Rows(path=tmp_path / "a.jsonl"))
+    assert [isinstance(page, Removed) for page in found] == [False] * 10 + [True] + [False] * 9
+    assert found[10].url == "a.jsonl#11"  # type: ignore[union-attr]
+
+
+def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
+    good = b'{"text": "fine"}\n'
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + good * 10 + b'{"text": "\xff\xfe"}\n' + b"\n\r\n" + good * 9)
+    found = read(Rows(path=tmp_path))
+    assert [page.reason for page in found if isinstance(page, Removed)] == ["not UTF-8"]
+    assert len(found) == 20
+
+
+def test_more_than_a_tenth_of_bad_rows_is_refused_with_the_first_lines(tmp_path: Path) -> None:
+    lines(tmp_path / "a.jsonl", {"text": "x"}, "nonsense", {"body": "x"}, *[{"text": "x"}] * 10)
+    with pytest.raises(UsageError, match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' is missing\)"):
+        read(Rows(path=tmp_path))
+
+
+def test_parquet_by_its_named_column(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"content": ["a", "b"], "url": ["https://c.org/", None]}), tmp_path / "a.parquet")
+    found = [page for page in read(Rows(path=tmp_path, text="content")) if isinstance(page, RawPage)]
+    assert [(page.url, page.content) for page in found] == [("https://c.org/", b"a"), ("a.parquet#2", b"b")]
+    with pytest.raises(UsageError, match="no column 'text'") as caught:
+        read(Rows(path=tmp_path))
+    assert "content, url" in caught.value.expected
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" + b"\0" * 99 + b"PAR1"])
+def test_broken_parquet_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(content)
+    with pytest.raises(UsageError, match="not a whole Parquet file") as caught:
+        read(Rows(path=tmp_path))
+    assert "a.parquet" in caught.value.where
+
+
+def test_a_misspelt_field_is_explained() -> None:
+    with pytest.raises(UsageError, match="did you mean 'path'"):
+        validate(Warc, {"kind": "warc", "paht": "x"})
