@@ -28,7 +28,7 @@ def test_t5_buckets_equal_those_of_transformers(causal: bool) -> None:
 def test_alibi_slopes_of_8_and_12_heads() -> None:
     eight = [2.0**-k for k in range(1, 9)]
     assert positions.alibi_slopes(8) == eight
-    assert positions.alibi_slopes(12) == pytest.approx(eight + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+    assert positions.alibi_slopes(12) == pytest.approx([*eight, *(2**-k for k in (0.5, 1.5, 2.5, 3.5))])
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 6, 8, 12, 20, 32])

@@ -42,8 +42,8 @@ def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch
         return open_wrapped(files, tensors).to(device=device, dtype=dtype).eval()
     with torch.device("meta"):
         model = Decoder(shape)
-    names = _folder_names(shape)
-    model.load_state_dict({name: tensors[names[name]] for name in model.state_dict()}, assign=True)
+    names = _folder_tensors(shape)
+    model.load_state_dict({name: tensors[there] for name, (there, _) in names.items()}, assign=True)
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -100,8 +100,7 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
 
 def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer: Any) -> None:
     """Weights first, settings last."""
-    names = _folder_names(model.config)
-    tensors = {names[name]: tensor for name, tensor in model.state_dict().items()}
+    tensors = {llama.folder_name(model.config, name): tensor for name, tensor in model.state_dict().items()}
     refuse_not_finite(tensors, folder)
     storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
     ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
@@ -126,11 +125,11 @@ def _shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
         ) from None
 
 
-def _folder_names(config: DecoderConfig) -> dict[str, str]:
-    """How each weight of a decoder is called in its folder."""
+def _folder_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """For each weight of a decoder, its name in the folder and its shape."""
     with torch.device("meta"):
-        names = Decoder(config).state_dict()
-    return {name: llama.llama_name(name) for name in names}
+        weights = Decoder(config).state_dict()
+    return {name: (llama.folder_name(config, name), tuple(weight.shape)) for name, weight in weights.items()}
 
 
 def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None:
@@ -143,9 +142,8 @@ def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> Non
             f"config describes {config.parameters():,} parameters, the weight files hold {files.elements:,}",
             where=where,
         )
-    with torch.device("meta"):
-        wanted = {llama.llama_name(name): tuple(t.shape) for name, t in Decoder(config).state_dict().items()}
-    extra = files.tensors.keys() - wanted.keys() - ignorable(config)
+    wanted = dict(_folder_tensors(config).values())
+    extra = files.tensors.keys() - wanted.keys() - _ignored(config)
     missing = sorted(wanted.keys() - files.tensors.keys())
     if missing or extra:
         name = missing[0] if missing else sorted(extra)[0]
@@ -162,7 +160,7 @@ def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> Non
             )
 
 
-def ignorable(config: DecoderConfig) -> set[str]:
+def _ignored(config: DecoderConfig) -> set[str]:
     """Tensors older folders carry beside the weights: a tied head's copy and rotary frequencies."""
     frequencies = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(config.layers)}
     return frequencies | ({"lm_head.weight"} if config.tied else set())

@@ -105,6 +105,6 @@ def from_own(values: dict[str, Any]) -> DecoderConfig:
     return DecoderConfig(**{name: values[name] for name in names})
 
 
-def llama_name(name: str) -> str:
-    """A decoder's weight name as Llama folders spell it."""
-    return name if name.startswith("lm_head.") else f"model.{name}"
+def folder_name(config: DecoderConfig, name: str) -> str:
+    """How a decoder's weight is called in its folder: as in Llama folders, or inside our own type's `model`."""
+    return name if name.startswith("lm_head.") and is_llama(config) else f"model.{name}"
