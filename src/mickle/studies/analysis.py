@@ -9,6 +9,7 @@ from mickle.studies.declaration import Comparison, Measurements, Study
 
 Tables = dict[tuple[str, int], dict[str, Measurements]]  # {(world, seed): {arm: measurements}}
 Row = dict[str, Any]
+LARGEST_LOGARITHM = 700.0  # of a floating-point number; the interval of two seeds can reach beyond
 AVERAGED = ("method", "baseline", "budget_ratio")
 NOTHING = Interval(0, math.nan, -math.inf, math.inf, math.nan, math.nan)  # when no pair was measured
 
@@ -104,7 +105,8 @@ def as_declared(benefit: float, form: str, better: str) -> float:
     """A benefit in the units of the declaration: a gain, or the ratio method/baseline."""
     if form == "difference":
         return benefit
-    return math.exp(benefit if better == "higher" else -benefit)
+    logarithm = benefit if better == "higher" else -benefit
+    return math.exp(logarithm) if logarithm < LARGEST_LOGARITHM else math.inf
 
 
 def mean(values: list[float]) -> float:

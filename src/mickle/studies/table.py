@@ -1,7 +1,7 @@
 """Keep the tables in README and docs equal to the published results: ``python -m mickle.studies.table
 --check``.
 
-A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is ``systems`` (all
+A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is ``systems`` (all
 23, for README) or ``STUDY-SCALE`` (one study's comparisons). ``--write`` fills them, ``--check`` fails where
 one differs, ``--publish FOLDER`` first copies a study's result to docs/results.
 """
@@ -18,7 +18,8 @@ from mickle.studies import markdown, results
 from mickle.studies.declaration import page_names
 from mickle.studies.systems import SYSTEMS, System
 
-BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end of table -->)", re.DOTALL)
+MARK = re.compile(r"^<!-- table: ", re.MULTILINE)
+BLOCK = re.compile(r"^(<!-- table: ([\w-]+) -->\n)(.*?)(^<!-- end of table -->)", re.DOTALL | re.MULTILINE)
 Published = dict[tuple[str, str], results.Result]
 
 
@@ -85,7 +86,7 @@ def fill(text: str, where: Path, known: Published) -> str:
     def replace(found: re.Match[str]) -> str:
         return f"{found[1]}{one_table(found[2], where, known)}\n{found[4]}"
 
-    if text.count("<!-- table: ") != len(BLOCK.findall(text)):
+    if len(MARK.findall(text)) != len(BLOCK.findall(text)):
         raise UsageError("A table's mark is not closed", where=str(where), expected="<!-- end of table -->")
     return BLOCK.sub(replace, text)
 
