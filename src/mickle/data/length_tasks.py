@@ -18,7 +18,8 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +142,17 @@ def open_task(name: str) -> Task:
     if name not in TASK_NAMES:
         raise UsageError(f"there is no task {name!r}", expected=", ".join(TASK_NAMES))
     return tasks()[name]
+
+
+def smaller(name: str, train: Sequence[int], test: Sequence[int], symbols: int) -> Task:
+    """A task of the copy and reverse families with other lengths and the first ``symbols`` of its symbols."""
+    task = open_task(name)
+    if task.symbols != copying.SYMBOLS:
+        raise UsageError(f"task {name} has a fixed set of symbols", expected="a copy or reverse task")
+    kept = copying.SYMBOLS[:symbols]
+    return replace(
+        task, make=partial(task.make, symbols=kept), train=tuple(train), test=tuple(test), symbols=kept
+    )
 
 
 def example(

@@ -1,0 +1,301 @@
+"""NoPE: does a decoder without position encoding carry what it learned to longer texts?
+
+"The Impact of Positional Encoding on Length Generalization in Transformers" (arXiv 2305.19466): decoders
+that differ only in how they are told positions learn short instances of a task and are tested on longer
+ones. Each world here is one task; the budget is optimizer steps on the same fresh examples; a run ends when
+it has learned the training lengths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mickle.data.length_tasks import Task, buckets, open_task, smaller, training_examples
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from mickle.evaluation.length_scores import Encoded
+
+LEARNED = 0.99  # in-distribution accuracy at which a run ends
+POSITIONS: dict[str, dict[str, Any]] = {
+    "none": {"position": "none"},
+    "t5": {"position": "t5"},
+    "alibi": {"position": "alibi"},
+    "rotary": {"position": "rotary"},
+    "sinusoidal": {"position": "sinusoidal"},
+}
+
+
+def run_cell(cell: Cell, work: Path) -> Measurements:
+    """Train one decoder on one task until it has learned the training lengths; measure every length."""
+    from mickle.data.length_tasks import symbol_tokenizer
+    from mickle.evaluation.length_scores import encode_examples, mean_accuracy, score
+
+    task = task_of(cell)
+    tokenizer = symbol_tokenizer(task)
+
+    def encode(text: str) -> Sequence[int]:
+        found: Sequence[int] = tokenizer.encode([text])[0].tolist()
+        return found
+
+    def instances(name: str, lengths: Sequence[int], count: int) -> list[Encoded]:
+        drawn = list(buckets(task, f"{name} {cell.seed}", lengths, count))
+        return encode_examples(drawn, encode, tokenizer.start, tokenizer.end)
+
+    def batch(step: int) -> dict[str, Tensor]:
+        drawn = training_examples(task, cell.seed, step, cell.values["batch"])
+        return padded(encode_examples(drawn, encode, tokenizer.start, tokenizer.end), tokenizer.end)
+
+    validation = instances("validation", task.train, cell.values["validation"])
+    longest_trained = task.train[-1]
+
+    def missed(model: nn.Module) -> dict[str, float]:
+        found = mean_accuracy(score(model, validation, tokenizer.end, longest_trained), seen=True)
+        return {"missed": 1 - (found or 0.0)}
+
+    model = decoder(cell, tokenizer.size)
+    steps, reached = train(model, batch, missed, cell)
+    test = instances("test", task.train + task.test, cell.values["test"])
+    scores = score(model, test, tokenizer.end, longest_trained)
+    beyond = [found for found in scores if not found.seen]
+    return {
+        "budget": steps,
+        "reached": float(reached),
+        "in_distribution": mean_accuracy(scores, seen=True) or 0.0,
+        "ood": mean_accuracy(scores, seen=False) or 0.0,
+        "wrong_stop": sum(s.stopped_early + s.ran_on for s in beyond) / len(beyond),
+        "lengths": [found.length for found in scores],
+        "exact": [found.exact for found in scores],
+    }
+
+
+def task_of(cell: Cell) -> Task:
+    """The world's task at this scale: SCAN as it is, the others with fewer symbols and shorter lengths."""
+    if cell.world == "scan":
+        return open_task("scan")
+    longest = cell.values["longest"][cell.world]
+    return smaller(
+        cell.world, range(1, longest + 1), range(longest + 1, 2 * longest + 1), cell.values["symbols"]
+    )
+
+
+def decoder(cell: Cell, vocabulary: int) -> nn.Module:
+    """The paper's kind of decoder, small: ReLU, no biases, tied embeddings. Same seed, same weights in all
+    arms.
+    """
+    from mickle.models.decoder import Decoder, DecoderConfig
+
+    width, heads = cell.values["width"], cell.values["heads"]
+    shape = DecoderConfig(
+        vocab_size=vocabulary,
+        width=width,
+        layers=cell.values["layers"],
+        heads=heads,
+        kv_heads=heads,
+        head_width=width // heads,
+        ffn_width=4 * width,
+        max_length=128,
+        norm_eps=1e-6,
+        activation="relu",
+        initial_std=cell.values["initial_std"],
+        **POSITIONS[cell.arm],
+    )
+    return Decoder(shape, seed=cell.seed)
+
+
+def train(
+    model: nn.Module,
+    batch: Callable[[int], dict[str, Tensor]],
+    missed: Callable[[nn.Module], dict[str, float]],
+    cell: Cell,
+) -> tuple[int, bool]:
+    """Train until the training lengths are learned or the steps are spent; returns (steps done, learned)."""
+    from mickle.events import Evaluated
+    from mickle.training.loop import fit
+    from mickle.training.objectives import next_token
+    from mickle.training.optimizers import AdamW, Schedule, build_optimizer
+
+    settings = AdamW(learning_rate=cell.values["learning_rate"], betas=(0.9, 0.98), weight_decay=0.05)
+    steps = cell.values["steps"][cell.world]
+    for event in fit(
+        model,
+        next_token,
+        batch,
+        build_optimizer(settings, model),
+        steps=steps,
+        schedule=Schedule(kind="linear", warmup=0.06, floor=0.0),
+        evaluate=missed,
+        evaluate_every=cell.values["evaluate_every"],
+        seed=cell.seed,
+        on_bad_numbers="skip",
+    ):
+        if isinstance(event, Evaluated) and event.values["missed"] <= 1 - LEARNED:
+            return event.step, True
+    return steps, False
+
+
+def padded(rows: Sequence[Encoded], filler: int) -> dict[str, Tensor]:
+    """One batch, padded on the right; only target tokens are trained. ``input_ids``, ``labels`` [B, T]."""
+    import torch
+
+    longest = max(len(row.ids) for row in rows) - 1
+    input_ids = torch.full((len(rows), longest), filler, dtype=torch.long)
+    labels = torch.full((len(rows), longest), -100, dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids = torch.tensor(row.ids)
+        input_ids[i, : len(ids) - 1] = ids[:-1]
+        labels[i, row.prompt - 1 : len(ids) - 1] = ids[row.prompt :]
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def add_ranks(table: dict[str, Measurements]) -> dict[str, Measurements]:
+    """Each arm's 1/rank by accuracy beyond the training lengths, in one world with one seed; equals share
+    ranks.
+    """
+    from mickle.evaluation.length_scores import mean_reciprocal_rank
+
+    ranks = mean_reciprocal_rank([{arm: measured["ood"] for arm, measured in table.items()}])
+    return {arm: {**measured, "reciprocal_rank": ranks[arm]} for arm, measured in table.items()}
+
+
+WORLDS = ("rsc", "rdc", "cmc", "mc", "scan")
+VALUES: dict[str, Any] = {
+    "width": 64,
+    "layers": 2,
+    "heads": 4,
+    "initial_std": 0.06,
+    "learning_rate": 3e-3,
+    "batch": 32,
+    "symbols": 20,
+    "longest": {"rsc": 12, "rdc": 10, "cmc": 8, "mc": 8},
+    "steps": {"rsc": 800, "rdc": 1000, "cmc": 1600, "mc": 1600, "scan": 1600},
+    "evaluate_every": 100,
+    "validation": 16,
+    "test": 32,
+}
+# Enough to learn the two repeating tasks; the others run, and say by `reached` that they were not learned.
+QUICK = {
+    **VALUES,
+    "steps": {"rsc": 600, "rdc": 600, "cmc": 200, "mc": 200, "scan": 40},
+    "validation": 8,
+    "test": 16,
+}
+GPU = {
+    **VALUES,
+    "width": 512,
+    "layers": 6,
+    "heads": 8,
+    "initial_std": 0.02,
+    "learning_rate": 3e-4,
+    "batch": 64,
+    "symbols": 100,
+    "longest": {"rsc": 20, "rdc": 20, "cmc": 20, "mc": 20},
+    "steps": dict.fromkeys(WORLDS, 20_000),
+    "evaluate_every": 500,
+    "test": 128,
+}
+
+study = Study(
+    name="nope",
+    title="The Impact of Positional Encoding on Length Generalization in Transformers",
+    paper="2305.19466",
+    claim=(
+        "A causal decoder without any position encoding answers longer instances than it was trained on more often"
+        " than with rotary, absolute, ALiBi or T5-relative positions (figure 2, mean reciprocal rank)."
+    ),
+    budget_unit="steps",
+    arms=(
+        Arm("none", "no position encoding: the causal mask alone"),
+        Arm("t5", "T5's learned bias for buckets of distances"),
+        Arm("alibi", "scores that fall linearly with the distance"),
+        Arm("rotary", "rotary on every dimension of a head, as in Llama"),
+        Arm("sinusoidal", "sinusoids added to the embedding, the paper's absolute"),
+    ),
+    comparisons=(
+        Comparison(
+            name="beyond training, against rotary",
+            method="none",
+            baseline="rotary",
+            measure="ood",
+            better="higher",
+            form="difference",
+            paper_effect=0.579,
+            paper="mean over these five tasks, its result files",
+            worlds=WORLDS,
+            headline=True,
+        ),
+        Comparison(
+            name="beyond training, against absolute",
+            method="none",
+            baseline="sinusoidal",
+            measure="ood",
+            better="higher",
+            form="difference",
+            paper_effect=0.635,
+            paper="mean over these five tasks, its result files",
+            worlds=WORLDS,
+        ),
+        Comparison(
+            name="beyond training, against ALiBi",
+            method="none",
+            baseline="alibi",
+            measure="ood",
+            better="higher",
+            form="difference",
+            paper_effect=0.377,
+            paper="mean over these five tasks, its result files",
+            worlds=WORLDS,
+        ),
+        Comparison(
+            name="beyond training, against T5 bias",
+            method="none",
+            baseline="t5",
+            measure="ood",
+            better="higher",
+            form="difference",
+            paper_effect=0.023,
+            paper="mean over these five tasks, its result files",
+            worlds=WORLDS,
+        ),
+        Comparison(
+            name="reciprocal rank, against rotary",
+            method="none",
+            baseline="rotary",
+            measure="reciprocal_rank",
+            better="higher",
+            form="difference",
+            paper_effect=0.357,
+            paper="0.687 and 0.330, all tasks without scratchpad",
+            worlds=WORLDS,
+        ),
+    ),
+    rule=(
+        "Every arm trains on the same batches from the same weights until 99 % of held-out instances of the training"
+        " lengths are right, or to the cap of steps; accuracy is the mean over all longer lengths (to twice the"
+        " training length; SCAN: 26 to 48 actions), then over the tasks. An arm that met the cap counts with what it"
+        " has, and the page says where that was: it can only be against the claim where that arm is `none`."
+    ),
+    scales={
+        "quick": Scale(seeds=1, values=QUICK, cell_seconds=60),
+        "full": Scale(seeds=5, values=VALUES, cell_seconds=300),
+        "gpu": Scale(seeds=5, values=GPU, cell_seconds=7200),
+    },
+    run_cell=run_cell,
+    worlds=WORLDS,
+    derive=add_ranks,
+    departures=(
+        "model: 2 layers of width 64, 0.1 million parameters (paper: 12 layers, 768, 110 million)",
+        "lengths: 1-12, 1-10, 1-8 and twice these (paper: 2-20 and 21-40); SCAN as in the paper",
+        "symbols: 20 (paper: 100); one token each, own vocabulary (paper: t5-base's SentencePiece)",
+        "attention scores are divided by the root of the head width, weights start at 0.06 (paper: T5's scaling)",
+        "AdamW 3e-3, betas 0.9 and 0.98, batch 32, no dropout (paper: 3e-5, batch 64, dropout 0.1, 40,000 steps)",
+        "training examples are fresh at each step (paper: 100,000, repeated)",
+        "a run ends when the training lengths are learned (paper: 40,000 steps, best checkpoint)",
+        "rotary turns every dimension of a head (paper's code: the first quarter)",
+        "equal accuracies share the mean of their ranks (paper's code: the order of its table)",
+    ),
+)
