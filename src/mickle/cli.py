@@ -117,6 +117,9 @@ def _verb(name: str, arguments: list[str]) -> None:
         if not isinstance(values, dict):
             raise UsageError("settings must be a mapping of fields to values", where=where)
     step = validate(cls, flags.merge(values, flags.read_values(cls, given)), where=where, lines=lines)
+    if text := step.answer():
+        print(text)
+        return
     out = options.out or verbs.default_out(name, step)
     if options.dry_run:
         _show_dry_run(step, out)

@@ -57,6 +57,10 @@ class Step(Config):
         """A forecast of memory, time and disk, and a preview of what would be done."""
         return Forecast(), ""
 
+    def answer(self) -> str:
+        """What there is to say when these settings ask for no work (a list of choices); "" where they do."""
+        return ""
+
     def after(self, out: Path) -> str:
         """The next sensible command."""
         return f"mickle show {out}"
