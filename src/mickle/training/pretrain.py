@@ -146,7 +146,7 @@ class Pretrain(Step):
         )
 
     def after(self, out: Path) -> str:
-        return f"mickle evaluate {out}"
+        return f"mickle evaluate {out} --task loss --task.baselines-from {self.data}"
 
     def _tokenizer(self, folder: Path, share: float, emit: Emit) -> TextTokenizer:
         """The given tokenizer or one trained on the training pages; kept, so that a restart has the same."""

@@ -1,0 +1,214 @@
+"""``mickle evaluate``: how good a model is, beside what it must beat.
+
+``loss`` measures perplexity and bits per byte on pages, with byte baselines; ``length`` asks at which length of a task a
+model breaks (``length.py``). Works on any folder of ``transformers`` with a causal language model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mickle.config import Config, Input
+from mickle.errors import UsageError
+from mickle.evaluation.length import Length, run_length
+from mickle.events import Emit, Noted
+from mickle.step import Step
+from mickle.storage import write_json, write_text
+
+if TYPE_CHECKING:
+    from mickle.data.records import Page
+
+RESULTS, TABLE, FIGURE = "results.json", "table.md", "loss.svg"
+
+
+class Loss(Config):
+    """Perplexity and bits per byte on pages the model has not seen, beside byte baselines."""
+
+    kind: Literal["loss"] = "loss"
+    data: Input | None = Field(None, description="pages to measure on (default: the model's own heldout.parquet)")
+    baselines_from: Input | None = Field(
+        None, description="the training corpus, from which baselines may learn; measured pages in it are left out"
+    )
+    length: int | None = Field(None, ge=1, description="tokens of a window (default: what the model was made for)")
+    stride: int | None = Field(None, ge=1, description="tokens by which windows slide (default: half the length)")
+    ngram_order: int = Field(5, ge=1, le=8, description="bytes in a gram of the n-gram baseline")
+
+
+class Evaluate(Step):
+    """Measure a model: its loss on pages, or the length at which it breaks."""
+
+    kind: ClassVar[str] = "evaluation"
+    positional: ClassVar[str] = "model"
+    example: ClassVar[str] = "mickle evaluate model --task loss --task.baselines-from corpus"
+
+    model: Input = Field(description="model folder, Mickle's or any other")
+    task: Annotated[Loss | Length, Field(discriminator="kind")] = Field(
+        default_factory=Loss, description="loss or length, and its settings"
+    )
+
+    def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        if isinstance(self.task, Length):
+            return run_length(self.task, self.model, work, emit, self.seed)
+        return run_loss(self.task, self.model, work, emit, self.seed)
+
+    def after(self, out: Path) -> str:
+        return f'mickle sample {self.model} --prompts "Return the"'
+
+
+def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
+    """Score the pages, measure the baselines on the same bytes, and write numbers, table and figure into ``work``."""
+    from mickle import machine
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.evaluation import baselines
+    from mickle.evaluation.loss import score, summarise
+    from mickle.models.folder import open_model
+
+    pages = pages_to_measure(task.data, folder)
+    tokenizer = open_text_tokenizer(folder)
+    model = open_model(folder, device=machine.device())
+    longest, vocabulary = model_limits(model)
+    if tokenizer.size > vocabulary:
+        raise UsageError(
+            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {vocabulary:,} tokens.", where=str(folder)
+        )
+    length = task.length or longest
+    stride = task.stride or max(1, length // 2)
+    measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
+    training, left_out = training_texts_for(task.baselines_from, pages)
+    if task.baselines_from is not None:
+        emit(Noted(f"baselines learn from {len(training):,} pages; {left_out:,} measured pages were left out of them"))
+    others = baselines.measure([page.text for page in pages], training, task.ngram_order)
+    results = {
+        "task": "loss",
+        "length": length,
+        "stride": stride,
+        "model": measured,
+        "baselines": others,
+        "baseline_pages": len(training),
+        "pages_left_out_of_baselines": left_out,
+    }
+    write_json(work / RESULTS, results)
+    table = as_table(results)
+    write_text(work / TABLE, table)
+    draw(results, work / FIGURE)
+    for line in table.splitlines():
+        emit(Noted(line))
+    return {
+        "bits_per_byte": measured["bits_per_byte"],
+        "bits_per_byte_interval": measured["bits_per_byte_interval"],
+        "perplexity": measured["perplexity"],
+        "baselines": others,
+    }
+
+
+def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
+    """The pages of ``data``, or those the model's own training held out."""
+    from mickle.data.heldout import read_pages
+
+    source = data or folder / "heldout.parquet"
+    if data is None and not source.is_file():
+        raise UsageError(
+            "This model has no held-out pages of its own.",
+            where=str(source),
+            todo="name pages to measure on with --task.data",
+        )
+    pages = [page for batch in read_pages(source) for page in batch]
+    if not pages:
+        raise UsageError("There is no page with text to measure on.", where=str(source))
+    return pages
+
+
+def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[list[str], int]:
+    """Texts that baselines may learn from, and how many pages were left out because they are measured.
+
+    Reading stops when there is more text than any baseline takes.
+    """
+    from mickle.data.heldout import content_hash, read_pages
+    from mickle.evaluation.baselines import LARGEST_TRAINING_TEXT
+
+    texts: list[str] = []
+    if source is None:
+        return texts, 0
+    hidden = {content_hash(page.text) for page in measured}
+    size = left_out = 0
+    for batch in read_pages(source):
+        for page in batch:
+            if content_hash(page.text) in hidden:
+                left_out += 1
+            else:
+                texts.append(page.text)
+                size += len(page.text)
+        if size > LARGEST_TRAINING_TEXT:
+            break
+    return texts, left_out
+
+
+def model_limits(model: Any) -> tuple[int, int]:
+    """The longest text and the number of tokens that a model was made for. Refuses one that sees both sides."""
+    config = model.config
+    if not getattr(config, "causal", True):
+        raise UsageError("This model sees both sides of a token; its loss on text is not defined.", expected="causal")
+    if hasattr(model, "max_length"):
+        return model.max_length, model.vocab_size
+    return config.max_length, config.vocab_size
+
+
+def as_table(results: dict[str, Any]) -> str:
+    """The model among the baselines in Markdown, best first, then its domains."""
+    model = results["model"]
+    rows = [("**this model**", model["bits_per_byte"]), *results["baselines"].items()]
+    low, high = model["bits_per_byte_interval"]
+    lines = [
+        f"{model['documents']:,} pages, {model['bytes']:,} bytes, {model['tokens']:,} tokens; perplexity per token "
+        f"{model['perplexity']:.2f}; bits per byte {model['bits_per_byte']:.3f} (95 % over pages: {low:.3f} to {high:.3f})",
+        "",
+        "| on the same pages | bits per byte |",
+        "|---|---|",
+        *(f"| {name} | {value:.3f} |" for name, value in sorted(rows, key=lambda row: row[1])),
+    ]
+    if len(model["by_domain"]) > 1:
+        lines += ["", "| domain | bits per byte | pages |", "|---|---|---|"]
+        lines += [
+            f"| {_cell(name)} | {figures['bits_per_byte']:.3f} | {figures['documents']:,} |"
+            for name, figures in model["by_domain"].items()
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ") or "(none)"
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Bits per byte against the baselines, and the loss by position in the text, as SVG with stable bytes."""
+    import io
+
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    model = results["model"]
+    bars = sorted([("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1])
+    with matplotlib.rc_context({"svg.hashsalt": "mickle", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        FigureCanvasSVG(figure)
+        left, right = figure.subplots(1, 2)
+        colours = ["#1a7f5a" if name == "this model" else "#9aa3ad" for name, _ in bars]
+        drawn = left.barh([name for name, _ in bars], [value for _, value in bars], color=colours)
+        left.bar_label(drawn, fmt="%.2f", padding=3)
+        left.set_xlabel("bits per byte (less is better)")
+        left.set_xlim(0, 1.15 * bars[0][1])
+        points = model["by_position"]
+        right.plot([max(1, p["from"]) for p in points], [p["nats_per_token"] for p in points], "o-", color="#1a7f5a")
+        right.set_xscale("log", base=2)
+        right.set_xlabel("tokens of the text before")
+        right.set_ylabel("nats per token")
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        content = io.StringIO()
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    write_text(path, content.getvalue())
