@@ -212,10 +212,13 @@ class Console:
 
     def _advance(self, done: int, note: str) -> None:
         now = time.monotonic()
-        if self._first < 0:  # resumed work does not begin at zero: rate and time left count from here
-            self._first, self._begun = max(done - 1, 0), now
+        if self._first < 0:
+            # What a resumed run reports at once was done before: rate and time left count from there.
+            at_once = now - self._begun < 0.5
+            self._first, self._begun = (done, now) if at_once else (0, self._begun)
         self._done = done
-        rate = (done - self._first) / max(now - self._begun, 1e-9)
+        elapsed = now - self._begun
+        rate = (done - self._first) / elapsed if elapsed > 0 else 0.0
         if self._progress is not None:
             shown = note or f"{rate:,.1f} {self._work.unit}/s"
             self._progress.update(self._task, completed=done, note=shown)
@@ -225,7 +228,8 @@ class Console:
                 f", {(self._work.total - done) / rate:,.0f} s left" if self._work.total and rate > 0 else ""
             )
             total = f"/{self._work.total:,}" if self._work.total else ""
-            self._print(f"  {done:,}{total} {self._work.unit} ({rate:,.1f}/s{left}) {_escape(note)}".rstrip())
+            pace = f" ({rate:,.1f}/s{left})" if rate > 0 else ""
+            self._print(f"  {done:,}{total} {self._work.unit}{pace} {_escape(note)}".rstrip())
 
     def _print(self, text: str) -> None:
         (self._progress.console if self._progress is not None else self._console).print(text, soft_wrap=True)
