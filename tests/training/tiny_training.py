@@ -79,6 +79,12 @@ CASES = {
     "classification": Case(objectives.classification, classifier, points),
 }
 
+
+def still(case: str) -> nn.Module:
+    """The case's model without dropout: its draws belong to a micro-batch, so they change with the split."""
+    return CASES[case].model(dropout=0.0)
+
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adamw": lambda model: build_optimizer(AdamW(learning_rate=0.01), model),
     "sophia_g": lambda model: build_optimizer(Sophia(learning_rate=0.01, every=4), model),
