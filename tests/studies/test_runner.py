@@ -17,7 +17,7 @@ from mickle.errors import UsageError
 from mickle.events import Event, Warned
 from mickle.studies import analysis
 from mickle.studies.declaration import Arm, Comparison, Scale, Study, declaration_hash
-from mickle.studies.runner import reported_cells, run_study, tuning_cells
+from mickle.studies.runner import Place, reported_cells, run_study, tuning_cells
 
 # A page with a log of its calls. The method's loss is half of the baseline's, smallest at rate 2.
 PAGE = '''"""A toy: the method halves the loss."""
@@ -100,7 +100,7 @@ def comparable(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_a_study_finds_the_effect_that_the_toy_has(toy: Study, tmp_path: Path) -> None:
-    result = run_study(toy, "full", tmp_path / "work", workers=0)
+    result = run_study(toy, "full", Place(tmp_path / "work", workers=0))
     both, easy = result["comparisons"]
     # Noise of at most 1 % a cell: the mean logarithm is within 0.02 of log 2.
     assert both["benefit"] == pytest.approx(math.log(2), abs=0.02)
@@ -117,7 +117,7 @@ def test_settings_are_chosen_on_seeds_that_are_not_reported_with_equal_trials(
 ) -> None:
     log = tmp_path / "log"
     toy = at_scale(toy, values={"log": str(log)}, tuning_seeds=2)
-    result = run_study(toy, "full", tmp_path / "work", workers=0)
+    result = run_study(toy, "full", Place(tmp_path / "work", workers=0))
     assert {(e["world"], e["arm"], e["setting"]["rate"]) for e in result["chosen"]} == {
         (world, arm, 2) for world in ("easy", "hard") for arm in ("method", "baseline")
     }
@@ -148,18 +148,34 @@ def test_one_setting_each_needs_no_tuning(toy: Study) -> None:
 
 
 def test_processes_give_the_same_result_as_one_after_another(toy: Study, tmp_path: Path) -> None:
-    alone = run_study(toy, "quick", tmp_path / "alone", workers=0)
-    shared = run_study(toy, "quick", tmp_path / "shared", workers=2)
+    alone = run_study(toy, "quick", Place(tmp_path / "alone", workers=0))
+    shared = run_study(toy, "quick", Place(tmp_path / "shared", workers=2))
     assert comparable(alone) == comparable(shared)
 
 
 def test_finished_cells_are_not_run_again(toy: Study, tmp_path: Path) -> None:
     log = tmp_path / "log"
     toy = at_scale(toy, values={"log": str(log)})
-    first = run_study(toy, "full", tmp_path / "work", workers=0)
+    first = run_study(toy, "full", Place(tmp_path / "work", workers=0))
     assert len(log.read_text().splitlines()) == 12 + 24
-    assert run_study(toy, "full", tmp_path / "work", workers=0) == first
+    assert run_study(toy, "full", Place(tmp_path / "work", workers=0)) == first
     assert len(log.read_text().splitlines()) == 12 + 24
+
+
+def test_cells_of_another_version_of_the_source_are_not_taken_for_this_one(
+    toy: Study, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    toy = at_scale(toy, values={"log": str(log)})
+    for source in ("first commit", "second commit", "first commit"):
+        run_study(toy, "full", Place(tmp_path / "work", workers=0, source=source))
+    assert len(log.read_text().splitlines()) == 2 * (12 + 24)
+
+
+def test_a_replication_runs_on_other_seeds(toy: Study, tmp_path: Path) -> None:
+    runs = run_study(toy, "full", Place(tmp_path, workers=0), seed=2)["runs"]
+    assert {r["cell"]["seed"] for r in runs if r["phase"] == "reported"} == set(range(20_000, 20_006))
+    assert {r["cell"]["seed"] for r in runs if r["phase"] == "tuning"} == {21_000}
 
 
 def test_a_killed_study_goes_on_and_ends_the_same(toy: Study, tmp_path: Path) -> None:
@@ -170,9 +186,9 @@ def test_a_killed_study_goes_on_and_ends_the_same(toy: Study, tmp_path: Path) ->
         f"sys.path.insert(0, {str(tmp_path / 'page')!r})\n"
         f"study = importlib.import_module({toy.run_cell.__module__!r}).study\n"
         "scale = replace(study.scales['full'], values={'sleep': 0.02})\n"
-        "from mickle.studies.runner import run_study\n"
+        "from mickle.studies.runner import Place, run_study\n"
         "run_study(replace(study, scales={**study.scales, 'full': scale}), 'full', "
-        f"Path({str(work)!r}), workers=0)\n"
+        f"Place(Path({str(work)!r}), workers=0))\n"
     )
     running = subprocess.Popen([sys.executable, "-c", script], start_new_session=True)
     deadline = time.monotonic() + 60
@@ -183,8 +199,8 @@ def test_a_killed_study_goes_on_and_ends_the_same(toy: Study, tmp_path: Path) ->
     kept = len(list(work.glob("cells/*.json")))
     assert 9 <= kept < 36
     assert not log.exists()
-    resumed = run_study(toy, "full", work, workers=0)
-    whole = run_study(toy, "full", tmp_path / "whole", workers=0)
+    resumed = run_study(toy, "full", Place(work, workers=0))
+    whole = run_study(toy, "full", Place(tmp_path / "whole", workers=0))
     assert comparable(resumed) == comparable(whole)
 
 
@@ -199,7 +215,9 @@ def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(
     )
     toy = at_scale(toy, values={"bad": bad, "bad_seed": 3}, cell_seconds=0.5)
     heard: list[Event] = []
-    result = run_study(toy, "full", tmp_path, heard.append, workers=2 if bad in ("crash", "hang") else 0)
+    result = run_study(
+        toy, "full", Place(tmp_path, heard.append, workers=2 if bad in ("crash", "hang") else 0)
+    )
     row = result["comparisons"][0]
     assert (row["missing_pairs"], row["seeds"], row["verdict"]) == (1, 5, "too small to tell")
     failed = [run for run in result["runs"] if run["failure"]]
@@ -217,7 +235,7 @@ def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(
 def test_a_tuning_trial_that_fails_loses(toy: Study, tmp_path: Path) -> None:
     toy = at_scale(toy, tuning_values={"bad": "raise", "bad_seed": 1000})
     with pytest.raises(UsageError, match="Every tuning trial of arm 'method' failed"):
-        run_study(toy, "full", tmp_path, workers=0)
+        run_study(toy, "full", Place(tmp_path, workers=0))
 
 
 def test_a_measure_that_no_cell_reports_is_an_error_and_not_a_missing_pair(
@@ -225,9 +243,9 @@ def test_a_measure_that_no_cell_reports_is_an_error_and_not_a_missing_pair(
 ) -> None:
     misspelt = replace(toy, comparisons=(replace(toy.comparisons[0], measure="los"),))
     with pytest.raises(UsageError, match="did not measure 'los'"):
-        run_study(misspelt, "quick", tmp_path, workers=0)
+        run_study(misspelt, "quick", Place(tmp_path, workers=0))
     with pytest.raises(UsageError, match="did not measure 'los'"):
-        run_study(replace(toy, tune_by="los"), "quick", tmp_path, workers=0)
+        run_study(replace(toy, tune_by="los"), "quick", Place(tmp_path, workers=0))
 
 
 def test_derived_measures_see_all_arms_of_one_world_and_seed(toy: Study, tmp_path: Path) -> None:
@@ -238,7 +256,7 @@ def test_derived_measures_see_all_arms_of_one_world_and_seed(toy: Study, tmp_pat
     question = Comparison(
         "rank", "method", "baseline", "rank", "lower", "difference", 1.0, "", toy.worlds, True
     )
-    result = run_study(replace(toy, derive=ranks, comparisons=(question,)), "full", tmp_path, workers=0)
+    result = run_study(replace(toy, derive=ranks, comparisons=(question,)), "full", Place(tmp_path, workers=0))
     row = result["comparisons"][0]
     assert (row["method"], row["baseline"], row["benefit"], row["low"], row["p"]) == (1, 2, 1, 1, 0.0)
 
@@ -248,7 +266,7 @@ def test_worlds_are_averaged_within_a_seed_so_that_none_counts_as_a_seed() -> No
     tables = {
         ("one", seed): {"m": {"x": 1.0, "budget": 1}, "b": {"x": 2.0, "budget": 1}} for seed in range(5)
     } | {("two", seed): {"m": {"x": 8.0, "budget": 3}, "b": {"x": 4.0, "budget": 1}} for seed in range(5)}
-    row = analysis.compare_one(question, tables, 5)
+    row = analysis.compare_one(question, tables, list(range(5)))
     assert row["seeds"] == 5
     assert row["benefit"] == pytest.approx(0.0)  # halved in one world, doubled in the other
     assert row["budget_ratio"] == 2.0  # (1 + 3) / 2
@@ -320,4 +338,4 @@ def test_the_hash_changes_with_what_is_run_measured_or_ruled_and_not_with_prose(
 
 def test_an_unknown_scale_is_refused(toy: Study, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no scale 'gpu'"):
-        run_study(toy, "gpu", tmp_path)
+        run_study(toy, "gpu", Place(tmp_path))

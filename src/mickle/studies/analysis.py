@@ -14,7 +14,7 @@ AVERAGED = ("method", "baseline", "budget_ratio")
 NOTHING = Interval(0, math.nan, -math.inf, math.inf, math.nan, math.nan)  # when no pair was measured
 
 
-def compare_all(study: Study, scale: str, tables: Tables) -> list[Row]:
+def compare_all(study: Study, tables: Tables) -> list[Row]:
     """Every declared comparison as a row, its p-value also corrected over the study's comparisons (Holm).
 
     ``derive`` runs first, on each (world, seed) in which no arm failed.
@@ -25,7 +25,8 @@ def compare_all(study: Study, scale: str, tables: Tables) -> list[Row]:
     for key, table in tables.items():
         if len(table) == whole:
             require_measures(study, key, table)
-    rows = [compare_one(comparison, tables, study.scales[scale].seeds) for comparison in study.comparisons]
+    seeds = sorted({seed for _, seed in tables})
+    rows = [compare_one(comparison, tables, seeds) for comparison in study.comparisons]
     known = [row for row in rows if row["p"] is not None]
     for row, adjusted in zip(known, holm([row["p"] for row in known])):
         row["p_holm"] = adjusted
@@ -48,14 +49,14 @@ def require_measures(study: Study, key: tuple[str, int], table: dict[str, Measur
                 )
 
 
-def compare_one(comparison: Comparison, tables: Tables, seeds: int) -> Row:
+def compare_one(comparison: Comparison, tables: Tables, seeds: list[int]) -> Row:
     """One comparison's row of JSON values. A seed without a measurement (a failed cell) forbids a verdict."""
-    pairs = [pair for seed in range(seeds) if (pair := paired_seed(comparison, tables, seed)) is not None]
+    pairs = [pair for seed in seeds if (pair := paired_seed(comparison, tables, seed)) is not None]
     effects = [pair["benefit"] for pair in pairs]
     interval = paired_t(effects) if effects else NOTHING
     smallest = detectable(interval.deviation, interval.n)
     claimed = claimed_benefit(comparison)
-    missing = seeds - len(pairs)
+    missing = len(seeds) - len(pairs)
     averages = {name: finite(mean([pair[name] for pair in pairs])) for name in AVERAGED}
     return {
         "name": comparison.name,

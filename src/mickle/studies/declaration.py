@@ -25,6 +25,7 @@ from mickle.evaluation.compare import LEAST_SEEDS, Better, Form
 Setting = Mapping[str, Any]  # what one arm is run with: {"learning_rate": 1e-3}; JSON values only
 Measurements = dict[str, Any]  # numbers, and lists of numbers for curves; JSON values only
 Phase = Literal["tuning", "reported"]
+SEEDS_OF_A_RUN = 10_000  # a replication's seeds begin at a multiple of this
 FIRST_TUNING_SEED = 1000  # reported seeds are 0, 1, 2, ...; a choice is never made on a seed that is reported
 
 

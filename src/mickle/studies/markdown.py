@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mickle.studies.analysis import as_declared
+from mickle.studies.analysis import as_declared, mean
 
 Result = dict[str, Any]
 
@@ -52,16 +52,28 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def arm_table(result: Result) -> str:
+    """What each arm ran with in each world, and what a reported cell of it spent, as a Markdown table."""
+    lines = [
+        f"| world | arm | chosen setting | {result['declaration']['budget_unit']} a cell | seconds a cell |",
+        "|---|---|---|---|---|",
+    ]
+    done = [run for run in result["runs"] if run["phase"] == "reported" and not run["failure"]]
+    for entry in result["chosen"]:
+        place = entry["world"], entry["arm"]
+        cells = [run for run in done if (run["cell"]["world"], run["cell"]["arm"]) == place]
+        setting = ", ".join(f"{name} {value}" for name, value in entry["setting"].items()) or "none to choose"
+        budget = mean([run["measured"]["budget"] for run in cells])
+        seconds = mean([run["seconds"] for run in cells])
+        lines.append(f"| {place[0]} | {place[1]} | {setting} | {budget:.4g} | {seconds:.3g} |")
+    return "\n".join(lines)
+
+
 def page(result: Result) -> str:
     """One study's result as a Markdown page: claim, rule, table, chosen settings, failures, where it was
     made.
     """
     declared = result["declaration"]
-    chosen = [
-        f"- {entry['arm']} in {entry['world']}: "
-        + (", ".join(f"{name} {value}" for name, value in entry["setting"].items()) or "no setting to choose")
-        for entry in result["chosen"]
-    ]
     failures = [
         f"- {run['phase']} {run['cell']['arm']} in {run['cell']['world']}, seed {run['cell']['seed']}: "
         f"{run['failure']}"
@@ -75,11 +87,8 @@ def page(result: Result) -> str:
     ]
     if result["indicative"]:
         parts.append("This is a quick run: indicative, never the row of a published table.")
-    parts += [
-        table(result),
-        f"Each arm had {len(declared['arms'][0]['grid'])} tuning trial(s). Chosen:",
-        "\n".join(chosen),
-    ]
+    trials = len(declared["arms"][0]["grid"])
+    parts += [table(result), f"Each arm had {trials} tuning trial(s).", arm_table(result)]
     if failures:
         parts += [f"Cells that failed: {len(failures)}", "\n".join(failures)]
     parts.append(origin(result))

@@ -42,10 +42,13 @@ def git(*arguments: str) -> str:
 def with_provenance(result: Result, begun: float, source: dict[str, Any]) -> Result:
     """The result with source, machine, date, wall seconds and the command that makes it again."""
     declared = result["declaration"]
+    command = f"mickle study {declared['name']} --scale {declared['scale']}"
+    if result["seed"]:
+        command += f" --seed {result['seed']}"
     return {
         "study": declared["name"],
         "scale": declared["scale"],
-        "command": f"mickle study {declared['name']} --scale {declared['scale']}",
+        "command": command,
         "source": source,
         "machine": machine.describe(),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -78,6 +81,12 @@ def publish(folder: Path, target: Path) -> list[Path]:
         if not isinstance(result, dict) or "study" not in result:
             continue
         require_clean(result["source"])
+        if result["seed"]:
+            raise UsageError(
+                "A replication cannot be published",
+                where=f"seed {result['seed']}",
+                expected="seed 0, as declared",
+            )
         target.mkdir(parents=True, exist_ok=True)
         for source in (path, path.with_suffix(".svg")):
             storage.write_text(target / source.name, source.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """Run a study: tune every arm on its own seeds, run the reported cells, compare in pairs, give verdicts.
 
     from mickle.studies.declaration import Arm, Cell, Comparison, Scale, Study   # for a page
-    result = run_study(study, "quick", work)                                     # what `mickle study` calls
+    result = run_study(study, "quick", Place(work))    # what `mickle study` calls
 
 Every cell is kept under ``work`` when it is done, so a killed run goes on; a failed cell is tried again by
 the next run and stands in the result as a failure until it succeeds.
@@ -9,8 +9,8 @@ the next run and stands in the result as a failure until it succeeds.
 
 import math
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from mickle.events import Emit, Noted, Progressed, Started, Warned, ignore
 from mickle.studies.analysis import compare_all
 from mickle.studies.declaration import (
     FIRST_TUNING_SEED,
+    SEEDS_OF_A_RUN,
     Cell,
     Measurements,
     Phase,
@@ -30,7 +31,7 @@ from mickle.studies.declaration import (
     digest,
     page_code,
 )
-from mickle.studies.workers import Outcome, run_all
+from mickle.studies.workers import run_all
 
 Result = dict[str, Any]
 
@@ -46,54 +47,67 @@ class Run:
     seconds: float
 
 
-def run_study(study: Study, scale: str, work: Path, emit: Emit = ignore, workers: int = 2) -> Result:
+@dataclass(frozen=True)
+class Place:
+    """Where cells run and are kept; ``source`` names the code's version, so that no other's cells are reused."""
+
+    work: Path
+    emit: Emit = ignore
+    workers: int = 2
+    source: str = ""
+
+
+def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
     """Run a study at one scale and return its result as JSON values.
 
-    ``work`` holds finished cells (``cells/``) and what running cells write; ``workers`` one-thread
-    processes share the cells (0: this process). The result has: declaration, hash, chosen settings, runs,
-    comparisons.
+    ``place.workers`` one-thread processes share the cells (0: this process does them). ``seed`` other than 0 is a
+    replication: the same study on other seeds. The result has: declaration, hash, seed, chosen settings, comparisons,
+    runs.
     """
     if scale not in study.scales:
         raise UsageError(
             f"Study {study.name} has no scale {scale!r}", expected=f"one of: {', '.join(study.scales)}"
         )
-    tuning = run_cells(study, scale, "tuning", tuning_cells(study, scale), work, emit, workers)
+    tuning = run_cells(study, scale, "tuning", tuning_cells(study, scale, seed), place)
     chosen = choose(study, tuning)
-    reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen), work, emit, workers)
+    reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen, seed), place)
     runs = [*tuning, *reported]
     return {
         "declaration": declaration(study, scale),
         "hash": declaration_hash(study, scale),
+        "seed": seed,
         "indicative": scale == "quick",
         "chosen": [{"world": w, "arm": a, "setting": dict(s)} for (w, a), s in chosen.items()],
-        "comparisons": compare_all(study, scale, measured_cells(reported)),
+        "comparisons": compare_all(study, measured_cells(reported)),
         "failures": sum(bool(run.failure) for run in runs),
         "cell_seconds": round(sum(run.seconds for run in runs), 1),
         "runs": [asdict(run) for run in runs],
     }
 
 
-def tuning_cells(study: Study, scale: str) -> list[Cell]:
+def tuning_cells(study: Study, scale: str, seed: int = 0) -> list[Cell]:
     """Every arm's every setting in every world on the tuning seeds; none where there is nothing to choose."""
     if study.trials == 1:
         return []
     sizes = study.scales[scale]
     values = {**sizes.values, **sizes.tuning_values}
+    first = seed * SEEDS_OF_A_RUN + FIRST_TUNING_SEED
     return [
-        Cell(arm.name, world, setting, FIRST_TUNING_SEED + seed, values)
+        Cell(arm.name, world, setting, first + trial, values)
         for world in study.worlds
-        for seed in range(sizes.tuning_seeds)
+        for trial in range(sizes.tuning_seeds)
         for arm in study.arms
         for setting in arm.grid
     ]
 
 
-def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any]) -> list[Cell]:
-    """Every arm with its chosen setting in every world on seeds 0, 1, 2, ..."""
+def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any], seed: int = 0) -> list[Cell]:
+    """Every arm with its chosen setting in every world on seeds 0, 1, 2, ... (a replication's begin elsewhere)."""
     sizes = study.scales[scale]
+    first = seed * SEEDS_OF_A_RUN
     return [
-        Cell(arm.name, world, chosen[world, arm.name], seed, sizes.values)
-        for seed in range(sizes.seeds)
+        Cell(arm.name, world, chosen[world, arm.name], first + repeat, sizes.values)
+        for repeat in range(sizes.seeds)
         for world in study.worlds
         for arm in study.arms
     ]
@@ -105,23 +119,19 @@ def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
 
     Ties go to the setting declared first. Raises ``UsageError`` when every setting of an arm failed.
     """
+    trials: dict[tuple[str, str, str], list[Run]] = {}
+    for run in tuning:
+        trials.setdefault((run.cell.world, run.cell.arm, digest(run.cell.setting)), []).append(run)
     chosen = {}
-    for world in study.worlds:
-        for arm in study.arms:
-            costs = [
-                cost(
-                    study,
-                    [r for r in tuning if (r.cell.world, r.cell.arm, r.cell.setting) == (world, arm.name, s)],
-                )
-                for s in arm.grid
-            ]
-            if min(costs) == math.inf:
-                raise UsageError(
-                    f"Every tuning trial of arm {arm.name!r} failed in world {world!r}",
-                    where=f"study {study.name}",
-                    todo="The warnings above say why each cell failed.",
-                )
-            chosen[world, arm.name] = arm.grid[costs.index(min(costs))]
+    for world, arm in product(study.worlds, study.arms):
+        costs = [cost(study, trials.get((world, arm.name, digest(setting)), [])) for setting in arm.grid]
+        if min(costs) == math.inf:
+            raise UsageError(
+                f"Every tuning trial of arm {arm.name!r} failed in world {world!r}",
+                where=f"study {study.name}",
+                todo="The warnings above say why each cell failed.",
+            )
+        chosen[world, arm.name] = arm.grid[costs.index(min(costs))]
     return chosen
 
 
@@ -141,44 +151,39 @@ def cost(study: Study, trials: list[Run]) -> float:
     return sign * math.fsum(trial.measured[study.tune_by] for trial in trials) / max(len(trials), 1)
 
 
-def run_cells(
-    study: Study, scale: str, phase: Phase, cells: list[Cell], work: Path, emit: Emit, workers: int
-) -> list[Run]:
+def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: Place) -> list[Run]:
     """Run the cells that are not kept from an earlier try; return all of them in the order given."""
-    folder = work / "cells"
+    folder = place.work / "cells"
     folder.mkdir(parents=True, exist_ok=True)
-    page = digest(page_code(study))
-    keys = [digest([page, asdict(cell)]) for cell in cells]
-    kept = {
-        key: storage.read_json(folder / f"{key}.json") for key in keys if (folder / f"{key}.json").exists()
-    }
+    code = [page_code(study), place.source]
+    keys = [digest([code, asdict(cell)]) for cell in cells]
+    files = {key: folder / f"{key}.json" for key in keys}
+    kept = {key: storage.read_json(file) for key, file in files.items() if file.exists()}
     missing = {
-        key: (study.run_cell, cell, work / "running" / key)
+        key: (study.run_cell, cell, place.work / "running" / key)
         for key, cell in zip(keys, cells)
         if key not in kept
     }
-    emit(Started(f"{study.name}: {phase} cells", len(cells), "cells"))
+    place.emit(Started(f"{study.name}: {phase} cells", len(cells), "cells"))
     if kept:
-        emit(Noted(f"{len(kept)} of {len(cells)} cells were kept from an earlier run"))
+        place.emit(Noted(f"{len(kept)} of {len(cells)} cells were kept from an earlier run"))
     done = len(kept)
-    outcomes: Iterable[Outcome[str]] = run_all(
-        run_one, missing, workers=workers, limit_seconds=study.scales[scale].cell_seconds
-    )
-    for outcome in outcomes:
+    limit = study.scales[scale].cell_seconds
+    for outcome in run_all(run_one, missing, workers=place.workers, limit_seconds=limit):
         entry = {
             "measured": outcome.value or {},
             "failure": outcome.failure,
             "seconds": round(outcome.seconds, 3),
         }
         kept[outcome.key] = entry
-        if not outcome.failure:
-            storage.write_json(folder / f"{outcome.key}.json", entry)
-        done += 1
         cell = missing[outcome.key][1]
         name = f"{cell.arm} in {cell.world}, seed {cell.seed}"
         if outcome.failure:
-            emit(Warned(f"a {phase} cell failed ({name}): {outcome.failure}"))
-        emit(Progressed(done, name))
+            place.emit(Warned(f"a {phase} cell failed ({name}): {outcome.failure}"))
+        else:
+            storage.write_json(files[outcome.key], entry)
+        done += 1
+        place.emit(Progressed(done, name))
     return [Run(phase, cell, **kept[key]) for key, cell in zip(keys, cells)]
 
 

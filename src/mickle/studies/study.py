@@ -33,7 +33,9 @@ class RunStudy(Step):
     scale: Literal["quick", "full", "gpu"] = Field(
         "quick", description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; gpu: one GPU"
     )
-    workers: int = Field(2, ge=0, le=256, description="one-thread processes that share the cells; 0: this one")
+    workers: int = Field(
+        2, ge=0, le=256, description="one-thread processes that share the cells; 0: this one"
+    )
     publish: Path | None = Field(
         None, description="also copy result and figure here (docs/results); only from a clean commit"
     )
@@ -78,14 +80,17 @@ class RunStudy(Step):
         """Run the cells that are not kept yet, then write JSON, Markdown and SVG."""
         from mickle.studies import results
         from mickle.studies.markdown import page
-        from mickle.studies.runner import run_study
+        from mickle.studies.runner import Place, run_study
 
         study = self._study()
         source = results.source_state()
         if self.publish is not None:
             results.require_clean(source)
         begun = time.monotonic()
-        result = run_study(study, self.scale, work / SCRATCH / "study", emit, self.workers)
+        place = Place(
+            work / SCRATCH / "study", emit, self.workers, "" if source["dirty"] else source["commit"]
+        )
+        result = run_study(study, self.scale, place, self.seed)
         if results.source_state() != source:
             source = {**source, "dirty": True}
             emit(Warned("the source changed while the study ran; its result cannot be published"))

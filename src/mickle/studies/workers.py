@@ -7,6 +7,7 @@ task that ran past its time nor tell which task took its process down. Hence the
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -107,7 +108,11 @@ class Worker:
 
 
 def answer(pipe: Connection, work: Callable[[Any], Any]) -> None:
-    """The worker's side: receive a task, send (value, failure), until the parent is gone."""
+    """The worker's side: receive a task, send (value, failure), until the parent is gone.
+
+    Ctrl-C is the parent's affair: it ends the workers.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         while True:
             pipe.send(attempt(work, pipe.recv()))
