@@ -141,6 +141,12 @@ def test_missing_folder_missing_manifest_wrong_kind(tmp_path: Path) -> None:
         storage.open_folder(tmp_path / "a", kind="model")
 
 
+def test_json_takes_any_text(tmp_path: Path) -> None:
+    text = "\ud800 lone, \U0001f600 whole, \x00"
+    storage.write_json(tmp_path / "x.json", [text])
+    assert storage.read_json(tmp_path / "x.json") == [text]
+
+
 def test_json_refuses_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         storage.write_json(tmp_path / "x.json", float("nan"))

@@ -107,7 +107,7 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
             found.append(Finding(f"{summary.get('kept_bytes', 0) / 1e6:.1f} MB", "of main text"))
         elif kind == "model":
             found.append(Finding(_count(summary.get("parameters", 0)), "parameters"))
-            found.append(Finding(_count(summary.get("tokens", 0)), "tokens seen in training"))
+            found.append(Finding(_count(summary.get("tokens_read", 0)), "tokens seen in training"))
         elif kind == "evaluation":
             found += _evaluation_findings(folders[name])
     seconds = sum(m.meta.get("seconds", 0.0) for m in manifests.values())
@@ -178,7 +178,8 @@ def _corpus(folder: Path, manifest: Manifest) -> Section:
         [(name, f"{d['pages']:,}", f"{d['bytes'] / 1e6:.2f}") for name, d in domains],
         frozenset({1, 2}),
     )
-    return Section("The corpus", lead, (_funnel(card, reasons),), (table, largest), _removed_examples(folder))
+    tables = (table, largest) if len(domains) > 1 else (table,)
+    return Section("The corpus", lead, (_funnel(card, reasons),), tables, _removed_examples(folder))
 
 
 def _funnel(card: dict[str, Any], reasons: list[tuple[str, str, int]]) -> str:
@@ -245,7 +246,7 @@ def _curves(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> l
             color=figures.COLOURS[0],
             label="training",
         )
-        held = [(e["step"], e["values"]["loss"]) for e in evaluated if "loss" in e["values"]]
+        held = [(e["step"], e["values"]["heldout_loss"]) for e in evaluated if "heldout_loss" in e["values"]]
         if held:
             axes.plot(*zip(*held), "o-", markersize=3, color=figures.COLOURS[1], label="held out")
         axes.set_xlabel("step")

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+
+from mickle import storage
+from mickle.errors import UsageError
+from mickle.report import LARGEST, render, stamp, write_report
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "</pre><script src=//evil.invalid/x.js></script>",
+    "<svg onload=alert(1)>",
+    "[x](javascript:alert(1))",
+    "![x](http://evil.invalid/beacon.png)",
+    "{{ 7 * 7 }}{% for x in range(9) %}{% endfor %}",
+    "\u202e\u0000\U0001f600&lt;script&gt;",
+    "</title><iframe src=http://evil.invalid>",
+    "<style>@import 'http://evil.invalid/x.css'</style>",
+]
+
+
+class Elements(HTMLParser):
+    """Which elements a page makes and what it would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: set[str] = set()
+        self.fetched: list[str] = []
+        self.handlers: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "action", "data") and value is not None:
+                self.fetched.append(value)
+            if name.startswith("on"):
+                self.handlers.append(name)
+
+
+def _folders(root: Path, text: str) -> dict[str, Path]:
+    """A corpus, a model's records, a measure and samples, all of whose words are ``text``."""
+    folders = {name: root / name for name in ("corpus", "model", "loss", "text")}
+    with storage.write_folder(folders["corpus"], kind="corpus", summary={"kept": 1, "records": 3}) as folder:
+        card = {
+            "records": 3,
+            "skipped": {text: 1},
+            "removed": {"language": {text: 1}},
+            "kept": 1,
+            "kept_bytes": 10,
+            "domains": {text: {"pages": 1, "bytes": 10}, "other": {"pages": 0, "bytes": 0}},
+            "undocumented_modules": {},
+        }
+        storage.write_json(folder / "card.json", card)
+        (folder / "removed").mkdir()
+        row = {"url": text, "stage": "language", "reason": text, "text": text, "value": "0.1"}
+        parquet.write_table(pa.Table.from_pylist([row]), folder / "removed" / "00000.parquet")
+    summary = {"parameters": 1000, "tokens_read": 64, "note": text}
+    with storage.write_folder(folders["model"], kind="model", summary=summary, seconds=3.0) as folder:
+        lines = [
+            {
+                "event": "trained",
+                "step": s,
+                "loss": 3.0 / s,
+                "learning_rate": 0.1,
+                "gradient_norm": 1.0,
+                "tokens": s,
+            }
+            for s in range(1, 9)
+        ] + [{"event": "evaluated", "step": 8, "values": {"heldout_loss": 0.5}}]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / "settings.yaml").write_text(f"data: {json.dumps(text)}\n")
+    with storage.write_folder(folders["loss"], kind="evaluation") as folder:
+        storage.write_json(folder / "results.json", {"bits_per_byte": 2.0, "baselines": {text: 3.0}})
+    with storage.write_folder(folders["text"], kind="samples") as folder:
+        row = {"prompt": text, "text": text, "untrained": text}
+        (folder / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    return folders
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_that_was_written_becomes_markup(tmp_path: Path, text: str) -> None:
+    safe, hostile = Elements(), Elements()
+    safe.feed(render("title", _folders(tmp_path / "safe", "plain words"), "mickle run x.yaml"))
+    hostile.feed(render(text, _folders(tmp_path / "hostile", text.replace("\u0000", "")), text))
+    assert hostile.tags == safe.tags
+    assert hostile.tags.isdisjoint({"script", "iframe", "svg", "object", "link", "form"})
+    assert hostile.handlers == []
+    assert all(source.startswith("data:image/svg+xml,") for source in hostile.fetched)
+    assert len(hostile.fetched) == len(safe.fetched)
+
+
+def test_page_is_small_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
+    page = render("title", _folders(tmp_path, "words"), "mickle run x.yaml")
+    assert len(page.encode()) < LARGEST
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
+    for expected in ("33%", "after training", "before training", "mickle run x.yaml", "2.000"):
+        assert expected in page
+
+
+def test_stamp_follows_the_folders(tmp_path: Path) -> None:
+    folders = _folders(tmp_path, "words")
+    page = write_report(tmp_path / "report.html", "title", folders)
+    assert stamp(page) == stamp(folders) != stamp({"corpus": folders["corpus"]})
+    assert stamp(tmp_path / "none.html") == ""
+
+
+def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    folders = _folders(tmp_path, "words")
+    (folders["text"] / "samples.jsonl").unlink()
+    with pytest.raises(UsageError, match="missing"):
+        render("title", folders)
