@@ -241,19 +241,19 @@ def _scores(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, str]:
     labels = batch["labels"]
     if getattr(config, "is_encoder_decoder", False) and kind not in _ONE_LABEL:
         return model(**batch).logits, labels, "class"  # the decoder's inputs are made of the labels
+    if kind not in (*_ONE_LABEL, *_LABEL_A_TOKEN, *_NEXT_TOKEN):
+        raise UsageError(
+            f"The likelihood of a {type(whole).__name__} is not known here",
+            expected="a language model, a sequence-to-sequence model or a classifier",
+            todo="Give your loss: refresh(model, batch, objective=...), which uses Hutchinson's estimate.",
+        )
     scores = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
     if kind in _NEXT_TOKEN:
         return scores[..., :-1, :], labels[..., 1:], "class"
-    if kind in _ONE_LABEL:
-        chosen = getattr(config, "problem_type", None) or ("regression" if scores.shape[-1] == 1 else "class")
-        return scores, labels, chosen if chosen != "single_label_classification" else "class"
     if kind in _LABEL_A_TOKEN:
         return scores, labels, "class"
-    raise UsageError(
-        f"The likelihood of a {type(whole).__name__} is not known here",
-        expected="a language model, a sequence-to-sequence model or a classifier",
-        todo="Give your loss: refresh(model, batch, objective=...), which uses Hutchinson's estimate.",
-    )
+    chosen = getattr(config, "problem_type", None) or ("regression" if scores.shape[-1] == 1 else "class")
+    return scores, labels, chosen if chosen != "single_label_classification" else "class"
 
 
 def _unwrapped(model: nn.Module) -> Any:

@@ -108,7 +108,8 @@ class Sophia(torch.optim.Optimizer):
         self.momentum_dtype = momentum_dtype
         self._names: dict[int, str] = {}  # of parameters, by id, as the refreshed model calls them
         self._unclipped: list[tuple[str, Tensor | int, int]] = []  # name, count, size: of the last step
-        self._watched: list[Tensor | float] = []
+        self._watched: list[Tensor | float] = []  # unclipped shares of the last steps
+        self._warned = False
         self._refresh_figures: dict[str, float] = {}
         self._totals = {"refreshes": 0, "clipped_refreshes": 0, "skipped_refreshes": 0, "skipped_steps": 0}
         defaults = {"lr": lr, "betas": betas, "gamma": gamma, "eps": eps, "weight_decay": weight_decay}
@@ -336,9 +337,9 @@ class Sophia(torch.optim.Optimizer):
         return gamma_for(pairs, share)
 
     def _watch(self) -> None:
-        """Warn when the unclipped share stayed out of all bounds for ``WATCH`` steps; reads the device once
-        in them.
-        """
+        """Warn once when the unclipped share stays out of bounds for ``WATCH`` steps; one look at the device."""
+        if self._warned:
+            return
         size = sum(size for _, _, size in self._unclipped)
         inside: Any = sum((count for _, count, _ in self._unclipped), start=0)
         self._watched.append(inside / max(1, size))
@@ -346,7 +347,8 @@ class Sophia(torch.optim.Optimizer):
             return
         shares = [float(share) for share in self._watched]
         self._watched = []
-        if max(shares) < 0.01 or min(shares) > 0.95:
+        self._warned = max(shares) < 0.01 or min(shares) > 0.95
+        if self._warned:
             warnings.warn(
                 f"For {WATCH} steps {100 * shares[-1]:.1f} % of Sophia's coordinates were unclipped (10 to 50 % "
                 f"is healthy): gamma {self.param_groups[0]['gamma']:g} does not fit this batch size. "
