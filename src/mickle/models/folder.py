@@ -115,14 +115,15 @@ def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer
 
 def _shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
     """The decoder that a `config.json` describes, or None where it is not one of ours."""
+    where = str(folder / folder_check.CONFIG)
     try:
-        if config["model_type"] == llama.MODEL_TYPE:
-            return llama.from_own(config)
-        return llama.from_llama(config)
+        return (
+            llama.from_own(config) if config["model_type"] == llama.MODEL_TYPE else llama.from_llama(config)
+        )
+    except UsageError as error:
+        raise UsageError(error.what, where=where, expected=error.expected, todo=error.todo) from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UsageError(
-            f"config holds values of a wrong kind: {error}", where=str(folder / folder_check.CONFIG)
-        ) from None
+        raise UsageError(f"config holds values of a wrong kind: {error}", where=where) from None
 
 
 def _folder_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ...]]]:

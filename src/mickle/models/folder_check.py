@@ -30,7 +30,7 @@ LARGEST_TOKENIZER = 64 << 20  # the largest in use have about 40 MB
 LARGEST_TEMPLATE = 256 << 10
 LARGEST_DIMENSION = 1 << 24
 MOST_LAYERS = 2000
-MOST_TOKENS = 4_000_000  # entries of a vocabulary, or merges
+MOST_TOKENS = 2_000_000  # entries of a vocabulary, or merges
 DEEPEST = 32
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 SIZE_NAME = re.compile(r"size|dim|width|layers?$|heads?$|position|^n_|^num_|^d_|length|experts")
@@ -116,11 +116,12 @@ def check_tokenizer(folder: Path) -> Path:
     if not isinstance(model, dict):
         raise UsageError("tokenizer holds no model", where=str(path), expected="a tokenizers JSON file")
     for part in ("vocab", "merges"):
-        if len(model.get(part) or ()) > MOST_TOKENS:
+        entries = model.get(part) or []
+        if not isinstance(entries, (list, dict)) or len(entries) > MOST_TOKENS:
             raise UsageError(
-                f"tokenizer has {len(model[part]):,} {part}",
+                f"tokenizer's {part} are too many, or no table",
                 where=str(path),
-                expected=f"at most {MOST_TOKENS:,}",
+                expected=f"at most {MOST_TOKENS:,} entries",
             )
     if (folder / "chat_template.jinja").exists():
         _check_template(

@@ -101,7 +101,7 @@ def from_own(values: dict[str, Any]) -> DecoderConfig:
     names = [field.name for field in fields(DecoderConfig)]
     missing = [name for name in names if name not in values]
     if missing:
-        raise UsageError(f"config of a {MODEL_TYPE} lacks {missing[0]!r}", where="config.json")
+        raise UsageError(f"config of a {MODEL_TYPE} lacks {missing[0]!r}")
     return DecoderConfig(**{name: values[name] for name in names})
 
 

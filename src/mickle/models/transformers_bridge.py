@@ -9,11 +9,12 @@ Llama. This module imports transformers, which takes seconds: it is imported whe
 else.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 
-os.environ.setdefault(
-    "HF_HUB_OFFLINE", "1"
-)  # read by huggingface_hub at import: nothing here may reach the network
+# Read by huggingface_hub at import: nothing here may reach the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from typing import Any
 
@@ -106,26 +107,12 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
     """
     where = str(files.folder / CONFIG)
     try:
-        settings = dict(files.config)
-        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-        masked = any("MaskedLM" in str(name) for name in settings.get("architectures") or [])
-        mapping = (AutoModelForMaskedLM if masked else AutoModelForCausalLM)._model_mapping
-        if type(config) not in mapping:
-            raise UsageError(
-                f"{config.model_type} is no language model of transformers {transformers.__version__}",
-                where=where,
+        with _quiet():
+            model_class, config = _model_class(files.config, where)
+            _refuse_too_large(model_class, config, files.elements, where)
+            model, info = model_class.from_pretrained(
+                None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
             )
-        with torch.device("meta"):
-            claimed = sum(parameter.numel() for parameter in mapping[type(config)](config).parameters())
-        if claimed > 4 * files.elements + 10**6:
-            raise UsageError(
-                f"config describes {claimed:,} parameters, the weight files hold {files.elements:,}",
-                where=where,
-            )
-        transformers.utils.logging.disable_progress_bar()
-        model, info = mapping[type(config)].from_pretrained(
-            None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
-        )
     except MickleError:
         raise
     except Exception as error:  # whatever transformers raises for settings or weights that do not fit
@@ -138,3 +125,47 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
                 f"weights do not fit the config: {problem.replace('_', ' ')}, {name!r} first", where=where
             )
     return WrappedModel(model)
+
+
+def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
+    """The language model that these settings are for, masked or causal, and its configuration."""
+    kind = values["model_type"]
+    if kind not in transformers.CONFIG_MAPPING:
+        raise UsageError(
+            f"transformers {transformers.__version__} has no model type {kind[:60]!r}", where=where
+        )
+    config = AutoConfig.for_model(
+        kind, **{name: value for name, value in values.items() if name != "model_type"}
+    )
+    masked = any("MaskedLM" in str(name) for name in values.get("architectures") or [])
+    mapping = (AutoModelForMaskedLM if masked else AutoModelForCausalLM)._model_mapping
+    if type(config) not in mapping:
+        raise UsageError(
+            f"{kind} is no language model of transformers {transformers.__version__}", where=where
+        )
+    return mapping[type(config)], config
+
+
+def _refuse_too_large(model_class: Any, config: Any, elements: int, where: str) -> None:
+    """Count the parameters of an empty frame before memory is taken. Tied weights count twice there."""
+    with torch.device("meta"):
+        claimed = sum(parameter.numel() for parameter in model_class(config).parameters())
+    if claimed > 4 * elements + 10**6:
+        raise UsageError(
+            f"config describes {claimed:,} parameters, the weight files hold {elements:,}", where=where
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and reports from transformers: what is wrong with a folder is said in one error."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
