@@ -178,6 +178,7 @@ def test_the_state_of_the_source_is_what_git_says(tmp_path: Path, monkeypatch: p
     assert not state["dirty"]
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "page.md").write_text("x")
+    (tmp_path / "README.md").write_text("x")
     assert not results.source_state()["dirty"]
     (tmp_path / "code.py").write_text("x")
     assert results.source_state()["dirty"]

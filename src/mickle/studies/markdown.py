@@ -100,7 +100,8 @@ def origin(result: Result) -> str:
     source, place = result["source"], result["machine"]
     commit = (source["commit"][:12] or "no commit") + (" with uncommitted changes" if source["dirty"] else "")
     return (
-        f"Made {result['date']} by `{result['command']}` in {result['seconds'] / 60:.1f} minutes on "
+        f"Made {result['date']} by `{result['command']}` in {result['seconds'] / 60:.1f} minutes "
+        f"({result['cell_seconds'] / 60:.1f} of cells) on "
         f"{place['processor']}, {place['cores']} cores, torch {place['versions'].get('torch', '?')}, "
         f"commit {commit}, declaration {result['hash']}."
     )

@@ -13,20 +13,18 @@ from mickle.studies.markdown import page
 
 Result = dict[str, Any]
 SOURCE = Path(__file__).resolve().parents[1]
+NO_SOURCE = (":(top,exclude)docs", ":(top,exclude)README.md")  # results and tables are written there
 SCALE_MINUTES = {"quick": 3, "full": 30}
 
 
 def source_state() -> dict[str, Any]:
-    """The commit of Mickle's own source and whether anything but documentation differs from it.
+    """The commit of Mickle's own source, and whether anything but documentation differs from it.
 
     An installed package without a repository has no commit; such a result can be read but not published.
     """
     try:
         commit = git("rev-parse", "HEAD")
-        return {
-            "commit": commit,
-            "dirty": bool(git("status", "--porcelain", "--", ":/", ":(top,exclude)docs")),
-        }
+        return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--", ":/", *NO_SOURCE))}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "", "dirty": True}
 
