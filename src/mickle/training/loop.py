@@ -58,6 +58,7 @@ class _Plan:
     keep: int
     seed: int
     on_bad_numbers: str
+    watch_loss: bool
     identity: dict[str, Any]
 
 
@@ -94,6 +95,7 @@ def fit(
     keep: int = 2,
     seed: int = 0,
     on_bad_numbers: Literal["stop", "skip", "back"] = "stop",
+    watch_loss: bool = True,
     compile: bool = False,
     identity: Mapping[str, Any] | None = None,
 ) -> Iterator[Event]:
@@ -115,6 +117,8 @@ def fit(
     on_bad_numbers: what to do when a number is not finite or the loss jumps, before it touches the weights.
         "stop" raises; "skip" leaves the step out; "back" returns to the last checkpoint and goes on without
         that batch. Three bad batches in a row stop the run in any case.
+    watch_loss: whether a finite loss that jumps is a bad number. Off for tasks that are learned in leaps, where a
+        loss near zero jumps without harm; numbers that are not finite stay bad.
     compile: run the model through torch.compile.
     identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint
         with another identity is refused. Steps, evaluation, saving, accumulation, device and number of
@@ -167,6 +171,7 @@ def fit(
         keep,
         seed,
         on_bad_numbers,
+        watch_loss,
         whole_identity,
     )
     return _train(plan)
@@ -210,7 +215,7 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
     for group in plan.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
     batch = plan.batches(step)
-    watch = LossWatch(**counters.watch)
+    watch = LossWatch(**counters.watch) if plan.watch_loss else None
     closure = Closure(
         plan.model,
         plan.objective,
@@ -230,7 +235,8 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
         counters.skipped_in_a_row = 0
     except BadNumbers as error:
         bad = error
-    counters.watch = watch.state()
+    if watch is not None:
+        counters.watch = watch.state()
     counters.tokens += _tokens(batch)
     counters.seconds += time.perf_counter() - begun
     extra = _statistics(plan.optimizer)
