@@ -68,14 +68,10 @@ def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, see
 
     tokenizer = open_text_tokenizer(model_folder)
 
-    def encode(text: str) -> Sequence[int]:
-        found: Sequence[int] = tokenizer.encode([text])[0].tolist()
-        return found
-
-    examples, trained = chosen_examples(settings, encode, seed)
+    examples, trained = chosen_examples(settings, tokenizer.encode, seed)
     model = open_model(model_folder)
     check_model(model, tokenizer.start is not None)
-    instances = encode_examples(examples, encode, tokenizer.start, tokenizer.end)
+    instances = encode_examples(examples, tokenizer.encode, tokenizer.start, tokenizer.end)
     scores = score(model, instances, tokenizer.end, trained, emit)
     if trained is None:
         emit(Warned("the longest length of training is not known; `trained` gives it"))
@@ -92,7 +88,7 @@ def chosen_examples(settings: Length, encode: Encode, seed: int) -> tuple[list[E
     if bool(settings.task) == (settings.data is not None):
         raise UsageError("exactly one of `task` and `data` is needed", expected="a named task, or JSON Lines")
     if settings.data is not None:
-        examples = length_tasks.read_examples(settings.data, lambda text: len(encode(text)))
+        examples = length_tasks.read_examples(settings.data, lambda text: len(encode([text])[0]))
         examples = _at_most(examples, settings.per_length, settings.longest)
         return examples, settings.trained
     if settings.scratchpad not in length_tasks.SCRATCHPADS:
@@ -203,12 +199,11 @@ def check_symbols(task: Task, encode: Encode) -> None:
 
     symbols = task.symbols or SYMBOLS[:PROBE]
 
-    def cost(symbol: str, times: int) -> int:
-        return len(encode(" ".join([symbol] * times)))
-
-    merged = [symbol for symbol in symbols if cost(symbol, 2 * PROBE) - cost(symbol, PROBE) != PROBE]
+    once, twice = (encode([" ".join([symbol] * n) for symbol in symbols]) for n in (PROBE, 2 * PROBE))
+    merged = [symbol for symbol, a, b in zip(symbols, once, twice) if len(b) - len(a) != PROBE]
     names: dict[tuple[int, ...], str] = {}
-    mixed = [word for word in task.vocabulary if names.setdefault(tuple(encode(word)), word) != word]
+    words = zip(task.vocabulary, encode(task.vocabulary))
+    mixed = [word for word, tokens in words if names.setdefault(tuple(tokens), word) != word]
     if merged or mixed:
         problem = "does not give one token to each symbol" if merged else "does not tell the symbols apart"
         shown = merged or mixed

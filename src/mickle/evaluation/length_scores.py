@@ -22,7 +22,7 @@ from mickle.events import Emit, Progressed, Started
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Encode = Callable[[str], Sequence[int]]
+Encode = Callable[[Sequence[str]], Sequence[Any]]  # TextTokenizer.encode: texts -> token ids of each
 LARGEST_LOGITS = 1 << 25  # numbers in the logits of one pass: 128 MiB in float32
 
 
@@ -62,14 +62,16 @@ def encode_examples(
     """Instances as tokens. Source and target are tokenised apart, parted by a space where the source ends in
     none.
     """
+    gaps = ["" if not e.source or e.source[-1].isspace() else " " for e in examples]
+    sources = encode([record.source for record in examples])
+    targets = encode([gap + record.target for gap, record in zip(gaps, examples)])
+    first = [] if start is None else [start]
     found = []
-    for record in examples:
-        gap = "" if not record.source or record.source[-1].isspace() else " "
-        prompt = [*([start] if start is not None else []), *map(int, encode(record.source))]
-        target = [*map(int, encode(gap + record.target)), end]
+    for record, source, target in zip(examples, sources, targets):
+        prompt = [*first, *map(int, source)]
         if not prompt:
             raise UsageError("an instance has no prompt: there is nothing to predict its answer from")
-        found.append(Encoded((*prompt, *target), len(prompt), record.length))
+        found.append(Encoded((*prompt, *map(int, target), end), len(prompt), record.length))
     return found
 
 

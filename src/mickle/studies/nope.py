@@ -38,17 +38,13 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     task = task_of(cell)
     tokenizer = symbol_tokenizer(task)
 
-    def encode(text: str) -> Sequence[int]:
-        found: Sequence[int] = tokenizer.encode([text])[0].tolist()
-        return found
-
     def instances(name: str, lengths: Sequence[int], count: int) -> list[Encoded]:
         drawn = list(buckets(task, f"{name} {cell.seed}", lengths, count))
-        return encode_examples(drawn, encode, tokenizer.start, tokenizer.end)
+        return encode_examples(drawn, tokenizer.encode, tokenizer.start, tokenizer.end)
 
     def batch(step: int) -> dict[str, Tensor]:
         drawn = training_examples(task, cell.seed, step, cell.values["batch"])
-        return padded(encode_examples(drawn, encode, tokenizer.start, tokenizer.end), tokenizer.end)
+        return padded(encode_examples(drawn, tokenizer.encode, tokenizer.start, tokenizer.end), tokenizer.end)
 
     validation = instances("validation", task.train, cell.values["validation"])
     longest_trained = task.train[-1]
@@ -131,7 +127,7 @@ def train(
         evaluate=missed,
         evaluate_every=cell.values["evaluate_every"],
         seed=cell.seed,
-        on_bad_numbers="skip",
+        watch_loss=False,
     ):
         if isinstance(event, Evaluated) and event.values["missed"] <= 1 - LEARNED:
             return event.step, True
