@@ -89,8 +89,7 @@ class Sample(Step):
         return f"mickle show {out}"
 
     def _continue(self, model: Any, tokenizer: TextTokenizer, prompts: list[str]) -> list[Completion]:
-        """One batch. Special tokens spelt in a prompt are ordinary text; the start mark stands before each.
-        """
+        """One batch. Special tokens spelt in a prompt are ordinary text; the start mark stands before each."""
         from mickle.sampling.text import generate
 
         ids = [[tokenizer.start, *encoded.tolist()] for encoded in tokenizer.encode(prompts)]

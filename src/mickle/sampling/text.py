@@ -88,8 +88,7 @@ def stream(
     stop: Sequence[int | str] = (),
     seed: int | Sequence[int] = 0,
 ) -> Iterator[tuple[int, int]]:
-    """As `generate`, giving (row, token) as soon as each token is chosen. Closing the iterator ends the work.
-    """
+    """As `generate`, giving (row, token) as soon as each token is chosen. Closing the iterator ends the work."""
     _check(model, prompts, max_tokens)
     generators = [torch.Generator().manual_seed(s) for s in _row_seeds(prompts, seed)]
     written: list[list[int]] = [[] for _ in prompts]
@@ -191,8 +190,7 @@ def _check(model: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> Non
 
 
 def _row_seeds(prompts: Sequence[Sequence[int]], seed: int | Sequence[int]) -> list[int]:
-    """One seed a row. From a single seed: a hash of it, the prompt, and how many equal prompts stood before.
-    """
+    """One seed a row. From a single seed: a hash of it, the prompt, and how many equal prompts stood before."""
     if not isinstance(seed, int):
         if len(seed) != len(prompts):
             raise UsageError(f"{len(seed)} seeds are given for {len(prompts)} prompts")

@@ -1,0 +1,142 @@
+"""The verb: whole folders in, samples out, the same bytes twice, one sentence for what is wrong."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mickle import storage
+from mickle.config import validate
+from mickle.data.tokenizer import train_tokenizer
+from mickle.errors import UsageError
+from mickle.events import ignore
+from mickle.models.decoder import Decoder, DecoderConfig
+from mickle.models.folder import save_model
+from mickle.sampling.sample import Sample, read_prompts, readable
+from mickle.step import execute
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sealed model folder, as pretrain leaves it: its manifest names the seed."""
+    folder = tmp_path_factory.mktemp("sample") / "model"
+    tokenizer = train_tokenizer(["the cat sat on the mat, the dog did not " * 9], 280, or_fewer=True)
+    shape = DecoderConfig(tokenizer.size, 32, 2, 4, 2, 8, 48, 64, initial_std=0.3)
+    save_model(Decoder(shape, seed=5), folder, tokenizer)
+    storage.seal(folder, kind="model", identity={"settings": {"seed": 5}})
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+
+
+def test_samples_are_written_readable_and_twice_the_same(model: Path, tmp_path: Path) -> None:
+    step = Sample(model=model, prompts=("the cat", "", "the"), max_tokens=7, seed=3)
+    first, second = execute(step, tmp_path / "one", ignore), execute(step, tmp_path / "two", ignore)
+    assert (first / "samples.jsonl").read_bytes() == (second / "samples.jsonl").read_bytes()
+    rows = lines(first)
+    assert [row["prompt"] for row in rows] == ["the cat", "", "the"]
+    assert all(1 <= row["tokens"] <= 7 and row["stopped"] in ("stop", "length") for row in rows)
+    assert readable(rows) == (first / "samples.txt").read_text()
+    manifest = storage.open_folder(first, kind="samples")
+    assert manifest.meta["summary"]["samples"] == rows
+
+
+def test_a_prompts_text_does_not_depend_on_the_other_prompts(model: Path, tmp_path: Path) -> None:
+    many = tuple(f"the {'cat ' * n}" for n in range(18))  # more than one batch
+    together = lines(execute(Sample(model=model, prompts=many, max_tokens=5), tmp_path / "many", ignore))
+    alone = lines(execute(Sample(model=model, prompts=many[4:5], max_tokens=5), tmp_path / "one", ignore))
+    assert alone[0] == together[4]
+
+
+def test_the_untrained_twin_is_the_model_at_its_own_seed(model: Path, tmp_path: Path) -> None:
+    """This model was saved untrained, so its twin must write exactly the same."""
+    step = Sample(model=model, prompts=("the", "a"), max_tokens=9, compare_untrained=True, seed=1)
+    folder = execute(step, tmp_path / "out", ignore)
+    assert all(row["untrained"] == row["text"] for row in lines(folder))
+    assert "before training:" in (folder / "samples.txt").read_text()
+
+
+def test_prompts_come_from_files_too(model: Path, tmp_path: Path) -> None:
+    plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
+    plain.write_text("one\n\n  two\n")
+    records.write_text('{"prompt": "on\\ne"}\n\n{"prompt": "", "id": 3}\n')
+    assert read_prompts(plain) == ["one", "  two"]
+    assert read_prompts(records) == ["on\ne", ""]
+    step = Sample(model=model, prompts=("first",), prompt_file=plain, max_tokens=1)
+    assert [row["prompt"] for row in lines(execute(step, tmp_path / "out", ignore))] == [
+        "first",
+        "one",
+        "  two",
+    ]
+
+
+def test_what_a_terminal_would_obey_is_shown_instead() -> None:
+    page = readable([{"prompt": "a\tb", "text": "\x1b[31mred\x07\u202e\x9b\n", "untrained": "\x00"}])
+    assert not any(ord(c) < 32 and c not in "\n\t" for c in page)
+    assert "␛[31mred␇" in page
+    assert "\u202e" not in page
+    assert "\x9b" not in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "no prompts"),
+        ({"prompts": ["x"], "stop": [""]}, "stop string is empty"),
+        ({"prompts": ["x"], "temperature": -1}, "temperature"),
+        ({"prompts": ["x"], "top_p": 0}, "top_p"),
+        ({"prompts": ["x"], "max_tokens": 0}, "max_tokens"),
+        ({"prompts": ["x"], "temprature": 1}, "did you mean 'temperature'"),
+        ({"prompt_file": "nothing.txt"}, "no such"),
+    ],
+)
+def test_wrong_settings_are_one_sentence(
+    settings: dict[str, Any], said: str, model: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=said) as caught:
+        execute(validate(Sample, {"model": str(model), **settings}), tmp_path / "out", ignore)
+    assert len(str(caught.value).splitlines()) <= 4
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_prompt_file_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    for content, said in [
+        ('{"prompt": "a"}\n{"text": "b"}\n', "no text under 'prompt'"),
+        ('{"prompt": "a"}\n{', "not JSON"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(UsageError, match=said) as caught:
+            read_prompts(path)
+        assert f"{path}:2" in str(caught.value)
+    path.write_bytes(b"\xff\xff")
+    with pytest.raises(UsageError, match="UTF-8"):
+        read_prompts(path)
+
+
+def test_a_missing_or_broken_model_folder_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file or folder"):
+        execute(Sample(model=tmp_path / "nowhere", prompts=("x",)), tmp_path / "out", ignore)
+    shutil.copytree(model, tmp_path / "cut")
+    (tmp_path / "cut" / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(UsageError, match="not whole"):
+        execute(Sample(model=tmp_path / "cut", prompts=("x",)), tmp_path / "out", ignore)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_shows_the_prompts_and_writes_nothing(model: Path) -> None:
+    forecast, preview = Sample(model=model, prompts=("the cat",)).dry_run()
+    assert forecast.memory_bytes > 0
+    assert "'the cat'" in preview
+
+
+def test_the_settings_import_nothing_heavy() -> None:
+    heavy = "{'torch', 'transformers', 'tokenizers', 'numpy', 'pyarrow'}"
+    check = f"import sys, mickle.sampling.sample; assert not {heavy} & set(sys.modules), {heavy} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True)
