@@ -263,6 +263,13 @@ def test_effects_are_said_in_the_units_of_the_declaration() -> None:
     assert markdown.measured_effect(ratio, {**row, "low": None, "high": None}) == "0.5 [?, ?] x"
 
 
+def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:
+    grid = [{"rate": rate, "kind": "a"} for rate in (1, 2, 3)]
+    assert [markdown.at_edge(setting, grid) for setting in grid] == [True, False, True]
+    assert not markdown.at_edge({"rate": 1}, [{"rate": 1}, {"rate": 2}])  # two values have no inside
+    assert not markdown.at_edge({}, [{}])
+
+
 def test_the_figure_is_small_whole_and_the_same_each_time(folder: Path) -> None:
     result = storage.read_json(folder / "momentum-full.json")
     picture = draw(result)

@@ -1,5 +1,4 @@
-"""What a study declares before it runs: claim, arms, settings tried, measure, rule, scales. Hashed into its
-result.
+"""What a study declares before it runs: claim, arms, settings tried, measure, rule, scales.
 
 A study is one module in this folder with a top-level ``study = Study(...)`` and a function that runs one
 cell. Modules are found by looking at the folder; nothing is registered. Importing a page must stay cheap
@@ -40,8 +39,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """One question: does arm ``method`` beat arm ``baseline`` on ``measure``, and by how much of the
-    paper's effect?
+    """One question: does arm ``method`` beat arm ``baseline`` on ``measure``?
 
     ``paper_effect`` is in the units of ``form``: for ``difference`` the paper's gain (positive: better by
     so much), for ``ratio`` the paper's method/baseline (0.5 with ``better="lower"`` = half of the
@@ -128,7 +126,7 @@ class Study:
     def __post_init__(self) -> None:
         for problem in problems(self):
             raise UsageError(
-                problem, where=f"study {self.name}", todo="See docs/studies.md, 'The declaration'."
+                problem, where=f"study {self.name}", todo="See docs/studies.md, 'How to write one'."
             )
 
     @property
@@ -160,6 +158,9 @@ def arm_problems(study: Study) -> list[str]:
     if len({len(arm.grid) for arm in study.arms}) > 1:
         counts = ", ".join(f"{arm.name} {len(arm.grid)}" for arm in study.arms)
         found.append(f"Arms have unequal numbers of tuning trials ({counts})")
+    for arm in study.arms:
+        if len({digest(setting) for setting in arm.grid}) < len(arm.grid):
+            found.append(f"Arm {arm.name!r} has the same setting twice, which is one trial")
     if any(not arm.grid for arm in study.arms):
         found.append("An arm has no setting to run with")
     if any(len(arm.grid) > 1 for arm in study.arms) and not study.tune_by:
@@ -191,7 +192,13 @@ def scale_problems(study: Study) -> list[str]:
     if study.scales["full"].seeds < LEAST_SEEDS:
         seeds = study.scales["full"].seeds
         return [f"The full scale has {seeds} seeds; {LEAST_SEEDS} are the least for a verdict"]
-    return []
+    found = []
+    for name, scale in study.scales.items():
+        if not 1 <= scale.seeds <= FIRST_TUNING_SEED:
+            found.append(f"The scale {name} has {scale.seeds} seeds, not 1 to {FIRST_TUNING_SEED}")
+        if study.trials > 1 and scale.tuning_seeds < 1:
+            found.append(f"The scale {name} has no seed to choose among {study.trials} settings")
+    return found
 
 
 def claimed_benefit_is_positive(comparison: Comparison) -> bool:

@@ -52,6 +52,15 @@ def table(result: Result) -> str:
     return "\n".join(lines)
 
 
+def at_edge(chosen: dict[str, Any], grid: list[dict[str, Any]]) -> bool:
+    """Whether tuning ended at the smallest or largest of at least three values tried: the arm may be under-tuned."""
+    for name, value in chosen.items():
+        tried = {setting[name] for setting in grid if isinstance(setting.get(name), int | float)}
+        if len(tried) > 2 and value in (min(tried), max(tried)):
+            return True
+    return False
+
+
 def arm_table(result: Result) -> str:
     """What each arm ran with in each world, and what a reported cell of it spent, as a Markdown table."""
     lines = [
@@ -59,10 +68,13 @@ def arm_table(result: Result) -> str:
         "|---|---|---|---|---|",
     ]
     done = [run for run in result["runs"] if run["phase"] == "reported" and not run["failure"]]
+    grids = {arm["name"]: arm["grid"] for arm in result["declaration"]["arms"]}
     for entry in result["chosen"]:
         place = entry["world"], entry["arm"]
         cells = [run for run in done if (run["cell"]["world"], run["cell"]["arm"]) == place]
         setting = ", ".join(f"{name} {value}" for name, value in entry["setting"].items()) or "none to choose"
+        if at_edge(entry["setting"], grids[entry["arm"]]):
+            setting += " (at the grid's edge: a wider grid might do better)"
         budget = mean([run["measured"]["budget"] for run in cells])
         seconds = mean([run["seconds"] for run in cells])
         lines.append(f"| {place[0]} | {place[1]} | {setting} | {budget:.4g} | {seconds:.3g} |")

@@ -114,10 +114,10 @@ def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any],
 
 
 def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
-    """For each (world, arm) the setting with the best mean of ``tune_by``; one with a failed cell loses to
-    any other.
+    """For each (world, arm) the setting with the best mean of ``tune_by``.
 
-    Ties go to the setting declared first. Raises ``UsageError`` when every setting of an arm failed.
+    One with a failed cell loses to any other. Ties go to the setting declared first.
+    Raises ``UsageError`` when every setting of an arm failed.
     """
     trials: dict[tuple[str, str, str], list[Run]] = {}
     for run in tuning:
@@ -153,6 +153,8 @@ def cost(study: Study, trials: list[Run]) -> float:
 
 def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: Place) -> list[Run]:
     """Run the cells that are not kept from an earlier try; return all of them in the order given."""
+    if not cells:
+        return []
     folder = place.work / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     code = [page_code(study), place.source]
