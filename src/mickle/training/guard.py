@@ -76,12 +76,11 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     named = [(name, t) for name, t in named if t.numel()]  # this process may hold no row of it
     if not named:
         return None
-    # The largest magnitude is not finite exactly when some entry is not: NaN wins every comparison.
-    peaks = torch.stack([t.float() for t in torch._foreach_norm([t for _, t in named], ord=math.inf)])
-    finite = peaks.isfinite()
-    if bool(finite.all()):
-        return None
-    return named[int((~finite).nonzero()[0])][0]
+    # A norm is cheap (vectorised, one number a tensor) and finite only if every entry is; large finite entries
+    # can overflow it, so a norm that is not finite is looked at entry by entry.
+    norms = torch.stack([norm.double() for norm in torch._foreach_norm([t for _, t in named])])
+    suspects = (~norms.isfinite()).nonzero().flatten().tolist()
+    return next((named[i][0] for i in suspects if not bool(named[i][1].isfinite().all())), None)
 
 
 def refuse_not_finite(tensors: Iterable[tuple[str, Tensor]], what: str) -> None:
