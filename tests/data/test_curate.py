@@ -1,7 +1,8 @@
-"""The verb whole: counts that add up, the same bytes after kills and with any number of workers, bad input in a sentence."""
+"""The verb whole: counts that add up, the same bytes after kills and with any number of workers, bad input."""
 
 from __future__ import annotations
 
+import doctest
 import json
 import os
 import signal
@@ -23,8 +24,12 @@ from mickle.errors import UsageError
 from mickle.events import Event, Noted, Progressed, Started, Warned, ignore
 from mickle.step import execute
 
-ENGLISH = "The river number {0} runs past the old town, and nobody who lives there remembers a colder winter. " * 3
-GERMAN = "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen kälteren Winter. " * 3
+ENGLISH = (
+    "The river number {0} runs past the old town, and nobody who lives there remembers a colder winter. " * 3
+)
+GERMAN = (
+    "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen kälteren Winter. " * 3
+)
 RESULT = ("pages/00000.parquet", "removed/00000.parquet", "card.json", "README.md")
 
 
@@ -36,7 +41,11 @@ def html(text: str) -> bytes:
 def crawl(tmp_path: Path) -> Path:
     """A WARC file: 30 good pages, a German one, a short one, a repeated one, and a cut record."""
     pages = [(f"https://a.org/{i}", html(ENGLISH.format(i))) for i in range(30)]
-    pages += [("https://b.org/de", html(GERMAN)), ("https://b.org/short", html("Hi.")), ("https://c.org/again", html(ENGLISH.format(7)))]
+    pages += [
+        ("https://b.org/de", html(GERMAN)),
+        ("https://b.org/short", html("Hi.")),
+        ("https://c.org/again", html(ENGLISH.format(7))),
+    ]
     path = tmp_path / "crawl.warc.gz"
     write_warc(path, [*pages, ("https://c.org/cut", html(ENGLISH))])
     path.write_bytes(path.read_bytes()[:-40])
@@ -69,6 +78,8 @@ def test_every_record_is_kept_removed_or_skipped_and_the_twin_is_named(crawl: Pa
     started = [event for event in events if isinstance(event, Started)]
     assert started[-1].total == crawl.stat().st_size // 1000
     assert any(isinstance(event, Progressed) and event.done <= started[-1].total for event in events)
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    assert any(note.startswith("kept 30 of 35 records") for note in notes)
     summary = storage.open_folder(out, kind="corpus").meta["summary"]
     assert (summary["records"], summary["kept"]) == (35, 30)
 
@@ -93,7 +104,9 @@ execute(validate(curate.Curate, {"source": source, "workers": int(sys.argv[3])})
 
 def run_and_kill(crawl: Path, out: Path, workers: int, after: int) -> bool:
     """Runs curate in a process of its own and kills it after so many progress events; true when it ended by itself."""
-    process = subprocess.Popen([sys.executable, "-c", RUN, str(crawl), str(out), str(workers)], stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(crawl), str(out), str(workers)], stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     for _ in range(after):
         if not process.stdout.readline():
@@ -122,7 +135,9 @@ def test_killed_runs_end_with_the_same_bytes_with_one_worker_or_two(crawl: Path,
     assert summary["fresh_records"] < 35 - 4 * len(done) + 1
 
 
-def test_documentation_becomes_a_warc_and_a_corpus_and_is_the_same_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documentation_becomes_a_warc_and_a_corpus_and_is_the_same_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     names = ["textwrap", "statistics", "this", "antigravity", "turtle"]
     modules = [Module("stdlib", name) for name in names]
     monkeypatch.setattr("mickle.data.documentation.list_modules", lambda packages, tests: modules)
@@ -195,7 +210,6 @@ def test_settings_import_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
-def test_counts_are_noted(crawl: Path, tmp_path: Path) -> None:
-    events: list[Event] = []
-    execute(step("warc", crawl, languages=[]), tmp_path / "out", events.append)
-    assert any(isinstance(event, Noted) and event.message.startswith("kept 31 of 35 records") for event in events)
+def test_the_page_of_documentation_is_right() -> None:
+    page = Path(__file__).parents[2] / "docs" / "curate.md"
+    assert doctest.testfile(str(page), module_relative=False).failed == 0

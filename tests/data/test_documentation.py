@@ -89,7 +89,7 @@ def test_every_module_has_a_page_or_a_reason(rendered: tuple[dict[str, str], Pat
         "sleeps": "ran out of time",
         "eats": "ran out of memory",
         "breaks": "raised RuntimeError",
-        "crashes": "was ended by SIGSEGV",
+        "crashes": "was ended by signal 11 (Segmentation fault)",
         "connects": "raised PermissionError",
         "starts": "raised PermissionError",
     }
@@ -158,7 +158,9 @@ def test_addresses_are_under_a_name_that_nobody_can_own() -> None:
 
 
 def test_docstrings_keep_the_layout_that_carries_meaning() -> None:
-    module = types.ModuleType("m", "First line\nof a paragraph.\n\nHead\n----\n- one\n- two\n\n>>> 1 < 2\nTrue\n\n  indented & kept")
+    module = types.ModuleType(
+        "m", "First line\nof a paragraph.\n\nHead\n----\n- one\n- two\n\n>>> 1 < 2\nTrue\n\n  indented & kept"
+    )
     assert docstring_blocks(module) == [
         "<p>First line of a paragraph.</p>",
         "<h4>Head</h4>",
@@ -176,5 +178,8 @@ def test_what_a_module_only_passes_on_stays_on_its_home_page() -> None:
 
 
 def test_traces_are_taken_out_by_rule() -> None:
-    page = without_traces("<f object at 0x7f00ab> /opt/py/lib/x environ({'A': 'b'})", [("/opt/py/lib", "<stdlib>"), ("/opt/py", "P")])
+    page = without_traces(
+        "<f object at 0x7f00ab> /opt/py/lib/x environ({'A': 'b'})",
+        [("/opt/py/lib", "<stdlib>"), ("/opt/py", "P")],
+    )
     assert page == "<f object> <stdlib>/x environ"

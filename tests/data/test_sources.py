@@ -86,7 +86,12 @@ BAD = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_one_bad_row_in_twenty_is_counted_with_its_line(name: str, tmp_path: Path) -> None:
-    lines(tmp_path / "a.jsonl", *[{"text": f"row {i}"} for i in range(10)], BAD[name], *[{"text": "row"} for _ in range(9)])
+    lines(
+        tmp_path / "a.jsonl",
+        *[{"text": f"row {i}"} for i in range(10)],
+        BAD[name],
+        *[{"text": "row"} for _ in range(9)],
+    )
     found = read(Rows(path=tmp_path / "a.jsonl"))
     assert [isinstance(page, Removed) for page in found] == [False] * 10 + [True] + [False] * 9
     assert found[10].url == "a.jsonl#11"  # type: ignore[union-attr]
@@ -94,7 +99,9 @@ def test_one_bad_row_in_twenty_is_counted_with_its_line(name: str, tmp_path: Pat
 
 def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
     good = b'{"text": "fine"}\n'
-    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + good * 10 + b'{"text": "\xff\xfe"}\n' + b"\n\r\n" + good * 9)
+    (tmp_path / "a.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + good * 10 + b'{"text": "\xff\xfe"}\n' + b"\n\r\n" + good * 9
+    )
     found = read(Rows(path=tmp_path))
     assert [page.reason for page in found if isinstance(page, Removed)] == ["not UTF-8"]
     assert len(found) == 20
@@ -102,12 +109,16 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
 
 def test_more_than_a_tenth_of_bad_rows_is_refused_with_the_first_lines(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", {"text": "x"}, "nonsense", {"body": "x"}, *[{"text": "x"}] * 10)
-    with pytest.raises(UsageError, match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' is missing\)"):
+    with pytest.raises(
+        UsageError, match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' is missing\)"
+    ):
         read(Rows(path=tmp_path))
 
 
 def test_parquet_by_its_named_column(tmp_path: Path) -> None:
-    parquet.write_table(pyarrow.table({"content": ["a", "b"], "url": ["https://c.org/", None]}), tmp_path / "a.parquet")
+    parquet.write_table(
+        pyarrow.table({"content": ["a", "b"], "url": ["https://c.org/", None]}), tmp_path / "a.parquet"
+    )
     found = [page for page in read(Rows(path=tmp_path, text="content")) if isinstance(page, RawPage)]
     assert [(page.url, page.content) for page in found] == [("https://c.org/", b"a"), ("a.parquet#2", b"b")]
     with pytest.raises(UsageError, match="no column 'text'") as caught:

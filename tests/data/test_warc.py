@@ -16,7 +16,9 @@ from mickle.data.warc import Damaged, Record, read_records, write_warc
 LARGEST = 100_000
 
 
-def record(url: str, body: bytes = b"<p>hello</p>", length: int | None = None, kind: str = "response") -> bytes:
+def record(
+    url: str, body: bytes = b"<p>hello</p>", length: int | None = None, kind: str = "response"
+) -> bytes:
     http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
     size = len(http) if length is None else length
     header = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nContent-Length: {size}\r\n\r\n"
@@ -110,7 +112,9 @@ def test_written_files_are_the_same_bytes_twice_and_fastwarc_reads_them(tmp_path
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_change_of_bytes_raises_or_loses_untouched_records(data: st.DataObject, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_no_change_of_bytes_raises_or_loses_untouched_records(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Some bytes of the second of three members change: the first and the last are still read."""
     parts = members(*GOOD[:3]) if data.draw(st.booleans()) else list(GOOD[:3])
     broken = bytearray(parts[1])

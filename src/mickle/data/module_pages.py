@@ -32,6 +32,7 @@ FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.
              "os.posix_spawn", "webbrowser.open")  # fmt: skip
 LONGEST_SIGNATURE = 1000
 LONGEST_PAGE = 8 << 20
+DISK_REFUSED = 75  # exit code of a child whose page could not be written
 ADDRESS = re.compile(r"\s+at 0x[0-9a-fA-F]+")
 ENVIRONMENT = re.compile(r"environ\(\{.*?\}\)")  # a default argument that shows this machine's settings
 BULLET = re.compile(r"^[-*] ")
@@ -177,8 +178,11 @@ def render_in_child(job: dict, index: int, name: str) -> None:
         content, reason = b"", f"raised {type(error).__name__}"
     target = Path(job["folder"]) / f"{index}.{'failed' if reason else 'html'}"
     temporary = target.with_suffix(".part")
-    temporary.write_bytes(reason.encode() if reason else content)
-    temporary.rename(target)
+    try:
+        temporary.write_bytes(reason.encode() if reason else content)
+        temporary.rename(target)
+    except OSError:
+        os._exit(DISK_REFUSED)
     os._exit(0)
 
 
@@ -241,15 +245,14 @@ def verdict(folder: Path, index: int, status: int, overdue: bool) -> str:
         return ""
     failed = folder / f"{index}.failed"
     if not failed.exists():
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == DISK_REFUSED:
+            raise OSError("the disk refused a page")
         if overdue:
             reason = "ran out of time"
         elif os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            reason = (
-                "ran out of time"
-                if number == signal.SIGXCPU
-                else f"was ended by {signal.Signals(number).name}"
-            )
+            cause = f"was ended by signal {number} ({signal.strsignal(number)})"
+            reason = "ran out of time" if number == signal.SIGXCPU else cause
         else:
             reason = "ended the process"
         failed.write_text(reason)

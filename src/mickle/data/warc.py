@@ -24,7 +24,7 @@ PROBE = 1 << 12  # compressed bytes that show whether a member opens with a reco
 RATIO = 200  # decompressed to compressed bytes; more is an attack or worthless
 RATIO_FROM = 1 << 20  # members smaller than this, decompressed, may have any ratio
 MEMBER = b"\x1f\x8b\x08"
-RECORD = re.compile(rb"(?m)^WARC/1\.[01]\r?\n")
+RECORD = re.compile(rb"WARC/1\.[01]\r?\n")
 EMPTY_LINE = re.compile(rb"\r\n\r\n|\n\n")
 LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
 ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
@@ -180,7 +180,7 @@ class _Reader:
         return taken
 
     def seek_record(self, start: int = 0) -> int:
-        """Skips to the next line that opens a record, looking from ``start``, or to the end; returns the bytes skipped."""
+        """Skips to where the next record opens, looking from ``start``, or to the end; returns bytes skipped."""
         skipped = 0
         while True:
             found = RECORD.search(self.buffer, start)

@@ -24,10 +24,10 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from mickle.data.filters import apply, identify_language, long_enough
+from mickle.data.filters import apply, identify_language, language_of, long_enough
 from mickle.data.pages import RawPage, Skipped, extract, removed_raw
 from mickle.data.records import Page, Removed
-from mickle.errors import MickleError
+from mickle.errors import MickleError, ResourceError
 
 Outcome = Page | Removed | Skipped
 
@@ -129,10 +129,11 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
         assert self.child.stdout is not None
-        if self.child.stdout.readline() != b"ready\n" and not self.ended:
-            raise MickleError(
-                "a worker process for extraction could not start",
-                todo="run `python -m mickle.data.workers '{}'` to see why",
+        first = self.child.stdout.readline()
+        if first != b"ready\n" and not self.ended:
+            raise ResourceError(
+                f"a worker process could not start: {first.decode(errors='replace').strip() or 'it ended at once'}",
+                todo="see that memory and the disk of temporary files are free and run the same command again",
             )
 
     def _cause_of_death(self) -> str:
@@ -141,7 +142,11 @@ class _Worker:
         self._close()
         if code == -signal.SIGPROF:
             return "ran out of time"
-        return f"extractor was ended by {signal.Signals(-code).name}" if code < 0 else "extractor ended"
+        if code > 0 and not self.ended:  # no page's doing: pages are ended by signals
+            raise MickleError(
+                f"a worker process failed with exit code {code}", todo="run again with --workers 1 --debug"
+            )
+        return f"ended by signal {-code} ({signal.strsignal(-code)})"
 
     def _close(self) -> None:
         if self.child is not None:
@@ -192,6 +197,15 @@ def read_outcome(line: bytes) -> Outcome:
     return KINDS[kind](**fields)
 
 
+def _prepare() -> bytes:
+    """Loads what every page needs; the line to say first."""
+    try:
+        language_of("the language model unpacks itself into a temporary file")
+    except (OSError, MemoryError) as error:
+        return f"{type(error).__name__}: {error}\n".encode()
+    return b"ready\n"
+
+
 def serve(rules: Rules) -> None:
     """The worker: pages from standard input, outcomes to standard output, one at a time."""
     answers = os.fdopen(os.dup(1), "wb")
@@ -200,7 +214,7 @@ def serve(rules: Rules) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    answers.write(b"ready\n")
+    answers.write(_prepare())
     answers.flush()
     while (raw := receive(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_PROF, rules.page_seconds)
