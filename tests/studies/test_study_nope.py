@@ -6,15 +6,17 @@ import pytest
 import torch
 
 from mickle.data.length_tasks import open_task
+from mickle.evaluation.length_scores import Encoded
 from mickle.models.decoder import Attention, Decoder, DecoderConfig, Sight
 from mickle.studies import nope
 from mickle.studies.declaration import Cell, open_study
+from mickle.training.objectives import next_token
 
 TINY = {
     **nope.VALUES,
     "width": 16,
     "heads": 2,
-    "layers": 1,
+    "layers": dict.fromkeys(nope.WORLDS, 1),
     "batch": 4,
     "symbols": 5,
     "longest": {"rsc": 3, "rdc": 3, "cmc": 3, "mc": 3},
@@ -126,13 +128,40 @@ def test_a_run_ends_when_the_training_lengths_are_learned():
     assert (steps, reached) == (4, True)
 
 
-def test_padding_and_prompt_are_not_trained():
-    from mickle.evaluation.length_scores import Encoded
+def test_prompts_are_not_trained_and_rows_are_filled():
+    rows = [Encoded((1, 5, 2), 2, 1), Encoded((1, 5, 6, 7, 2), 3, 1), Encoded((1, 8, 2), 2, 1)]
+    batch = nope.packed(rows, 0)
+    assert batch["input_ids"].tolist() == [[1, 5, 6, 7], [1, 5, 1, 8]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 2], [-100, 2, -100, 2]]
+    assert batch["documents"].tolist() == [[0, 0, 0, 0], [0, 0, 1, 1]]
 
-    rows = [Encoded((1, 5, 6, 7, 2), 3, 1), Encoded((1, 5, 2), 2, 1)]
-    batch = nope.padded(rows, 0)
-    assert batch["input_ids"].tolist() == [[1, 5, 6, 7], [1, 5, 0, 0]]
-    assert batch["labels"].tolist() == [[-100, -100, 7, 2], [-100, 2, -100, -100]]
+
+@pytest.mark.parametrize("arm", nope.POSITIONS)
+def test_packing_changes_neither_loss_nor_gradient(arm):
+    """Oracle: the instances one by one, each a row of its own."""
+    model = nope.decoder(cell(arm), 30)
+    generator = torch.Generator().manual_seed(0)
+    lengths = [3, 9, 4, 4, 6, 2, 8]
+    rows = [
+        Encoded((1, *torch.randint(4, 30, (n,), generator=generator).tolist(), 2), n // 2 + 1, n)
+        for n in lengths
+    ]
+    batch = nope.packed(rows, 2)
+    assert len(batch["input_ids"]) < len(rows)
+    total, count = next_token(model, batch)
+    packed = torch.autograd.grad(total, model.embed_tokens.weight)[0]
+    alone = [
+        torch.nn.functional.cross_entropy(
+            model(torch.tensor([row.ids[:-1]]))[0, row.prompt - 1 :],
+            torch.tensor(row.ids[row.prompt :]),
+            reduction="sum",
+        )
+        for row in rows
+    ]
+    assert int(count) == sum(len(row.ids) - row.prompt for row in rows)
+    torch.testing.assert_close(total, sum(alone), atol=1e-4, rtol=1e-5)
+    expected = torch.autograd.grad(sum(alone), model.embed_tokens.weight)[0]
+    torch.testing.assert_close(packed, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_the_declaration_is_found_and_sound():
