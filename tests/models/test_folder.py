@@ -49,6 +49,24 @@ def test_a_rotary_decoder_is_a_plain_llama_to_transformers(settings: dict[str, A
     equal(theirs(IDS).logits, model(IDS))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("position", ["none", ("rotary", "none"), ("none", "rotary")])
+def test_without_positions_in_some_layers_or_all_a_decoder_is_a_plain_smollm3(
+    position: Any, tied: bool, tmp_path: Path
+) -> None:
+    model = decoder(position=position, tied=tied)
+    save_model(model, tmp_path / "ours")
+    theirs, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert type(theirs).__name__ == "SmolLM3ForCausalLM"
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    equal(theirs(IDS).logits, model(IDS))
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = open_model(tmp_path / "theirs")
+    assert isinstance(again, Decoder)
+    assert again.config.schemes == model.config.schemes
+    equal(again(IDS), model(IDS))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -303,6 +303,9 @@ CASES: dict[str, Change] = {
     "layers of text": config(num_hidden_layers="two"),
     "rotary settings that are a number": config(rope_parameters=7),
     "rotary base of text": config(rope_parameters={"rope_type": "default", "rope_theta": "x"}),
+    "a vocabulary that is true": config(vocab_size=True),
+    "an epsilon that is a list": config(rms_norm_eps=[]),
+    "a SmolLM3 with the wrong list of layers": config(model_type="smollm3", no_rope_layers=[1] * 9),
     "our own type without its fields": config(model_type="mickle_decoder"),
     # Folders that go through transformers.
     "GPT-2 of a billion layers": gpt2(n_layer=10**9),

@@ -50,8 +50,16 @@ def test_a_vocabulary_that_leaves_no_room_is_refused() -> None:
         {"rotary_fraction": 1.5},
         {"head_width": 7},
         {"position": "rope"},
+        {"position": [["rotary"]]},
+        {"vocab_size": True},
+        {"tied": 1},
+        {"causal": None},
+        {"norm_eps": "small"},
+        {"norm_eps": float("nan")},
+        {"rope_theta": 0},
+        {"initial_std": []},
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
-        DecoderConfig.for_size("small", 8192, **wrong)
+        DecoderConfig.for_size("small", **{"vocab_size": 8192, **wrong})

@@ -1,9 +1,9 @@
 """Open and save model folders: ours, Llama's, and those of every other language model in `transformers`.
 
-A decoder with rotary positions is written as a plain Llama folder, which transformers, vLLM and llama.cpp's
-converter read. Other decoders are written with their own model type (`models/transformers_bridge.py`).
-Only safetensors are read or written, nothing is fetched, and no folder's code is run
-(`models/folder_check.py`).
+A decoder with rotary positions is written as a plain Llama folder (with none in some layers or all: as
+SmolLM3), which transformers, vLLM and llama.cpp's converter read. Other decoders are written with their own
+model type (`models/transformers_bridge.py`). Only safetensors are read or written, nothing is fetched, and no
+folder's code is run (`models/folder_check.py`).
 """
 
 from pathlib import Path
@@ -105,10 +105,7 @@ def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer
     storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
     ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
     storage.write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-    if llama.is_llama(model.config):
-        settings = llama.llama_settings(model.config)
-    else:
-        settings = llama.own_settings(model.config)
+    settings = llama.to_settings(model.config)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     storage.write_json(folder / folder_check.CONFIG, {**settings, **ids, "dtype": dtype})
 
@@ -117,9 +114,7 @@ def _shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
     """The decoder that a `config.json` describes, or None where it is not one of ours."""
     where = str(folder / folder_check.CONFIG)
     try:
-        return (
-            llama.from_own(config) if config["model_type"] == llama.MODEL_TYPE else llama.from_llama(config)
-        )
+        return llama.from_settings(config)
     except UsageError as error:
         raise UsageError(error.what, where=where, expected=error.expected, todo=error.todo) from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:

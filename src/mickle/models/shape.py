@@ -48,21 +48,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if isinstance(self.position, list):
             object.__setattr__(self, "position", tuple(self.position))
-        for name in (
-            "vocab_size",
-            "width",
-            "layers",
-            "heads",
-            "kv_heads",
-            "head_width",
-            "ffn_width",
-            "max_length",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(
-                    f"{name} is {value!r}", where="decoder shape", expected="a whole number of at least 1"
-                )
+        _check_kinds(self)
         if self.heads % self.kv_heads:
             raise UsageError(
                 f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly",
@@ -71,8 +57,6 @@ class DecoderConfig:
             )
         if self.activation not in ("swiglu", "relu", "gelu"):
             raise UsageError(f"unknown activation {self.activation!r}", expected="swiglu, relu or gelu")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout is {self.dropout}", expected="at least 0 and below 1")
         if not 0 < self.rotary_fraction <= 1 or ("rotary" in self.schemes and self.rotated_width % 2):
             raise UsageError(
                 f"rotary_fraction {self.rotary_fraction} of {self.head_width} is not an even number",
@@ -135,6 +119,38 @@ class DecoderConfig:
                 todo="choose a larger size or a smaller vocabulary",
             )
         return best
+
+
+COUNTS = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "ffn_width", "max_length")
+RANGES: dict[str, tuple[float, float]] = {  # of the fields that are fractions, both ends included
+    "dropout": (0, 0.999),
+    "rotary_fraction": (0, 1),
+    "norm_eps": (0, 1),
+    "rope_theta": (1, 1e12),
+    "initial_std": (0, 100),
+}
+
+
+def _check_kinds(config: DecoderConfig) -> None:
+    """Every field has a value of its kind, in its range: folders from strangers are read into this class.
+
+    `type(...) is` and not `isinstance`: Python counts True among the whole numbers.
+    """
+    for name in COUNTS:
+        value = getattr(config, name)
+        if type(value) is not int or value < 1:
+            raise _wrong(name, value, "a whole number of at least 1")
+    for name, (least, most) in RANGES.items():
+        value = getattr(config, name)
+        if type(value) not in (int, float) or not least <= value <= most:
+            raise _wrong(name, value, f"a number from {least:g} to {most:g}")
+    for name in ("tied", "causal"):
+        if type(getattr(config, name)) is not bool:
+            raise _wrong(name, getattr(config, name), "true or false")
+
+
+def _wrong(name: str, value: object, expected: str) -> UsageError:
+    return UsageError(f"{name} is {value!r}"[:200], where="decoder shape", expected=expected)
 
 
 def _derived_shape(width: int) -> dict[str, int]:

@@ -4,9 +4,9 @@
     transformers_bridge.register()
     model = AutoModelForCausalLM.from_pretrained(folder)
 
-Only folders with model_type "mickle_decoder" need this; with rotary positions a saved folder is a plain
-Llama. This module imports transformers, which takes seconds: it is imported where it is needed and nowhere
-else.
+Only folders with model_type "mickle_decoder" need this; with rotary positions, or none, a saved folder is a
+plain Llama or SmolLM3. This module imports transformers, which takes seconds: it is imported where it is
+needed and nowhere else.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mickle.errors import MickleError, UsageError
 from mickle.models.decoder import Decoder
 from mickle.models.folder_check import CONFIG, ModelFiles
-from mickle.models.llama import MODEL_TYPE, from_own
+from mickle.models.llama import MODEL_TYPE, from_settings
 from mickle.models.shape import DecoderConfig
 from mickle.models.wrapped import WrappedModel
 
@@ -54,7 +54,9 @@ class MickleDecoderConfig(transformers.PretrainedConfig):
 
     def shape(self) -> DecoderConfig:
         """The decoder these settings describe."""
-        return from_own(dict(vars(self)))
+        shape = from_settings({**vars(self), "model_type": MODEL_TYPE})
+        assert shape is not None  # our own type always has one
+        return shape
 
 
 class MickleDecoderForCausalLM(PreTrainedModel, GenerationMixin):
