@@ -61,7 +61,7 @@ def test_an_untrained_position_does_not_matter(name: str) -> None:
     batch = case.batches(1)
     none = {**batch, "labels": torch.full_like(batch["labels"], -100)}
     total, count = case.objective(model, none)
-    assert (float(total), int(count)) == (0.0, 0)
+    assert (total.item(), count.item()) == (0.0, 0)
 
 
 def plain_next_token(model: nn.Module, batch: Batch) -> Tensor:
@@ -87,7 +87,7 @@ def test_equals_torchs_cross_entropy(name: str, plain: Callable[[nn.Module, Batc
     expected = plain(model, batch)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
     total, _ = case.objective(model, batch)
-    assert float(total) == pytest.approx(float(expected), rel=1e-6)
+    assert total.item() == pytest.approx(expected.item(), rel=1e-6)
     for ours, theirs in zip(torch.autograd.grad(total, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -101,7 +101,7 @@ def test_next_token_does_not_see_what_it_predicts() -> None:
     changed[:, 4:] = 1
     one, _ = objectives.next_token(model, {**batch, "labels": labels})
     other, _ = objectives.next_token(model, {**batch, "labels": labels, "input_ids": changed})
-    assert float(one) == pytest.approx(float(other), rel=1e-6)
+    assert one.item() == pytest.approx(other.item(), rel=1e-6)
 
 
 def test_masked_token_sees_both_sides() -> None:
@@ -113,7 +113,7 @@ def test_masked_token_sees_both_sides() -> None:
     changed[:, 1:] = (changed[:, 1:] + 1) % 12
     one, _ = objectives.masked_token(model, {"input_ids": batch["input_ids"], "labels": labels})
     other, _ = objectives.masked_token(model, {"input_ids": changed, "labels": labels})
-    assert float(one) != pytest.approx(float(other), rel=1e-3)
+    assert one.item() != pytest.approx(other.item(), rel=1e-3)
 
 
 def test_masked_token_refuses_a_causal_model() -> None:
@@ -127,5 +127,5 @@ def test_uniform_logits_cost_log_of_the_classes() -> None:
             return torch.zeros(len(inputs), 3)
 
     total, count = objectives.classification(Flat(), points(0))
-    assert float(total) == pytest.approx(7 * math.log(3))
+    assert total.item() == pytest.approx(7 * math.log(3))
     assert int(count) == 7

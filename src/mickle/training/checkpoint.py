@@ -24,6 +24,7 @@ from mickle.training.guard import refuse_not_finite
 
 KIND = "checkpoint"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+WAYS = ("fused", "foreach", "capturable")  # how a parameter group is computed, which is not what it computes
 _DOOMED = ".doomed"
 _NAME = re.compile(r"step-(\d{8,})")
 
@@ -59,8 +60,7 @@ def save(
     optimizer_tensors, numbers = _optimizer_state(model, optimizer)
     refuse_not_finite(model_tensors.items(), f"step {step}: a weight")
     refuse_not_finite(optimizer_tensors.items(), f"step {step}: the optimizer's state")
-    model_tensors = {name: distributed.whole(t) for name, t in model_tensors.items()}
-    optimizer_tensors = {name: distributed.whole(t) for name, t in optimizer_tensors.items()}
+    model_tensors, optimizer_tensors = _gathered(model_tensors), _gathered(optimizer_tensors)
     if distributed.current().writes:
         state = {"step": step, "optimizer": numbers, "counters": counters, "identity": _plain(identity)}
         with storage.write_folder(path, kind=KIND) as temporary:
@@ -186,6 +186,16 @@ def size(model: nn.Module) -> int:
     return weights + sum(8 * p.numel() for p in model.parameters() if p.requires_grad)
 
 
+def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors in the memory of the process that writes; nothing in the others."""
+    writes, gathered = distributed.current().writes, {}
+    for name, tensor in tensors.items():
+        full = distributed.whole(tensor)
+        if writes:
+            gathered[name] = full.cpu()
+    return gathered
+
+
 def _set_aside(torn: list[Path]) -> None:
     if distributed.current().writes:
         for path in torn:
@@ -275,7 +285,7 @@ def _restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Opti
             value = distributed.placed_like(value, parameter)
         state.setdefault(index[name], {})[field] = value
     groups = [
-        {**_typed_like(saved_group, group), "params": [index[name] for name in saved_group["params"]]}
+        {**_adopted(saved_group, group), "params": [index[name] for name in saved_group["params"]]}
         for saved_group, group in zip(numbers["groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({"state": state, "param_groups": groups, **numbers["rest"]})
@@ -286,9 +296,10 @@ def _restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Opti
                 optimizer.state[parameter][field] = value.to(loaded.device)
 
 
-def _typed_like(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON knows no tuples: give each value the type that the live optimizer has."""
-    return {k: tuple(v) if isinstance(live.get(k), tuple) else v for k, v in group.items()}
+def _adopted(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved group as the live optimizer would hold it: JSON knows no tuples, and the device chooses the way."""
+    adopted = {k: tuple(v) if isinstance(live.get(k), tuple) else v for k, v in group.items()}
+    return adopted | {name: live[name] for name in WAYS if name in live}
 
 
 def _plain(value: Any) -> Any:

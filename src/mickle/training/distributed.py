@@ -83,7 +83,10 @@ def sum_over_processes(values: Tensor) -> Tensor:
 
 def any_process(flag: bool) -> bool:
     """Whether ``flag`` is true in some process."""
-    return bool(sum_over_processes(torch.tensor(float(flag))) > 0) if current().world > 1 else flag
+    if current().world == 1:
+        return flag
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    return bool(sum_over_processes(torch.tensor(float(flag), device=device)) > 0)
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ from mickle.training.optimizers import constant
 Batches = Callable[[int], Batch]
 Schedule = Callable[[int, int], float]
 MOST_IN_A_ROW = 3
-_MOVING = ("params", "param_names", "lr", "steps")  # of a parameter group: no part of what a run is
+_NO_IDENTITY = ("params", "param_names", "lr", "steps", *checkpoint.WAYS)  # of a parameter group
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ def _tokens(batch: Batch) -> int:
 def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """Kind and settings, group by group, less what moves during a run."""
     groups = [
-        {name: value for name, value in group.items() if name not in _MOVING}
+        {name: value for name, value in group.items() if name not in _NO_IDENTITY}
         for group in optimizer.param_groups
     ]
     return {"kind": type(optimizer).__name__, **{str(i): group for i, group in enumerate(groups)}}
