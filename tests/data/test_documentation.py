@@ -34,7 +34,11 @@ PLANTED = {
         def _private():
             """Not shown either."""
     ''',
-    "prints": 'import sys\nprint("noise" * 9999)\nsys.stderr.write("noise")\ninput_ = sys.stdin.read()\ndef f():\n    "A function."\n',
+    "prints": """
+        import sys
+        print("noise" * 9999, sys.stdin.read())
+        sys.stderr.write("noise")
+    """,
     "leaves": "import sys\nsys.exit(3)",
     "vanishes": "import os\nos._exit(0)",
     "loops": "while True: pass",
@@ -44,7 +48,15 @@ PLANTED = {
     "crashes": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
     "connects": "import socket\nsocket.create_connection(('127.0.0.1', 9))",
     "starts": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', ''])",
-    "forks": "import os, time\nfor _ in range(2):\n    if os.fork() == 0:\n        os.setsid()\n        open('{folder}/pids', 'a').write(f'{os.getpid()} ')\n        time.sleep(999)\ntime.sleep(.2)\n",
+    "forks": """
+        import os, time
+        for _ in range(2):
+            if os.fork() == 0:
+                os.setsid()
+                open("{folder}/pids", "a").write(f"{os.getpid()} ")
+                time.sleep(999)
+        time.sleep(0.2)
+    """,
     "_private": '"""Not listed."""',
     "tests": '"""Not listed."""',
 }  # fmt: skip

@@ -60,11 +60,12 @@ def test_a_resource_needs_no_http() -> None:
     assert (page.content, page.charset) == (b"<p>x</p>", "latin-1")
 
 
+BOMB = gzip.compress(b"\0" * (20 << 20))
 REFUSED = {
     "other status": (raw(http(b"", status="404 Not Found")), "HTTP status is not 200"),
     "image": (raw(http(b"", "Content-Type: image/png")), "not HTML"),
     "no content type": (raw(http(b"x", "Server: y")), "not HTML"),
-    "coding bomb": (raw(http(gzip.compress(b"\0" * (20 << 20)), "Content-Type: text/html", "Content-Encoding: gzip")), "page is too large"),
+    "bomb": (raw(http(BOMB, "Content-Type: text/html", "Content-Encoding: gzip")), "page is too large"),
     "no http at all": (raw(b"\xff\xfe\x00garbage"), None),
     "empty block": (raw(b""), None),
 }  # fmt: skip

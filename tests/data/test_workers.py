@@ -46,8 +46,13 @@ def test_a_page_that_kills_its_worker_is_counted(monkeypatch: pytest.MonkeyPatch
     rules = Rules(minimum_characters=20, page_seconds=0.5)
     reasons = [page.reason if isinstance(page, Removed) else "" for page in process_all(found, rules, 2)]
     assert reasons == [
-        "ended by signal 11 (Segmentation fault)", "", "ran out of time", "ran out of memory", "", "extractor failed (RecursionError)",
-    ]  # fmt: skip
+        "ended by signal 11 (Segmentation fault)",
+        "",
+        "ran out of time",
+        "ran out of memory",
+        "",
+        "extractor failed (RecursionError)",
+    ]
 
 
 def test_stopping_early_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
