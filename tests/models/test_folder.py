@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from mickle.errors import NumericError, UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
-from mickle.models.folder import model_config, open_model, open_tokenizer, save_model, untrained
+from mickle.models.folder import end_tokens, model_config, open_model, open_tokenizer, save_model, untrained
 from mickle.models.wrapped import WrappedModel
 
 IDS = torch.randint(0, 60, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -161,6 +161,15 @@ def test_a_tokenizer_travels_with_its_model_and_names_the_marks(tmp_path: Path) 
     config = json.loads((tmp_path / "config.json").read_text())
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     assert config["eos_token_id"] == generation["eos_token_id"] == theirs.eos_token_id == tokenizer.end
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"), [(3, [3]), ([3, 9], [3, 9]), (None, []), ("x", []), ([True, 4], [4])]
+)
+def test_a_folder_may_name_one_end_token_or_several(ids: Any, expected: list[int], tmp_path: Path) -> None:
+    assert end_tokens(tmp_path) == []
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    assert end_tokens(tmp_path) == expected
 
 
 def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

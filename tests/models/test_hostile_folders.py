@@ -4,9 +4,11 @@ memory.
 Every case starts from a folder that opens, and changes one thing in it.
 """
 
+import contextlib
 import json
 import os
 import pickle
+import random
 import resource
 import shutil
 import socket
@@ -423,6 +425,43 @@ def test_a_hostile_folder_is_refused(name: str, folder: Path) -> None:
 def test_a_hostile_tokenizer_is_refused(name: str, folder: Path) -> None:
     TOKENIZER_CASES[name](folder)
     refused(open_tokenizer, folder)
+
+
+def test_random_values_in_a_config_give_a_model_that_runs_or_a_typed_error(folder: Path) -> None:
+    """200 configs, each with one or two fields replaced by what does not belong there."""
+    junk = [
+        None,
+        0,
+        -1,
+        1,
+        3,
+        60,
+        2**24,
+        2**63,
+        0.5,
+        1e9,
+        1e-9,
+        1e308,
+        True,
+        False,
+        "",
+        "x",
+        "relu",
+        [],
+        [1],
+        [[]],
+    ]
+    junk += [{}, {"a": 1}, {"rope_type": "yarn"}, ["none", "rotary"], "rotary", "t5"]
+    chance = random.Random(0)
+    for position in ("rotary", "t5"):
+        save_model(Decoder(DecoderConfig(60, 32, 2, 4, 2, 8, 48, 64, position=position)), folder)
+        sound = json.loads((folder / CONFIG).read_text())
+        for _ in range(100):
+            names = chance.sample(sorted(sound), chance.choice([1, 1, 2]))
+            changed = {**sound, **{name: chance.choice(junk) for name in names}}
+            (folder / CONFIG).write_text(json.dumps(changed))
+            with contextlib.suppress(UsageError, NumericError):
+                assert open_model(folder)(torch.tensor([[1, 2, 3]])).shape == (1, 3, 60), changed
 
 
 def test_links_of_the_hugging_face_cache_are_followed_and_no_others(home: Path, tmp_path: Path) -> None:

@@ -67,6 +67,16 @@ def open_tokenizer(path: Path) -> "Tokenizer":
         raise UsageError(f"tokenizer cannot be read: {str(error)[:200]}", where=str(file)) from error
 
 
+def end_tokens(path: Path) -> list[int]:
+    """The token ids that end a text, as `generation_config.json` has them; none where it does not say."""
+    if not (Path(path) / "generation_config.json").exists():
+        return []
+    file = folder_check.regular_file(Path(path), "generation_config.json")
+    values = storage.read_json(file, folder_check.LARGEST_CONFIG)
+    ids = values.get("eos_token_id") if isinstance(values, dict) else None
+    return [token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
+
+
 def save_model(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
     """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into
     `folder`.

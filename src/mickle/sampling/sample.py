@@ -90,6 +90,7 @@ class Sample(Step):
 
     def _continue(self, model: Any, tokenizer: TextTokenizer, prompts: list[str]) -> list[Completion]:
         """One batch. Special tokens spelt in a prompt are ordinary text; the start mark stands before each."""
+        from mickle.models.folder import end_tokens
         from mickle.sampling.text import generate
 
         ids = [[tokenizer.start, *encoded.tolist()] for encoded in tokenizer.encode(prompts)]
@@ -101,7 +102,7 @@ class Sample(Step):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            stop=(tokenizer.end, *self.stop),
+            stop=(tokenizer.end, *end_tokens(self.model), *self.stop),
             seed=self.seed,
         )
 
