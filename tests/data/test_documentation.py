@@ -43,7 +43,7 @@ PLANTED = {
     "vanishes": "import os\nos._exit(0)",
     "loops": "while True: pass",
     "sleeps": "import time\ntime.sleep(999)",
-    "eats": "x = [bytearray(1 << 20) for _ in range(1 << 20)]",
+    "eats": "x = bytearray(1 << 40)",
     "breaks": "raise RuntimeError('no')",
     "crashes": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
     "connects": "import socket\nsocket.create_connection(('127.0.0.1', 9))",
@@ -82,7 +82,7 @@ def rendered(package: Path) -> tuple[dict[str, str], Path]:
     patch.syspath_prepend(str(package))
     out = package / "pages"
     counts: list[int] = []
-    outcomes = render(list_modules(["planted"]), out, Limits(3.0, 1, 512 << 20), 2, counts.append)
+    outcomes = render(list_modules(["planted"]), out, Limits(5.0, 2, 512 << 20), 2, counts.append)
     patch.undo()
     assert counts[-1] == len(outcomes)
     return {module.name.rpartition(".")[2]: reason for module, reason in outcomes}, out
