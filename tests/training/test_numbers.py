@@ -238,6 +238,12 @@ def test_watch_is_silent_before_it_knows_enough() -> None:
     assert not watch.spikes(1e6)
 
 
+def test_ripples_of_a_flat_loss_are_no_spikes() -> None:
+    for level, ripple in ((3.0, 0.15), (0.001, 0.05)):
+        watch = LossWatch([level] * ENOUGH)
+        assert not any(watch.spikes(level + ripple) for _ in range(5))
+
+
 def test_watch_goes_on_from_its_state() -> None:
     watch = LossWatch([1.0, 3.0] * ENOUGH)
     watch.spikes(100.0)
@@ -276,5 +282,7 @@ def test_a_spike_is_stopped_before_the_second_update(policy: str, tmp_path: Path
         return
     _, events = train(**options)
     assert sum(isinstance(e, Warned) for e in events) == 1
+    _, unwatched = train(**{**options, "checkpoints": tmp_path / "unwatched", "watch_loss": False})
+    assert not any(isinstance(e, Warned) for e in unwatched)
     assert [e.step for e in events if isinstance(e, Trained)][-1] == 60
     assert len(losses(events)) == (60 if policy == "skip" else 61)

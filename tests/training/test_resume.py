@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_training import CASES, classifier, distance, losses, points, steps_saved, train
+from tiny_training import CASES, classifier, distance, losses, points, steps_saved, still, train
 
 from mickle.errors import UsageError
 from mickle.events import Progressed, Trained
@@ -109,3 +109,11 @@ def test_the_generator_of_the_caller_is_left_alone() -> None:
     torch.manual_seed(5)
     train(steps=2, batches=points)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_split_of_the_batches_goes_on_along_the_same_path(tmp_path: Path) -> None:
+    """RELIABILITY 11: stopped with one micro-batch, resumed with three; float32 rounding is all that differs."""
+    _, told = train("next_token", model=still("next_token"), steps=12)
+    train("next_token", model=still("next_token"), steps=12, stop_at=5, checkpoints=tmp_path)
+    _, rest = train("next_token", model=still("next_token"), steps=12, checkpoints=tmp_path, accumulate=3)
+    assert losses(rest) == pytest.approx(losses(told)[5:], rel=1e-6)

@@ -17,7 +17,7 @@ from mickle.training.distributed import local
 WINDOW = 128
 ENOUGH = 32
 SIGMAS = 6.0
-LEAST_DEVIATION = 0.01
+LEAST_DEVIATION = 0.01  # of the mean, and in the loss's own unit
 
 
 class BadNumbers(NumericError):
@@ -39,9 +39,9 @@ class BadNumbers(NumericError):
 class LossWatch:
     """Says when the loss jumps: twice in a row above mean + 6 deviations of the last 128 accepted steps.
 
-    It says nothing before 32 accepted steps. The deviation is taken as at least 1 % of the mean, so a loss
-    that has become flat does not make every ripple an alarm. A loss above the bound is not accepted into the
-    window.
+    It says nothing before 32 accepted steps. The deviation is taken as at least 1 % of the mean and 0.01, so a
+    loss that has become flat, or nearly nothing, does not make every ripple an alarm. A loss above the bound is
+    not accepted into the window.
     """
 
     def __init__(self, accepted: Iterable[float] = (), suspicious: bool = False) -> None:
@@ -54,7 +54,7 @@ class LossWatch:
             return math.inf
         mean = math.fsum(self._accepted) / len(self._accepted)
         variance = math.fsum((x - mean) ** 2 for x in self._accepted) / len(self._accepted)
-        return mean + SIGMAS * max(math.sqrt(variance), LEAST_DEVIATION * abs(mean))
+        return mean + SIGMAS * max(math.sqrt(variance), LEAST_DEVIATION * max(1.0, abs(mean)))
 
     def spikes(self, loss: float) -> bool:
         """Take the next loss; True when it and the one before it are above the bound."""
