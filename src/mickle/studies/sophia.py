@@ -288,7 +288,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
         "sophia-g": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         "sophia-h": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-        "lion": (1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3),
+        "lion": (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3),
     },
 }
 RATES["zipf-far"] = RATES["zipf-near"] = dict.fromkeys(RATES["pages"], (0.03, 0.1, 0.3, 1.0, 3.0))
