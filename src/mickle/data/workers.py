@@ -82,9 +82,12 @@ def process_all(
         while pending:
             yield _result(pending.popleft())
     finally:
+        pool.shutdown(wait=False, cancel_futures=True)
         for worker in crew:
             worker.end()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=True)
+        for worker in crew:  # one that a thread was just starting
+            worker.end()
 
 
 def _result(item: Outcome | Future[Outcome]) -> Outcome:
