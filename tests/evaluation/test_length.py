@@ -208,7 +208,7 @@ def test_a_model_folder_and_a_named_task(folder, tmp_path):
     rows = list(csv.DictReader((tmp_path / "length.csv").open()))
     assert [int(row["length"]) for row in rows] == list(range(2, 25))
     assert [row["seen"] for row in rows] == ["True"] * 19 + ["False"] * 4
-    saved = json.loads((tmp_path / "length.json").read_text())
+    saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["accuracy_beyond"] == summary["accuracy_beyond"]
     assert "<svg" in (tmp_path / "length.svg").read_text()
 
@@ -218,14 +218,14 @@ def test_a_model_folder_and_own_data(folder, tmp_path):
     write_examples(buckets(RSC, 0, range(2, 6), 5), data)
     settings = evaluation.Length(data=data, trained=3, per_length=2)
     summary = evaluation.run_length(settings, folder, tmp_path, ignore)
-    scores = json.loads((tmp_path / "length.json").read_text())["scores"]
+    scores = json.loads((tmp_path / "results.json").read_text())["scores"]
     assert [(s["length"], s["count"], s["seen"]) for s in scores] == [
         (2, 2, True),
         (3, 2, True),
         (4, 2, False),
         (5, 2, False),
     ]
-    assert summary["task"] == str(data)
+    assert summary["instances"] == str(data)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """The part of ``mickle evaluate`` that asks at which length a model breaks.
 
 For any model folder, and a named task (``mickle.data.length_tasks``) or JSON Lines with ``source``,
-``target`` and perhaps ``length``. Writes ``length.json``, ``length.csv`` and ``length.svg``; how an answer
-is judged stands in ``length_scores.py``. Accuracy at the lengths of training always stands beside the rest:
+``target`` and perhaps ``length``. Writes ``results.json``, ``table.md``, ``length.csv`` and ``length.svg``;
+how an answer is judged stands in ``length_scores.py``. Accuracy at the lengths of training always stands beside the rest:
 a model that never learned its task looks like one that does not extrapolate.
 """
 
@@ -62,24 +62,33 @@ def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, see
     Raises UsageError where the question has no meaning: no task and no data, a tokenizer that merges the
     task's symbols, a model that sees both sides, a model without positions and without a first token.
     """
+    from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
 
     tokenizer = open_text_tokenizer(model_folder)
-
     examples, trained = chosen_examples(settings, tokenizer.encode, seed)
-    model = open_model(model_folder)
+    model = open_model(model_folder, device=machine.device())
     check_model(model, tokenizer.start is not None)
     instances = encode_examples(examples, tokenizer.encode, tokenizer.start, tokenizer.end)
+    largest = max(max(instance.ids) for instance in instances)
+    vocabulary = getattr(model.config, "vocab_size", None)
+    if vocabulary is not None and largest >= vocabulary:
+        raise UsageError(
+            f"the tokenizer gives id {largest:,}, the model has {vocabulary:,} tokens",
+            where=str(model_folder),
+        )
     scores = score(model, instances, tokenizer.end, trained, emit)
     if trained is None:
         emit(Warned("the longest length of training is not known; `trained` gives it"))
     summary = summarise(settings, scores, learned_table(model))
-    emit(Noted(sentence(settings, scores)))
-    write_json(work / "length.json", {**summary, "scores": [asdict(found) for found in scores]})
+    write_json(work / "results.json", {"task": "length", **summary, "scores": [asdict(s) for s in scores]})
+    write_text(work / "table.md", as_table(scores))
     write_text(work / "length.csv", as_csv({"model": scores}))
     draw({model_folder.name: scores}, work / "length.svg", settings.task or "own data")
+    for line in [*as_table(scores).splitlines(), sentence(settings, scores)]:
+        emit(Noted(line))
     return summary
 
 
@@ -122,7 +131,7 @@ def _at_most(examples: list[Example], per_length: int, longest: int | None) -> l
 def summarise(settings: Length, scores: Sequence[LengthScore], table: int | None) -> dict[str, Any]:
     """The headline numbers; those that are not known are left out."""
     values = {
-        "task": settings.task or str(settings.data),
+        "instances": settings.task or str(settings.data),
         "accuracy_in_training_lengths": mean_accuracy(scores, seen=True),
         "accuracy_beyond": mean_accuracy(scores, seen=False),
         "holds_to_length": holds_to(scores, settings.holds_at),
@@ -152,14 +161,17 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def as_table(scores: Sequence[LengthScore]) -> str:
-    """The scores as lines of text, with the border of training marked."""
-    lines = ["length  seen   exact  early  ran on  wrong  tokens"]
+    """The scores as a Markdown table, one row for each length."""
+    lines = [
+        "| length | in training | exact | stopped early | ran on | wrong symbol | tokens right |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
     lines += [
-        f"{s.length:6d}  {'yes' if s.seen else 'no ':>4}  {s.exact:6.1%} {s.stopped_early:6.1%}"
-        f"  {s.ran_on:6.1%} {s.wrong_symbol:6.1%}  {s.tokens:6.1%}"
+        f"| {s.length} | {'yes' if s.seen else 'no'} | {s.exact:.1%} | {s.stopped_early:.1%} | {s.ran_on:.1%}"
+        f" | {s.wrong_symbol:.1%} | {s.tokens:.1%} |"
         for s in scores
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def as_csv(curves: Mapping[str, Sequence[LengthScore]]) -> str:
