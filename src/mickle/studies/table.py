@@ -96,6 +96,8 @@ def one_table(name: str, where: Path, known: Published) -> str:
     if name == "systems":
         return systems_table(known)
     study, _, scale = name.rpartition("-")
+    if (study, scale) not in known and study in page_names():
+        return f"Not yet measured: `mickle study {study} --scale {scale}`."
     if (study, scale) not in known:
         raise UsageError(
             f"There is no published result {name!r}",
