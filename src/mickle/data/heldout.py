@@ -1,7 +1,8 @@
 """Pages in, and the split of training from held-out pages by what they say.
 
-A page's side follows from a hash of its text alone (white space aside): adding pages moves none, and two copies of a text
-can never lie on both sides. Seeds of training do not enter, so that runs with other seeds are measured on the same pages.
+A page's side follows from a hash of its text alone (white space aside): adding pages moves none, and two copies
+of a text can never lie on both sides. Seeds of training do not enter, so that runs with other seeds are measured
+on the same pages.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,12 +1,13 @@
 """Documents as one stream of tokens on disk, and the windows that a model reads from it.
 
-The stream is every document's tokens, one document after the other, in a memory-mapped ``tokens.npy`` (uint16 while the
-vocabulary allows it), with ``starts.npy`` holding where each document begins. Nothing is padded and nothing is cut away.
+The stream is every document's tokens, one document after the other, in a memory-mapped ``tokens.npy`` (uint16
+while the vocabulary allows it), with ``starts.npy`` holding where each document begins. Nothing is padded and
+nothing is cut away.
 
 A window is T + 1 tokens: T inputs, and the T tokens after them as labels. Attention stays inside a document
-(``documents``), and a label stays too: the last token of a document predicts the document's end and never the first word
-of an unrelated text. Where end and start are one token, the label that closes one document is the input that opens the
-next, and every label counts.
+(``documents``), and a label stays too: the last token of a document predicts the document's end and never the
+first word of an unrelated text. Where end and start are one token, the label that closes one document is the
+input that opens the next, and every label counts.
 """
 
 from collections.abc import Callable, Iterable

@@ -150,7 +150,10 @@ def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: di
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
-    return TextTokenizer(tokenizer, tokenizer.token_to_id(start), tokenizer.token_to_id(end), configuration)
+    first, last = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
+    assert first is not None
+    assert last is not None
+    return TextTokenizer(tokenizer, first, last, configuration)
 
 
 def _configuration(start: str = END_OF_DOCUMENT, end: str = END_OF_DOCUMENT) -> dict:

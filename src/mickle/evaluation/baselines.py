@@ -8,11 +8,13 @@ All figures are bits per byte of UTF-8 text, so that they compare with any model
   Chen and Goodman 1998 (section 2.4). With c the count after context h and d(h) the number of different bytes seen
   after it::
 
-      P(b | h) = (c(h, b) + d(h) P(b | h')) / (c(h) + d(h)),   h' = h without its oldest byte,   P(b | no bytes) = 1 / 256
+      P(b | h) = (c(h, b) + d(h) P(b | h')) / (c(h) + d(h)),   h' = h without its oldest byte
 
-- zlib, lzma: the bytes that a compressor adds for the held-out pages when it has just read the training pages, and the
-  bytes it needs without them. It reads the held-out pages as one text and so may learn from one for the next, which
-  no model here may; that is to its advantage.
+  and below no context at all stands 1 / 256.
+
+- zlib, lzma: the bytes that a compressor adds for the held-out pages when it has just read the training pages,
+  and the bytes it needs without them. It reads the held-out pages as one text and so may learn from one for the
+  next, which no model here may; that is to its advantage.
 
 A document begins without a context; the code of its length is left out for all.
 """

@@ -1,7 +1,7 @@
 """``mickle evaluate``: how good a model is, beside what it must beat.
 
-``loss`` measures perplexity and bits per byte on pages, with byte baselines; ``length`` asks at which length of a task a
-model breaks (``length.py``). Works on any folder of ``transformers`` with a causal language model.
+``loss`` measures perplexity and bits per byte on pages, with byte baselines; ``length`` asks at which length
+of a task a model breaks (``length.py``). Works on any folder of ``transformers`` with a causal language model.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mickle.data.records import Page
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "loss.svg"
+LENGTH_UNKNOWN = 2048  # tokens of a window for a model whose settings name no limit
 
 
 class Loss(Config):
@@ -149,12 +150,13 @@ def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[l
 
 def model_limits(model: Any) -> tuple[int, int]:
     """The longest text and the number of tokens that a model was made for. Refuses one that sees both sides."""
-    config = model.config
-    if not getattr(config, "causal", True):
+    from mickle.models.shape import DecoderConfig
+
+    if not model.causal:
         raise UsageError("This model sees both sides of a token; its loss on text is not defined.", expected="causal")
-    if hasattr(model, "max_length"):
-        return model.max_length, model.vocab_size
-    return config.max_length, config.vocab_size
+    if isinstance(model.config, DecoderConfig):  # trained at this length, whatever its positions would allow
+        return model.config.max_length, model.vocab_size
+    return model.length_limit or LENGTH_UNKNOWN, model.vocab_size
 
 
 def as_table(results: dict[str, Any]) -> str:
@@ -163,8 +165,9 @@ def as_table(results: dict[str, Any]) -> str:
     rows = [("**this model**", model["bits_per_byte"]), *results["baselines"].items()]
     low, high = model["bits_per_byte_interval"]
     lines = [
-        f"{model['documents']:,} pages, {model['bytes']:,} bytes, {model['tokens']:,} tokens; perplexity per token "
-        f"{model['perplexity']:.2f}; bits per byte {model['bits_per_byte']:.3f} (95 % over pages: {low:.3f} to {high:.3f})",
+        f"{model['documents']:,} pages, {model['bytes']:,} bytes, {model['tokens']:,} tokens; "
+        f"perplexity per token {model['perplexity']:.2f}; bits per byte {model['bits_per_byte']:.3f} "
+        f"(95 % over pages: {low:.3f} to {high:.3f})",
         "",
         "| on the same pages | bits per byte |",
         "|---|---|",

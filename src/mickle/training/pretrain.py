@@ -1,7 +1,8 @@
 """``mickle pretrain``: pages in, a small language model out, as a plain Hugging Face folder.
 
-The one dial is ``size``; ``pretrain_plan.py`` derives what is left out, and the run prints it. Split, tokenizer, token stream
-and checkpoints are kept in ``.scratch`` while the run lasts, so that a run killed at any moment goes on where it was.
+The one dial is ``size``; ``pretrain_plan.py`` derives what is left out, and the run prints it. Tokenizer, token
+stream and checkpoints are kept in ``.scratch`` while the run lasts, so that a run killed at any moment goes on
+where it was.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class Pretrain(Step):
     vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
     sequence_length: int | None = Field(None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)")
     batch_tokens: int | None = Field(None, ge=1, description="tokens an optimizer step (default: from size)")
-    steps: int | None = Field(None, ge=1, description="optimizer steps (default: 20 tokens a parameter, 8 epochs at most)")
+    steps: int | None = Field(
+        None, ge=1, description="optimizer steps (default: 20 tokens a parameter, 8 epochs at most)"
+    )
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the pages")
     optimizer: OptimizerSettings = Field(default_factory=AdamW, description="adamw or sophia, and its settings")
     learning_rate: float | None = Field(
@@ -369,8 +372,9 @@ def _forecast_line(forecast: Forecast) -> str:
 
 def _count_line(split: Split, share: float) -> str:
     return (
-        f"pages: {split.training_pages:,} for training ({split.training_bytes / 1e6:.2f} MB), {len(split.heldout):,} held out "
-        f"({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); texts on both sides: 0"
+        f"pages: {split.training_pages:,} for training ({split.training_bytes / 1e6:.2f} MB), "
+        f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); "
+        "texts on both sides: 0"
     )
 
 

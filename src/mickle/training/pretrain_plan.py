@@ -5,8 +5,8 @@ The rules, with P the number of parameters and N the training tokens:
 - vocabulary: 2 sqrt(P), to a power of two, so that embeddings keep a quarter or less of the parameters
 - sequence: 256 tokens below 4 million parameters, 512 below 50 million, then 1024; never more than N - 1
 - batch: 4 sqrt(P) tokens, to a power of two
-- steps: 20 tokens a parameter (Hoffmann et al. 2022, arXiv 2203.15556), but at most 8 epochs: what a repeated token still
-  teaches has faded by some 16 (Muennighoff et al. 2023, arXiv 2305.16264)
+- steps: 20 tokens a parameter (Hoffmann et al. 2022, arXiv 2203.15556), but at most 8 epochs: what a repeated
+  token still teaches has faded by some 16 (Muennighoff et al. 2023, arXiv 2305.16264)
 - learning rate: the optimizer's own at a million parameters, and less as P^(-1/4)
 - held-out share: 100 pages, between 1 % and 10 % of all
 """
@@ -21,6 +21,7 @@ import torch
 
 from mickle import machine
 from mickle.errors import ResourceError, UsageError
+from mickle.kernels.losses import CHUNK_BYTES
 from mickle.models.decoder import Decoder
 from mickle.models.shape import SIZES, DecoderConfig
 from mickle.training.closure import Closure
@@ -35,6 +36,8 @@ TOKENS_A_PARAMETER = 20
 MOST_EPOCHS = 8
 EVALUATIONS = 20
 KEPT_CHECKPOINTS = 2
+ACTIVATION_BYTES = {"float32": 6.2, "bfloat16": 4.8}  # of a kept number, gaps included
+LIBRARIES = 40_000_000  # what torch sets up at the first step
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Plan:
         """The resolved numbers for a person, each with its rule's outcome."""
         shape = self.config
         return [
-            f"model: {shape.parameters():,} parameters: width {shape.width}, {shape.layers} layers of {shape.heads} heads, "
-            f"vocabulary {self.vocabulary_size:,}, positions {shape.position}",
+            f"model: {shape.parameters():,} parameters: width {shape.width}, {shape.layers} layers of "
+            f"{shape.heads} heads, vocabulary {self.vocabulary_size:,}, positions {shape.position}",
             f"batch: {self.batch_tokens:,} tokens: {self.batch_size} sequences of {self.sequence_length}"
             + (f" in {self.accumulate} parts" if self.accumulate > 1 else ""),
             f"length: {self.steps:,} steps = {self.steps * self.batch_tokens:,} tokens = {self.epochs:.1f} epochs of "
@@ -171,20 +174,21 @@ def _fitting(plan: Plan) -> Plan:
 def memory(plan: Plan, base: int | None = None) -> int:
     """Peak bytes of the run in closed form; ``base`` is what the process holds without a model.
 
-    Weights, gradients and two averages of the optimizer take 16 bytes a parameter, a checkpoint in the making 12 more.
-    Activations of one micro-batch: per token and layer 11 widths and 4 feed-forward widths are kept for the backward
-    pass; under bfloat16 most of them in two bytes. With several documents in a row every layer shares a mask of T x T.
+    Weights, gradients and two averages of the optimizer take 16 bytes a parameter. Activations of one micro-batch: per
+    token and layer the backward pass needs about 11 widths and 4 feed-forward widths. With several documents in a row
+    every layer shares a mask of T x T. A checkpoint in the making holds 12 bytes a parameter once more, when the
+    activations are gone. ACTIVATION_BYTES and LIBRARIES were fitted to five measured runs (docs/pretrain.md).
     """
     shape = plan.config
     rows = math.ceil(plan.batch_size / plan.accumulate)
     tokens = rows * plan.sequence_length
-    item = 4 if plan.precision == "float32" else 2.6
     attention = 6 * shape.width + 3 * shape.heads * shape.head_width + 2 * shape.kv_heads * shape.head_width
-    layers = shape.layers * tokens * item * (attention + 4 * shape.ffn_width)
+    layers = shape.layers * tokens * ACTIVATION_BYTES[plan.precision] * (attention + 4 * shape.ffn_width)
     mask = rows * plan.sequence_length**2 * 6
-    chunk = 3 * (16 << 20) + tokens * shape.width * 8 + shape.vocab_size * shape.width * 4
-    states = shape.parameters() * (16 + 12)
-    return int((machine.peak_memory() if base is None else base) + states + layers + mask + chunk)
+    chunk = 3 * CHUNK_BYTES + tokens * shape.width * 8 + shape.vocab_size * shape.width * 4
+    step = 16 * shape.parameters() + layers + mask + chunk
+    held = machine.peak_memory() if base is None else base
+    return int(held + LIBRARIES + max(step, 28 * shape.parameters()))
 
 
 def disk(plan: Plan, text_bytes: int) -> int:
