@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test install lint types layers unit docs clean
+.PHONY: demo test lint types layers unit docs pins clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mickle run recipes/laptop.yaml
@@ -41,6 +41,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@
+
+# Exact versions of everything, from a fresh install. torch's local tag (+cpu) is dropped: other machines have others.
+pins:
+	rm -rf build/pins && $(PYTHON) -m venv build/pins
+	build/pins/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	build/pins/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	build/pins/bin/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
 	rm -rf $(VENV) build dist site runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

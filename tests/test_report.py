@@ -77,8 +77,9 @@ def _folders(root: Path, text: str) -> dict[str, Path]:
         ] + [{"event": "evaluated", "step": 8, "values": {"heldout_loss": 0.5}}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "settings.yaml").write_text(f"data: {json.dumps(text)}\n")
-    with storage.write_folder(folders["loss"], kind="evaluation") as folder:
-        storage.write_json(folder / "results.json", {"bits_per_byte": 2.0, "baselines": {text: 3.0}})
+    summary = {"bits_per_byte": 2.0, "perplexity": 9.0, "baselines": {text: 3.0}}
+    with storage.write_folder(folders["loss"], kind="evaluation", summary=summary) as folder:
+        (folder / "loss.svg").write_text(f"<svg xmlns='http://www.w3.org/2000/svg'><text>{text}</text></svg>")
     with storage.write_folder(folders["text"], kind="samples") as folder:
         row = {"prompt": text, "text": text, "untrained": text}
         (folder / "samples.jsonl").write_text(json.dumps(row) + "\n")

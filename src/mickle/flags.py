@@ -45,6 +45,7 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
     """A parser with one flag for every field of ``cls``; the help ends in an example."""
     made = Parser(
         prog=prog,
+        usage=f"{prog} {f'[{positional.upper()}] ' if positional else ''}[--setting value ...] [--out FOLDER]",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=Help,
@@ -73,7 +74,7 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
         if truth:
             made_flag["const"] = "true"
         group.add_argument(
-            "--" + name.replace("_", "-"),
+            *_spellings(name, annotation),
             dest=f"field:{name}",
             default=argparse.SUPPRESS,
             metavar=_metavar(annotation),
@@ -81,6 +82,11 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
             **made_flag,
         )
     return made
+
+
+def _spellings(name: str, annotation: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    return [flag, f"{flag}.kind"] if config_variants(annotation) else [flag]
 
 
 def parse(made: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:

@@ -109,7 +109,7 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
             found.append(Finding(_count(summary.get("parameters", 0)), "parameters"))
             found.append(Finding(_count(summary.get("tokens_read", 0)), "tokens seen in training"))
         elif kind == "evaluation":
-            found += _evaluation_findings(folders[name])
+            found += _evaluation_findings(summary)
     seconds = sum(m.meta.get("seconds", 0.0) for m in manifests.values())
     peak = max((m.meta.get("peak_memory_bytes", 0) for m in manifests.values()), default=0)
     found.append(Finding(_duration(seconds), "from pages to this report"))
@@ -117,16 +117,18 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
     return found
 
 
-def _evaluation_findings(folder: Path) -> list[Finding]:
-    results = storage.read_json(folder / "results.json")
-    if "bits_per_byte" not in results:
+def _evaluation_findings(summary: dict[str, Any]) -> list[Finding]:
+    if "bits_per_byte" not in summary:
         return []
-    found = [Finding(f"{results['bits_per_byte']:.3f}", "bits per byte on held-out pages")]
-    baselines = results.get("baselines", {})
-    if baselines:
-        name, value = min(baselines.items(), key=lambda item: float(item[1]))
+    found = [Finding(f"{summary['bits_per_byte']:.3f}", "bits per byte on pages never seen")]
+    if summary.get("baselines"):
+        name, value = _best(summary["baselines"])
         found.append(Finding(f"{value:.3f}", f"best trivial baseline ({name})"))
     return found
+
+
+def _best(baselines: dict[str, float]) -> tuple[str, float]:
+    return min(baselines.items(), key=lambda item: item[1])
 
 
 def _steps(folders: dict[str, Path], manifests: dict[str, Manifest]) -> Table:
@@ -224,11 +226,7 @@ def _model(folder: Path, manifest: Manifest) -> Section:
         f"A decoder of {summary.get('parameters', 0):,} parameters was trained for {len(trained):,} steps on "
         f"{summary.get('tokens', 0):,} tokens."
     )
-    rows = [
-        (name.replace("_", " "), _cell(value))
-        for name, value in summary.items()
-        if not isinstance(value, (dict, list))
-    ]
+    rows = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
     return Section("The training", lead, tuple(_curves(trained, evaluated)), (Table(("", ""), rows),))
 
 
@@ -279,30 +277,24 @@ def _smooth(values: list[float], share: float = 0.03) -> list[float]:
 
 
 def _evaluation(folder: Path, manifest: Manifest) -> Section:
-    results = storage.read_json(folder / "results.json")
+    summary = manifest.meta.get("summary", {})
     drawn = tuple(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg"))[:3])
-    rows = [
-        (name.replace("_", " "), _cell(value))
-        for name, value in results.items()
-        if isinstance(value, (int, float, str))
-    ]
-    rows += [(f"baseline: {name}", _cell(value)) for name, value in results.get("baselines", {}).items()]
+    rows = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
+    bars = sorted(summary.get("baselines", {}).items(), key=lambda item: item[1])
+    rows += [(f"baseline: {name}, bits per byte", _cell(value)) for name, value in bars]
     return Section(
-        "The evaluation",
-        _sentence(results),
-        drawn,
-        (Table(("measure", "value"), rows, frozenset({1})),),
+        "The evaluation", _sentence(summary), drawn, (Table(("measure", "value"), rows, frozenset({1})),)
     )
 
 
-def _sentence(results: dict[str, Any]) -> str:
-    baselines = results.get("baselines", {})
-    if "bits_per_byte" not in results or not baselines:
+def _sentence(summary: dict[str, Any]) -> str:
+    if not summary.get("baselines"):
         return "Measured on pages the model has not seen."
-    name, best = min(baselines.items(), key=lambda item: float(item[1]))
-    share = 1 - results["bits_per_byte"] / best
-    verb = f"{share:.0%} fewer bits than" if share > 0 else f"{-share:.0%} more bits than"
-    return f"On pages it has not seen, the model needs {verb} the best trivial baseline ({name}): fewer is better."
+    name, best = _best(summary["baselines"])
+    share = 1 - summary["bits_per_byte"] / best
+    much = f"{share:.0%} fewer bits than" if share > 0 else f"{-share:.0%} more bits than"
+    end = "The model is the better one." if share > 0 else "The baseline is the better one."
+    return f"On pages it has not seen, the model needs {much} the best trivial baseline ({name}). {end}"
 
 
 def _samples(folder: Path, manifest: Manifest) -> Section:
@@ -335,6 +327,10 @@ SECTIONS: dict[str, Callable[[Path, Manifest], Section]] = {
     "samples": _samples,
     "study": _study,
 }
+
+
+def _plain(value: Any) -> bool:
+    return isinstance(value, (str, int, float))
 
 
 def _cell(value: Any) -> str:
