@@ -1,9 +1,9 @@
 """The part of ``mickle evaluate`` that asks at which length a model breaks.
 
 For any model folder, and a named task (``mickle.data.length_tasks``) or JSON Lines with ``source``,
-``target`` and perhaps ``length``. Writes ``results.json``, ``table.md``, ``length.csv`` and ``length.svg``;
-how an answer is judged stands in ``length_scores.py``. Accuracy at the lengths of training always stands beside the rest:
-a model that never learned its task looks like one that does not extrapolate.
+``target`` and perhaps ``length``. Writes ``results.json``, ``table.md``, ``length.csv``, ``length.svg``.
+How an answer is judged stands in ``length_scores.py``. Accuracy at the lengths of training always stands
+beside the rest: a model that never learned its task looks like one that does not extrapolate.
 """
 
 from __future__ import annotations
