@@ -95,6 +95,7 @@ class Members:
     def _begin(self) -> None:
         self.decoder = zlib.decompressobj(wbits=31)
         self.taken = self.given = 0
+        self.history = b""  # the end of what this member took: a damaged one may have swallowed the next
 
     def chunk(self) -> bytes:
         """Some decompressed bytes, at most ``READ``; none at the end of the file."""
@@ -105,6 +106,7 @@ class Members:
             source = self.pending or self.read(READ)
             if not source:
                 if self.taken:
+                    self.pending = self.history[1:]
                     raise Break("compressed data is cut off", self.taken)
                 return b""
             fresh = self.taken == 0
@@ -114,10 +116,12 @@ class Members:
             try:
                 result = self.decoder.decompress(source, READ)
             except zlib.error:
-                self.pending = source[1:] if fresh else source
+                self.pending = (self.history + source)[1:]
                 raise Break("compressed data is corrupt", self.given) from None
             self.pending = self.decoder.unconsumed_tail
-            self.taken += len(source) - len(self.pending) - len(self.decoder.unused_data)
+            used = len(source) - len(self.pending) - len(self.decoder.unused_data)
+            self.taken += used
+            self.history = (self.history + source[:used])[-2 * READ :]
             self.given += len(result)
             if self.given > RATIO_FROM and self.given > self.ratio * self.taken:
                 raise Break("compressed data expands too far", self.given / self.taken)
