@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
 IGNORE = -100
-CHUNK_BYTES = 16 * 2**20
+CHUNK_BYTES = 8 * 2**20
 """Size of one chunk's float32 logits: within a last-level cache, yet enough rows for efficient products."""
 
 _drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar("mickle_drawn_labels", default=None)
