@@ -294,8 +294,8 @@ study = Study(
         " has, and the page says where that was: it can only be against the claim where that arm is `none`."
     ),
     scales={
-        "quick": Scale(seeds=1, values=QUICK, cell_seconds=60),
-        "full": Scale(seeds=5, values=VALUES, cell_seconds=300),
+        "quick": Scale(seeds=1, values=QUICK, cell_seconds=170),
+        "full": Scale(seeds=5, values=VALUES, cell_seconds=900),
         "gpu": Scale(seeds=5, values=GPU, cell_seconds=7200),
     },
     run_cell=run_cell,
