@@ -243,7 +243,7 @@ class Sophia(torch.optim.Optimizer):
                 float(group["lr"]), group["betas"][0], group["gamma"], group["eps"], group["weight_decay"]
             )
             counts = sophia_update([self._tensors(p, group) for _, p in chosen], rule)
-            self._unclipped += [(name, count, p.numel()) for (name, p), count in zip(chosen, counts)]
+            self._unclipped += [(name, count, local(p).numel()) for (name, p), count in zip(chosen, counts)]
         self._watch()
 
     def _tensors(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensors:
