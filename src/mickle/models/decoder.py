@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
+from mickle.kernels.attention import causal_attention
+from mickle.kernels.norms import rms_norm
 from mickle.models import positions
 from mickle.models.cache import KeyValueCache
 from mickle.models.shape import DecoderConfig
@@ -50,6 +52,14 @@ class Sight:
     masks: dict[str, Tensor | None]
     triangular: bool
     rotation: tuple[Tensor, Tensor] | None  # cosines and sines, [T, R/2] or [B, 1, T, R/2]
+
+
+class RMSNorm(nn.RMSNorm):
+    """Root-mean-square normalisation, in the precision of the products that read it (`kernels/norms.py`)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., D] -> [..., D]."""
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -82,14 +92,12 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # [B, G, S, K]
         mask = sight.masks.get(self.scheme, sight.masks[""])
-        attended = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=sight.triangular and mask is None,
-            enable_gqa=self.heads != self.kv_heads,
-        )  # [B, H, T, K]
+        if sight.triangular and mask is None:
+            attended = causal_attention(queries, keys, values)  # [B, H, T, K]
+        else:
+            attended = F.scaled_dot_product_attention(
+                queries, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
+            )
         return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
 
 
@@ -118,9 +126,9 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.dropout = config.dropout
-        self.input_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.input_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.self_attn = Attention(config, layer)
-        self.post_attention_layernorm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
@@ -141,7 +149,7 @@ class Decoder(nn.Module):
         with torch.random.fork_rng(devices=[]):  # the weights torch draws here are drawn again below
             self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
             self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-            self.norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+            self.norm = RMSNorm(config.width, eps=config.norm_eps)
             if not config.tied:
                 self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
             if "learned" in config.schemes:

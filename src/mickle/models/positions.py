@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mickle.errors import UsageError
+from mickle.kernels.rotary import rotate_pairs
 
 Position = Literal["none", "learned", "sinusoidal", "rotary", "alibi", "t5"]
 AT_EMBEDDING = frozenset({"learned", "sinusoidal"})
@@ -80,12 +81,7 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     pairing of Llama folders; the paper and GPT-J pair (2k, 2k + 1), the same map after a fixed permutation of
     dimensions.
     """
-    half = cosine.shape[-1]
-    first, second = x[..., :half], x[..., half : 2 * half]
-    parts = [first * cosine - second * sine, second * cosine + first * sine]
-    if 2 * half < x.shape[-1]:
-        parts.append(x[..., 2 * half :].to(parts[0].dtype))
-    return torch.cat(parts, dim=-1).to(x.dtype)
+    return rotate_pairs(x, cosine, sine)
 
 
 def alibi_slopes(heads: int) -> list[float]:
