@@ -16,8 +16,9 @@ from mickle.kernels.losses import cross_entropy, cross_entropy_plain, sampled_cr
 
 @pytest.fixture(autouse=True)
 def many_chunks(monkeypatch):
-    """Chunks of a few rows, so that every test crosses their borders."""
-    monkeypatch.setattr(losses, "CHUNK_BYTES", 600)
+    """Chunks of a few rows in pieces of fewer, so that every test crosses their borders."""
+    monkeypatch.setattr(losses, "CHUNK_BYTES", 2400)
+    monkeypatch.setattr(losses, "SOFTMAX_BYTES", 600)
 
 
 def problem(seed, rows, width, vocabulary, ignored=0.3, dtype=torch.float32, scale=1.0):

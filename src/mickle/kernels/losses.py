@@ -25,8 +25,10 @@ from torch.nn import functional as F
 from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
 IGNORE = -100
-CHUNK_BYTES = 8 * 2**20
-"""Size of one chunk's float32 logits: within a last-level cache, yet enough rows for efficient products."""
+CHUNK_BYTES = 16 * 2**20
+"""Size of one chunk's logits in the products' precision: large, as each chunk also adds up a whole [V, D]."""
+SOFTMAX_BYTES = 2 * 2**20
+"""Size of the float32 rows that exponentials are taken of at a time: they stay in a core's own cache."""
 
 _drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar("mickle_drawn_labels", default=None)
 
@@ -59,7 +61,8 @@ def cross_entropy(
     in float32 whatever the precision of the products; under autocast the products run in its precision.
     Differentiable once with respect to ``hidden`` and ``weight``, by one backward pass.
     """
-    if (drawing := _drawing.get()) is not None:
+    drawing = None if torch.compiler.is_compiling() else _drawing.get()
+    if drawing is not None:
         total, count = sampled_cross_entropy(hidden, weight, labels, drawing[0], ignore_index)
         drawing[1].append(total.detach())
         return total, count
@@ -120,7 +123,8 @@ def _chunked(
         uniforms = None if uniforms is None else uniforms[rows]
     wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
     chunked = _ChunkedCrossEntropy.apply if wanted and torch.is_grad_enabled() else _losses_only
-    return chunked(hidden, weight, labels, counted, uniforms, _product_precision(hidden)), count
+    precision = hidden.dtype if weight is None else _product_precision(hidden)
+    return chunked(hidden, weight, labels, counted, uniforms, precision), count
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -144,19 +148,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_gradient = None
         if weight is not None and wants_weight:
             weight_gradient = torch.zeros_like(weight, dtype=wide)
-        for rows in _chunks(len(labels), hidden.shape[-1] if weight is None else len(weight)):
+        vocabulary = hidden.shape[-1] if weight is None else len(weight)
+        for rows in _chunks(len(labels), CHUNK_BYTES // (precision.itemsize * vocabulary)):
             inputs = hidden[rows].to(precision)  # [C, D]
-            if matrix is None:
-                logits = inputs.to(wide, copy=True)  # they are the model's own, and are overwritten below
-            else:
-                logits = _product(inputs, matrix.T).to(wide)  # [C, V]
-            targets = labels[rows] if uniforms is None else _draw(logits, uniforms[rows])
-            losses[rows] = _losses_to_gradients(logits, targets, counted[rows])
-            gradient = logits.to(precision)  # d losses / d logits [C, V]
+            # Without a matrix the inputs are the model's own logits, and must not be overwritten.
+            logits = inputs.clone() if matrix is None else _product(inputs, matrix.T)  # [C, V]
+            draw = None if uniforms is None else uniforms[rows]
+            losses[rows] = _losses_to_gradients(logits, labels[rows], counted[rows], draw)
             if hidden_gradient is not None:
-                hidden_gradient[rows] = gradient if matrix is None else _product(gradient, matrix)
+                hidden_gradient[rows] = logits if matrix is None else _product(logits, matrix)
             if weight_gradient is not None:
-                weight_gradient += _product(gradient.T, inputs)
+                weight_gradient += _product(logits.T, inputs)
         if weight is not None and weight_gradient is not None:
             weight_gradient = weight_gradient.to(weight.dtype)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
@@ -171,11 +173,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *gradients, None, None, None, None
 
 
-def _losses_to_gradients(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+def _losses_to_gradients(logits: Tensor, labels: Tensor, counted: Tensor, uniforms: Tensor | None) -> Tensor:
     """Losses [C] of ``logits`` [C, V], which become in place their gradients softmax - onehot.
 
-    Both are zero where ``counted`` [C] is false.
+    Both are zero where ``counted`` [C] is false. Labels are drawn anew where ``uniforms`` are given.
     """
+    wide = _wide(logits.dtype)
+    losses = logits.new_empty(len(logits), dtype=wide)
+    parts = _chunks(len(logits), SOFTMAX_BYTES // (wide.itemsize * logits.shape[1]))
+    buffer = logits if logits.dtype == wide else torch.empty_like(logits[parts[0]], dtype=wide)
+    for part in parts:
+        rows = logits[part] if buffer is logits else buffer[: part.stop - part.start].copy_(logits[part])
+        targets = labels[part] if uniforms is None else _draw(rows, uniforms[part])
+        losses[part] = _softmax_less_onehot(rows, targets, counted[part])
+        if buffer is not logits:
+            logits[part] = rows
+    return losses
+
+
+def _softmax_less_onehot(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """The same for some rows [C, V] in float32, all of them at once."""
     targets = targets.where(counted, 0).unsqueeze(-1)  # [C, 1]
     logits -= logits.amax(-1, keepdim=True)
     chosen = logits.gather(-1, targets)
@@ -197,7 +214,8 @@ def _losses_only(
     wide = _wide(hidden.dtype)
     matrix = None if weight is None else weight.to(precision)
     losses = hidden.new_zeros(len(labels), dtype=wide)
-    for rows in _chunks(len(labels), hidden.shape[-1] if weight is None else len(weight)):
+    vocabulary = hidden.shape[-1] if weight is None else len(weight)
+    for rows in _chunks(len(labels), CHUNK_BYTES // (wide.itemsize * vocabulary)):
         inputs = hidden[rows].to(precision)
         logits = (inputs if matrix is None else _product(inputs, matrix.T)).to(wide)
         targets = labels[rows] if uniforms is None else _draw(logits, uniforms[rows])
@@ -224,10 +242,9 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         return left @ right
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    """Equal chunks of tokens whose float32 logits fill about ``CHUNK_BYTES``."""
-    most = max(1, CHUNK_BYTES // (4 * vocabulary))
-    pieces = max(1, math.ceil(tokens / most))
+def _chunks(tokens: int, most: int) -> list[slice]:
+    """Chunks of nearly equal size, none above ``most`` (at least 1) tokens."""
+    pieces = max(1, math.ceil(tokens / max(1, most)))
     size = max(1, math.ceil(tokens / pieces))
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
