@@ -116,7 +116,7 @@ def test_one_cell_measures_what_is_declared(tmp_path):
     names = {comparison.measure for comparison in nope.study.comparisons}
     table = nope.add_ranks({arm: dict(measured) for arm in nope.POSITIONS})
     assert names <= set(table["none"])
-    assert table["none"]["reciprocal_rank"] == pytest.approx(1 / 3), "five equal arms share rank 3"
+    assert table["none"]["reciprocal_rank"] == pytest.approx(1 / 3.5), "six equal arms share rank 3.5"
 
 
 def test_a_run_ends_when_the_training_lengths_are_learned():
