@@ -65,6 +65,12 @@ def test_missing_binary_and_huge_files(toy: ModuleType, tmp_path: Path) -> None:
         load(toy.Write, _file(tmp_path, "[" * 100_000))
 
 
+def test_a_union_without_kind_means_its_default(toy: ModuleType) -> None:
+    assert validate(toy.Write, {"method": {"rate": 0.5}}).method == toy.Plain(rate=0.5)
+    with pytest.raises(UsageError, match="gamma"):
+        validate(toy.Write, {"method": {"gamma": 0.5}})
+
+
 def test_every_problem_is_counted(toy: ModuleType) -> None:
     with pytest.raises(UsageError, match="and 1 more"):
         validate(toy.Write, {"seed": -1, "learning_rate": 0})

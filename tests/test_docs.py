@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 import re
 import runpy
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,17 +56,39 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
         test_commands_name_verbs_and_settings_that_exist(page)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, {"python"})], ids=lambda p: p.name)
-def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All blocks of a page in order, in a folder with some pages of text."""
-    (tmp_path / "pages").mkdir()
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with pages of text, a corpus made of them and a model trained for two steps."""
+    import mickle
+
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "pages").mkdir()
     for number in range(40):
         text = "".join(WORDS.format(f"{number}{letter}") for letter in "abcdef")
-        (tmp_path / "pages" / f"{number}.txt").write_text(text)
+        (folder / "pages" / f"{number}.txt").write_text(text)
+    corpus = mickle.curate(source={"kind": "files", "path": folder / "pages"}, out=folder / "corpus")
+    mickle.pretrain(data=corpus, size=60_000, steps=2, out=folder / "model")
+    return folder
+
+
+# What an example finds already made: the outputs of the pages before it.
+FOUND = {"README.md": ["pages"], "pretrain.md": ["corpus"], "evaluate.md": ["corpus", "model"]}
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, {"python"})], ids=lambda p: p.name)
+def test_python_examples_run(page: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All blocks of a page in order; blocks with prompts must also print what they say."""
+    for name in FOUND.get(page.name, []):
+        shutil.copytree(made / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    script = tmp_path / "example.py"
-    script.write_text("\n".join(_blocks(page, {"python"})))
-    runpy.run_path(str(script), run_name="example")
+    text = "\n".join(_blocks(page, {"python"}))
+    if ">>>" in text:
+        examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
+        assert examples.examples
+        assert doctest.DocTestRunner().run(examples).failed == 0
+    else:
+        (tmp_path / "example.py").write_text(text)
+        runpy.run_path(str(tmp_path / "example.py"), run_name="example")
 
 
 def test_pages_render_and_their_links_lead_somewhere(tmp_path: Path) -> None:

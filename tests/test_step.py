@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from mickle import storage
-from mickle.errors import UsageError
+from mickle.errors import ResourceError, UsageError
 from mickle.events import Event, ignore
 from mickle.step import execute, identity_hash
 
@@ -48,7 +48,7 @@ def test_foreign_and_damaged_folders_are_refused(toy: ModuleType, tmp_path: Path
 
 def test_a_stopped_step_goes_on(toy: ModuleType, tmp_path: Path) -> None:
     step = toy.Write(fail=True)
-    with pytest.raises(UsageError, match="half-way"):
+    with pytest.raises(ResourceError, match="half-way"):
         execute(step, tmp_path / "w", ignore)
     assert not (tmp_path / "w").exists()
     with pytest.raises(UsageError, match=r"unfinished run with other settings: seed 0 -> 1"):
@@ -57,6 +57,13 @@ def test_a_stopped_step_goes_on(toy: ModuleType, tmp_path: Path) -> None:
     manifest = storage.open_folder(tmp_path / "w")
     assert manifest.meta["summary"]["resumed"]
     assert manifest.meta["resumed"]
+
+
+def test_bad_data_leaves_nothing_in_the_way(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="bad word"):
+        execute(toy.Write(words=["bad"]), tmp_path / "w", ignore)
+    assert list(tmp_path.iterdir()) == []
+    execute(toy.Write(words=["good"]), tmp_path / "w", ignore)
 
 
 @pytest.mark.parametrize("moment", ["before the scratch goes", "before the rename"])

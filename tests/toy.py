@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mickle.config import Config, Input
-from mickle.errors import UsageError
+from mickle.errors import ResourceError, UsageError
 from mickle.events import Emit, Progressed, Started
 from mickle.step import Step
 
@@ -44,7 +44,9 @@ class Write(Step):
         resumed = half.exists()
         half.write_text("half")
         if self.fail and not resumed:
-            raise UsageError("stopped half-way")
+            raise ResourceError("stopped half-way")
+        if "bad" in self.words:
+            raise UsageError("a bad word", where="words")
         (work / "words.txt").write_text(" ".join(self.words))
         emit(Progressed(len(self.words)))
         return {"count": len(self.words), "resumed": resumed, "text": "written"}

@@ -36,12 +36,21 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unknown(cls, values: Any) -> Any:
-        if isinstance(values, Mapping):
-            for name in values:
-                if name not in cls.model_fields:
-                    raise _unknown_field(str(name), list(cls.model_fields))
-        return values
+    def _complete(cls, values: Any) -> Any:
+        """Refuse unknown fields; a union's settings without ``kind`` are those of its default."""
+        if not isinstance(values, Mapping):
+            return values
+        for name in values:
+            if name not in cls.model_fields:
+                raise _unknown_field(str(name), list(cls.model_fields))
+        return {name: _with_kind(cls.model_fields[name], value) for name, value in values.items()}
+
+
+def _with_kind(field: Any, value: Any) -> Any:
+    if not isinstance(value, Mapping) or "kind" in value or field.is_required():
+        return value
+    kind = getattr(field.get_default(call_default_factory=True), "kind", None)
+    return value if kind is None else {"kind": kind, **value}
 
 
 def _unknown_field(name: str, known: list[str]) -> PydanticCustomError:

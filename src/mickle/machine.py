@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import platform
 import resource
@@ -123,10 +122,16 @@ def copy_bandwidth(bytes_copied: int = 64 << 20, repeats: int = 5) -> float:
     return 2 * bytes_copied / _median_seconds(copy, repeats)
 
 
-@functools.cache
 def fast_bfloat16() -> bool:
-    """Whether bfloat16 products run clearly faster here than float32 ones (measured once, some milliseconds)."""
-    return matmul_flops("bfloat16", 512, 3) > 1.3 * matmul_flops("float32", 512, 3)
+    """Whether the device has instructions for bfloat16 products. Not timed: a busy machine must not change it."""
+    import torch
+
+    if device().type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = next(
+        (line for line in _read("/proc/cpuinfo").splitlines() if line.startswith(("flags", "Features"))), ""
+    )
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 
 
 def describe() -> dict[str, Any]:

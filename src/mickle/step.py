@@ -104,7 +104,12 @@ def execute(step: Step, out: Path, emit: Emit) -> Path:
         resumed = _prepare(work, identity, step.resumable_changes)
         if resumed:
             emit(Noted(f"going on with {work}"))
-        _run_and_publish(step, identity, work, out, emit, resumed)
+        try:
+            _run_and_publish(step, identity, work, out, emit, resumed)
+        except UsageError:
+            if not resumed:  # a corrected step is another step: what this one began is of no use to it
+                storage.remove(work)
+            raise
     return out
 
 

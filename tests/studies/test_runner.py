@@ -256,7 +256,9 @@ def test_derived_measures_see_all_arms_of_one_world_and_seed(toy: Study, tmp_pat
     question = Comparison(
         "rank", "method", "baseline", "rank", "lower", "difference", 1.0, "", toy.worlds, True
     )
-    result = run_study(replace(toy, derive=ranks, comparisons=(question,)), "full", Place(tmp_path, workers=0))
+    result = run_study(
+        replace(toy, derive=ranks, comparisons=(question,)), "full", Place(tmp_path, workers=0)
+    )
     row = result["comparisons"][0]
     assert (row["method"], row["baseline"], row["benefit"], row["low"], row["p"]) == (1, 2, 1, 1, 0.0)
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mickle.data.length_tasks import open_task
 from mickle.evaluation.length_scores import Encoded
 from mickle.models.decoder import Attention, Decoder, DecoderConfig, Sight
 from mickle.studies import nope
@@ -20,7 +19,7 @@ TINY = {
     "batch": 4,
     "symbols": 5,
     "longest": {"rsc": 3, "rdc": 3, "cmc": 3, "mc": 3},
-    "steps": {"rsc": 3, "rdc": 3, "cmc": 3, "mc": 3, "scan": 2},
+    "steps": {"rsc": 3, "rdc": 3, "cmc": 3, "mc": 3},
     "evaluate_every": 2,
     "validation": 2,
     "test": 2,
@@ -103,8 +102,6 @@ def test_arms_start_from_equal_weights_and_see_equal_batches():
 def test_worlds_train_short_and_test_long(world):
     task = nope.task_of(cell("none", world))
     assert max(task.train) < min(task.test)
-    if world == "scan":
-        assert (task.train, task.test) == (open_task("scan").train, open_task("scan").test)
 
 
 def test_one_cell_measures_what_is_declared(tmp_path):

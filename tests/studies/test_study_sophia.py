@@ -42,19 +42,6 @@ def test_the_baseline_needs_its_own_steps() -> None:
     assert page.steps_to_baseline(convex) is convex
 
 
-def test_lion_by_pencil() -> None:
-    theta = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
-    optimizer = page.lion()([{"params": [theta], "weight_decay": 0.5}], lr=0.1)
-    theta.grad = torch.tensor([2.0, -3.0])
-    optimizer.step()
-    torch.testing.assert_close(theta.data, torch.tensor([0.95 - 0.1, 0.95 + 0.1]))
-    torch.testing.assert_close(optimizer.state[theta]["average"], torch.tensor([0.02, -0.03]))
-    theta.grad = torch.tensor([-0.1, -0.1])  # 0.9 x .02 - 0.1 x .1 > 0: the average outweighs it
-    optimizer.step()
-    assert theta[0] < 0.85 * 0.95
-    assert theta[1] > 1.05 * 0.95
-
-
 def test_the_convex_worlds_best_loss_is_what_newton_finds() -> None:
     problem = page.zipf_problem(3, 6, 3, 400)
     model = problem.fresh()

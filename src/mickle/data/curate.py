@@ -70,6 +70,7 @@ class Curate(Step):
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Writes pages, removed pages and the card under ``work``; goes on where a killed run stopped."""
         begun = time.monotonic()
+        forecast = self.dry_run()[0]
         chunks = work / storage.SCRATCH / "chunks"
         chunks.mkdir(parents=True, exist_ok=True)
         undocumented: dict[str, list[str]] = {}
@@ -85,7 +86,11 @@ class Curate(Step):
         counts = {
             name: card[name] for name in ("records", "skipped", "removed", "kept", "kept_bytes", "languages")
         }
-        return counts | {"fresh_records": fresh, "records_per_second": round(fresh / seconds, 2)}
+        return counts | {
+            "forecast": asdict(forecast),
+            "fresh_records": fresh,
+            "records_per_second": round(fresh / seconds, 2),
+        }
 
     def dry_run(self) -> tuple[Forecast, str]:
         """What would be read, and about how long it takes."""

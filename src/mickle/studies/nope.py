@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mickle.data.length_tasks import Task, buckets, open_task, smaller, training_examples
+from mickle.data.length_tasks import Task, buckets, smaller, training_examples
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
 if TYPE_CHECKING:
@@ -71,9 +71,7 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
 
 
 def task_of(cell: Cell) -> Task:
-    """The world's task at this scale: SCAN as it is, the others with fewer symbols and shorter lengths."""
-    if cell.world == "scan":
-        return open_task("scan")
+    """The world's task at this scale: fewer symbols and shorter lengths than the paper's."""
     longest = cell.values["longest"][cell.world]
     return smaller(
         cell.world, range(1, longest + 1), range(longest + 1, 2 * longest + 1), cell.values["symbols"]
@@ -177,17 +175,17 @@ def add_ranks(table: dict[str, Measurements]) -> dict[str, Measurements]:
     return {arm: {**measured, "reciprocal_rank": ranks[arm]} for arm, measured in table.items()}
 
 
-WORLDS = ("rsc", "rdc", "cmc", "mc", "scan")
+WORLDS = ("rsc", "rdc", "cmc", "mc")
 VALUES: dict[str, Any] = {
     "width": 64,
-    "layers": {"rsc": 2, "rdc": 2, "cmc": 3, "mc": 3, "scan": 3},
+    "layers": {"rsc": 2, "rdc": 2, "cmc": 3, "mc": 3},
     "heads": 4,
     "initial_std": 0.06,
     "learning_rate": 2e-3,
     "batch": 32,
     "symbols": 20,
     "longest": {"rsc": 12, "rdc": 10, "cmc": 8, "mc": 6},
-    "steps": {"rsc": 800, "rdc": 1000, "cmc": 2000, "mc": 2000, "scan": 1200},
+    "steps": {"rsc": 800, "rdc": 1000, "cmc": 2000, "mc": 2000},
     "evaluate_every": 100,
     "validation": 32,
     "test": 32,
@@ -195,7 +193,7 @@ VALUES: dict[str, Any] = {
 # Enough to learn the two repeating tasks; the others run, and say by `reached` that they were not learned.
 QUICK = {
     **VALUES,
-    "steps": {"rsc": 600, "rdc": 600, "cmc": 200, "mc": 200, "scan": 40},
+    "steps": {"rsc": 600, "rdc": 600, "cmc": 200, "mc": 200},
     "validation": 8,
     "test": 16,
 }
@@ -239,8 +237,8 @@ study = Study(
             measure="ood",
             better="higher",
             form="difference",
-            paper_effect=0.579,
-            paper="mean over these five tasks, its result files",
+            paper_effect=0.596,
+            paper="mean over these four tasks, its result files",
             worlds=WORLDS,
             headline=True,
         ),
@@ -251,7 +249,7 @@ study = Study(
             measure="ood",
             better="higher",
             form="difference",
-            paper_effect=0.579,
+            paper_effect=0.596,
             paper="its figure for a quarter of the dimensions; all of them it did not try",
             worlds=WORLDS,
         ),
@@ -262,8 +260,8 @@ study = Study(
             measure="ood",
             better="higher",
             form="difference",
-            paper_effect=0.635,
-            paper="mean over these five tasks, its result files",
+            paper_effect=0.609,
+            paper="mean over these four tasks, its result files",
             worlds=WORLDS,
         ),
         Comparison(
@@ -273,8 +271,8 @@ study = Study(
             measure="ood",
             better="higher",
             form="difference",
-            paper_effect=0.377,
-            paper="mean over these five tasks, its result files",
+            paper_effect=0.382,
+            paper="mean over these four tasks, its result files",
             worlds=WORLDS,
         ),
         Comparison(
@@ -284,8 +282,8 @@ study = Study(
             measure="ood",
             better="higher",
             form="difference",
-            paper_effect=0.023,
-            paper="mean over these five tasks, its result files",
+            paper_effect=0.029,
+            paper="mean over these four tasks, its result files",
             worlds=WORLDS,
         ),
         Comparison(
@@ -303,7 +301,7 @@ study = Study(
     rule=(
         "Every arm trains on the same batches from the same weights until 99 % of held-out instances of the training"
         " lengths are right, or to the cap of steps; accuracy is the mean over all longer lengths (to twice the"
-        " training length; SCAN: 26 to 48 actions), then over the tasks. An arm that met the cap counts with what it"
+        " training length), then over the tasks. An arm that met the cap counts with what it"
         " has, and the page says where that was: it can only be against the claim where that arm is `none`."
     ),
     scales={
@@ -316,7 +314,8 @@ study = Study(
     derive=add_ranks,
     departures=(
         "model: 2 or 3 layers of width 64, 0.1 million parameters (paper: 12 layers, 768, 110 million)",
-        "lengths: 1-12, 1-10, 1-8, 1-6 and twice these (paper: 2-20 and 21-40); SCAN as in the paper",
+        "lengths: 1-12, 1-10, 1-8, 1-6 and twice these (paper: 2-20 and 21-40)",
+        "four tasks (paper: 17 and scratchpads); SCAN is not learned to 99 % in the time that `full` has",
         "symbols: 20 (paper: 100); one token each, own vocabulary (paper: t5-base's SentencePiece)",
         "attention scores are divided by the root of the head width, weights start at 0.06 (paper: T5's scaling)",
         "AdamW 2e-3, betas 0.9 and 0.98, batch 32, no dropout (paper: 3e-5, batch 64, dropout 0.1, 40,000 steps)",

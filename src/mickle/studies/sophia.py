@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Any
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import torch
     from torch import Tensor, nn
 
@@ -141,8 +139,6 @@ def optimizer(cell: Cell, rate: float, model: nn.Module) -> torch.optim.Optimize
     groups = decay_groups(model, values["weight_decay"][cell.arm] if pages else 0.0)
     if cell.arm == "adamw":
         return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95), fused=True)
-    if cell.arm == "lion":
-        return lion()(groups, lr=rate)
     estimator: Any = "gnb" if cell.arm == "sophia-g" else "hutchinson"
     if not pages:  # no noise, so gamma 1: an unclipped coordinate takes Newton's step at learning rate 1
         return Sophia.short(groups, lr=rate, gamma=1.0, estimator=estimator, batch_share=1.0, seed=cell.seed)
@@ -151,30 +147,6 @@ def optimizer(cell: Cell, rate: float, model: nn.Module) -> torch.optim.Optimize
 
 
 @cache
-def lion() -> Any:
-    """Lion (arXiv 2302.06675, Algorithm 2): sign of a look-ahead average; a baseline of this study only."""
-    import torch
-
-    class Lion(torch.optim.Optimizer):
-        def __init__(self, params: Iterable[Any], lr: float) -> None:
-            super().__init__(params, {"lr": lr, "weight_decay": 0.0})
-
-        @torch.no_grad()
-        def step(self, closure: Any = None) -> Any:
-            if closure is not None:
-                with torch.enable_grad():
-                    closure = closure()
-            for group in self.param_groups:
-                for p in (p for p in group["params"] if p.grad is not None):
-                    average = self.state[p].setdefault("average", torch.zeros_like(p))
-                    direction = average.lerp(p.grad, 0.1).sign_()
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
-                    average.lerp_(p.grad, 0.01)
-            return closure
-
-    return Lion
-
-
 @cache
 def corpus() -> tuple[Tensor, Tensor]:
     """Bytes of the standard library's modules: training files, and every tenth file held out."""
@@ -288,14 +260,13 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
         "sophia-g": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         "sophia-h": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-        "lion": (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3),
     },
 }
 RATES["zipf-far"] = RATES["zipf-near"] = dict.fromkeys(RATES["pages"], (0.03, 0.1, 0.3, 1.0, 3.0))
 GRID = tuple({"rate": place} for place in range(5))
 SIZES: dict[str, Any] = {
     "rates": RATES,
-    "weight_decay": {"adamw": 0.1, "sophia-g": 0.2, "sophia-h": 0.2, "lion": 1.0},
+    "weight_decay": {"adamw": 0.1, "sophia-g": 0.2, "sophia-h": 0.2},
     "width": 64,
     "layers": 2,
     "heads": 4,
@@ -360,7 +331,6 @@ study = Study(
             GRID,
         ),
         Arm("sophia-h", "Sophia, Hutchinson, the same preset", GRID),
-        Arm("lion", "Lion, betas .9 .99: sign momentum, what Sophia is without its curvature", GRID),
     ),
     comparisons=(
         claimed(

@@ -66,10 +66,10 @@ class Pretrain(Step):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out in training")
     heldout_share: float | None = Field(
-        None, ge=0, lt=1, description="share of pages never trained on (default: 100 pages, within 1 %% to 10 %%)"
+        None, ge=0, lt=1, description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)"
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of products in training (default: bfloat16 where it is measured faster)"
+        None, description="of products in training (default: bfloat16 where the processor has it)"
     )
     accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
