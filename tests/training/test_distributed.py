@@ -115,7 +115,9 @@ def test_every_process_stops_for_a_fault_in_one(tmp_path: Path) -> None:
         return said
 
     first, second = together(work, tmp_path)
-    assert "BadNumbers: step 1: a weight or the optimizer's state is not finite: in another process" in first[0]
+    assert (
+        "BadNumbers: step 1: a weight or the optimizer's state is not finite: in another process" in first[0]
+    )
     assert "not finite: embed_tokens.weight" in second[0]
     assert "several processes train an unsharded model" in first[1]
 

@@ -83,7 +83,13 @@ def test_oracle_2_pytorch_optimizer_with_its_settings_walks_the_same_path() -> N
     hessians = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     optimizer = Sophia([ours], lr=lr, gamma=gamma, eps=eps, weight_decay=decay)
     peer = peers.SophiaH(
-        [theirs], lr=lr / gamma, p=gamma, eps=eps / gamma, weight_decay=decay * gamma, betas=(0.96, 0.99), update_period=10
+        [theirs],
+        lr=lr / gamma,
+        p=gamma,
+        eps=eps / gamma,
+        weight_decay=decay * gamma,
+        betas=(0.96, 0.99),
+        update_period=10,
     )  # fmt: skip
     for step in range(100):
         for parameter in (ours, theirs):
@@ -243,7 +249,14 @@ def test_minimises_known_functions(function, start, best) -> None:  # type: igno
     holder.theta = theta
     loss = lambda model, batch: (function(model.theta), torch.tensor(1))  # noqa: E731
     optimizer = Sophia(
-        [theta], lr=0.1, betas=(0.9, 0.9), gamma=0.2, weight_decay=0.0, every=1, estimator="hutchinson", bias_correction=True
+        [theta],
+        lr=0.1,
+        betas=(0.9, 0.9),
+        gamma=0.2,
+        weight_decay=0.0,
+        every=1,
+        estimator="hutchinson",
+        bias_correction=True,
     )  # fmt: skip
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, total_iters=250)
     for _ in range(250):

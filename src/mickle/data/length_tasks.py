@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mickle.data.tasks import copying, numbers, orders, pcfg, scan
 from mickle.data.tasks.problem import FULL, MINIMAL, Part, Problem
@@ -151,7 +151,11 @@ def smaller(name: str, train: Sequence[int], test: Sequence[int], symbols: int) 
         raise UsageError(f"task {name} has a fixed set of symbols", expected="a copy or reverse task")
     kept = copying.SYMBOLS[:symbols]
     return replace(
-        task, make=partial(task.make, symbols=kept), train=tuple(train), test=tuple(test), symbols=kept
+        task,
+        make=partial(cast(Any, task.make), symbols=kept),
+        train=tuple(train),
+        test=tuple(test),
+        symbols=kept,
     )
 
 

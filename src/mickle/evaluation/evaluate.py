@@ -30,12 +30,19 @@ class Loss(Config):
     """Perplexity and bits per byte on pages the model has not seen, beside byte baselines."""
 
     kind: Literal["loss"] = "loss"
-    data: Input | None = Field(None, description="pages to measure on (default: the model's own heldout.parquet)")
-    baselines_from: Input | None = Field(
-        None, description="the training corpus, from which baselines may learn; measured pages in it are left out"
+    data: Input | None = Field(
+        None, description="pages to measure on (default: the model's own heldout.parquet)"
     )
-    length: int | None = Field(None, ge=1, description="tokens of a window (default: what the model was made for)")
-    stride: int | None = Field(None, ge=1, description="tokens by which windows slide (default: half the length)")
+    baselines_from: Input | None = Field(
+        None,
+        description="the training corpus, from which baselines may learn; measured pages in it are left out",
+    )
+    length: int | None = Field(
+        None, ge=1, description="tokens of a window (default: what the model was made for)"
+    )
+    stride: int | None = Field(
+        None, ge=1, description="tokens by which windows slide (default: half the length)"
+    )
     ngram_order: int = Field(5, ge=1, le=8, description="bytes in a gram of the n-gram baseline")
 
 
@@ -74,14 +81,19 @@ def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) ->
     longest, vocabulary = model_limits(model)
     if tokenizer.size > vocabulary:
         raise UsageError(
-            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {vocabulary:,} tokens.", where=str(folder)
+            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {vocabulary:,} tokens.",
+            where=str(folder),
         )
     length = task.length or longest
     stride = task.stride or max(1, length // 2)
     measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
     training, left_out = training_texts_for(task.baselines_from, pages)
     if task.baselines_from is not None:
-        emit(Noted(f"baselines learn from {len(training):,} pages; {left_out:,} measured pages were left out of them"))
+        emit(
+            Noted(
+                f"baselines learn from {len(training):,} pages; {left_out:,} measured pages were left out of them"
+            )
+        )
     others = baselines.measure([page.text for page in pages], training, task.ngram_order)
     results = {
         "task": "loss",
@@ -153,7 +165,9 @@ def model_limits(model: Any) -> tuple[int, int]:
     from mickle.models.shape import DecoderConfig
 
     if not model.causal:
-        raise UsageError("This model sees both sides of a token; its loss on text is not defined.", expected="causal")
+        raise UsageError(
+            "This model sees both sides of a token; its loss on text is not defined.", expected="causal"
+        )
     if isinstance(model.config, DecoderConfig):  # trained at this length, whatever its positions would allow
         return model.config.max_length, model.vocab_size
     return model.length_limit or LENGTH_UNKNOWN, model.vocab_size
@@ -195,7 +209,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     model = results["model"]
-    bars = sorted([("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1])
+    bars = sorted(
+        [("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1]
+    )
     with matplotlib.rc_context({"svg.hashsalt": "mickle", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         FigureCanvasSVG(figure)
@@ -206,7 +222,9 @@ def draw(results: dict[str, Any], path: Path) -> None:
         left.set_xlabel("bits per byte (less is better)")
         left.set_xlim(0, 1.15 * bars[0][1])
         points = model["by_position"]
-        right.plot([max(1, p["from"]) for p in points], [p["nats_per_token"] for p in points], "o-", color="#1a7f5a")
+        right.plot(
+            [max(1, p["from"]) for p in points], [p["nats_per_token"] for p in points], "o-", color="#1a7f5a"
+        )
         right.set_xscale("log", base=2)
         right.set_xlabel("tokens of the text before")
         right.set_ylabel("nats per token")

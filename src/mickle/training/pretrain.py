@@ -46,17 +46,24 @@ class Pretrain(Step):
 
     data: Input = Field(description="corpus folder, or Parquet files with a column `text`")
     size: Literal["tiny", "small", "base"] | int = Field(
-        "tiny", description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters"
+        "tiny",
+        description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters",
     )
-    tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
+    tokenizer: Input | None = Field(
+        None, description="tokenizer.json or a folder with one (default: train one)"
+    )
     vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
-    sequence_length: int | None = Field(None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)")
+    sequence_length: int | None = Field(
+        None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)"
+    )
     batch_tokens: int | None = Field(None, ge=1, description="tokens an optimizer step (default: from size)")
     steps: int | None = Field(
         None, ge=1, description="optimizer steps (default: 20 tokens a parameter, 8 epochs at most)"
     )
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the pages")
-    optimizer: OptimizerSettings = Field(default_factory=AdamW, description="adamw or sophia, and its settings")
+    optimizer: OptimizerSettings = Field(
+        default_factory=AdamW, description="adamw or sophia, and its settings"
+    )
     learning_rate: float | None = Field(
         None, gt=0, description="at its peak (default: optimizer.learning_rate x (10^6 / parameters)^(1/4))"
     )
@@ -66,19 +73,26 @@ class Pretrain(Step):
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out in training")
     heldout_share: float | None = Field(
-        None, ge=0, lt=1, description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)"
+        None,
+        ge=0,
+        lt=1,
+        description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)",
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="of products in training (default: bfloat16 where the processor has it)"
     )
-    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
+    accumulate: int | None = Field(
+        None, ge=1, description="parts of a batch (default: as few as fit in memory)"
+    )
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
     on_bad_numbers: Literal["stop", "skip", "back"] = Field(
         "stop", description="when a loss or gradient is not finite or jumps"
     )
     evaluate_every: int | None = Field(None, ge=1, description="steps (default: 20 times in a run)")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
-    weights: Literal["best", "last"] = Field("best", description="which weights to keep, best by held-out loss")
+    weights: Literal["best", "last"] = Field(
+        "best", description="which weights to keep, best by held-out loss"
+    )
     compile: bool = Field(False, description="run the model through torch.compile")
 
     @model_validator(mode="after")
@@ -256,7 +270,9 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
     sides = split(read_pages(data), share)
     without = "or set heldout_share to 0 to train without held-out pages"
     if sides.distinct == 0:
-        raise UsageError("There is no page with text here.", where=str(data), todo="check what `curate` removed")
+        raise UsageError(
+            "There is no page with text here.", where=str(data), todo="check what `curate` removed"
+        )
     if share > 0 and sides.distinct == 1:
         raise UsageError(
             "All pages hold the same text: none can be held out.",
@@ -341,7 +357,9 @@ def _last_evaluation(file: Path) -> dict[str, float]:
     """What an earlier try of this run measured last, when it was killed after its last step."""
     import json
 
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    lines = (
+        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    )
     return next((line["values"] for line in reversed(lines) if line["event"] == "evaluated"), {})
 
 

@@ -108,7 +108,9 @@ def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int) ->
     """
     target = parameters_asked(settings.size)
     if training_tokens < 2:
-        raise UsageError(f"The training pages hold {training_tokens} tokens; there is nothing to learn from them.")
+        raise UsageError(
+            f"The training pages hold {training_tokens} tokens; there is nothing to learn from them."
+        )
     length = settings.sequence_length or _derived_length(target, training_tokens)
     if length >= training_tokens:
         raise UsageError(
@@ -122,7 +124,9 @@ def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int) ->
     shape = DecoderConfig.for_size(
         settings.size, vocabulary_size, length, position=settings.position, dropout=settings.dropout
     )
-    steps = settings.steps or _derived_steps(settings.epochs, shape.parameters(), training_tokens, rows * length)
+    steps = settings.steps or _derived_steps(
+        settings.epochs, shape.parameters(), training_tokens, rows * length
+    )
     precision = settings.precision or ("bfloat16" if machine.fast_bfloat16() else "float32")
     plan = Plan(
         vocabulary_size=vocabulary_size,
@@ -130,7 +134,8 @@ def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int) ->
         batch_size=rows,
         accumulate=settings.accumulate or 1,
         steps=steps,
-        learning_rate=settings.learning_rate or settings.optimizer.learning_rate * (1e6 / shape.parameters()) ** 0.25,
+        learning_rate=settings.learning_rate
+        or settings.optimizer.learning_rate * (1e6 / shape.parameters()) ** 0.25,
         precision=precision,
         evaluate_every=settings.evaluate_every or max(1, steps // EVALUATIONS),
         save_every=settings.save_every or max(1, steps // EVALUATIONS),
@@ -146,8 +151,10 @@ def _derived_length(target: int, training_tokens: int) -> int:
 
 
 def _derived_steps(epochs: float | None, parameters: int, training_tokens: int, batch_tokens: int) -> int:
-    tokens = epochs * training_tokens if epochs else min(
-        TOKENS_A_PARAMETER * parameters, MOST_EPOCHS * training_tokens
+    tokens = (
+        epochs * training_tokens
+        if epochs
+        else min(TOKENS_A_PARAMETER * parameters, MOST_EPOCHS * training_tokens)
     )
     return max(1, math.ceil(tokens / batch_tokens))
 
