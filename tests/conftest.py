@@ -24,3 +24,23 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(verbs.STEPS, "write", ("mickle_toy:Write", "words"))
     monkeypatch.setitem(verbs.STEPS, "count", ("mickle_toy:Count", "letters"))
     return module
+
+
+WORDS = "The reader opens the file and returns its {0} lines, or None where there is no file called {0}. "
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `pages` of text, a `corpus` made of them and a `model` trained for two steps."""
+    import mickle
+
+    folder = tmp_path_factory.mktemp("made")
+    (folder / "pages").mkdir()
+    for number in range(40):
+        text = "".join(WORDS.format(f"{number}{letter}") for letter in "abcdef")
+        (folder / "pages" / f"{number}.txt").write_text(text)
+    corpus = mickle.curate(
+        source={"kind": "files", "path": folder / "pages"}, workers=1, out=folder / "corpus"
+    )
+    mickle.pretrain(data=corpus, size=40_000, steps=2, out=folder / "model")
+    return folder

@@ -19,7 +19,6 @@ from mickle.errors import UsageError
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-WORDS = "The reader opens the file and returns its {0} lines, or None where there is no file called {0}. "
 
 
 def _blocks(page: Path, languages: set[str]) -> list[str]:
@@ -54,21 +53,6 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
     page.write_text("```\nmickle pretrain corpus --sise tiny\n```\n")
     with pytest.raises(UsageError, match="--size"):
         test_commands_name_verbs_and_settings_that_exist(page)
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pages of text, a corpus made of them and a model trained for two steps."""
-    import mickle
-
-    folder = tmp_path_factory.mktemp("made")
-    (folder / "pages").mkdir()
-    for number in range(40):
-        text = "".join(WORDS.format(f"{number}{letter}") for letter in "abcdef")
-        (folder / "pages" / f"{number}.txt").write_text(text)
-    corpus = mickle.curate(source={"kind": "files", "path": folder / "pages"}, out=folder / "corpus")
-    mickle.pretrain(data=corpus, size=60_000, steps=2, out=folder / "model")
-    return folder
 
 
 # What an example finds already made: the outputs of the pages before it.

@@ -135,7 +135,7 @@ def test_dry_run_counts_cells_and_says_the_rule(momentum: Path) -> None:
 
 
 def test_an_unknown_study_and_scale_name_the_nearest(momentum: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="Did you mean 'momentum'"):
+    with pytest.raises(UsageError, match="did you mean 'momentum'"):
         RunStudy(name="momentun").identity()
     with pytest.raises(UsageError, match="no scale 'gpu'"):
         RunStudy(name="momentum", scale="gpu").identity()

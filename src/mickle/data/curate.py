@@ -81,7 +81,7 @@ class Curate(Step):
         card = tally.card(self.model_dump(mode="json", exclude={"workers"}), undocumented)
         storage.write_json(work / "card.json", card)
         storage.write_text(work / "README.md", readable(card))
-        _say_what_is_left(tally, emit)
+        _say_what_is_left(tally, self._source_name(), emit)
         seconds = time.monotonic() - begun
         counts = {
             name: card[name] for name in ("records", "skipped", "removed", "kept", "kept_bytes", "languages")
@@ -120,6 +120,13 @@ class Curate(Step):
 
     def _workers(self) -> int:
         return self.workers or machine.cores()
+
+    def _source_name(self) -> str:
+        return (
+            ", ".join(self.source.packages)
+            if isinstance(self.source, Documentation)
+            else str(self.source.path)
+        )
 
     def _memory(self) -> int:
         return (200 << 20) + self._workers() * (250 << 20)
@@ -257,13 +264,13 @@ def _without_skipped(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[Page
             yield outcome
 
 
-def _say_what_is_left(tally: Tally, emit: Emit) -> None:
+def _say_what_is_left(tally: Tally, source: str, emit: Emit) -> None:
     if not tally.kept:
         raise UsageError(
             f"no page is left of {tally.records:,} records",
-            where=tally.commonest_removals(),
+            where=f"{source}: {tally.commonest_removals()}",
             expected="at least one page kept",
-            todo="look at the removed pages in the .partial folder, or loosen the rule that took most",
+            todo="check the source, or loosen the rule that took most",
         )
     if tally.kept == 1:
         emit(

@@ -112,10 +112,11 @@ class DecoderConfig:
             for width in widths
         ]
         best = min(configs, key=lambda config: abs(math.log(config.parameters() / max(target, 1))))
-        if "width" not in settings and not 0.7 < best.parameters() / max(target, 1) < 1.4:
+        smallest, largest = configs[0].parameters(), configs[-1].parameters()
+        if "width" not in settings and not 0.7 * smallest < target < 1.4 * largest:
             raise UsageError(
                 f"no decoder with a vocabulary of {vocab_size} has about {target:,} parameters",
-                expected=f"{configs[0].parameters():,} to {configs[-1].parameters():,} parameters",
+                expected=f"{smallest:,} to {largest:,} parameters",
                 todo="choose a larger size or a smaller vocabulary",
             )
         return best

@@ -293,7 +293,7 @@ def open_study(name: str) -> Study:
         raise UsageError(
             f"There is no study {name!r}",
             expected=f"one of: {', '.join(names)}" if names else "a study page in mickle/studies",
-            todo=f"Did you mean {near[0]!r}?" if near else "List them with: mickle study",
+            todo=f"did you mean {near[0]!r}?" if near else "list them with: mickle study",
         )
     study: Study = importlib.import_module(f"mickle.studies.{name}").study
     if study.name != name:

@@ -1,0 +1,214 @@
+"""Every verb on input that will not do: one clear error, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mickle import cli
+
+Prepare = Callable[[Path], None]
+
+
+def _main(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(arguments)
+    return leaving.value.code if isinstance(leaving.value.code, int) else 0
+
+
+def _nothing(here: Path) -> None:
+    pass
+
+
+def _cut(name: str, keep: float = 0.5) -> Prepare:
+    def prepare(here: Path) -> None:
+        content = (here / name).read_bytes()
+        (here / name).write_bytes(content[: int(len(content) * keep)])
+
+    return prepare
+
+
+def _write(name: str, content: str | bytes) -> Prepare:
+    def prepare(here: Path) -> None:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return prepare
+
+
+def _remove(name: str) -> Prepare:
+    return lambda here: (here / name).unlink()
+
+
+def _pages(*texts: str) -> Prepare:
+    """A file of rows with these texts."""
+    return _write("rows.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+LONG = (
+    "The river runs past the old town, and nobody who lives there remembers a colder winter than this. " * 5
+)
+SHARD = "corpus/pages/00000.parquet"
+WEIGHTS = "model/model.safetensors"
+ROWS = "curate --source rows --source.path rows.jsonl"
+CASES: list[tuple[str, Prepare, str]] = [
+    # curate
+    ("curate --source files --source.path none", _nothing, "none"),
+    ("curate --source files --source.path empty", lambda here: (here / "empty").mkdir(), "empty"),
+    ("curate --source files --source.path pages --languges en", _nothing, "did you mean --languages"),
+    ("curate --source files --source.path pages --language-threshold 2", _nothing, "language_threshold"),
+    ("curate --source warc --source.path x.warc.gz", _write("x.warc.gz", b""), "x.warc.gz"),
+    (
+        "curate --source warc --source.path x.warc.gz",
+        _write("x.warc.gz", bytes(range(256)) * 40),
+        "x.warc.gz",
+    ),
+    ("curate --source documentation --source.packages no-such-package", _nothing, "no-such-package"),
+    (ROWS, _write("rows.jsonl", ""), "rows.jsonl"),
+    (ROWS, _write("rows.jsonl", '{"text": "a"\n' * 20), "rows.jsonl"),
+    (ROWS, _write("rows.jsonl", '{"words": "a"}\n' * 20), "text"),
+    # pretrain
+    ("pretrain none", _nothing, "none"),
+    ("pretrain empty", lambda here: (here / "empty").mkdir(), "empty"),
+    ("pretrain corpus --sise tiny", _nothing, "did you mean --size"),
+    ("pretrain corpus --learning-rate -1", _nothing, "learning_rate"),
+    ("pretrain corpus --learning-rate 0", _nothing, "learning_rate"),
+    ("pretrain corpus --size 5", _nothing, "size"),
+    ("pretrain corpus --heldout-share 1.5", _nothing, "heldout_share"),
+    ("pretrain corpus", _cut(SHARD), "not whole"),
+    ("pretrain corpus", _remove(SHARD), "missing"),
+    ("pretrain corpus/pages", _cut(SHARD), "parquet"),
+    ("pretrain corpus/pages", _write(SHARD, b"PAR1"), "parquet"),
+    ("pretrain corpus --tokenizer broken.json", _write("broken.json", "{"), "broken.json"),
+    # evaluate
+    ("evaluate none", _nothing, "none"),
+    ("evaluate empty", lambda here: (here / "empty").mkdir(), "empty"),
+    ("evaluate corpus", _nothing, "corpus"),
+    ("evaluate model --task.stride 0", _nothing, "stride"),
+    ("evaluate model --task length --task.task no-such-task", _nothing, "no-such-task"),
+    ("evaluate model", _cut(WEIGHTS), "model.safetensors"),
+    ("evaluate model", _write("model/config.json", "{"), "config.json"),
+    ("evaluate model", _remove("model/tokenizer.json"), "tokenizer.json"),
+    ("evaluate model --task.data none.parquet", _nothing, "none.parquet"),
+    # sample
+    ("sample none --prompts a", _nothing, "none"),
+    ("sample model", _nothing, "prompt"),
+    ("sample model --prompts a --temperature -1", _nothing, "temperature"),
+    ("sample model --prompts a --top-p 2", _nothing, "top_p"),
+    ("sample model --prompts a", _cut(WEIGHTS, 0.9), "model.safetensors"),
+    ("sample model --prompts a", _cut(WEIGHTS, 0.0), "model.safetensors"),
+    ("sample model --prompt-file none.txt", _nothing, "none.txt"),
+    # study
+    ("study sofia", _nothing, "did you mean"),
+    ("study sophia --scale huge", _nothing, "scale"),
+    ("study sophia --wrokers 1", _nothing, "did you mean --workers"),
+    # run
+    ("run none.yaml", _nothing, "none.yaml"),
+    ("run empty.yaml", _write("empty.yaml", ""), "empty.yaml"),
+    ("run cut.yaml", _write("cut.yaml", "steps:\n  a: {verb: cur"), "cut.yaml:2"),
+    (
+        "run wrong.yaml",
+        _write("wrong.yaml", "steps:\n  a:\n    verb: curate\n    sorce: {}\n"),
+        "wrong.yaml:4",
+    ),
+    # show
+    ("show none", _nothing, "none"),
+    ("show empty", lambda here: (here / "empty").mkdir(), "empty"),
+    ("show model", _cut(WEIGHTS), "model.safetensors"),
+    ("show model", _write("model/manifest.json", "{"), "manifest.json:"),
+]
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what `made` holds, to spoil, as the current folder."""
+    for name in ("pages", "corpus", "model"):
+        shutil.copytree(made / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("command", "prepare", "says"), CASES, ids=[f"{i}-{c[0][:50]}" for i, c in enumerate(CASES)]
+)
+def test_one_clear_error_and_nothing_half_written(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, prepare: Prepare, says: str
+) -> None:
+    prepare(here)
+    takes_out = command.split()[0] not in ("run", "show")
+    code = _main([*command.split(), *(["--out", "out", "--quiet"] if takes_out else [])])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert says in said
+    assert "Traceback" not in said
+    assert 1 <= len(said.strip().splitlines()) <= 4
+    assert not (here / "out").exists()
+    assert not (here / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ([LONG], "page"),
+        ([LONG] * 30, "same text"),
+        (["a"], "page"),
+    ],
+    ids=["one page", "all duplicates", "one token"],
+)
+def test_a_corpus_too_small_to_train_on(
+    here: Path, capsys: pytest.CaptureFixture[str], texts: list[str], says: str
+) -> None:
+    """Curating it is no error (its card says what is left); training on it is one sentence."""
+    _pages(*texts)(here)
+    assert _main([*ROWS.split(), "--out", "small", "--workers", "1", "--minimum-characters", "1"]) in (0, 2)
+    capsys.readouterr()
+    source = "small" if (here / "small").exists() else "rows.parquet"
+    code = _main(["pretrain", source, "--out", "out", "--quiet"])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert len(said.strip().splitlines()) <= 4
+    assert not (here / "out").exists()
+    assert says in said or source == "rows.parquet"
+
+
+@pytest.mark.parametrize("limit", [2_000, 60_000])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "curate --source files --source.path pages --workers 1",
+        "pretrain corpus --size 40000 --steps 2",
+        "evaluate model --task loss",
+        "sample model --prompts a b c --max-tokens 4",
+    ],
+)
+def test_a_full_disk_stops_with_one_sentence_and_goes_on_later(here: Path, command: str, limit: int) -> None:
+    """A file-size limit stands for the full disk; small outputs may pass under the larger one."""
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        with open("said.txt", "w") as said:
+            sys.stderr = said
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                cli.main([*command.split(), "--out", "out", "--quiet"])
+            except SystemExit as leaving:
+                said.flush()
+                os._exit(leaving.code if isinstance(leaving.code, int) else 99)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    said = (here / "said.txt").read_text()
+    if code == 0:
+        assert (here / "out" / "manifest.json").is_file()
+        return
+    assert code == 3, said
+    assert "disk" in said
+    assert not (here / "out").exists()
+    assert _main([*command.split(), "--out", "out", "--quiet"]) == 0
