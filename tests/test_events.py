@@ -4,7 +4,20 @@ import io
 import json
 from pathlib import Path
 
-from mickle.events import Console, Evaluated, JsonLines, Noted, Progressed, Started, Trained, Warned, several
+import pytest
+
+from mickle.events import (
+    Console,
+    Evaluated,
+    JsonLines,
+    Noted,
+    Progressed,
+    Started,
+    TensorBoard,
+    Trained,
+    Warned,
+    several,
+)
 
 EVENTS = [Trained(s, 2.0 / s, 0.1, 1.0, 10 * s, 0.5 * s, {}) for s in (1, 2, 3)]
 
@@ -52,3 +65,14 @@ def test_several_readers_hear_all() -> None:
     second: list[object] = []
     several(first.append, second.append)(EVENTS[0])
     assert first == second == [EVENTS[0]]
+
+
+def test_tensorboard_reads_the_same_events(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sink = TensorBoard(tmp_path)
+    for event in [*EVENTS, Evaluated(3, {"heldout_loss": 1.5})]:
+        sink(event)
+    read = accumulator.EventAccumulator(str(tmp_path))
+    read.Reload()
+    assert next((scalar.step, scalar.value) for scalar in read.Scalars("train/loss")) == (1, 2.0)
+    assert read.Scalars("heldout/heldout_loss")[0].value == 1.5

@@ -72,6 +72,8 @@ def test_grouped_heads_and_second_derivatives_run_plain():
     shared = causal_attention(queries, keys[:, :2], values[:, :2])
     close(shared, causal_attention_plain(queries, *(t[:, :2] for t in (keys, values))), 1e-6)
     with plain_kernels():
-        assert torch.equal(causal_attention(queries, keys, values), causal_attention_plain(queries, keys, values))
+        assert torch.equal(
+            causal_attention(queries, keys, values), causal_attention_plain(queries, keys, values)
+        )
     with pytest.raises(RuntimeError, match="plain_kernels"):
         torch.autograd.grad(causal_attention(queries, keys, values), queries, gradient, create_graph=True)

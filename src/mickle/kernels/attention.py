@@ -31,7 +31,9 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     if torch.is_autocast_enabled(queries.device.type):
         precision = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(precision), keys.to(precision), values.to(precision)
-    needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad or values.requires_grad)
+    needs_gradient = torch.is_grad_enabled() and (
+        queries.requires_grad or keys.requires_grad or values.requires_grad
+    )
     fits = queries.device.type == "cpu" and queries.shape[1] == keys.shape[1] and queries.shape[2] >= BLOCK
     if use_plain() or torch.compiler.is_compiling() or not (fits and needs_gradient):
         return causal_attention_plain(queries, keys, values)
@@ -67,7 +69,9 @@ class _BlockedAttention(torch.autograd.Function):
         ours = [t.new_empty(*t.transpose(1, 2).shape).transpose(1, 2) for t in (queries, keys, values)]
         for q, k, v, g, dq, dk_out, dv_out in zip(queries, keys, values, gradient, *ours, strict=True):
             # Sums over the blocks, in float32 (float64) whatever the products' precision.
-            dk, dv = (torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
+            dk, dv = (
+                torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2)
+            )
             for rows, seen, mask in blocks:
                 probabilities = _probabilities(q[:, rows], k[:, seen], mask)  # [H, block, seen]
                 dv[:, seen] += probabilities.mT @ g[:, rows]

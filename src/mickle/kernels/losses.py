@@ -30,7 +30,9 @@ CHUNK_BYTES = 16 * 2**20
 SOFTMAX_BYTES = 2 * 2**20
 """Size of the float32 rows that exponentials are taken of at a time: they stay in a core's own cache."""
 
-_drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar("mickle_drawn_labels", default=None)
+_drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar(
+    "mickle_drawn_labels", default=None
+)
 
 
 @contextmanager
