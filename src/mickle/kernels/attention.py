@@ -5,11 +5,13 @@ from dO is (arXiv 2205.14135, appendix B.2)::
 
     dv = P^T dO,   dP = dO v^T,   dS = P * (dP - rowsum(dO * O)),   dq = dS k / sqrt(K),   dk = dS^T q / sqrt(K)
 
-P is computed again in the backward pass, a block of ``BLOCK`` queries and one row of the batch at a time, so the scores
-of all positions are never held. torch's own CPU kernel does the same with products of 32 queries; here a block of all
-heads is one batched product, which the matrix library runs faster, in bfloat16 above all.
+P is computed again in the backward pass, for ``BLOCK`` queries of some rows of the batch at a time, so the scores of all
+positions are never held. torch's own CPU kernel does the same with products of 32 queries; here a block of all heads is
+one batched product, which the matrix library runs faster, in bfloat16 above all. With documents, keys that no query of
+a block can see are left out where they fill whole blocks, and rows of a single document need no mask at all.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -20,80 +22,137 @@ from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
 BLOCK = 64
 """Queries to a block: below it products are too small, above it too much of the masked half is computed."""
+SCORES_BYTES = 2**20
+"""Scores of the rows taken together: fewer and larger products, whose results a core's own cache still holds."""
 
 
-def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v where position t sees positions up to t.
+def causal_attention(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    documents: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v where position t sees positions up to t, of its own document only.
 
     queries [B, H, T, K]; keys and values [B, G, T, K], with G dividing H: heads share them in groups.
+    documents [B, T]: each document is one unbroken run of its row. mask [B, 1, T, T] bool: ``visible(documents)``, for
+    a caller that made it already.
     Returns [B, H, T, K] in the queries' dtype; under autocast in its dtype.
     """
     if torch.is_autocast_enabled(queries.device.type):
         precision = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(precision), keys.to(precision), values.to(precision)
-    needs_gradient = torch.is_grad_enabled() and (
-        queries.requires_grad or keys.requires_grad or values.requires_grad
-    )
+    needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad or values.requires_grad)
     fits = queries.device.type == "cpu" and queries.shape[1] == keys.shape[1] and queries.shape[2] >= BLOCK
     if use_plain() or torch.compiler.is_compiling() or not (fits and needs_gradient):
-        return causal_attention_plain(queries, keys, values)
-    return _BlockedAttention.apply(queries, keys, values)
+        return causal_attention_plain(queries, keys, values, documents, mask)
+    return _BlockedAttention.apply(queries, keys, values, documents)
 
 
-def causal_attention_plain(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def causal_attention_plain(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    documents: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """``causal_attention`` by torch's own function."""
     shared = queries.shape[1] != keys.shape[1]
-    return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=shared)
+    if documents is None:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, enable_gqa=shared)
+    mask = visible(documents) if mask is None else mask
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, enable_gqa=shared)
+
+
+def visible(documents: Tensor) -> Tensor:
+    """Which key places each query place sees: documents [B, T] -> [B, 1, T, T] bool."""
+    return (documents[:, :, None] == documents[:, None, :]).tril()[:, None]
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """queries, keys, values [B, H, T, K] -> [B, H, T, K]."""
+    """queries, keys, values [B, H, T, K], documents [B, T] or None -> [B, H, T, K]."""
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        ctx.save_for_backward(queries, keys, values)
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
+        ctx.save_for_backward(queries, keys, values, documents)
+        scale = queries.shape[-1] ** -0.5
         # Laid out [B, T, H, K], as the projection that follows wants it.
         attended = queries.new_empty(*queries.transpose(1, 2).shape).transpose(1, 2)
-        blocks = _blocks(queries)
         with torch.autocast("cpu", enabled=False):
-            for q, k, v, o in zip(queries, keys, values, attended, strict=True):  # [H, T, K]
-                for rows, seen, mask in blocks:
-                    o[:, rows] = _probabilities(q[:, rows], k[:, seen], mask) @ v[:, seen]
+            for some in _groups(queries):
+                q, k, v = (_flat(t) for t in (queries[some] * scale, keys[some], values[some]))  # [N, T, K]
+                out = attended[some]
+                for rows, seen, bias in _blocks(queries, None if documents is None else documents[some]):
+                    block = torch.bmm(_probabilities(q[:, rows], k[:, seen], bias), v[:, seen])
+                    out[:, :, rows] = block.view_as(out[:, :, rows])
         return attended
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         refuse_second_derivative()
-        queries, keys, values = ctx.saved_tensors
-        scale, blocks = queries.shape[-1] ** -0.5, _blocks(queries)
+        queries, keys, values, documents = ctx.saved_tensors
+        scale = queries.shape[-1] ** -0.5
         ours = [t.new_empty(*t.transpose(1, 2).shape).transpose(1, 2) for t in (queries, keys, values)]
-        for q, k, v, g, dq, dk_out, dv_out in zip(queries, keys, values, gradient, *ours, strict=True):
+        for some in _groups(queries):
+            q, k, v, g = (_flat(t) for t in (queries[some] * scale, keys[some], values[some], gradient[some]))  # [N, T, K]
+            dq, dk_out, dv_out = (t[some] for t in ours)
             # Sums over the blocks, in float32 (float64) whatever the products' precision.
-            dk, dv = (
-                torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2)
-            )
-            for rows, seen, mask in blocks:
-                probabilities = _probabilities(q[:, rows], k[:, seen], mask)  # [H, block, seen]
-                dv[:, seen] += probabilities.mT @ g[:, rows]
-                scores = g[:, rows] @ v[:, seen].mT
+            dk, dv = (torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
+            for rows, seen, bias in _blocks(queries, None if documents is None else documents[some]):
+                # Copies that the products would make each for itself.
+                q_block, k_seen, g_block = q[:, rows].contiguous(), k[:, seen].contiguous(), g[:, rows].contiguous()
+                probabilities = _probabilities(q_block, k_seen, bias)  # [N, block, seen]
+                dv[:, seen] += torch.bmm(probabilities.mT, g_block)
+                scores = torch.bmm(g_block, v[:, seen].mT)
                 scores = torch._softmax_backward_data(scores, probabilities, -1, probabilities.dtype)
-                dq[:, rows] = (scores @ k[:, seen]).mul_(scale)
-                dk[:, seen] += scores.mT @ q[:, rows]
-            dk_out.copy_(dk.mul_(scale))
-            dv_out.copy_(dv)
-        return ours[0], ours[1], ours[2]
+                dq[:, :, rows] = torch.bmm(scores, k_seen).mul_(scale).view_as(dq[:, :, rows])
+                dk[:, seen] += torch.bmm(scores.mT, q_block)  # the queries are scaled already
+            dk_out.copy_(dk.view_as(dk_out))
+            dv_out.copy_(dv.view_as(dv_out))
+        return ours[0], ours[1], ours[2], None
 
 
-def _probabilities(queries: Tensor, keys: Tensor, mask: Tensor) -> Tensor:
-    """Attention of a block [H, block, K] to the keys up to its own [H, seen, K]: [H, block, seen]."""
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.mT
-    scores[..., -len(mask) :] += mask
+def _probabilities(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """Attention of a block of scaled queries [N, block, K] to the keys it sees [N, seen, K]: [N, block, seen].
+
+    bias [rows, 1, block, some]: 0 or minus infinity, on the last ``some`` of the keys.
+    """
+    scores = torch.bmm(queries, keys.mT)
+    by_row = scores.view(len(bias), -1, *scores.shape[1:])
+    by_row[..., -bias.shape[-1] :] += bias
     return scores.softmax(-1)
 
 
-def _blocks(queries: Tensor) -> list[tuple[slice, slice, Tensor]]:
-    """For each block of queries [.., T, K]: its rows, the keys it sees, and the triangle that hides later ones."""
+def _flat(rows: Tensor) -> Tensor:
+    """[rows, H, T, K] -> [rows * H, T, K]."""
+    return rows.flatten(0, 1)
+
+
+def _groups(queries: Tensor) -> list[slice]:
+    """Rows of the batch that are taken together."""
+    batch, heads, length, _ = queries.shape
+    size = max(1, SCORES_BYTES // (heads * BLOCK * length * queries.itemsize))
+    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+
+
+def _blocks(queries: Tensor, documents: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """For each block of queries [.., T, K]: its rows, the keys it sees, and the bias that hides others among them.
+
+    documents [rows, T] of the rows taken together.
+    """
     length = queries.shape[-2]
-    mask = queries.new_full((min(BLOCK, length), min(BLOCK, length)), float("-inf")).triu(1)
-    ends = [(start, min(start + BLOCK, length)) for start in range(0, length, BLOCK)]
-    return [(slice(a, b), slice(0, b), mask[: b - a, : b - a]) for a, b in ends]
+    triangle = queries.new_full((min(BLOCK, length), min(BLOCK, length)), float("-inf")).triu(1)
+    single = documents is None or bool((documents == documents[:, :1]).all())
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        hidden = triangle[: end - start, : end - start]
+        if documents is None or single:
+            yield slice(start, end), slice(0, end), hidden[None, None]
+            continue
+        same = documents[:, start:end, None] == documents[:, None, :end]  # [rows, block, end]
+        # Whole blocks of keys: products of many sizes would each be prepared anew.
+        first = int(same[:, 0].any(0).int().argmax()) // BLOCK * BLOCK
+        bias = queries.new_zeros(same[..., first:].shape).masked_fill_(~same[..., first:], float("-inf"))
+        bias[..., -len(hidden) :] += hidden
+        yield slice(start, end), slice(first, end), bias[:, None]
