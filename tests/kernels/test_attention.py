@@ -42,6 +42,28 @@ def test_equals_the_definition(seed, batch, heads, length, width):
         close(ours, reference, 1e-5)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(8, 37), st.sampled_from([0.02, 0.2]), st.booleans())
+def test_documents_do_not_see_each_other(seed, batch, length, share, one_group):
+    inputs, gradient = problem(seed, batch, 2, length, 4)
+    opens = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < share
+    documents = opens.cumsum(1)
+    together = attention.SCORES_BYTES if one_group else 4 * 2 * 8 * length * 2  # two rows at a time
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SCORES_BYTES", together)
+        ours = results(lambda *t: causal_attention(*t, documents), inputs, gradient)
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    # By itself, each document gives what it gives among the others.
+    pieces = [
+        [results(causal_attention_plain, [t[b : b + 1, :, own] for t in exact], gradient[b : b + 1, :, own])
+         for own in (documents[b] == number for number in documents[b].unique())]
+        for b in range(batch)
+    ]  # fmt: skip
+    for part, found in enumerate(ours):
+        whole = torch.cat([torch.cat([piece[part] for piece in row], dim=2) for row in pieces])
+        close(found, whole, 1e-5)
+
+
 def test_bfloat16_error_is_that_of_plain():
     inputs, gradient = problem(0, 2, 3, 40, 16, torch.bfloat16)
     exact = results(causal_attention_plain, [t.detach().double().requires_grad_() for t in inputs], gradient)

@@ -17,9 +17,24 @@ def test_equals_the_definition(seed, batch, length, half, rest):
     angles = torch.randn(length, half, generator=generator)
     gradient = torch.randn(x.shape, generator=generator)
     ours, plain = (f(x, angles.cos(), angles.sin()) for f in (rotate_pairs, rotate_pairs_plain))
-    assert torch.equal(ours, plain)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
     pair = [torch.autograd.grad(out, x, gradient)[0] for out in (ours, plain)]
     torch.testing.assert_close(*pair, rtol=1e-5, atol=1e-6)
+
+
+def test_angles_of_each_row_and_bfloat16():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 5, 2, 8, generator=generator).bfloat16().transpose(1, 2).requires_grad_()
+    angles = torch.randn(3, 1, 5, 4, generator=generator)  # positions of packed documents differ between rows
+    exact = x.detach().float().requires_grad_()
+    ours = rotate_pairs(x, angles.cos(), angles.sin())
+    plain = rotate_pairs_plain(exact, angles.cos(), angles.sin())
+    assert ours.dtype == torch.bfloat16
+    assert ours.is_contiguous()
+    torch.testing.assert_close(ours.float(), plain, rtol=2**-8, atol=1e-6)
+    back = torch.autograd.grad(ours, x, x.detach())[0]
+    assert back.stride() == x.stride()
+    torch.testing.assert_close(back.float(), *torch.autograd.grad(plain, exact, exact.detach()), rtol=2**-8, atol=1e-6)
 
 
 def test_keeps_lengths_and_refuses_a_second_derivative():

@@ -5,10 +5,10 @@ from dO is (arXiv 2205.14135, appendix B.2)::
 
     dv = P^T dO,   dP = dO v^T,   dS = P * (dP - rowsum(dO * O)),   dq = dS k / sqrt(K),   dk = dS^T q / sqrt(K)
 
-P is computed again in the backward pass, for ``BLOCK`` queries of some rows of the batch at a time, so the scores of all
-positions are never held. torch's own CPU kernel does the same with products of 32 queries; here a block of all heads is
-one batched product, which the matrix library runs faster, in bfloat16 above all. With documents, keys that no query of
-a block can see are left out where they fill whole blocks, and rows of a single document need no mask at all.
+P is computed again in the backward pass, for ``BLOCK`` queries of some rows of the batch at a time, so the scores of
+all positions are never held. torch's own CPU kernel does the same with products of 32 queries; here a block of all
+heads is one batched product, which the matrix library runs faster, in bfloat16 above all. With documents, keys that no
+query of a block sees are left out where they fill whole blocks, and rows of a single document need no mask at all.
 """
 
 from collections.abc import Iterator
@@ -95,7 +95,8 @@ class _BlockedAttention(torch.autograd.Function):
         scale = queries.shape[-1] ** -0.5
         ours = [t.new_empty(*t.transpose(1, 2).shape).transpose(1, 2) for t in (queries, keys, values)]
         for some in _groups(queries):
-            q, k, v, g = (_flat(t) for t in (queries[some] * scale, keys[some], values[some], gradient[some]))  # [N, T, K]
+            given = queries[some] * scale, keys[some], values[some], gradient[some]
+            q, k, v, g = (_flat(t) for t in given)  # [N, T, K]
             dq, dk_out, dv_out = (t[some] for t in ours)
             # Sums over the blocks, in float32 (float64) whatever the products' precision.
             dk, dv = (torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))

@@ -46,11 +46,13 @@ class Sight:
 
     `masks` gives the attention mask of each bias scheme and, under "", of layers without a bias: boolean or
     additive, [T, S], [H, T, S] or [B, H or 1, T, S]; None with `triangular` means the plain causal triangle,
-    None without it that all is seen.
+    None without it that all is seen. `documents` [B, T] says the same as the mask of layers without a bias, where
+    rows hold more than one and nothing is cached.
     """
 
     masks: dict[str, Tensor | None]
     triangular: bool
+    documents: Tensor | None
     rotation: tuple[Tensor, Tensor] | None  # cosines and sines, [T, R/2] or [B, 1, T, R/2]
 
 
@@ -92,8 +94,9 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # [B, G, S, K]
         mask = sight.masks.get(self.scheme, sight.masks[""])
-        if sight.triangular and mask is None:
-            attended = causal_attention(queries, keys, values)  # [B, H, T, K]
+        unbiased = mask is sight.masks[""]
+        if sight.triangular and unbiased and (mask is None or sight.documents is not None):
+            attended = causal_attention(queries, keys, values, sight.documents, mask)  # [B, H, T, K]
         else:
             attended = F.scaled_dot_product_attention(
                 queries, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
@@ -273,7 +276,8 @@ class Decoder(nn.Module):
             rotation = positions.rotary_angles(at, config.rotated_width, config.rope_theta)
             if at.dim() == 2:
                 rotation = rotation[0][:, None], rotation[1][:, None]  # [B, 1, T, R/2]
-        return Sight(masks, triangular=config.causal and length > 1, rotation=rotation), at
+        triangular = config.causal and length > 1
+        return Sight(masks, triangular, documents if cache is None else None, rotation), at
 
     def _visible(self, queries: Tensor, keys: Tensor, documents: Tensor | None) -> Tensor:
         """Which key places [S] each query place [T] sees: [T, S], or [B, 1, T, S] with documents [B, S]."""
