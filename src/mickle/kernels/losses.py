@@ -151,10 +151,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if weight is not None and wants_weight:
             weight_gradient = torch.zeros_like(weight, dtype=wide)
         vocabulary = hidden.shape[-1] if weight is None else len(weight)
-        for rows in _chunks(len(labels), CHUNK_BYTES // (precision.itemsize * vocabulary)):
+        chunks = _chunks(len(labels), CHUNK_BYTES // (precision.itemsize * vocabulary))
+        # One space for all chunks: fresh memory costs as much as a good part of the product that fills it.
+        space = hidden.new_empty(max((c.stop - c.start for c in chunks), default=0), vocabulary, dtype=precision)
+        for rows in chunks:
             inputs = hidden[rows].to(precision)  # [C, D]
+            logits = space[: len(inputs)]  # [C, V]
             # Without a matrix the inputs are the model's own logits, and must not be overwritten.
-            logits = inputs.clone() if matrix is None else _product(inputs, matrix.T)  # [C, V]
+            logits = logits.copy_(inputs) if matrix is None else _product(inputs, matrix.T, out=logits)
             draw = None if uniforms is None else uniforms[rows]
             losses[rows] = _losses_to_gradients(logits, labels[rows], counted[rows], draw)
             if hidden_gradient is not None:
@@ -187,21 +191,24 @@ def _losses_to_gradients(logits: Tensor, labels: Tensor, counted: Tensor, unifor
     for part in parts:
         rows = logits[part] if buffer is logits else buffer[: part.stop - part.start].copy_(logits[part])
         targets = labels[part] if uniforms is None else _draw(rows, uniforms[part])
-        losses[part] = _softmax_less_onehot(rows, targets, counted[part])
-        if buffer is not logits:
-            logits[part] = rows
+        losses[part], logits[part] = _softmax_less_onehot(rows, targets, counted[part])
     return losses
 
 
-def _softmax_less_onehot(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    """The same for some rows [C, V] in float32, all of them at once."""
-    targets = targets.where(counted, 0).unsqueeze(-1)  # [C, 1]
-    logits -= logits.amax(-1, keepdim=True)
-    chosen = logits.gather(-1, targets)
-    mass = logits.exp_().sum(-1, keepdim=True)
-    logits *= counted.unsqueeze(-1) / mass
-    logits.scatter_add_(-1, targets, -counted.unsqueeze(-1).to(logits.dtype))
-    return (mass.log() - chosen).squeeze(-1) * counted
+def _softmax_less_onehot(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+    """The losses [C] and gradients [C, V] of some rows [C, V] in float32, all of them at once.
+
+    The largest probability is at least 1 / V, so its logarithm is safe and gives log-sum-exp: with z the logits and p
+    their softmax, log sum exp z = max z - log max p.
+    """
+    counted = counted.unsqueeze(-1)
+    targets = targets.unsqueeze(-1).where(counted, 0)  # [C, 1]
+    margin = logits.amax(-1, keepdim=True) - logits.gather(-1, targets)
+    gradient = logits.softmax(-1)  # one operation of torch's, for which a row is read from the cache
+    losses = (margin - gradient.amax(-1, keepdim=True).log()) * counted
+    gradient *= counted
+    gradient.scatter_add_(-1, targets, -counted.to(gradient.dtype))
+    return losses.squeeze(-1), gradient
 
 
 def _losses_only(
@@ -238,10 +245,10 @@ def _draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, threshold.unsqueeze(-1), right=True).squeeze(-1)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Matrix product in the operands' own precision: they are already what autocast would make of them."""
     with torch.autocast(left.device.type, enabled=False):
-        return left @ right
+        return torch.mm(left, right, out=out)
 
 
 def _chunks(tokens: int, most: int) -> list[slice]:
