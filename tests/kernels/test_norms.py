@@ -5,8 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mickle.kernels import norms
 from mickle.kernels.dispatch import plain_kernels
 from mickle.kernels.norms import rms_norm, rms_norm_plain
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr(norms, "PIECE_BYTES", 200)
 
 
 def results(function, x, weight, gradient):

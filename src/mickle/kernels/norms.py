@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
+PIECE_BYTES = 2**19
+"""Tokens that the backward pass takes at a time, in bytes of float32: its passes then stay in a core's own cache."""
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dimension.
@@ -52,9 +55,17 @@ class _RmsNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
         refuse_second_derivative()
         x, weight, inverse = ctx.saved_tensors
-        normed = x * inverse
-        product = normed * gradient  # g n [..., D]
-        weight_gradient = product.reshape(-1, len(weight)).sum(0)
-        shared = (product @ weight).unsqueeze(-1).div_(len(weight))  # mean(w g n) [..., 1]
-        result = (gradient * weight).sub_(normed.mul_(shared)).mul_(inverse)
+        result, weight_gradient = x.new_empty(x.shape), torch.zeros_like(weight)
+        width = len(weight)
+        parts = [t.reshape(-1, t.shape[-1]).split(max(1, PIECE_BYTES // (4 * width))) for t in (x, inverse, gradient)]
+        done = 0
+        for x_part, r, g in zip(*parts, strict=True):
+            g = g.to(x.dtype)
+            normed = x_part * r  # n [some, D]
+            product = normed * g  # g n
+            weight_gradient += product.sum(0)
+            shared = (product @ weight).unsqueeze(-1).div_(width)  # mean(w g n) [some, 1]
+            rows = result.view(-1, width)[done : done + len(r)]
+            torch.mul((g * weight).sub_(normed.mul_(shared)), r, out=rows)
+            done += len(r)
         return result, weight_gradient, None, None
