@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from mickle.errors import UsageError
 
 LARGEST_FILE = 1 << 20  # bytes; settings are written by people
+DEEPEST = 50  # lists and mappings inside each other
 
 
 class IsInput:
@@ -168,14 +169,7 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
     except UnicodeDecodeError as error:
         raise UsageError("settings file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                line = event.start_mark.line + 1 if event.start_mark else 1
-                raise UsageError(
-                    "YAML aliases are not supported",
-                    where=f"{path}:{line}",
-                    todo="write the value out",
-                )
+        _refuse_bombs(text, path)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         if node is not None:
             _refuse_duplicates(node, path)
@@ -186,6 +180,18 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
         raise UsageError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from None
     except (RecursionError, ValueError) as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from None
+
+
+def _refuse_bombs(text: str, path: Path) -> None:
+    """No aliases, which can unfold without end, and no deep nesting, whose parsing takes quadratic time."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        where = f"{path}:{event.start_mark.line + 1 if event.start_mark else 1}"
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise UsageError("YAML aliases are not supported", where=where, todo="write the value out")
+        if depth > DEEPEST:
+            raise UsageError(f"YAML is nested more than {DEEPEST} deep", where=where)
 
 
 def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
