@@ -38,7 +38,7 @@ def shape(layers=1, width=4, heads=1, **settings):
 
 
 def causal_sight():
-    return Sight(masks={"": None}, triangular=True, rotation=None)
+    return Sight(masks={"": None}, triangular=True, documents=None, rotation=None)
 
 
 @torch.no_grad()
