@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mickle import machine
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def doctor() -> str:
@@ -49,17 +53,49 @@ def _speeds() -> list[str]:
 
 
 def _kernels() -> list[str]:
-    """Each fast kernel against its plain twin on this machine's own processor."""
+    """The fast kernels against their plain twins on this machine's own processor: a training step, Sophia's update."""
+    from mickle.kernels.dispatch import plain_kernels
+
+    fast = _one_step()
+    with plain_kernels():
+        plain = _one_step()
+    worst = max(float((a - b).norm() / b.norm().clamp(min=1e-30)) for a, b in zip(fast, plain, strict=True))
+    return [
+        f"kernels    loss, attention, norm, rotation: {_verdict(worst)}",
+        f"           Sophia's update: {_verdict(_sophia_error())}",
+    ]
+
+
+def _verdict(error: float) -> str:
+    if error < 1e-4:
+        return f"as their plain twins (relative difference {error:.0e})"
+    return f"OFF from their plain twins by {error:.1e}: report it"
+
+
+def _one_step() -> list[Tensor]:
+    """Loss and gradients of a small decoder."""
     import torch
 
-    from mickle.kernels import losses
+    from mickle.models.decoder import Decoder, DecoderConfig
+    from mickle.training.objectives import next_token
 
+    model = Decoder(DecoderConfig.for_size(200_000, 300, 128), seed=0)
+    ids = torch.randint(0, 300, (4, 129), generator=torch.Generator().manual_seed(0))
+    loss, count = next_token(model, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
+    (loss / count).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return [(loss / count).detach(), *gradients]
+
+
+def _sophia_error() -> float:
+    import torch
+
+    from mickle.kernels.sophia_update import Rule, Tensors, sophia_update, update_plain
+
+    rule = Rule(lr=0.01, beta=0.9, gamma=0.05, eps=1e-12, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(37, 24, generator=generator)
-    weight = torch.randn(101, 24, generator=generator)
-    labels = torch.randint(0, 101, (37,), generator=generator)
-    fast, _ = losses.cross_entropy(hidden, weight, labels)
-    plain = torch.nn.functional.cross_entropy(hidden @ weight.T, labels, reduction="sum")
-    error = abs(float(fast) - float(plain)) / float(plain)
-    verdict = "agrees with its plain twin" if error < 1e-5 else f"IS OFF by {error:.1e}: report it"
-    return [f"kernels    cross-entropy {verdict}"]
+    values = [torch.randn(10_001, generator=generator) for _ in range(4)]
+    fast, plain = (Tensors(*(value.clone() for value in values)) for _ in range(2))
+    sophia_update([fast], rule)
+    update_plain(plain, rule)
+    return float((fast.parameter - plain.parameter).norm() / plain.parameter.norm())
