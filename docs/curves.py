@@ -1,0 +1,69 @@
+"""Draw the curves of published studies: ``python docs/curves.py`` reads docs/results/*.json, writes *-curves.svg.
+
+A study's cells may hold lists; two of them are a curve, named here. Lines are means over seeds, bands the least and the
+largest seed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from mickle import figures, storage
+
+RESULTS = Path(__file__).parent / "results"
+CURVES = {  # study -> (x, y, label of x, label of y, the world, or None for one figure of each)
+    "sophia": ("evaluated", "losses", "step", "held-out loss (nats per byte)", "pages"),
+    "nope": ("lengths", "exact", "length", "exact match", None),
+}
+
+
+def curves(result: dict[str, Any], x: str, y: str) -> dict[str, dict[str, list[dict[float, float]]]]:
+    """world -> arm -> one {x: y} for each reported seed."""
+    found: dict[str, dict[str, list[dict[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for run in result["runs"]:
+        measured = run["measured"]
+        if run["phase"] == "reported" and x in measured:
+            found[run["cell"]["world"]][run["cell"]["arm"]].append(
+                dict(zip(measured[x], measured[y], strict=True))
+            )
+    return found
+
+
+def draw(arms: dict[str, list[dict[float, float]]], title: str, x_label: str, y_label: str) -> str:
+    """One figure: a line and a band for each arm."""
+
+    def paint(axes: Any) -> None:
+        for arm, seeds in arms.items():
+            places = sorted(set.intersection(*map(set, seeds)))
+            values = [[seed[place] for seed in seeds] for place in places]
+            axes.plot(places, [sum(v) / len(v) for v in values], label=arm, linewidth=1.6)
+            axes.fill_between(places, [min(v) for v in values], [max(v) for v in values], alpha=0.12)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.set_title(title, fontsize=9)
+        axes.grid(True)
+        axes.legend(fontsize=8)
+
+    return figures.draw(paint, height=3.2)
+
+
+def main() -> None:
+    """Write every figure."""
+    for name, (x, y, x_label, y_label, world) in CURVES.items():
+        path = RESULTS / f"{name}-full.json"
+        if not path.is_file():
+            continue
+        result = storage.read_json(path)
+        for found, arms in curves(result, x, y).items():
+            if world in (None, found):
+                end = "curves" if world else f"curves-{found}"
+                target = RESULTS / f"{name}-full-{end}.svg"
+                title = f"{name}: {found}"
+                storage.write_text(target, draw(arms, title, x_label, y_label))
+                print(target.relative_to(RESULTS.parent))
+
+
+if __name__ == "__main__":
+    main()
