@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -31,7 +32,7 @@ WORDS = "The reader opens the file and returns its {0} lines, or None where ther
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `pages` of text, a `corpus` made of them and a `model` trained for two steps."""
+    """A folder with `pages` of text, a `corpus` made of them and a `model` trained for two steps; made offline."""
     import mickle
 
     folder = tmp_path_factory.mktemp("made")
@@ -39,8 +40,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(40):
         text = "".join(WORDS.format(f"{number}{letter}") for letter in "abcdef")
         (folder / "pages" / f"{number}.txt").write_text(text)
-    corpus = mickle.curate(
-        source={"kind": "files", "path": folder / "pages"}, workers=1, out=folder / "corpus"
-    )
-    mickle.pretrain(data=corpus, size=40_000, steps=2, out=folder / "model")
+
+    def refuse(self: socket.socket, address: object) -> None:
+        raise AssertionError(f"mickle wanted the network: {address}")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        source = {"kind": "files", "path": folder / "pages"}
+        corpus = mickle.curate(source=source, workers=1, out=folder / "corpus")
+        mickle.pretrain(data=corpus, size=40_000, steps=2, out=folder / "model")
     return folder

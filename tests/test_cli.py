@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -109,6 +110,15 @@ def test_dry_run_writes_nothing(toy: ModuleType, tmp_path: Path, capsys: pytest.
     assert _main("write", "--dry-run", "--out", str(tmp_path / "w")) == 0
     assert "learning_rate: 0.001" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_schema_and_version(toy: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("write", "--schema") == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["learning_rate"]["exclusiveMinimum"] == 0
+    assert _main("--version") == 0
+    assert capsys.readouterr().out.startswith("mickle 0.")
 
 
 def test_python_call_has_the_same_names(toy: ModuleType, tmp_path: Path) -> None:

@@ -23,8 +23,6 @@ from mickle.errors import UsageError
 from mickle.events import Emit, Noted
 from mickle.machine import Forecast
 
-SETTINGS = "settings.yaml"
-
 
 class Step(Config):
     """Settings of a verb, and the verb itself.
@@ -182,7 +180,7 @@ def _run_and_publish(
     begun = time.time()
     machine.reset_peak_memory()
     summary = step.run(work, emit)
-    storage.write_text(work / SETTINGS, to_yaml(step))
+    storage.write_text(work / storage.SETTINGS, to_yaml(step))
     meta = {
         "identity": identity,
         "parents": {name: str(path) for name, path in inputs(step)},

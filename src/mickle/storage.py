@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+SETTINGS = "settings.yaml"  # a record of what was asked, paths included; no part of a folder's content
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 FORMAT = 1
 _UMASK = os.umask(0)
@@ -58,9 +59,9 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over names, sizes and hashes of the files: the folder's content in one word."""
-        names = sorted(self.files.items())
-        lines = "\n".join(f"{name} {file.bytes} {file.xxh3}" for name, file in names)
+        """SHA-256 over names, sizes and hashes of the files, settings left out: the content in one word."""
+        content = sorted(item for item in self.files.items() if item[0] != SETTINGS)
+        lines = "\n".join(f"{name} {file.bytes} {file.xxh3}" for name, file in content)
         return hashlib.sha256(lines.encode()).hexdigest()
 
 

@@ -43,7 +43,9 @@ def test_equals_the_definition(seed, batch, heads, length, width):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(8, 37), st.sampled_from([0.02, 0.2]), st.booleans())
+@given(
+    st.integers(0, 10**6), st.integers(1, 5), st.integers(8, 37), st.sampled_from([0.02, 0.2]), st.booleans()
+)
 def test_documents_do_not_see_each_other(seed, batch, length, share, one_group):
     inputs, gradient = problem(seed, batch, 2, length, 4)
     opens = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < share

@@ -153,7 +153,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocabulary = hidden.shape[-1] if weight is None else len(weight)
         chunks = _chunks(len(labels), CHUNK_BYTES // (precision.itemsize * vocabulary))
         # One space for all chunks: fresh memory costs as much as a good part of the product that fills it.
-        space = hidden.new_empty(max((c.stop - c.start for c in chunks), default=0), vocabulary, dtype=precision)
+        space = hidden.new_empty(
+            max((c.stop - c.start for c in chunks), default=0), vocabulary, dtype=precision
+        )
         for rows in chunks:
             inputs = hidden[rows].to(precision)  # [C, D]
             logits = space[: len(inputs)]  # [C, V]
