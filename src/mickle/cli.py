@@ -21,6 +21,9 @@ OTHERS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run, then leave with the exit code of what happened."""
+    # Threads of a product that wait for each other by spinning make a busy machine several times slower. Read by
+    # libgomp when torch is loaded, so it is set before.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     signal.signal(signal.SIGTERM, _terminate)
@@ -124,7 +127,7 @@ def _verb(name: str, arguments: list[str]) -> None:
     if options.dry_run:
         _show_dry_run(step, out)
         return
-    _with_console(options, lambda emit: _execute_and_say(step, out, emit))
+    print(_with_console(options, lambda emit: _execute(step, out, emit)))
 
 
 def _common(parser: Any) -> None:
@@ -146,7 +149,8 @@ def _common(parser: Any) -> None:
     group.add_argument("--debug", action="store_true", help="full traceback on errors")
 
 
-def _with_console(options: Any, work: Callable[[Any], None]) -> None:
+def _with_console(options: Any, work: Callable[[Any], str]) -> str:
+    """What ``work`` has to say in the end, when the live lines are finished."""
     from mickle.events import Console, Emit, TensorBoard, ignore, several
 
     console = None if options.quiet else Console()
@@ -154,22 +158,20 @@ def _with_console(options: Any, work: Callable[[Any], None]) -> None:
     if options.tensorboard:
         readers.append(TensorBoard(options.tensorboard))
     try:
-        work(several(*readers))
+        return work(several(*readers))
     finally:
         if console is not None:
             console.close()
 
 
-def _execute_and_say(step: Any, out: Path, emit: Any) -> None:
+def _execute(step: Any, out: Path, emit: Any) -> str:
     from mickle.step import execute
     from mickle.storage import read_manifest
 
     folder = execute(step, out, emit)
     manifest = read_manifest(folder)
     text = manifest.meta.get("summary", {}).get("text", "") if manifest else ""
-    if text:
-        print(text)
-    print(f"done: {folder}\nnext: {step.after(folder)}")
+    return (f"{text}\n" if text else "") + f"done: {folder}\nnext: {step.after(folder)}"
 
 
 def _show_dry_run(step: Any, out: Path) -> None:
@@ -235,7 +237,7 @@ def _run_recipe(options: Any) -> None:
     if options.dry_run:
         print(recipe.preview(plan))
         return
-    _with_console(options, lambda emit: print(recipe.run(plan, emit)))
+    print(_with_console(options, lambda emit: recipe.run(plan, emit)))
 
 
 if __name__ == "__main__":
