@@ -151,17 +151,17 @@ def open_folder(path: Path, kind: str | None = None, check: str = "sizes") -> Ma
 
 
 def _check_file(path: Path, folder: Path, file: File, check: str) -> None:
+    again = f"remove {folder} and make it again"
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError("manifest names a file outside its folder", where=str(path))
     if not path.is_file():
-        raise UsageError("folder is not whole: a file is missing", where=str(path))
+        raise UsageError("folder is not whole: a file is missing", where=str(path), todo=again)
     size = path.stat().st_size
     if size != file.bytes:
-        raise UsageError(
-            f"folder is not whole: file has {size:,} bytes", where=str(path), expected=f"{file.bytes:,} bytes"
-        )
+        found = f"folder is not whole: file has {size:,} bytes"
+        raise UsageError(found, where=str(path), expected=f"{file.bytes:,} bytes", todo=again)
     if check == "hashes" and hash_file(path) != file.xxh3:
-        raise UsageError("file is corrupt: its content is not what was written", where=str(path))
+        raise UsageError("file is corrupt: its content is not what was written", where=str(path), todo=again)
 
 
 def hash_file(path: Path) -> str:
