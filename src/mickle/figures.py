@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any
 
 INK = "#808080"
 COLOURS = ("#3b82f6", "#e0803a", "#2e9e5b", "#b05ccf", "#c9a100", "#d9534f")
 
 
-def draw(paint: Callable[[Any], None], width: float = 7.2, height: float = 2.6) -> str:
-    """Call ``paint(axes)`` on fresh matplotlib axes and return the SVG, the same bytes for the same picture."""
+def draw(paint: Callable[..., None], width: float = 7.2, height: float = 2.6, columns: int = 1) -> str:
+    """Call ``paint`` with fresh matplotlib axes, one for each column; the SVG, the same bytes for the same picture."""
     import matplotlib
     from cycler import cycler
     from matplotlib.figure import Figure
@@ -30,9 +29,10 @@ def draw(paint: Callable[[Any], None], width: float = 7.2, height: float = 2.6) 
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        paint(axes)
+        panels = figure.subplots(1, columns, squeeze=False)[0]
+        for axes in panels:
+            axes.spines[["top", "right"]].set_visible(False)
+        paint(*panels)
         stream = io.StringIO()
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return stream.getvalue()

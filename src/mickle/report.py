@@ -224,7 +224,7 @@ def _model(folder: Path, manifest: Manifest) -> Section:
     evaluated = [event for event in events if event["event"] == "evaluated"]
     lead = (
         f"A decoder of {summary.get('parameters', 0):,} parameters was trained for {len(trained):,} steps on "
-        f"{summary.get('tokens', 0):,} tokens."
+        f"{summary.get('tokens_read', 0):,} tokens."
     )
     rows = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
     return Section("The training", lead, tuple(_curves(trained, evaluated)), (Table(("", ""), rows),))

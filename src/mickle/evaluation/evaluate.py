@@ -107,7 +107,7 @@ def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) ->
     write_json(work / RESULTS, results)
     table = as_table(results)
     write_text(work / TABLE, table)
-    draw(results, work / FIGURE)
+    write_text(work / FIGURE, draw(results))
     for line in table.splitlines():
         emit(Noted(line))
     return {
@@ -200,36 +200,26 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ") or "(none)"
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Bits per byte against the baselines, and the loss by position in the text, as SVG with stable bytes."""
-    import io
-
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+def draw(results: dict[str, Any]) -> str:
+    """Bits per byte against the baselines, and the loss by position in the text, as SVG."""
+    from mickle import figures
 
     model = results["model"]
     bars = sorted(
         [("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1]
     )
-    with matplotlib.rc_context({"svg.hashsalt": "mickle", "svg.fonttype": "none", "font.size": 9}):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
-        FigureCanvasSVG(figure)
-        left, right = figure.subplots(1, 2)
-        colours = ["#1a7f5a" if name == "this model" else "#9aa3ad" for name, _ in bars]
+    points = model["by_position"]
+
+    def paint(left: Any, right: Any) -> None:
+        colours = [figures.COLOURS[2] if name == "this model" else figures.INK for name, _ in bars]
         drawn = left.barh([name for name, _ in bars], [value for _, value in bars], color=colours)
         left.bar_label(drawn, fmt="%.2f", padding=3)
         left.set_xlabel("bits per byte (less is better)")
         left.set_xlim(0, 1.15 * bars[0][1])
-        points = model["by_position"]
-        right.plot(
-            [max(1, p["from"]) for p in points], [p["nats_per_token"] for p in points], "o-", color="#1a7f5a"
-        )
+        places = [max(1, point["from"]) for point in points]
+        right.plot(places, [point["nats_per_token"] for point in points], "o-", color=figures.COLOURS[2])
         right.set_xscale("log", base=2)
         right.set_xlabel("tokens of the text before")
         right.set_ylabel("nats per token")
-        for axes in (left, right):
-            axes.spines[["top", "right"]].set_visible(False)
-        content = io.StringIO()
-        figure.savefig(content, format="svg", metadata={"Date": None})
-    write_text(path, content.getvalue())
+
+    return figures.draw(paint, width=9, height=3.2, columns=2)

@@ -86,7 +86,7 @@ def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, see
     write_json(work / "results.json", {"task": "length", **summary, "scores": [asdict(s) for s in scores]})
     write_text(work / "table.md", as_table(scores))
     write_text(work / "length.csv", as_csv({"model": scores}))
-    draw({model_folder.name: scores}, work / "length.svg", settings.task or "own data")
+    write_text(work / "length.svg", draw({model_folder.name: scores}, settings.task or "own data"))
     for line in [*as_table(scores).splitlines(), sentence(settings, scores)]:
         emit(Noted(line))
     return summary
@@ -185,21 +185,22 @@ def as_csv(curves: Mapping[str, Sequence[LengthScore]]) -> str:
     return text.getvalue()
 
 
-def draw(curves: Mapping[str, Sequence[LengthScore]], path: Path, title: str) -> None:
+def draw(curves: Mapping[str, Sequence[LengthScore]], title: str) -> str:
     """Exact-match accuracy over length, one line for each model, as SVG; lengths of training are shaded."""
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
+    from mickle import figures
 
-    figure = Figure(figsize=(6.4, 3.2), layout="constrained")
-    axes = FigureCanvasSVG(figure).figure.add_subplot()
     seen = [found.length for scores in curves.values() for found in scores if found.seen]
-    if seen:
-        axes.axvspan(min(seen) - 0.5, max(seen) + 0.5, color="0.9", label="lengths of training")
-    for name, scores in curves.items():
-        axes.plot([s.length for s in scores], [s.exact for s in scores], marker="o", markersize=3, label=name)
-    axes.set(xlabel="length", ylabel="exact-match accuracy", title=title, ylim=(-0.03, 1.03))
-    axes.legend(fontsize="small")
-    figure.savefig(path, metadata={"Date": None})
+
+    def paint(axes: Any) -> None:
+        if seen:
+            shade = {"color": figures.INK, "alpha": 0.15, "label": "lengths of training"}
+            axes.axvspan(min(seen) - 0.5, max(seen) + 0.5, **shade)
+        for name, scores in curves.items():
+            axes.plot([s.length for s in scores], [s.exact for s in scores], "o-", markersize=3, label=name)
+        axes.set(xlabel="length", ylabel="exact-match accuracy", title=title, ylim=(-0.03, 1.03))
+        axes.legend(fontsize="small")
+
+    return figures.draw(paint, height=3.2)
 
 
 def check_symbols(task: Task, encode: Encode) -> None:

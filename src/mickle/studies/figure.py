@@ -1,16 +1,15 @@
 """The figure of a study: every comparison's interval as a share of the paper's effect, on one axis."""
 
-import io
 from typing import Any
 
+from mickle import figures
 from mickle.studies.markdown import measured_effect
 
-GREY = "#808080"  # legible on white and on a dark page
 COLOURS = {
     "reproduced": "#2e9e5b",
     "partly": "#c98a00",
     "no effect seen": "#5b8def",
-    "too small to tell": GREY,
+    "too small to tell": figures.INK,
     "opposite": "#d9534f",
 }
 FARTHEST = 4.0  # in paper's effects; what lies beyond is drawn at the edge
@@ -18,27 +17,13 @@ FARTHEST = 4.0  # in paper's effects; what lies beyond is drawn at the edge
 
 def draw(result: dict[str, Any]) -> str:
     """An SVG: zero is "no effect", one is the paper's, seeds are small dots; transparent, text stays text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     rows = list(zip(result["declaration"]["comparisons"], result["comparisons"]))
-    settings = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "mickle",
-        "font.size": 9,
-        "text.color": GREY,
-        "axes.edgecolor": GREY,
-        "axes.labelcolor": GREY,
-        "xtick.color": GREY,
-        "ytick.color": GREY,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(7.2, 1.2 + 0.5 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
+
+    def paint(axes: Any) -> None:
         for height, (declared, row) in enumerate(reversed(rows)):
             draw_row(axes, height, declared, row)
-        axes.axvline(0, color=GREY, linewidth=0.8)
-        axes.axvline(1, color=GREY, linewidth=0.8, linestyle="--")
+        axes.axvline(0, color=figures.INK, linewidth=0.8)
+        axes.axvline(1, color=figures.INK, linewidth=0.8, linestyle="--")
         axes.set_yticks(range(len(rows)), [declared["name"] for declared, _ in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         low, high = axes.get_xlim()
@@ -46,11 +31,10 @@ def draw(result: dict[str, Any]) -> str:
         for height, (declared, row) in enumerate(reversed(rows)):
             label_row(axes, height, declared, row)
         axes.set_xlabel("share of the paper's effect (0: none, 1: as in the paper, below 0: opposite)")
-        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        stream = io.StringIO()
-        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+
+    return figures.draw(paint, height=1.2 + 0.5 * len(rows))
 
 
 def draw_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, Any]) -> None:
