@@ -30,7 +30,7 @@ def draw(result: dict[str, Any]) -> str:
         axes.set_xlim(max(low, -FARTHEST), min(max(high, 1.15), FARTHEST))
         for height, (declared, row) in enumerate(reversed(rows)):
             label_row(axes, height, declared, row)
-        axes.set_xlabel("share of the paper's effect (0: none, 1: as in the paper, below 0: opposite)")
+        axes.set_xlabel("share of the paper's effect (1: as in the paper)")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
 
