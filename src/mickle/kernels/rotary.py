@@ -33,6 +33,10 @@ def rotate_pairs_plain(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat(parts, dim=-1).to(x.dtype)
 
 
+PIECE_BYTES = 2**20
+"""Of the widened rows taken together."""
+
+
 class _Rotation(torch.autograd.Function):
     """x [..., K], cosine and sine [..., R/2] -> [..., K]."""
 
@@ -50,18 +54,22 @@ class _Rotation(torch.autograd.Function):
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor) -> Tensor:
-    """``rotate_pairs_plain`` into ``out``: x * (cos, cos) + (second, first) * (-sin, sin).
+    """``rotate_pairs_plain`` into ``out``.
 
-    One index of the first dimension at a time, whose few passes then stay in a core's own cache.
+    Some rows at a time, whose passes then stay in the caches. They are widened first: torch multiplies bfloat16 by
+    float32 element by element.
     """
     half, wide = cosine.shape[-1], torch.promote_types(x.dtype, cosine.dtype)
-    shape = (*x.shape[:-1], 2 * half)
-    cosines = torch.cat([cosine, cosine], -1).expand(shape)
-    sines = torch.cat([-sine, sine], -1).expand(shape)
-    for row, c, s, result in zip(x, cosines, sines, out, strict=True):
-        first, second = row[..., :half], row[..., half : 2 * half]
-        swapped = torch.cat([second, first], -1).to(wide)
-        result[..., : 2 * half] = row[..., : 2 * half].to(wide).mul(c).addcmul_(swapped, s)
+    rows = max(1, PIECE_BYTES // max(1, x[:1].numel() * wide.itemsize))
+    angles = (t.expand(*x.shape[:-1], half).split(rows) for t in (cosine, sine))
+    for some, result, c, s in zip(x.split(rows), out.split(rows), *angles, strict=True):
+        source = some.to(wide).contiguous()
+        turned = result if result.dtype == wide else torch.empty_like(source)
+        first, second = source[..., :half], source[..., half : 2 * half]
+        torch.mul(first, c, out=turned[..., :half]).addcmul_(second, s, value=-1)
+        torch.mul(second, c, out=turned[..., half : 2 * half]).addcmul_(first, s)
         if 2 * half < x.shape[-1]:
-            result[..., 2 * half :] = row[..., 2 * half :]
+            turned[..., 2 * half :] = source[..., 2 * half :]
+        if turned is not result:
+            result.copy_(turned)
     return out
