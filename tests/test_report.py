@@ -11,7 +11,7 @@ import pytest
 
 from mickle import storage
 from mickle.errors import UsageError
-from mickle.report import LARGEST, render, stamp, write_report
+from mickle.report import LARGEST, _sentence, render, stamp, write_report
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -105,6 +105,15 @@ def test_page_is_small_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
     for expected in ("33%", "after training", "before training", "mickle run x.yaml", "2.000"):
         assert expected in page
+
+
+@pytest.mark.parametrize(
+    ("interval", "says"),
+    [([1.9, 2.1], "The model is the better one"), ([1.0, 3.5], "neither is clearly better")],
+)
+def test_a_difference_within_the_interval_is_no_difference(interval: list[float], says: str) -> None:
+    summary = {"bits_per_byte": 2.0, "bits_per_byte_interval": interval, "baselines": {"zlib": 3.0}}
+    assert says in _sentence(summary)
 
 
 def test_stamp_follows_the_folders(tmp_path: Path) -> None:
