@@ -295,7 +295,7 @@ def _sentence(summary: dict[str, Any]) -> str:
     much = f"{share:.0%} fewer bits than" if share > 0 else f"{-share:.0%} more bits than"
     low, high = summary.get("bits_per_byte_interval", [summary["bits_per_byte"]] * 2)
     if low <= best <= high:
-        end = f"That is within the interval over pages, {low:.2f} to {high:.2f} bits per byte: neither is clearly better."
+        end = f"That is within the interval over pages, {low:.2f} to {high:.2f} bits a byte: neither is clearly better."
     else:
         end = "The model is the better one." if share > 0 else "The baseline is the better one."
     return f"On pages it has not seen, the model needs {much} the best trivial baseline ({name}). {end}"
