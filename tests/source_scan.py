@@ -10,8 +10,8 @@ FORBIDDEN = re.compile(
     r"\bimport pickle|\bfrom pickle|\bpickle\.|\btorch\.load\(|(?<![\w.])eval\(|(?<![\w.])exec\(|\byaml\.load\(|"
     r"shell=True|trust_remote_code=True|extractall|allow_pickle=True|\bos\.system\("
 )
-# A path of one machine, or a registry's address, in any tracked text.
-PRIVATE = re.compile(r"/root/|/home/[a-z]+/|pypi\.org/simple|/opt/pypi")
+# A path of one machine, in any tracked text.
+PRIVATE = re.compile(r"/root/|/home/[a-z]+/|/work/")
 
 
 def main() -> int:
