@@ -44,11 +44,7 @@ def test_steps_run_in_order_once_and_only_what_changed(toy: ModuleType, tmp_path
     assert toy.Write.calls == ["write", "count"]
     # Another rate redoes the writing; its words are the same, so the counting still stands.
     recipe.run(_plan(tmp_path, GOOD.replace("gamma: 0.5", "gamma: 0.6")), ignore)
-    assert toy.Write.calls == ["write", "count", "write", "count"] or toy.Write.calls == [
-        "write",
-        "count",
-        "write",
-    ]
+    assert toy.Write.calls == ["write", "count", "write"]
     recipe.run(_plan(tmp_path, GOOD.replace("[a, b, c]", "[a, b]")), ignore)
     assert (tmp_path / "runs" / "counted" / "count.txt").read_text() == "3"
 

@@ -44,7 +44,7 @@ def _speeds() -> list[str]:
     advice = (
         "training uses bfloat16"
         if machine.fast_bfloat16()
-        else "training uses float32: bfloat16 is no faster here"
+        else "training uses float32: the processor has no bfloat16 products"
     )
     return [
         f"products   {float32 / 1e9:,.0f} GFLOP/s float32, {bfloat16 / 1e9:,.0f} bfloat16 ({advice})",
