@@ -1,0 +1,321 @@
+"""Main text: by pages whose text is known, by trafilatura's answer, and by pages made to break it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from functools import cache
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mickle.data import extraction
+from mickle.data.extraction import Extraction, main_text, tidy
+from mickle.data.extraction_blocks import is_hint
+from mickle.studies.templates import HELDOUT, TUNING, articles, truth, wrap
+
+REFERENCE = Extraction(method="trafilatura")
+METHODS = (Extraction(), REFERENCE)
+
+
+def sentences(first: int, count: int) -> str:
+    return " ".join(
+        f"Sentence number {i} of the true text speaks of rivers." for i in range(first, first + count)
+    )
+
+
+PAGE = f"""<!doctype html><html><head><title>Rivers - Site</title><style>p {{}}</style>
+<script>var evil = 1;</script></head>
+<body><nav><ul><li><a href="/">Start page</a></li><li><a href="/x">Other page</a></li></ul></nav>
+<div class="cookie-bar"><p>We use cookies, as everybody does nowadays, to make this site better for all of us.</p></div>
+<div class="main-content"><h1>Rivers</h1><p>3 likes</p><p>{sentences(0, 5)}</p>
+<p>Written out: see https://rivers.example/a?b=c, or ask. {sentences(5, 3)}</p>
+<h2>Boats</h2><p>{sentences(10, 6)}</p>
+<ul><li>a barge with a long and heavy load</li><li>a ferry that crosses twice a day</li></ul>
+<pre>a = 1
+if a:
+    b = 2</pre>
+<table><tr><th>River</th><th>Length</th></tr><tr><td>Rhine</td><td>1233 km</td></tr></table>
+<p>{sentences(20, 6)}</p><p><a href="/all">Read more...</a></p></div>
+<div id="comments"><h3>Comments</h3>
+<p>What a wonderful article, I have read it to my whole family at dinner tonight.</p></div>
+<aside><h3>Related articles</h3><ul><li><a href="/b">Ten bridges</a></li></ul></aside>
+<footer><p>Copyright of somebody, all rights reserved, in every country of the world and beyond.</p></footer>
+</body></html>"""
+FOREIGN = (
+    "Start page",
+    "Other page",
+    "cookies",
+    "3 likes",
+    "Read more",
+    "wonderful",
+    "Ten bridges",
+    "Copyright",
+    "evil",
+)
+
+
+def grams(text: str) -> Counter[tuple[str, ...]]:
+    words = re.findall(r"\w+", text)
+    return Counter(zip(*(words[i:] for i in range(4)), strict=False))
+
+
+def f_score(text: str, wanted: str) -> float:
+    """Harmonic mean of precision and recall of the multiset of 4-grams of words."""
+    one, other = grams(text), grams(wanted)
+    return 2 * (one & other).total() / max(one.total() + other.total(), 1)
+
+
+def test_f_score_by_example() -> None:
+    assert f_score("a b c d e", "a b c d e") == 1
+    assert f_score("a b c d", "a b c d e f") == pytest.approx(2 * 1 / (1 + 3))
+    assert f_score("", "a b c d") == 0
+
+
+def test_menu_notice_counter_comments_related_and_footer_are_gone() -> None:
+    text = main_text(PAGE)
+    assert [word for word in FOREIGN if word in text] == []
+
+
+def test_main_text_is_whole_and_in_order() -> None:
+    assert main_text(PAGE) == "\n\n".join(
+        (
+            "Rivers",
+            sentences(0, 5),
+            "Written out: see, or ask. " + sentences(5, 3),
+            "Boats",
+            sentences(10, 6),
+            "- a barge with a long and heavy load\n- a ferry that crosses twice a day",
+            "a = 1\nif a:\n    b = 2",
+            "River | Length\nRhine | 1233 km",
+            sentences(20, 6),
+        )
+    )
+
+
+@pytest.mark.parametrize("method", ["fast", "trafilatura"])
+def test_tables_code_and_addresses_as_asked(method: str) -> None:
+    asked = {"method": method}
+    text = main_text(PAGE, Extraction(**asked))
+    assert "1233" in text
+    assert "if a:\n    b = 2" in text
+    assert "https://" not in text
+    assert "1233" not in main_text(PAGE, Extraction(**asked, tables=False))
+    assert "b = 2" not in main_text(PAGE, Extraction(**asked, code=False))
+    assert "see https://rivers.example/a?b=c, or" in main_text(PAGE, Extraction(**asked, addresses=True))
+
+
+@pytest.mark.parametrize(
+    ("names", "hint"),
+    [
+        ("sidebar", True),
+        ("main-navigation left", True),
+        ("post commentList", True),
+        ("shareBar x", True),
+        ("css-5ad3f", False),  # made by a build tool
+        ("adapter", False),
+        ("body-with-sidebar-left", False),
+        ("article-body pagination-first", False),  # another name says the contrary
+        ("article-comments", True),
+        ("", False),
+    ],
+)
+def test_hints_by_example(names: str, hint: bool) -> None:
+    assert is_hint(names) == hint
+
+
+def test_names_do_not_speak_against_what_holds_the_title() -> None:
+    page = f'<body><div class="sidebar"><h1>Rivers</h1><p>{sentences(0, 9)}</p></div></body>'
+    assert main_text(page) == "Rivers\n\n" + sentences(0, 9)
+
+
+def test_a_line_break_stays_and_two_make_a_paragraph() -> None:
+    page = f"<body><div>{sentences(0, 3)}<br>{sentences(3, 3)}<br><br>\n{sentences(6, 3)}</div></body>"
+    assert main_text(page) == f"{sentences(0, 3)}\n{sentences(3, 3)}\n\n{sentences(6, 3)}"
+
+
+def test_a_long_paragraph_stands_twice_at_most() -> None:
+    page = "<body>" + f"<p>{sentences(0, 4)}</p>" * 5 + f"<p>{sentences(4, 4)}</p></body>"
+    assert main_text(page) == "\n\n".join((sentences(0, 4), sentences(0, 4), sentences(4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("line", "stays"),
+    [
+        ("3 likes", False),
+        ("Posted on 3 May by Ann Example, who lives here", False),
+        ("Leave a reply below, and we will read it in time.", False),
+        (
+            "We and our partners ask you to let us keep cookies on this device, as everybody does, for years.",
+            False,
+        ),
+        ("Copyright 2020 by somebody. All rights reserved everywhere.", False),
+        ("He read more than she did, by the river.", True),
+        ("Three people like it.", True),
+        ("Shared rivers need shared rules, say those who share them.", True),
+    ],
+)
+def test_phrases_between_paragraphs_by_example(line: str, stays: bool) -> None:
+    page = f"<body><h1>Rivers</h1><p>{sentences(0, 5)}</p><p>{line}</p><p>{sentences(5, 5)}</p></body>"
+    assert (line in main_text(page)) == stays
+
+
+def test_a_section_of_something_else_is_left_out_up_to_the_next_heading() -> None:
+    page = (
+        f"<body><h1>Rivers</h1><p>{sentences(0, 20)}</p><h2>Related stories</h2><p>{sentences(50, 3)}</p>"
+        f"<h3>More</h3><p>{sentences(60, 3)}</p><h2>Boats</h2><p>{sentences(20, 20)}</p></body>"
+    )
+    assert main_text(page) == f"Rivers\n\n{sentences(0, 20)}\n\nBoats\n\n{sentences(20, 20)}"
+
+
+def test_a_section_that_is_most_of_the_page_is_its_text() -> None:
+    page = f"<body><h1>Comments on rivers</h1><p>{sentences(0, 20)}</p></body>"
+    assert main_text(page).endswith(sentences(0, 20))
+
+
+def test_headings_that_are_links_are_teasers_unless_much_text_follows() -> None:
+    linked = '<h2><a href="/{0}">A headline about number {0}</a></h2><p>{1}</p>'
+    teasers = "".join(linked.format(i, sentences(100 + 5 * i, 4)) for i in range(3))
+    page = f"<body><div><h1>Rivers</h1><p>{sentences(0, 20)}</p>{teasers}</div></body>"
+    assert main_text(page) == f"Rivers\n\n{sentences(0, 20)}"
+    posts = "".join(linked.format(i, sentences(100 + 50 * i, 40)) for i in range(3))
+    assert main_text(f"<body><div>{posts}</div></body>").count("headline") == 3
+
+
+def test_link_lists_are_no_text() -> None:
+    links = "".join(
+        f'<li><a href="/{i}">A link with quite a long name, number {i}</a></li>' for i in range(90)
+    )
+    assert main_text(f"<body><ul>{links}</ul></body>") == ""
+
+
+def test_a_doubtful_page_is_trafilaturas() -> None:
+    hidden = f'<body><div class="sidebar"><p>{sentences(0, 9)}</p></div><div><p>{sentences(90, 2)}</p></div></body>'
+    assert extraction.fast(hidden, Extraction()) == (extraction.reference(hidden, Extraction()), True)
+    assert extraction.reference(hidden, Extraction())
+    assert not extraction.fast(PAGE, Extraction())[1]
+
+
+def test_the_reference_does_not_depend_on_pages_before() -> None:
+    first = main_text(PAGE, REFERENCE)
+    assert [main_text(PAGE, REFERENCE) for _ in range(5)] == [first] * 5
+    assert first
+
+
+@cache
+def scores(method: Extraction, families: tuple[str, ...]) -> dict[str, float]:
+    """Mean F over six pages of each family."""
+    found = {}
+    for number, family in enumerate(families):
+        pages = [(wrap(b, i, family), truth(b)) for i, b in enumerate(articles(6, seed=number))]
+        found[family] = sum(f_score(main_text(page, method), wanted) for page, wanted in pages) / len(pages)
+    return found
+
+
+@pytest.mark.parametrize("family", TUNING + HELDOUT)
+def test_fast_finds_the_text_of_every_family(family: str) -> None:
+    assert scores(METHODS[0], TUNING + HELDOUT)[family] > 0.8
+
+
+def test_fast_is_as_good_as_the_reference_on_families_held_out() -> None:
+    fast, reference = (sum(scores(method, HELDOUT).values()) / len(HELDOUT) for method in METHODS)
+    assert reference > 0.8
+    assert fast > max(reference - 0.01, 0.9)
+
+
+def test_both_methods_agree_on_plain_articles() -> None:
+    families = ("portal", "weblog", "manual", "helpdesk", "handbook")
+    for number, family in enumerate(families):
+        for seed, blocks in enumerate(articles(4, seed=10 + number, technical=0.0)):
+            page = wrap(blocks, seed, family)
+            assert f_score(*(main_text(page, method) for method in METHODS)) > 0.85, (family, seed)
+
+
+SENTENCE = f"<p>{sentences(0, 3)}</p>"
+HOSTILE = {
+    "empty": "",
+    "spaces": " \n" * 1000,
+    "a nul": "\0",
+    "nuls": "\0".join(SENTENCE),
+    "lone surrogates": "<p>\ud800" + "\udfff" * 1000,
+    "only scripts": "<script>var a = '<p>text</p>';</script>" * 1000,
+    "a million open tags": "<div>" * 1_000_000 + SENTENCE,
+    "open inline tags": "<a href=x><b><i>x" * 20_000,
+    "tables inside tables": "<table><tr><td>" * 60 + SENTENCE * 500,
+    "frames": "<frameset><frame src=x>" * 1000,
+    "broken entities": "<p>&amp &#x; &#99999999999; &nope; & " * 5000,
+    "open comment": "<!--" + SENTENCE * 100,
+    "attributes": "<div " + "a=b " * 100_000 + ">" + SENTENCE,
+    "class": '<div class="' + "nav-x " * 100_000 + '">' + SENTENCE,
+    "classes": "".join(f'<div class="c{i} nav-{i}">x</div>' for i in range(20_000)),
+    "one long line": "<p>" + "word " * 2_000_000,
+    "line breaks": "abc<br>" * 100_000,
+    "headings": "<h2><a href=x>Related</a></h2>" * 30_000,
+    "addresses": "<p>" + "http://" * 100_000 + "." * 100_000,
+    "lists": "<ul><li>x</ul>" * 20_000,
+    "brackets": "<p>" + "<" * 300_000,
+    "declared otherwise": '<?xml version="1.0" encoding="utf-16"?><html>' + SENTENCE,
+    "no html": "just text, of no length",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_pages_give_a_text(name: str) -> None:
+    text = main_text(HOSTILE[name])
+    assert text == tidy(text)
+
+
+@pytest.mark.parametrize("name", ["nuls", "attributes", "declared otherwise"])
+def test_what_is_around_it_does_not_hide_a_sentence(name: str) -> None:
+    assert main_text(HOSTILE[name]) == sentences(0, 3)
+
+
+# fmt: off
+TAGS = st.sampled_from((
+    "<p>", "</p>", "<div>", "</div>", "<a>", '<a href="/x">', "</a>", "<ul>", "</ul>", "<li>", "<table>", "</table>",
+    "<tr>", "<td>", "</td>", "<h1>", "<h2>", "</h1>", "<pre>", "</pre>", "<br>", "<article>", "</article>", "<main>",
+    "<nav>", "<b>", "<script>", "</script>", "</body>", "</html>", '<div class="nav">', "<!--", "-->", "<", ">",
+    "&amp;", "&#0;", "\0", "\ud800", sentences(0, 2)))
+# fmt: on
+
+
+@given(st.lists(st.one_of(TAGS, st.text(max_size=8)), max_size=60))
+@settings(max_examples=150, deadline=None)
+def test_any_soup_of_tags_gives_a_tidy_text(pieces: list[str]) -> None:
+    text = main_text("".join(pieces))
+    assert text == tidy(text)
+
+
+@given(st.integers(0, len(PAGE)))
+@settings(max_examples=60, deadline=None)
+def test_a_page_cut_short_gives_the_beginning_of_its_text(end: int) -> None:
+    whole, part = grams(main_text(PAGE)), grams(main_text(PAGE[:end]))
+    assert (part - whole).total() <= 8  # the word that was cut, and what only the missing part gave away
+
+
+@given(st.binary(max_size=400))
+@settings(max_examples=60, deadline=None)
+def test_bytes_of_any_kind_are_no_danger(content: bytes) -> None:
+    assert isinstance(main_text(content.decode("latin-1")), str)
+    assert isinstance(main_text(content.decode("utf-8", "surrogateescape")), str)
+
+
+@pytest.mark.parametrize("family", HELDOUT)
+def test_main_text_put_into_a_page_again_is_found_again(family: str) -> None:
+    blocks = next(articles(1, seed=5, technical=0.0))
+    text = main_text(wrap(blocks, 1, family))
+    page = "<body>" + "".join(
+        f"<p>{piece}</p>" for piece in text.replace("&", "&amp;").replace("<", "&lt;").split("\n\n")
+    )
+    assert f_score(main_text(page), text) > 0.9
+
+
+@given(st.text())
+def test_tidying_twice_changes_nothing_more(text: str) -> None:
+    assert tidy(tidy(text)) == tidy(text)
+
+
+def test_tidy_by_example() -> None:
+    assert tidy("\ufeffa \r\nb\x00\r\n\r\n\r\n\r\nc\u00a0d\n") == "a\nb\n\nc d"
+    assert tidy("e\u0301") == "\u00e9"
