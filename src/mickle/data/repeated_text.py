@@ -1,0 +1,186 @@
+"""Text that occurs more than once in a corpus, cut out exactly: ExactSubstr of Lee et al.
+
+Source: Lee et al., "Deduplicating Training Data Makes Language Models Better", arXiv 2107.06499; RefinedWeb, arXiv
+2306.01116, section 3.3 and appendix G.3: spans of 50 consecutive tokens or more that occur at least twice are cut
+out, and a document is dropped if fewer than 20 characters are left. Its other policies there: drop a document of
+which more than 20 % is repeated (PartialDrop) or anything (AnyDrop).
+
+Where we depart: tokens are word-like pieces (``kernels.word_pieces``) instead of GPT-2's, so a cut never falls into a
+word; and ``keep="first"`` leaves the first occurrence in reading order where it is, which the paper's code
+cuts too. A cut joins what stood left and right of it, and may so make a new repetition; the paper runs twice.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from pydantic import Field
+
+from mickle.config import Config
+from mickle.data.records import Failure, Page, Removed, piece, remove
+from mickle.data.repeated_spans import PART_TOKENS, Advance, Search, find_spans
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+STAGE = "repeated text"
+
+
+class RepeatedText(Config):
+    """Cut text that stands elsewhere in the corpus too."""
+
+    length: int = Field(50, ge=1, description="shortest repetition that counts, in word-like pieces of text")
+    keep: Literal["none", "first"] = Field(
+        "none", description="which occurrence stays: none, as in the paper, or the first in reading order"
+    )
+    policy: Literal["cut", "drop"] = Field(
+        "cut",
+        description="cut the repeated text, or drop pages that have too much of it and leave others whole",
+    )
+    least_left: int = Field(
+        20, ge=0, description="cut: a page that has fewer characters left is dropped whole"
+    )
+    drop_above: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="drop: largest share of a page's pieces that may be repeated; 0 allows none",
+    )
+    part_tokens: int = Field(
+        PART_TOKENS,
+        ge=1,
+        description="pieces of text sorted at a time by one thread, at some 11 bytes of memory each",
+    )
+
+
+class Range(NamedTuple):
+    """Characters ``start`` to ``end`` of a text: ``tokens`` pieces that occur in text number ``twin`` as well."""
+
+    start: int
+    end: int
+    tokens: int
+    twin: int
+
+
+class Repeated(NamedTuple):
+    """What is repeated in one text, and how many pieces the whole text has."""
+
+    tokens: int
+    ranges: list[Range]
+
+
+def find_repeated(
+    texts: Iterable[str],
+    settings: RepeatedText,
+    scratch: Path,
+    threads: int = 1,
+    advance: Advance = lambda count: None,
+) -> Iterator[Repeated]:
+    """For each text, in order, the characters that are repeated, as ``settings`` say; the same for any number of
+    threads and parts.
+
+    ``texts`` is read once, before the first result. ``scratch`` is a folder for these texts alone: up to 20 bytes a
+    piece, some 5 a character; see ``repeated_spans`` for how a killed search goes on. ``advance`` hears of the
+    pieces sorted, one more for each text.
+    """
+    import numpy as np
+
+    search = Search(settings.length, settings.keep == "first", settings.part_tokens, threads)
+    scratch.mkdir(parents=True, exist_ok=True)
+    sizes: list[int] = []
+    documents = _documents(texts, scratch / "starts.u32", sizes)
+    starts, begin = np.zeros(0, dtype=np.uint32), 0
+    for number, spans in enumerate(find_spans(documents, search, scratch, advance)):
+        if number == 0:
+            starts = np.asarray(np.memmap(scratch / "starts.u32", dtype=np.uint32, mode="r"))
+        own = starts[begin : begin + sizes[number] + 1]
+        ranges = [Range(int(own[a]), int(own[b]), b - a, twin) for a, b, twin in spans]
+        yield Repeated(sizes[number], ranges)
+        begin += len(own)
+
+
+def _documents(texts: Iterable[str], starts: Path, sizes: list[int]) -> Iterator[NDArray[np.uint64]]:
+    """The hashes of each text's pieces; where they start goes to a file, with the text's end, how many to
+    ``sizes``.
+    """
+    from mickle.kernels.word_pieces import pieces
+
+    with starts.open("wb") as file:
+        for text in texts:
+            hashes, begins = pieces(text)
+            file.write(begins.tobytes() + len(text).to_bytes(4, sys.byteorder))
+            sizes.append(len(hashes))
+            yield hashes
+
+
+def cut(text: str, ranges: Iterable[tuple[int, ...]]) -> tuple[str, list[tuple[int, str]]]:
+    """What is left of a text without ``ranges`` (start, end, ...), ascending and apart, and the pieces cut out with
+    the character where each began. :func:`restore` undoes it.
+    """
+    left, pieces, position = [], [], 0
+    for start, end, *_ in ranges:
+        left.append(text[position:start])
+        pieces.append((start, text[start:end]))
+        position = end
+    return "".join([*left, text[position:]]), pieces
+
+
+def restore(left: str, pieces: Iterable[tuple[int, str]]) -> str:
+    """The text that :func:`cut` took apart."""
+    whole, used, size = [], 0, 0
+    for start, text in pieces:
+        whole += [left[used : used + start - size], text]
+        used += start - size
+        size = start + len(text)
+    return "".join([*whole, left[used:]])
+
+
+def repeated_text(
+    pages: Iterable[Page | Removed], settings: RepeatedText, threads: int = 1
+) -> Iterator[Page | Removed]:
+    """Pages held in memory through this stage: for a page that is cut the pieces first, then the page with what is
+    left; pages that go whole as :class:`Removed`, with the page that their first repeated piece stands in as twin.
+    Removed pages pass untouched.
+    """
+    pages = list(pages)
+    judged = [page for page in pages if not isinstance(page, Removed)]
+    with tempfile.TemporaryDirectory() as scratch:
+        found = find_repeated((page.text for page in judged), settings, Path(scratch), threads)
+        for page in pages:
+            if isinstance(page, Removed):
+                yield page
+            else:
+                repeated = next(found)
+                twins = [judged[each.twin].url for each in repeated.ranges]
+                yield from settle(page, repeated, twins, settings)
+
+
+def settle(
+    page: Page, repeated: Repeated, twins: list[str], settings: RepeatedText
+) -> Iterator[Page | Removed]:
+    """One page by the policy: ``twins`` are the addresses of the pages that its ranges occur in as well."""
+    tokens = sum(each.tokens for each in repeated.ranges)
+    if not tokens:
+        yield page
+    elif settings.policy == "drop":
+        share = tokens / repeated.tokens
+        if share > settings.drop_above:
+            yield remove(page, STAGE, Failure("too much repeated text", share, settings.drop_above), twins[0])
+        else:
+            yield page
+    else:
+        left, pieces = cut(page.text, repeated.ranges)
+        if len(left) < settings.least_left:
+            failure = Failure("too little besides repeated text", len(left), settings.least_left)
+            yield remove(page, STAGE, failure, twins[0])
+            return
+        for each, (start, text), twin in zip(repeated.ranges, pieces, twins):
+            failure = Failure("span occurs elsewhere", each.tokens, settings.length)
+            yield replace(piece(page, STAGE, failure, start, text), twin=twin)
+        yield replace(page, text=left)
