@@ -219,10 +219,18 @@ def _other(name: str, arguments: list[str]) -> None:
     elif name == "show":
         parser.add_argument("folder", type=Path, help="a folder that Mickle made, or any model folder")
         parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte")
+        parser.add_argument(
+            "--url", help="of a corpus: why is this page gone, and which kept page is its twin"
+        )
         options = parser.parse_args(arguments)
         from mickle.show import show
 
-        print(show(options.folder, check="sizes" if options.quick else "hashes"))
+        if options.url is not None:
+            from mickle.data.lookup import explain_url
+
+            print(explain_url(options.folder, options.url))
+        else:
+            print(show(options.folder, check="sizes" if options.quick else "hashes"))
     else:
         parser.parse_args(arguments)
         from mickle.doctor import doctor

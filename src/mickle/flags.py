@@ -20,6 +20,8 @@ from pydantic_core import PydanticUndefined
 from mickle.config import Config, config_variants, leaves
 from mickle.errors import UsageError
 
+MOST_SHOWN = 5  # items of a default that is a list
+
 
 class Parser(argparse.ArgumentParser):
     """argparse that raises :class:`UsageError`, with the nearest flag for a misspelt one."""
@@ -64,10 +66,16 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
     for name, annotation, field in leaves(cls):
         if name == positional or name.endswith(".kind"):
             continue
+        if _is_plain_config(annotation):  # its fields follow, each with a flag of its own
+            flag = name.replace("_", "-")
+            groups[name] = made.add_argument_group(f"{flag}: {field.description} (as --{flag}.setting)")
+            continue
         group = settings
         if "." in name:
             top = name.split(".")[0]
-            group = groups.setdefault(top, made.add_argument_group(f"{top} (as {top}.field)"))
+            if top not in groups:
+                groups[top] = made.add_argument_group(f"{top} (as {top}.field)")
+            group = groups[top]
         many = _is_list(annotation)
         truth = _bare(annotation) is bool
         made_flag: dict[str, Any] = {"nargs": "+" if many else "?" if truth else None}
@@ -82,6 +90,12 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
             **made_flag,
         )
     return made
+
+
+def _is_plain_config(annotation: Any) -> bool:
+    """Whether a field holds settings of one kind, and not a choice between kinds."""
+    variants = config_variants(annotation)
+    return len(variants) == 1 and "kind" not in variants[0].model_fields
 
 
 def _spellings(name: str, annotation: Any) -> list[str]:
@@ -209,7 +223,8 @@ def _metavar(annotation: Any) -> str:
         if k is not type(None)
     ]
     if _is_list(annotation):
-        return getattr(_item(annotation), "__name__", "VALUE").upper()
+        item = _members(_item(annotation))[0]
+        return {"Path": "FILE", "str": "TEXT"}.get(getattr(item, "__name__", ""), "NAME")
     text = "|".join(name.strip("'") for name in names)
     return "FILE" if text == "Path" else text.upper() if len(text) < 12 and "|" not in text else text
 
@@ -228,8 +243,18 @@ def _describe(field: Any, annotation: Any) -> str:
     default = field.default
     if default is PydanticUndefined and field.default_factory is None:
         return f"{text} (required)"
-    if default is PydanticUndefined or default is None:
+    if default is PydanticUndefined or default in (None, "", []):
         return text
     if isinstance(default, Config):
         default = getattr(default, "kind", default)
-    return f"{text} (default {str(default).replace('%', '%%')})"
+    return f"{text} (default {_short_default(default).replace('%', '%%')})"
+
+
+def _short_default(value: Any) -> str:
+    """A default as it is typed; of a long list the beginning."""
+    if not isinstance(value, list):
+        return str(value)
+    texts = [f"'{item}'" if " " in str(item) else str(item) for item in value]
+    shown = texts if len(texts) <= MOST_SHOWN + 1 else texts[:MOST_SHOWN]
+    more = f" and {len(texts) - len(shown)} more" if len(shown) < len(texts) else ""
+    return " ".join(shown) + more

@@ -8,37 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from mickle import figures, storage
+from mickle.report_corpus import corpus_section
+from mickle.report_parts import Section, Table
 from mickle.storage import Manifest
 
 LARGEST = 500_000  # bytes of the page
 LONGEST_TEXT = 1_500  # characters shown of any text
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under headings; ``numbers`` says which columns are aligned right."""
-
-    headings: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
-    numbers: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the page: a sentence, figures (SVG), tables, and texts with a heading each."""
-
-    title: str
-    lead: str
-    figures: tuple[str, ...] = ()
-    tables: tuple[Table, ...] = ()
-    texts: tuple[tuple[str, str, str], ...] = ()  # heading, class, text
 
 
 @dataclass(frozen=True)
@@ -158,64 +140,6 @@ def _settings(folder: Path) -> str:
     return path.read_text(encoding="utf-8")[:8000] if path.is_file() else ""
 
 
-def _corpus(folder: Path, manifest: Manifest) -> Section:
-    card = storage.read_json(folder / "card.json")
-    reasons = [("no page", why, n) for why, n in card["skipped"].items()]
-    reasons += [(stage, why, n) for stage, whys in card["removed"].items() for why, n in whys.items()]
-    reasons.sort(key=lambda row: -row[2])
-    lead = (
-        f"{card['records']:,} records were read; {card['kept']:,} pages of main text were kept "
-        f"({card['kept_bytes'] / 1e6:.2f} MB) and {sum(r[2] for r in reasons):,} were not. "
-        "What was removed is kept beside them, with its reason."
-    )
-    undocumented = sum(len(names) for names in card.get("undocumented_modules", {}).values())
-    if undocumented:
-        lead += f" {undocumented} modules could not be documented; the card names them."
-    table = Table(
-        ("stage", "reason", "pages"), [(s, w, f"{n:,}") for s, w, n in reasons[:20]], frozenset({2})
-    )
-    domains = sorted(card["domains"].items(), key=lambda item: -item[1]["bytes"])[:8]
-    largest = Table(
-        ("domain", "pages", "MB"),
-        [(name, f"{d['pages']:,}", f"{d['bytes'] / 1e6:.2f}") for name, d in domains],
-        frozenset({1, 2}),
-    )
-    tables = (table, largest) if len(domains) > 1 else (table,)
-    return Section("The corpus", lead, (_funnel(card, reasons),), tables, _removed_examples(folder))
-
-
-def _funnel(card: dict[str, Any], reasons: list[tuple[str, str, int]]) -> str:
-    bars = [("kept", card["kept"]), *((f"{stage}: {why}", n) for stage, why, n in reasons[:9])]
-
-    def paint(axes: Any) -> None:
-        names = [name if len(name) < 44 else name[:41] + "..." for name, _ in reversed(bars)]
-        counts = [count for _, count in reversed(bars)]
-        colours = [figures.COLOURS[1]] * (len(bars) - 1) + [figures.COLOURS[2]]
-        axes.barh(range(len(bars)), counts, color=colours, height=0.68)
-        axes.set_yticks(range(len(bars)), names)
-        for height, count in enumerate(counts):
-            axes.annotate(f" {count:,}", (count, height), va="center", fontsize=8)
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
-        axes.set_xlabel("records")
-        axes.margins(x=0.1)
-
-    return figures.draw(paint, height=0.7 + 0.26 * len(bars))
-
-
-def _removed_examples(folder: Path) -> tuple[tuple[str, str, str], ...]:
-    import pyarrow.parquet as parquet
-
-    texts: dict[str, tuple[str, str, str]] = {}
-    for path in sorted((folder / "removed").glob("*.parquet")):
-        for row in parquet.read_table(path).to_pylist():
-            key = f"{row['stage']}: {row['reason']}"
-            if key not in texts and len(texts) < 4:
-                words = " ".join(str(row["text"]).split())
-                texts[key] = (f"removed ({key}): {row['url']}", "removed", words[:280] or "(no text)")
-    return tuple(texts.values())
-
-
 def _model(folder: Path, manifest: Manifest) -> Section:
     summary = manifest.meta.get("summary", {})
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -325,7 +249,7 @@ def _study(folder: Path, manifest: Manifest) -> Section:
 
 
 SECTIONS: dict[str, Callable[[Path, Manifest], Section]] = {
-    "corpus": _corpus,
+    "corpus": corpus_section,
     "model": _model,
     "evaluation": _evaluation,
     "samples": _samples,

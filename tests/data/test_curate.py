@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import small_web as web
 
 from mickle import storage
 from mickle.config import validate
+from mickle.data import passes
 from mickle.data.curate import Curate
 from mickle.data.documentation import Module
 from mickle.data.records import read_corpus, read_removed
@@ -31,6 +34,7 @@ GERMAN = (
     "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen kälteren Winter. " * 3
 )
 RESULT = ("pages/00000.parquet", "removed/00000.parquet", "card.json", "README.md")
+PLAIN_STAGES = ["length", "language", "exact_duplicates"]
 
 
 def html(text: str) -> bytes:
@@ -43,7 +47,7 @@ def crawl(tmp_path: Path) -> Path:
     pages = [(f"https://a.org/{i}", html(ENGLISH.format(i))) for i in range(30)]
     pages += [
         ("https://b.org/de", html(GERMAN)),
-        ("https://b.org/short", html("Hi.")),
+        ("https://b.org/short", html("")),
         ("https://c.org/again", html(ENGLISH.format(7))),
     ]
     path = tmp_path / "crawl.warc.gz"
@@ -53,7 +57,8 @@ def crawl(tmp_path: Path) -> Path:
 
 
 def step(kind: str, path: Path, **settings: Any) -> Curate:
-    return validate(Curate, {"source": {"kind": kind, "path": str(path)}, "workers": 1, **settings})
+    given = {"source": {"kind": kind, "path": str(path)}, "workers": 1, "stages": PLAIN_STAGES}
+    return validate(Curate, given | settings)
 
 
 def test_every_record_is_kept_removed_or_skipped_and_the_twin_is_named(crawl: Path, tmp_path: Path) -> None:
@@ -64,8 +69,8 @@ def test_every_record_is_kept_removed_or_skipped_and_the_twin_is_named(crawl: Pa
     assert card["skipped"] == {"warcinfo record": 1}
     assert card["removed"] == {
         "exact duplicates": {"same text as a kept page": 1},
+        "extraction": {"no main text": 1},
         "language": {"other language": 1},
-        "length": {"text is too short": 1},
         "reading": {"compressed data is cut off": 1},
     }
     assert (card["kept"], card["languages"], card["domains"]["a.org"]["pages"]) == (30, {"en": 30}, 30)
@@ -76,8 +81,9 @@ def test_every_record_is_kept_removed_or_skipped_and_the_twin_is_named(crawl: Pa
     assert "menu" not in next(read_corpus(out)).text
     assert "**30**" in (out / "README.md").read_text()
     started = [event for event in events if isinstance(event, Started)]
-    assert started[-1].total == crawl.stat().st_size // 1000
-    assert any(isinstance(event, Progressed) and event.done <= started[-1].total for event in events)
+    assert [event.what for event in started] == ["extract and filter", "sign pages", "write the corpus"]
+    assert started[0].total == crawl.stat().st_size // 1000
+    assert any(isinstance(event, Progressed) and event.done <= started[0].total for event in events)
     notes = [event.message for event in events if isinstance(event, Noted)]
     assert any(note.startswith("kept 30 of 35 records") for note in notes)
     summary = storage.open_folder(out, kind="corpus").meta["summary"]
@@ -88,7 +94,7 @@ RUN = """
 import sys
 from pathlib import Path
 from mickle.config import validate
-from mickle.data import curate
+from mickle.data import chunks, curate
 from mickle.events import Progressed
 from mickle.step import execute
 
@@ -96,9 +102,11 @@ def say(event):
     if isinstance(event, Progressed):
         print("progress", flush=True)
 
-curate.CHUNK = 4
-source = {"kind": "warc", "path": sys.argv[1]}
-execute(validate(curate.Curate, {"source": source, "workers": int(sys.argv[3])}), Path(sys.argv[2]), say)
+chunks.RECORDS = 4
+settings = {"source": {"kind": "warc", "path": sys.argv[1]}, "workers": int(sys.argv[3])}
+settings["near_duplicates"] = {"bands": 14, "rows": 8}
+settings["repeated_text"] = {"part_tokens": 500}
+execute(validate(curate.Curate, settings), Path(sys.argv[2]), say)
 """
 
 
@@ -121,18 +129,51 @@ def result(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in RESULT}
 
 
-def test_killed_runs_end_with_the_same_bytes_with_one_worker_or_two(crawl: Path, tmp_path: Path) -> None:
-    plain = execute(step("warc", crawl), tmp_path / "plain", ignore)
+KILLS = int(os.environ.get("MICKLE_KILLS", "5"))
+
+
+def test_killed_runs_end_with_the_same_bytes_with_one_worker_or_two(tmp_path: Path) -> None:
+    """All stages; 20 kills with MICKLE_KILLS=20."""
+    crawl = tmp_path / "crawl"
+    crawl.mkdir()
+    pages = [(url, content) for url, content, _ in web.pages()]
+    write_warc(crawl / "a.warc.gz", pages[:30])
+    write_warc(crawl / "b.warc.gz", pages[30:])
+    assert run_and_kill(crawl, tmp_path / "plain", 1, after=10**6)
     killed = tmp_path / "killed"
-    assert not run_and_kill(crawl, killed, 1, after=2)
-    assert not killed.exists()
-    done = list((tmp_path / "killed.partial" / ".scratch" / "chunks").glob("0*.parquet"))
-    assert len(done) >= 2
-    assert not run_and_kill(crawl, killed, 2, after=1)
-    assert run_and_kill(crawl, killed, 2, after=1000)
-    assert result(killed) == result(plain)
+    draw = random.Random(0)
+    for number in range(KILLS):
+        if run_and_kill(crawl, killed, 1 + number % 2, after=draw.randrange(1, 14)):
+            break
+    assert (tmp_path / "killed.partial").exists() != killed.exists()
+    run_and_kill(crawl, killed, 2, after=10**6)
+    assert result(killed) == result(tmp_path / "plain")
     summary = storage.open_folder(killed).meta["summary"]
-    assert summary["fresh_records"] < 35 - 4 * len(done) + 1
+    assert summary["fresh_records"] < len(pages)
+
+
+@pytest.mark.parametrize("moment", ["sign", "write_corpus", "keep_earlier"])
+def test_a_run_killed_between_its_passes_goes_on(
+    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = [(url, content) for url, content, _ in web.pages(12)]
+    write_warc(tmp_path / "web.warc.gz", pages)
+    write_warc(tmp_path / "before.warc.gz", pages[:4])
+    before = execute(step("warc", tmp_path / "before.warc.gz"), tmp_path / "before", ignore)
+    all_stages = step("warc", tmp_path / "web.warc.gz", stages=None, earlier=[str(before)])
+    whole = execute(all_stages, tmp_path / "whole", ignore)
+    original = getattr(passes, moment)
+
+    def die(*given: Any, **named: Any) -> None:
+        if moment == "keep_earlier":
+            original(*given, **named)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(passes, moment, die)
+    with pytest.raises(KeyboardInterrupt):
+        execute(all_stages, tmp_path / "killed", ignore)
+    monkeypatch.setattr(passes, moment, original)
+    assert result(execute(all_stages, tmp_path / "killed", ignore)) == result(whole)
 
 
 def test_documentation_becomes_a_warc_and_a_corpus_and_is_the_same_twice(
@@ -201,12 +242,12 @@ def test_the_forecast_and_the_next_command(crawl: Path) -> None:
 
 
 def test_workers_change_nothing_and_python_does() -> None:
-    assert Curate(workers=1).identity() == Curate(workers=7).identity()
+    assert Curate(workers=1).identity() == Curate(workers=7, ray="auto").identity()
     assert Curate().fingerprint()["python"] == sys.version.split()[0]
 
 
 def test_settings_import_nothing_heavy() -> None:
-    heavy = "{'torch', 'pyarrow', 'trafilatura', 'numpy', 'py3langid'}"
+    heavy = "{'torch', 'pyarrow', 'trafilatura', 'numpy', 'py3langid', 'numba', 'resiliparse', 'ray', 'lxml'}"
     code = f"import sys, mickle.data.curate; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mickle.data.duplicates import content_hash, exact_duplicates
-from mickle.data.records import Page, Removed, remove
+from mickle.data.records import Failure, Page, Removed, remove
 
 
 def pages(texts: list[str]) -> list[Page]:
@@ -29,7 +29,7 @@ def test_one_page_of_every_text_stays_and_it_is_the_first(texts: list[str]) -> N
 
 def test_a_page_removed_before_is_nobodys_twin() -> None:
     first, second = pages(["a", "a"])
-    gone = remove(first, "length", "text is too short", 1.0)
+    gone = remove(first, "length", Failure("text is too short", 1.0, 2.0))
     assert list(exact_duplicates([gone, second])) == [gone, second]
 
 

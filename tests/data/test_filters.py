@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 
 from mickle.data.filters import apply, identify_language, language_of, long_enough
-from mickle.data.records import Page, Removed
+from mickle.data.records import Failure, Page, Removed, piece
 
 ENGLISH = (
     "The river runs past the old town, and nobody who lives there remembers a winter when it froze over."
@@ -37,7 +38,7 @@ def test_line_breaks_do_not_change_the_language() -> None:
 
 def test_kept_languages_are_set_and_others_removed() -> None:
     kept = identify_language(page(ENGLISH), ["en"], 0.65)
-    assert kept == Page("u", "d", "en", ENGLISH)
+    assert kept == Page("u", "d", "en", ENGLISH, language_score=language_of(ENGLISH)[1])
     gone = identify_language(page(GERMAN), ["en"], 0.65)
     assert isinstance(gone, Removed)
     assert (gone.language, gone.reason) == ("de", "other language")
@@ -63,5 +64,16 @@ def test_stages_stop_at_the_first_that_removes() -> None:
     short, kept = apply([page("x"), page(ENGLISH)], *stages)
     assert isinstance(short, Removed)
     assert short.stage == "length"
-    assert kept == Page("u", "d", "en", ENGLISH)
+    assert isinstance(kept, Page)
+    assert (kept.language, kept.text) == ("en", ENGLISH)
     assert list(apply([short], *stages)) == [short]
+
+
+def test_pieces_come_just_before_their_page() -> None:
+    def behead(page: Page) -> list[Page | Removed]:
+        cut = piece(page, "lines", Failure("first letter", 1, 0), 0, page.text[:1])
+        return [cut, replace(page, text=page.text[1:])]
+
+    cut, again, kept = apply([page("abc")], behead, behead)
+    assert [(c.text, c.start) for c in (cut, again) if isinstance(c, Removed)] == [("a", 0), ("b", 0)]
+    assert kept.text == "c"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mickle.data.pages import RawPage, Skipped, decode, extract, main_text, read_http, tidy
+from mickle.data.pages import RawPage, Skipped, decode, extract, read_http
 from mickle.data.records import Page, Removed
 
 LARGEST = 1 << 20
@@ -28,13 +28,6 @@ def raw(block: bytes, kind: str = "response", content_type: str = "application/h
 def http(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
     lines = [f"HTTP/1.1 {status}", *(headers or ("Content-Type: text/html; charset=utf-8",)), "", ""]
     return "\r\n".join(lines).encode() + body
-
-
-def test_main_text_is_the_article_without_menu_script_and_footer() -> None:
-    text = main_text(HTML)
-    assert SENTENCES in text
-    assert "if a:\n    b = 2" in text
-    assert not any(word in text for word in ("Other page", "evil", "Copyright"))
 
 
 def test_a_response_gives_its_html_and_charset() -> None:
@@ -112,15 +105,6 @@ def test_mixed_encodings_keep_what_can_be_read() -> None:
 @given(st.binary(max_size=300), st.text(max_size=12))
 def test_decoding_never_fails(content: bytes, charset: str) -> None:
     assert isinstance(decode(content, charset), str)
-
-
-@given(st.text())
-def test_tidying_twice_changes_nothing_more(text: str) -> None:
-    assert tidy(tidy(text)) == tidy(text)
-
-
-def test_tidy_by_example() -> None:
-    assert tidy("\ufeffa \r\nb\x00\r\n\r\n\r\n\r\nc\u00a0d\n") == "a\nb\n\nc d"
 
 
 def test_a_million_open_tags_are_no_danger() -> None:

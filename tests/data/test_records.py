@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mickle import storage
 from mickle.data import records
 from mickle.data.records import (
+    Failure,
     Page,
     Removed,
     domain_of,
@@ -46,7 +47,7 @@ def test_the_same_pages_give_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_removed_pages_keep_their_reason(tmp_path: Path) -> None:
-    gone = remove(PAGES[3], "length", "text is too short", 12.0, twin="https://a.org/1")
+    gone = remove(PAGES[3], "length", Failure("text is too short", 12.0, 200.0), twin="https://a.org/1")
     write_shards([gone], tmp_path / "a", Removed)
     assert list(read_shards(tmp_path / "a", Removed)) == [gone]
     assert [field.name for field in fields(Removed)][:4] == ["url", "domain", "language", "text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from mickle.config import validate
-from mickle.data.pages import RawPage
-from mickle.data.records import Removed
+from mickle.data.pages import RawPage, Skipped, extract
+from mickle.data.records import Page, Removed
 from mickle.data.sources import Files, Found, Rows, Warc
 from mickle.errors import UsageError
 
@@ -23,7 +24,7 @@ def ignore(count: int) -> None:
 
 
 def read(source: Files | Rows | Warc) -> list[Found]:
-    return list(source.read(LARGEST, ignore))
+    return [page for files in source.parts() for page in source.read(files, LARGEST, ignore)]
 
 
 def lines(path: Path, *rows: object) -> Path:
@@ -110,7 +111,8 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
 def test_more_than_a_tenth_of_bad_rows_is_refused_with_the_first_lines(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", {"text": "x"}, "nonsense", {"body": "x"}, *[{"text": "x"}] * 10)
     with pytest.raises(
-        UsageError, match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' is missing\)"
+        UsageError,
+        match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' or 'content' .* is missing\)",
     ):
         read(Rows(path=tmp_path))
 
@@ -121,8 +123,8 @@ def test_parquet_by_its_named_column(tmp_path: Path) -> None:
     )
     found = [page for page in read(Rows(path=tmp_path, text="content")) if isinstance(page, RawPage)]
     assert [(page.url, page.content) for page in found] == [("https://c.org/", b"a"), ("a.parquet#2", b"b")]
-    with pytest.raises(UsageError, match="no column 'text'") as caught:
-        read(Rows(path=tmp_path))
+    with pytest.raises(UsageError, match="no column 'body'") as caught:
+        read(Rows(path=tmp_path, text="body"))
     assert "content, url" in caught.value.expected
 
 
@@ -137,3 +139,50 @@ def test_broken_parquet_is_refused_by_name(content: bytes, tmp_path: Path) -> No
 def test_a_misspelt_field_is_explained() -> None:
     with pytest.raises(UsageError, match="did you mean 'path'"):
         validate(Warc, {"kind": "warc", "paht": "x"})
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("gz", "gzip"), ("zst", "zstd")])
+def test_compressed_rows_and_what_other_tools_call_things(suffix: str, codec: str, tmp_path: Path) -> None:
+    """datatrove's Document, RefinedWeb's own rows."""
+    rows = [
+        {"text": "one", "id": "a", "metadata": {"url": "https://b.org/1", "date": "2023-06-01"}},
+        {"content": "two", "url": "https://b.org/2", "timestamp": "2023-06-02"},
+        {"text": "three", "id": "an-id"},
+    ]
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    (tmp_path / f"a.jsonl.{suffix}").write_bytes(pyarrow.compress(content, codec, asbytes=True))
+    found = [page for page in read(Rows(path=tmp_path)) if isinstance(page, RawPage)]
+    assert [(page.url, page.content, page.date) for page in found] == [
+        ("https://b.org/1", b"one", "2023-06-01"), ("https://b.org/2", b"two", "2023-06-02"), ("an-id", b"three", ""),
+    ]  # fmt: skip
+
+
+def test_compressed_rows_that_are_cut_off_or_expand_without_end_are_refused(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"text": "x"}\n' * 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[:-9])
+    with pytest.raises(UsageError, match="not a whole .gz file"):
+        read(Rows(path=tmp_path))
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9_000_000, 9))
+    with pytest.raises(UsageError, match="expands to more than 200 times"):
+        read(Rows(path=tmp_path))
+
+
+def test_wet_files_hold_text(tmp_path: Path) -> None:
+    block = b"Der Text einer Seite."
+    lines = [
+        "WARC/1.0", "WARC-Type: conversion", "WARC-Target-URI: https://a.org/", "WARC-Date: 2023-06-01T00:00:01Z",
+        "Content-Type: text/plain", f"Content-Length: {len(block)}", "", "",
+    ]  # fmt: skip
+    header = "\r\n".join(lines)
+    (tmp_path / "a.wet.gz").write_bytes(gzip.compress(header.encode() + block + b"\r\n\r\n"))
+    (page,) = read(Warc(path=tmp_path))
+    assert isinstance(page, RawPage)
+    text = extract(page, LARGEST)
+    assert isinstance(text, Page)
+    assert (text.text, text.url, text.date) == (block.decode(), "https://a.org/", "2023-06-01T00:00:01Z")
+
+
+def test_records_that_are_no_pages_are_skipped_before_anything_reads_them(tmp_path: Path) -> None:
+    header = "WARC/1.0\r\nWARC-Type: request\r\nContent-Length: 0\r\n\r\n\r\n\r\n"
+    (tmp_path / "a.warc").write_text(header, newline="")
+    assert read(Warc(path=tmp_path)) == [Skipped("request record")]

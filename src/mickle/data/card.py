@@ -1,50 +1,92 @@
-"""The corpus's card: what was read, what was kept, what was removed and why, as JSON and as a page to read."""
+"""The corpus's card: what was read, what was kept, what each stage took out and why, as JSON and as a page to read."""
 
 from __future__ import annotations
 
-from collections import Counter
+import heapq
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mickle.data.pages import Skipped
 from mickle.data.records import Page, Removed
+from mickle.data.refine import Outcome, name_of
 
 DOMAINS_SHOWN = 50
+SAMPLES = 3  # shown of each rule
+SAMPLE_CHARACTERS = 300
+UNREAD = ("reading", "rows")  # stages of what never was a page
+# Figure 2 of RefinedWeb: share of the crawl kept after each stage, documents up to lines, tokens after.
+PAPER = {
+    "urls": 0.9776, "extraction": 0.9631, "language": 0.4751, "repetitions": 0.3597, "quality": 0.3015,
+    "lines": 0.2334, "near duplicates": 0.1450, "repeated text": 0.1167,
+}  # fmt: skip
 
 
 class Tally:
-    """Counts that add up: records = skipped + removed + kept."""
+    """Counts that add up: records = skipped + removed + kept, and words of all texts = kept + removed."""
 
-    def __init__(self) -> None:
+    def __init__(self, stages: Iterable[str]) -> None:
+        self.stages = [
+            *UNREAD,
+            "urls",
+            "extraction",
+            *(name_of(stage) for stage in stages if stage != "urls"),
+        ]
         self.skipped: Counter[str] = Counter()
         self.removed: dict[str, Counter[str]] = {}
+        self.pieces: dict[str, Counter[str]] = {}
+        self.words_removed: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
-        self.domains: Counter[str] = Counter()
-        self.domain_bytes: Counter[str] = Counter()
-        self.kept = self.kept_bytes = self.removed_bytes = 0
+        self.domains: dict[str, Counter[str]] = defaultdict(Counter)
+        self.kept = self.kept_bytes = self.kept_words = self.removed_bytes = self.chained = 0
+        self._samples: dict[tuple[str, str], list[tuple[int, int, Removed]]] = defaultdict(list)
 
     @property
     def records(self) -> int:
         """All that was read."""
-        return (
-            sum(self.skipped.values())
-            + sum(sum(reasons.values()) for reasons in self.removed.values())
-            + self.kept
-        )
+        return sum(self.skipped.values()) + self.removed_pages + self.kept
 
-    def skip(self, skipped: Skipped) -> None:
-        self.skipped[skipped.reason] += 1
+    @property
+    def removed_pages(self) -> int:
+        """Pages taken out whole."""
+        return sum(sum(reasons.values()) for reasons in self.removed.values())
 
-    def add(self, page: Page | Removed) -> None:
-        size = len(page.text.encode("utf-8", "replace"))
-        if isinstance(page, Removed):
-            self.removed.setdefault(page.stage, Counter())[page.reason] += 1
-            self.removed_bytes += size
+    def add(self, outcome: Outcome) -> None:
+        """Counts one outcome; pieces cut out of a page that stays are counted apart from pages."""
+        if isinstance(outcome, Skipped):
+            self.skipped[outcome.reason] += 1
+        elif isinstance(outcome, Removed):
+            self._add_removed(outcome)
         else:
-            self.kept += 1
-            self.kept_bytes += size
-            self.languages[page.language] += 1
-            self.domains[page.domain] += 1
-            self.domain_bytes[page.domain] += size
+            self._add_kept(outcome)
+
+    def _add_kept(self, page: Page) -> None:
+        size = len(page.text.encode("utf-8", "replace"))
+        self.kept += 1
+        self.kept_bytes += size
+        self.kept_words += len(page.text.split())
+        self.languages[page.language] += 1
+        self.domains[page.domain].update(pages=1, bytes=size)
+
+    def _add_removed(self, gone: Removed) -> None:
+        counts = self.removed if gone.start < 0 else self.pieces
+        counts.setdefault(gone.stage, Counter())[gone.reason] += 1
+        self.words_removed[gone.stage] += len(gone.text.split())
+        self.removed_bytes += len(gone.text.encode("utf-8", "replace"))
+        self.domains[gone.domain].update(removed=1 if gone.start < 0 else 0)
+        self.chained += gone.stage == "near duplicates" and gone.value == 0
+        shown = self._samples[gone.stage, gone.reason]
+        # The least by a hash: a fixed choice, the same whatever the order, and not the first pages of one site.
+        entry = (
+            -zlib.crc32(f"{gone.url}#{gone.start}".encode("utf-8", "replace")),
+            -self.removed_bytes,
+            gone,
+        )
+        if len(shown) < SAMPLES:
+            heapq.heappush(shown, entry)
+        elif entry[:2] > shown[0][:2]:
+            heapq.heapreplace(shown, entry)
 
     def commonest_removals(self) -> str:
         """The three commonest reasons, with their counts."""
@@ -53,25 +95,92 @@ class Tally:
         )
         return "; ".join(f"{name} ({count:,})" for name, count in pairs.most_common(3))
 
+    def funnel(self) -> list[dict[str, Any]]:
+        """What is left after each stage: pages and words, ``share`` of the pages as the paper's figure 2 counts it
+        (documents up to lines, then words), and the paper's.
+        """
+        pages = self.kept + self.removed_pages - sum(self._gone(stage) for stage in UNREAD)
+        words = self.kept_words + sum(self.words_removed.values())
+        rows = [
+            {"stage": "pages read", "removed": 0, "pages": pages, "words": None, "share": 1.0, "paper": 1.0}
+        ]
+        first, last_share, last_words = pages, 1.0, words
+        for stage in self.stages:
+            if stage in UNREAD:
+                continue
+            pages -= self._gone(stage)
+            words -= self.words_removed[stage]
+            if stage in ("near duplicates", "repeated text", "exact duplicates", "url duplicates"):
+                share = last_share * (words / last_words if last_words else 0.0)
+            else:
+                share = pages / first if first else 0.0
+            last_share, last_words = share, words
+            rows.append(
+                {
+                    "stage": stage, "removed": self._gone(stage), "pages": pages,
+                    "words": None if stage == "urls" else words,
+                    "share": round(share, 5), "paper": PAPER.get(stage),
+                }
+            )  # fmt: skip
+        return rows
+
+    def _gone(self, stage: str) -> int:
+        return sum(self.removed.get(stage, Counter()).values())
+
+    def samples(self) -> list[dict[str, Any]]:
+        """A few of what each rule took out, rules in the order of their stages."""
+        found = []
+        order = {stage: place for place, stage in enumerate(self.stages)}
+        for stage, reason in sorted(self._samples, key=lambda key: (order.get(key[0], 0), key[1])):
+            for *_, gone in sorted(self._samples[stage, reason], key=lambda entry: entry[:2], reverse=True):
+                found.append(
+                    {
+                        "stage": stage, "reason": reason, "url": gone.url, "value": gone.value,
+                        "limit": gone.limit, "twin": gone.twin, "piece": gone.start >= 0,
+                        "text": " ".join(gone.text[: 2 * SAMPLE_CHARACTERS].split())[:SAMPLE_CHARACTERS],
+                    }
+                )  # fmt: skip
+        return found
+
+    def preview(self) -> str:
+        """Funnel and examples as plain text."""
+        lines = [
+            f"  {row['stage']:<16} {row['removed']:>6,} removed {row['pages']:>6,} left"
+            for row in self.funnel()
+        ]
+        for sample in self.samples():
+            value = f"{sample['value']:.4g}, limit {sample['limit']:.4g}"
+            lines += [
+                f"  {sample['stage']}: {sample['reason']} ({value}): {sample['url']}",
+                f"      {sample['text'][:100]}",
+            ]
+        return "\n".join(lines)
+
     def card(self, settings: dict[str, Any], undocumented: dict[str, list[str]]) -> dict[str, Any]:
         """All counts with the settings that made them; nothing in it depends on time or on the number of
         workers.
         """
         settings["source"] = {k: v for k, v in settings["source"].items() if k != "path"}
-        domains = {
-            name: {"pages": count, "bytes": self.domain_bytes[name]}
-            for name, count in _ordered(self.domains).items()
-        }
+        domains = sorted(self.domains.items(), key=lambda item: (-item[1]["bytes"], item[0]))
         return {
             "records": self.records,
             "skipped": _ordered(self.skipped),
             "removed": {stage: _ordered(reasons) for stage, reasons in sorted(self.removed.items())},
+            "pieces": {stage: _ordered(reasons) for stage, reasons in sorted(self.pieces.items())},
             "kept": self.kept,
             "kept_bytes": self.kept_bytes,
+            "kept_words": self.kept_words,
             "removed_bytes": self.removed_bytes,
+            "removed_through_chains": self.chained,
+            "funnel": self.funnel(),
             "languages": _ordered(self.languages),
-            "domain_count": len(domains),
-            "domains": dict(list(domains.items())[:DOMAINS_SHOWN]),
+            "domain_count": sum(1 for _, counts in domains if counts["pages"]),
+            "domains": {
+                name: {key: counts[key] for key in ("pages", "bytes", "removed")}
+                for name, counts in domains[:DOMAINS_SHOWN]
+                if counts["pages"]
+            },
+            "samples": self.samples(),
             "undocumented_modules": undocumented,
             "settings": settings,
         }
@@ -79,6 +188,19 @@ class Tally:
 
 def _ordered(counts: Counter[str]) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def funnel_table(card: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Headings and rows of the funnel, beside the paper's."""
+    rows: list[tuple[str, ...]] = [
+        (
+            row["stage"], f"{row['removed']:,}", f"{row['pages']:,}",
+            "" if row["words"] is None else f"{row['words']:,}",
+            f"{row['share']:.1%}", "" if row["paper"] is None else f"{row['paper']:.1%}",
+        )
+        for row in card["funnel"]
+    ]  # fmt: skip
+    return ("stage", "pages removed", "pages left", "words left", "share left", "RefinedWeb"), rows
 
 
 def readable(card: dict[str, Any]) -> str:
@@ -89,6 +211,7 @@ def readable(card: dict[str, Any]) -> str:
         if source["kind"] == "documentation"
         else source["kind"]
     )
+    headings, funnel = funnel_table(card)
     lines = [
         "# Corpus card",
         "",
@@ -96,33 +219,64 @@ def readable(card: dict[str, Any]) -> str:
         f"Of {card['records']:,} records read, {sum(card['skipped'].values()):,} were no pages and "
         f"{sum(sum(r.values()) for r in card['removed'].values()):,} were removed; those are in `removed/`.",
         "",
-        "| stage | reason | records |",
-        "|---|---|---:|",
-        *(f"| reading | no page: {_cell(reason)} | {count:,} |" for reason, count in card["skipped"].items()),
-        *(
-            f"| {_cell(stage)} | {_cell(reason)} | {count:,} |"
-            for stage, reasons in card["removed"].items()
-            for reason, count in reasons.items()
+        *_table(headings, funnel),
+        "",
+        "Shares count pages up to the lines and words after, as figure 2 of the RefinedWeb paper does. Its figures are "
+        "for a raw crawl; a clean source loses less.",
+        "",
+        *_table(
+            ("stage", "reason", "records"),
+            [
+                *(("reading", f"no page: {why}", f"{n:,}") for why, n in card["skipped"].items()),
+                *(
+                    (stage, why, f"{n:,}")
+                    for stage, reasons in card["removed"].items()
+                    for why, n in reasons.items()
+                ),
+                *(
+                    (stage, f"piece of a page that stays: {why}", f"{n:,}")
+                    for stage, reasons in card["pieces"].items()
+                    for why, n in reasons.items()
+                ),
+                ("", "**kept**", f"**{card['kept']:,}**"),
+            ],
         ),
-        f"| | **kept** | **{card['kept']:,}** |",
         "",
-        "| language | pages |",
-        "|---|---:|",
-        *(f"| {_cell(name) or 'unknown'} | {count:,} |" for name, count in card["languages"].items()),
+        *_table(
+            ("language", "pages"), [(name or "unknown", f"{n:,}") for name, n in card["languages"].items()]
+        ),
         "",
-        "| domain | pages | bytes |",
-        "|---|---:|---:|",
-        *(
-            f"| {_cell(name) or '(none)'} | {d['pages']:,} | {d['bytes']:,} |"
-            for name, d in card["domains"].items()
+        *_table(
+            ("domain", "pages", "bytes", "removed"),
+            [
+                (name or "(none)", f"{d['pages']:,}", f"{d['bytes']:,}", f"{d['removed']:,}")
+                for name, d in card["domains"].items()
+            ],
         ),
     ]
     if card["domain_count"] > len(card["domains"]):
         lines.append(f"\nThe {len(card['domains'])} largest of {card['domain_count']:,} domains.")
+    if card["samples"]:
+        lines += ["", "## What was removed, by example", ""]
+        lines += _table(
+            ("stage", "reason", "value", "limit", "address", "text"),
+            [
+                (s["stage"], s["reason"], f"{s['value']:.4g}", f"{s['limit']:.4g}", s["url"], s["text"][:120])
+                for s in card["samples"]
+            ],
+        )
     if card["undocumented_modules"]:
         lines += ["", "## Modules that could not be documented", ""]
         lines += [f"- {reason}: {', '.join(names)}" for reason, names in card["undocumented_modules"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        "| " + " | ".join(headings) + " |",
+        "|" + "---|" * len(headings),
+        *("| " + " | ".join(map(_cell, row)) + " |" for row in rows),
+    ]
 
 
 def _cell(text: str) -> str:

@@ -1,66 +1,93 @@
 """`mickle curate`: pages in, a corpus of main text out, with everything that was removed and why.
 
-The pipeline is that of RefinedWeb (arXiv 2306.01116) as far as it is built: reading, main text, language,
-length, exact duplicates. Pages go through in a stream, in chunks that are kept in the scratch folder, so a
-killed run goes on with the chunk it was at and ends with the same bytes.
+The pipeline of RefinedWeb (arXiv 2306.01116): ``refine.py`` says what happens to a page, ``comparing.py`` how pages are
+compared, ``passes.py`` how both go over any number of pages in bounded memory. A killed run goes on and ends with the
+same bytes, whatever the number of workers.
 """
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mickle import machine, storage
-from mickle.data import documentation
+from mickle.config import Input
+from mickle.data import chunks, documentation, passes
 from mickle.data.card import Tally, readable
-from mickle.data.duplicates import exact_duplicates
-from mickle.data.pages import Skipped
-from mickle.data.records import Page, Removed, Shards, read_shards, remove, schema_of
-from mickle.data.sources import Documentation, Files, Found, Rows, Warc, read_warc
+from mickle.data.parallel import each
+from mickle.data.passes import Scratch
+from mickle.data.refine import PLAIN, WEB, Rules, StageName
+from mickle.data.sources import Documentation, Files, Rows, Source, Warc
 from mickle.data.warc import write_warc
-from mickle.data.workers import Outcome, Rules, process_all
+from mickle.data.workers import Crew
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
 from mickle.step import Step
 
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
-SKIPPED = "skipped"
-CHUNK = 200  # records per chunk of kept work
-MODULES_PER_SECOND, PAGES_PER_SECOND, BYTES_PER_SECOND = 25.0, 40.0, 1e6  # one core; for the forecast only
+MODULES_PER_SECOND, PAGES_PER_SECOND, BYTES_PER_SECOND = 25.0, 120.0, 2e6  # one core; for the forecast only
+SAMPLED = 200  # records that a dry run looks at
+COMPARED = (
+    "exact_duplicates",
+    "near_duplicates",
+    "repeated_text",
+    "url_duplicates",
+)  # stages it does not reach
+CHAINED = 0.2  # share of near-duplicates removed through chains from which on a person should know
 
-Source = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="kind")]
+AnySource = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="kind")]
 
 
-class Curate(Step):
-    """Pages to a corpus: main text, language, length and exact duplicates; removed pages are kept with their
-    reason.
-    """
+class Curate(Rules, Step):
+    """Pages to a corpus by the stages of RefinedWeb; whatever is removed is kept beside it with its reason."""
 
     kind: ClassVar[str] = "corpus"
     example: ClassVar[str] = "mickle curate --source.kind warc --source.path crawl/ --out corpus"
 
-    source: Source = Field(Documentation(), description="where the pages come from")
-    languages: list[str] = Field(["en"], description="ISO 639-1 codes to keep; none given keeps all")
-    language_threshold: float = Field(0.65, ge=0, le=1, description="least probability of the language")
-    minimum_characters: int = Field(200, ge=1, description="shorter texts are removed")
-    largest_page: int = Field(10 << 20, ge=1024, description="bytes; larger pages are removed unread")
-    page_seconds: float = Field(20.0, gt=0, description="CPU time one page may take to extract")
+    source: AnySource = Field(Documentation(), description="where the pages come from")
+    earlier: list[Input] = Field(
+        [],
+        description="corpus folders: what is in them already is removed (texts, near-duplicates, addresses)",
+    )
     workers: int = Field(
         0, ge=0, description="processes; 0 for one per core. The result does not depend on it"
     )
+    ray: str = Field(
+        "", description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); nor on this"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Curate:
+        if self.decontamination.against and not self.runs("decontamination"):
+            raise ValueError(
+                "decontamination.against is given, and 'decontamination' is not among the stages"
+            )
+        return self
+
+    def chosen(self) -> tuple[StageName, ...]:
+        """The stages that run; not named: all of RefinedWeb for a crawl, the plain ones for other sources."""
+        if self.stages is not None:
+            return super().chosen()
+        return WEB if isinstance(self.source, Warc) else PLAIN
+
+    def rules(self) -> Rules:
+        """What happens to pages, the stages named."""
+        shared = {name: getattr(self, name) for name in Rules.model_fields}
+        return Rules(**shared | {"stages": list(self.chosen())})
 
     def identity(self) -> dict[str, Any]:
-        """All but the number of workers, on which no byte of the result depends."""
+        """All but who works, on which no byte of the result depends."""
         identity = super().identity()
-        del identity["settings"]["workers"]
+        for name in ("workers", "ray"):
+            del identity["settings"][name]
         return identity
 
     def fingerprint(self) -> dict[str, Any]:
@@ -70,49 +97,64 @@ class Curate(Step):
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Writes pages, removed pages and the card under ``work``; goes on where a killed run stopped."""
         begun = time.monotonic()
-        forecast = self.dry_run()[0]
-        chunks = work / storage.SCRATCH / "chunks"
-        chunks.mkdir(parents=True, exist_ok=True)
+        forecast = self._forecast()
+        scratch = Scratch(work / storage.SCRATCH)
+        for folder in (scratch.pages, scratch.earlier):
+            folder.mkdir(parents=True, exist_ok=True)
         undocumented: dict[str, list[str]] = {}
         if isinstance(self.source, Documentation):
             undocumented = self._write_documentation(self.source, work, emit)
-        fresh = self._process(work, chunks, emit)
-        tally = _write_corpus(chunks, work)
-        card = tally.card(self.model_dump(mode="json", exclude={"workers"}), undocumented)
+        passes.keep_earlier(self.earlier, scratch.earlier)
+        fresh = self._refine(work, scratch, emit)
+        refined = time.monotonic() - begun
+        tally = self._compare(work, scratch, emit)
+        card = tally.card(self.model_dump(mode="json", exclude={"workers", "ray"}), undocumented)
         storage.write_json(work / "card.json", card)
         storage.write_text(work / "README.md", readable(card))
         _say_what_is_left(tally, self._source_name(), emit)
-        seconds = time.monotonic() - begun
+        seconds = _sum(map(chunks.seconds_of, chunks.chunk_paths(scratch.pages)))
         counts = {
-            name: card[name] for name in ("records", "skipped", "removed", "kept", "kept_bytes", "languages")
+            name: card[name]
+            for name in ("records", "skipped", "removed", "kept", "kept_bytes", "kept_words", "languages")
         }
         return counts | {
             "forecast": asdict(forecast),
             "fresh_records": fresh,
-            "records_per_second": round(fresh / seconds, 2),
+            "records_per_second": round(fresh / max(refined, 1e-9), 2),
+            "seconds_comparing": round(time.monotonic() - begun - refined, 2),
+            "stage_seconds": {stage: round(taken, 3) for stage, taken in sorted(seconds.items())},
         }
 
     def dry_run(self) -> tuple[Forecast, str]:
-        """What would be read, and about how long it takes."""
-        speed = PAGES_PER_SECOND * self._workers()
+        """What would be read, how long it takes, and what becomes of the first records, with examples."""
         if isinstance(self.source, Documentation):
             modules = documentation.list_modules(self.source.packages, self.source.tests)
-            seconds = len(modules) / speed + len(modules) / (MODULES_PER_SECOND * self._workers())
-            forecast = Forecast(
-                self._memory(), seconds, 20_000 * len(modules), ("pages are about 6 kB each",)
-            )
-            return (
-                forecast,
-                f"{len(modules)} modules of {', '.join(self.source.packages)}, such as {modules[0].url}",
-            )
+            names = ", ".join(self.source.packages)
+            return self._forecast(), f"{len(modules)} modules of {names}, such as {modules[0].url}"
         files = self.source.files()
         size = sum(path.stat().st_size for path in files)
-        seconds = size / (BYTES_PER_SECOND * self._workers())
         names = "\n".join(f"  {path} ({path.stat().st_size:,} bytes)" for path in files[:10])
         more = f"\n  and {len(files) - 10} more" if len(files) > 10 else ""
-        return Forecast(
-            self._memory(), seconds, size
-        ), f"{len(files)} files, {size / 1e6:,.1f} MB:\n{names}{more}"
+        preview = f"{len(files)} files, {size / 1e6:,.1f} MB:\n{names}{more}\n\n{self._sample(self.source)}"
+        return self._forecast(), preview
+
+    def _forecast(self) -> Forecast:
+        if isinstance(self.source, Documentation):
+            count = len(documentation.list_modules(self.source.packages, self.source.tests))
+            seconds = count / PAGES_PER_SECOND + count / MODULES_PER_SECOND
+            notes: tuple[str, ...] = ("pages are about 6 kB each",)
+            return Forecast(self._memory(), seconds / self._workers(), 20_000 * count, notes)
+        size = sum(path.stat().st_size for path in self.source.files())
+        return Forecast(self._memory(), size / (BYTES_PER_SECOND * self._workers()), size)
+
+    def _sample(self, source: Source) -> str:
+        """The funnel of the first records through the stages for one page, and examples of what each takes out."""
+        tally = Tally(stage for stage in self.chosen() if stage not in COMPARED)
+        with Crew(self.rules(), self._workers()) as crew:
+            for outcomes in islice(passes.read_and_refine(source, source.parts()[0], crew), SAMPLED):
+                for outcome in outcomes:
+                    tally.add(outcome)
+        return f"the first {tally.records:,} records, before pages are compared:\n{tally.preview()}"
 
     def after(self, out: Path) -> str:
         """Training on the corpus comes next."""
@@ -130,15 +172,6 @@ class Curate(Step):
 
     def _memory(self) -> int:
         return (200 << 20) + self._workers() * (250 << 20)
-
-    def _rules(self) -> Rules:
-        return Rules(
-            largest_page=self.largest_page,
-            languages=tuple(self.languages),
-            language_threshold=self.language_threshold,
-            minimum_characters=self.minimum_characters,
-            page_seconds=self.page_seconds,
-        )
 
     def _write_documentation(self, source: Documentation, work: Path, emit: Emit) -> dict[str, list[str]]:
         """Renders the packages' modules into ``source.warc.gz``; returns the modules without a page by
@@ -171,97 +204,99 @@ class Curate(Step):
             emit(Noted(f"{count} of {len(modules)} modules could not be documented: the card says why"))
         return undocumented
 
-    def _process(self, work: Path, chunks: Path, emit: Emit) -> int:
-        """Takes every record through the rules for one page, chunk by chunk; returns how many were not done
-        before.
-        """
-        position = Position()
+    def _refine(self, work: Path, scratch: Scratch, emit: Emit) -> int:
+        """Takes every record through the stages for one page; returns how many were not done before."""
+        source: Source
         if isinstance(self.source, Documentation):
-            files = [work / WARC]
-            found: Iterator[Found] = read_warc(files[0], self.largest_page, position.advance)
+            source = Warc(path=work / WARC)
         else:
-            files = self.source.files()
-            found = self.source.read(self.largest_page, position.advance)
-        emit(Started("extract and filter", sum(path.stat().st_size for path in files) // 1000, "kB"))
-        done = _finished_chunks(chunks)
-        before = sum(1 for _ in islice(found, done * CHUNK))
-        outcomes = process_all(found, self._rules(), self._workers())
-        fresh = 0
-        for number, chunk in enumerate(_grouped(outcomes, CHUNK), start=done):
-            _write_chunk(chunks / f"{number:06d}.parquet", chunk)
-            fresh += len(chunk)
-            emit(Progressed(position.bytes // 1000, f"{before + fresh:,} records"))
-        if before + fresh == 0:
-            raise UsageError("the source holds no records", where=str(files[0]), expected="at least one page")
+            source = self.source
+        parts = source.parts()
+        sizes = [sum(path.stat().st_size for path in files) for files in parts]
+        emit(Started("extract and filter", sum(sizes) // 1000, "kB"))
+        rules, fresh, done = self.rules(), 0, 0
+        if self.ray:
+            on_node = partial(passes.refine_part_alone, source=source, rules=rules, folder=scratch.pages)
+            for number, count in enumerate(each(on_node, list(enumerate(parts)), ray=self.ray)):
+                fresh, done = fresh + count, done + sizes[number]
+                emit(Progressed(done // 1000, f"{fresh:,} records"))
+        else:
+            with Crew(rules, self._workers()) as crew:
+                for number, files in enumerate(parts):
+                    advance = _advancing(done, emit)
+                    fresh += passes.refine_part(number, files, source, crew, scratch.pages, advance)
+                    done += sizes[number]
+                    emit(Progressed(done // 1000))
+        if not any(chunks.records_of(scratch.pages, number) for number in range(len(parts))):
+            raise UsageError(
+                "the source holds no records", where=str(parts[0][0]), expected="at least one page"
+            )
         return fresh
 
+    def _compare(self, work: Path, scratch: Scratch, emit: Emit) -> Tally:
+        """Signs all pages, decides between them, and writes the corpus."""
+        from mickle.data.comparing import Who, decide
 
-class Position:
-    """How many bytes of the source have been read."""
-
-    def __init__(self) -> None:
-        self.bytes = 0
-
-    def advance(self, count: int) -> None:
-        self.bytes += count
-
-
-def _grouped(outcomes: Iterator[Outcome], size: int) -> Iterator[list[Outcome]]:
-    while group := list(islice(outcomes, size)):
-        yield group
-
-
-def _finished_chunks(chunks: Path) -> int:
-    """How many chunks from the first on a killed run has left; each is there whole or not at all."""
-    count = 0
-    while (chunks / f"{count:06d}.parquet").exists():
-        count += 1
-    return count
-
-
-def _write_chunk(path: Path, outcomes: list[Outcome]) -> None:
-    """One row per record: kept pages without a stage, records that are no pages with the stage ``SKIPPED``."""
-    import pyarrow
-    from pyarrow import parquet
-
-    rows = [asdict(_as_row(outcome)) for outcome in outcomes]
-    buffer = io.BytesIO()
-    parquet.write_table(
-        pyarrow.Table.from_pylist(rows, schema=schema_of(Removed)), buffer, compression="zstd"
-    )
-    storage.write_bytes(path, buffer.getvalue())
+        rules, workers = self.rules(), self._workers()
+        emit(Started("sign pages", len(scratch.all), "chunks"))
+        sign = partial(passes.sign, rules=rules, seed=self.seed)
+        for number, _ in enumerate(each(sign, scratch.all, workers, self.ray), start=1):
+            emit(Progressed(number))
+        keys = passes.stored_keys(scratch)
+        verdicts = decide(
+            keys,
+            passes.stored_texts(scratch),
+            rules,
+            scratch.folder,
+            Who(workers, self.ray),
+            _stage_progress(emit),
+        )
+        tally = Tally(self.chosen())
+        emit(Started("write the corpus", len(keys.content), "pages"))
+        passes.write_corpus(scratch, work, keys, verdicts, rules, tally.add)
+        if tally.removed.get("near duplicates"):
+            count = sum(tally.removed["near duplicates"].values())
+            if tally.chained > CHAINED * count:
+                emit(
+                    Warned(
+                        f"{tally.chained:,} of {count:,} near-duplicates share no band with the page kept for them: "
+                        "clusters are chains; --near-duplicates.verify 0.8 asks for true likeness"
+                    )
+                )
+        return tally
 
 
-def _as_row(outcome: Outcome) -> Removed:
-    if isinstance(outcome, Skipped):
-        return Removed("", "", "", "", SKIPPED, outcome.reason, 0.0)
-    return outcome if isinstance(outcome, Removed) else remove(outcome, "", "", 0.0)
+def _sum(many: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for seconds in many:
+        for stage, taken in seconds.items():
+            total[stage] = total.get(stage, 0.0) + taken
+    return total
 
 
-def _read_chunks(chunks: Path) -> Iterator[Outcome]:
-    for row in read_shards(chunks, Removed):
-        if row.stage == SKIPPED:
-            yield Skipped(row.reason)
-        else:
-            yield row if row.stage else Page(row.url, row.domain, row.language, row.text)
+def _advancing(before: int, emit: Emit) -> Callable[[int], None]:
+    """Hears of bytes read in a part, and says how many were read in all, now and then."""
+    state = {"bytes": before, "said": before}
+
+    def advance(count: int) -> None:
+        state["bytes"] += count
+        if state["bytes"] - state["said"] >= 1 << 18:
+            state["said"] = state["bytes"]
+            emit(Progressed(state["bytes"] // 1000))
+
+    return advance
 
 
-def _write_corpus(chunks: Path, work: Path) -> Tally:
-    """The chunks in order, through duplicates, into the two folders of shards."""
-    tally = Tally()
-    with Shards(work / "pages", Page) as pages, Shards(work / "removed", Removed) as removed:
-        for page in exact_duplicates(_without_skipped(_read_chunks(chunks), tally)):
-            tally.add(page)
-            (removed if isinstance(page, Removed) else pages).add(page)
-    return tally
+def _stage_progress(emit: Emit) -> Callable[[str, int, int], None]:
+    state = {"what": ""}
 
+    def progress(what: str, done: int, total: int) -> None:
+        if what != state["what"]:
+            state["what"] = what
+            emit(Started(what, total, "steps"))
+        emit(Progressed(done))
 
-def _without_skipped(outcomes: Iterable[Outcome], tally: Tally) -> Iterator[Page | Removed]:
-    for outcome in outcomes:
-        if isinstance(outcome, Skipped):
-            tally.skip(outcome)
-        else:
-            yield outcome
+    return progress
 
 
 def _say_what_is_left(tally: Tally, source: str, emit: Emit) -> None:

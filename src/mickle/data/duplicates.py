@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 
-from mickle.data.records import Page, Removed, remove
+from mickle.data.records import Failure, Page, Removed, remove
 
 
 def content_hash(text: str) -> bytes:
@@ -34,7 +34,7 @@ def exact_duplicates(pages: Iterable[Page | Removed]) -> Iterator[Page | Removed
         url, copies = kept.get(digest, (page.url, 0))
         kept[digest] = (url, copies + 1)
         yield (
-            remove(page, "exact duplicates", "same text as a kept page", float(copies), url)
+            remove(page, "exact duplicates", Failure("same text as a kept page", copies, 1), url)
             if copies
             else page
         )

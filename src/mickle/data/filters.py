@@ -1,8 +1,6 @@
-"""Rules that keep or remove one page: each a pure function ``Page -> Page | Removed`` with the value it
-measured.
+"""Rules that keep or remove one page, and how stages follow each other; here language and length.
 
-Here: language and length. URL, repetition, quality and line rules of RefinedWeb (arXiv 2306.01116) have their
-place beside them.
+Addresses (``urls.py``), repetitions, quality and lines of RefinedWeb (arXiv 2306.01116) stand beside them.
 """
 
 from __future__ import annotations
@@ -12,14 +10,15 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
-from mickle.data.records import Page, Removed, remove
+from mickle.data.records import Failure, Page, Removed, remove
 
 if TYPE_CHECKING:
     from py3langid.langid import LanguageIdentifier
 
 LANGUAGE_SAMPLE = 5000  # characters: enough to be sure, and bounded
 
-Stage = Callable[[Page], Page | Removed]
+# A stage gives the page, or the page as removed; before it, in a list, what it cut out of it.
+Stage = Callable[[Page], Page | Removed | Sequence[Page | Removed]]
 
 
 @cache
@@ -41,25 +40,33 @@ def identify_language(page: Page, languages: Sequence[str], threshold: float) ->
     An empty list keeps every language. The measured value is the probability of the likeliest.
     """
     code, probability = language_of(page.text)
-    page = replace(page, language=code)
+    page = replace(page, language=code, language_score=probability)
     if languages and code not in languages:
-        return remove(page, "language", "other language", probability)
+        return remove(page, "language", Failure("other language", probability, threshold))
     if probability < threshold:
-        return remove(page, "language", "language is not clear", probability)
+        return remove(page, "language", Failure("language is not clear", probability, threshold))
     return page
 
 
 def long_enough(page: Page, minimum: int) -> Page | Removed:
     """Removes pages whose text has fewer than ``minimum`` characters."""
     size = len(page.text)
-    return remove(page, "length", "text is too short", float(size)) if size < minimum else page
+    return remove(page, "length", Failure("text is too short", size, minimum)) if size < minimum else page
 
 
 def apply(pages: Iterable[Page | Removed], *stages: Stage) -> Iterator[Page | Removed]:
-    """Every page through the stages in order, until one removes it. Pages removed before pass untouched."""
+    """Every page through the stages in order, until one removes it; pieces cut out come just before their page.
+
+    Pages removed before pass untouched.
+    """
     for page in pages:
         for stage in stages:
             if isinstance(page, Removed):
                 break
-            page = stage(page)
+            result = stage(page)
+            if isinstance(result, Page):
+                page = result
+            else:
+                *pieces, page = result
+                yield from pieces
         yield page

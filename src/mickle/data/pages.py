@@ -1,30 +1,27 @@
 """From what a crawl or a disk holds to main text: HTTP records, bytes in any encoding, HTML.
 
-Main text by trafilatura (Barbaresi 2021), the extractor of RefinedWeb (arXiv 2306.01116), with its settings:
-comments left out, tables kept. Every function takes one item and returns it further on, or :class:`Removed`
-with the reason.
+Every function takes one item and returns it further on, or :class:`Removed` with the reason.
 """
 
 from __future__ import annotations
 
 import codecs
 import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from mickle.data.extraction import Extraction, main_text, tidy
 from mickle.data.records import Page, Removed, domain_of
 from mickle.data.warc import Record
 
-HTML_TYPES = ("text/html", "application/xhtml+xml")
+FORMS = {"text/html": "html", "application/xhtml+xml": "html", "text/plain": "text"}
 META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_.:-]{2,40})", re.IGNORECASE)
-CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 ENCODING_SAMPLE = 1 << 16  # bytes looked at where an encoding must be guessed
 
 
 @dataclass(frozen=True)
 class RawPage:
     """A page as found: ``form`` is "record" (a whole WARC record), "html" or "text"; ``charset`` what its
-    server said.
+    server said; ``date`` when it was fetched, where that is known.
     """
 
     url: str
@@ -32,6 +29,7 @@ class RawPage:
     form: str
     content: bytes
     charset: str = ""
+    date: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,14 +39,16 @@ class Skipped:
     reason: str
 
 
-def removed_raw(raw: RawPage, reason: str, value: float, stage: str = "reading") -> Removed:
+def removed_raw(
+    raw: RawPage, reason: str, value: float, stage: str = "reading", limit: float = 0.0
+) -> Removed:
     """A page taken out before it had a text."""
-    return Removed(raw.url, raw.domain, "", "", stage, reason, value)
+    return Removed(raw.url, raw.domain, "", "", stage, reason, value, date=raw.date, limit=limit)
 
 
 def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
-    """The HTML inside a WARC record: a response with status 200 or a resource, decoded from its transfer and
-    content codings.
+    """The page inside a WARC record: HTML of a response with status 200, decoded from its transfer and content
+    codings, or of a resource; plain text of a conversion, which is what WET files hold.
 
     ``largest`` bounds the decoded bytes. WARC/1.1; HTTP by FastWARC.
     """
@@ -57,18 +57,19 @@ def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
     try:
         record = WarcRecord.from_bytes(raw.content)
         kind = record.record_type
-        if kind not in (WarcRecordType.response, WarcRecordType.resource):
+        if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
             return Skipped(f"{str(kind).rpartition('.')[2]} record")
         if kind == WarcRecordType.response:
             record.parse_http(auto_decode="all", quirks_mode=True)
             status = record.http_headers.status_code if record.http_headers else None
             if status != 200:
-                return removed_raw(raw, "HTTP status is not 200", float(status or 0))
+                return removed_raw(raw, "HTTP status is not 200", float(status or 0), limit=200)
             content_type, charset = record.http_content_type or "", record.http_charset or ""
         else:
             content_type, _, rest = (record.headers.get("Content-Type") or "").partition(";")
             charset = rest.partition("charset=")[2].strip(" \"'")
-        if content_type.strip().lower() not in HTML_TYPES:
+        form = FORMS.get(content_type.strip().lower(), "")
+        if not form or (form == "text" and kind == WarcRecordType.response):
             return removed_raw(raw, "not HTML", 0.0)
         content = record.reader.read(largest + 1)
     except (KeyboardInterrupt, SystemExit):
@@ -76,8 +77,8 @@ def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
     except BaseException as error:  # FastWARC panics, outside Exception, on some hostile headers
         return removed_raw(raw, f"HTTP record cannot be read ({type(error).__name__})", 0.0)
     if len(content) > largest:
-        return removed_raw(raw, "page is too large", float(len(content)))
-    return RawPage(raw.url, raw.domain, "html", content, charset)
+        return removed_raw(raw, "page is too large", float(len(content)), limit=largest)
+    return replace(raw, form=form, content=content, charset=charset)
 
 
 def decode(content: bytes, charset: str = "") -> str:
@@ -114,48 +115,29 @@ def _strictly(content: bytes, name: str) -> str | None:
         return None
 
 
-def tidy(text: str) -> str:
-    """Composed characters (NFC), plain newlines and at most one empty line, no control characters, no spaces
-    at line ends.
-    """
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = CONTROL.sub("", text).replace("\u00a0", " ").replace("\ufeff", "")
-    text = "\n".join(line.rstrip() for line in text.split("\n"))
-    return re.sub(r"\n{3,}", "\n\n", text).strip()
-
-
-def main_text(html: str) -> str:
-    """The main text of an HTML page, without menus, footers and comments; empty where there is none."""
-    import trafilatura
-
-    return tidy(
-        trafilatura.extract(html, include_comments=False, include_tables=True, deduplicate=False) or ""
-    )
-
-
-def extract(raw: RawPage, largest: int) -> Page | Removed | Skipped:
+def extract(raw: RawPage, largest: int, settings: Extraction = Extraction()) -> Page | Removed | Skipped:
     """A page as found to its main text, through all that can go wrong on the way."""
     if raw.form == "record":
         found = read_http(raw, largest)
         if not isinstance(found, RawPage):
             return found
         raw = found
-    if len(raw.content) > largest:
-        return removed_raw(raw, "page is too large", float(len(raw.content)))
+    size = float(len(raw.content))
+    if size > largest:
+        return removed_raw(raw, "page is too large", size, limit=largest)
     text = decode(raw.content, raw.charset)
     try:
-        text = main_text(text) if raw.form == "html" else tidy(text)
+        text = main_text(text, settings) if raw.form == "html" else tidy(text)
     except MemoryError:
         raise
     except Exception as error:  # a hostile page can break the extractor in ways of its own; the run goes on
-        return removed_raw(
-            raw, f"extractor failed ({type(error).__name__})", float(len(raw.content)), "extraction"
-        )
+        return removed_raw(raw, f"extractor failed ({type(error).__name__})", size, "extraction")
     if not text:
-        return removed_raw(raw, "no main text", float(len(raw.content)), "extraction")
-    return Page(raw.url, raw.domain, "", text)
+        return removed_raw(raw, "no main text", size, "extraction")
+    return Page(raw.url, raw.domain, "", text, date=raw.date)
 
 
 def record_page(record: Record) -> RawPage:
     """A framed WARC record as a page still to be read."""
-    return RawPage(record.url, domain_of(record.url), "record", record.header + record.block + b"\r\n\r\n")
+    block = record.header + record.block + b"\r\n\r\n"
+    return RawPage(record.url, domain_of(record.url), "record", block, date=record.date)

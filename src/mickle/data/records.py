@@ -1,15 +1,15 @@
 """A corpus on disk: Parquet shards of pages, kept and removed, read and written as streams.
 
-``pages/00000.parquet ...`` hold url, domain, language, text; ``removed/00000.parquet ...`` the same and why a
-page is not among them: stage, reason, measured value, and the kept twin's url for duplicates.
+``pages/00000.parquet ...`` hold pages, ``removed/00000.parquet ...`` all that was taken out: whole pages, and
+pieces of pages that stay, each with stage, reason, measured value, limit, and for duplicates the kept twin.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from mickle import storage
@@ -24,34 +24,58 @@ SHARD_ROWS, SHARD_BYTES = 50_000, 128 << 20  # and a shard
 
 @dataclass(frozen=True)
 class Page:
-    """A page's main text. ``domain`` is the host it came from or the folder; ``language`` an ISO 639-1 code
-    or empty.
+    """A page's main text. ``domain`` is the host it came from or the folder; ``language`` an ISO 639-1 code or
+    empty, ``language_score`` its probability; ``date`` when it was crawled (ISO 8601); ``copies`` how many other
+    pages were removed as its duplicates.
     """
 
     url: str
     domain: str
     language: str
     text: str
+    date: str = field(default="", kw_only=True)
+    language_score: float = field(default=0.0, kw_only=True)
+    copies: int = field(default=0, kw_only=True)
 
 
 @dataclass(frozen=True)
 class Removed(Page):
-    """A page that a stage took out: the rule it failed, the value measured, and for duplicates the kept
-    page's url.
+    """What a stage took out: the rule that failed (``reason``), the value measured, the ``limit`` it was held to,
+    and for duplicates the url of the kept ``twin``.
+
+    A whole page has ``start`` -1. A piece of a page that stays has the character where it stood in the text that
+    the stage was given: putting the pieces of the stages back, last stage first, gives the text as it was.
     """
 
     stage: str
     reason: str
     value: float
     twin: str = ""
+    limit: float = field(default=0.0, kw_only=True)
+    start: int = field(default=-1, kw_only=True)
+
+
+class Failure(NamedTuple):
+    """A rule that a page does not meet: which, the value measured, and the limit it passed."""
+
+    reason: str
+    value: float
+    limit: float
 
 
 P = TypeVar("P", bound=Page)
 
 
-def remove(page: Page, stage: str, reason: str, value: float, twin: str = "") -> Removed:
+def remove(page: Page, stage: str, failure: Failure, twin: str = "") -> Removed:
     """The same page as one that ``stage`` took out."""
-    return Removed(page.url, page.domain, page.language, page.text, stage, reason, value, twin)
+    reason, value, limit = failure
+    kept = {f.name: getattr(page, f.name) for f in fields(Page)}
+    return Removed(**kept, stage=stage, reason=reason, value=float(value), twin=twin, limit=float(limit))
+
+
+def piece(page: Page, stage: str, failure: Failure, start: int, text: str) -> Removed:
+    """``text``, which ``stage`` cut out of the page at character ``start``."""
+    return replace(remove(page, stage, failure), start=start, text=text)
 
 
 def domain_of(url: str) -> str:
@@ -76,28 +100,36 @@ def read_removed(path: Path) -> Iterator[Removed]:
 
 def read_shards(folder: Path, kind: type[P]) -> Iterator[P]:
     """Rows of a folder of Parquet shards as ``Page`` or ``Removed``, one row group in memory at a time."""
+    for shard in sorted(folder.glob("*.parquet")):
+        yield from read_rows(shard, kind)
+
+
+def read_rows(shard: Path, kind: type[P]) -> Iterator[P]:
+    """Rows of one Parquet file as ``Page`` or ``Removed``; columns that have a default may be missing."""
     import pyarrow
     from pyarrow import parquet
 
-    names = [field.name for field in fields(kind)]
-    for shard in sorted(folder.glob("*.parquet")):
-        try:
-            with parquet.ParquetFile(shard) as file:
-                for group in range(file.num_row_groups):
-                    columns = file.read_row_group(group, columns=names).to_pydict()
-                    yield from (kind(*row) for row in zip(*(columns[name] for name in names), strict=True))
-        except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
-            raise UsageError(
-                f"not a shard of pages: {error}", where=str(shard), expected="columns " + ", ".join(names)
-            ) from None
+    needed = [f.name for f in fields(kind) if f.default is MISSING]
+    try:
+        with parquet.ParquetFile(shard) as file:
+            names = [f.name for f in fields(kind) if f.name in file.schema_arrow.names]
+            if missing := [name for name in needed if name not in names]:
+                raise KeyError(f"no column {missing[0]!r}")
+            for group in range(file.num_row_groups):
+                for row in file.read_row_group(group, columns=names).to_pylist():
+                    yield kind(**row)
+    except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
+        raise UsageError(
+            f"not a shard of pages: {error}", where=str(shard), expected="columns " + ", ".join(needed)
+        ) from None
 
 
 def schema_of(kind: type[Page]) -> pyarrow.Schema:
     """Arrow schema of ``Page`` or ``Removed``: text columns, and a number for the value."""
     import pyarrow
 
-    kinds = {"value": pyarrow.float64()}
-    return pyarrow.schema([(field.name, kinds.get(field.name, pyarrow.string())) for field in fields(kind)])
+    kinds = {"str": pyarrow.string(), "float": pyarrow.float64(), "int": pyarrow.int64()}
+    return pyarrow.schema([(f.name, kinds[str(f.type)]) for f in fields(kind)])
 
 
 def write_shards(pages: Iterable[P], folder: Path, kind: type[P]) -> int:

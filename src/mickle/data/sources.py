@@ -1,17 +1,20 @@
 """Where pages come from: documentation of installed packages, WARC files, folders of text, rows of tables.
 
-Each source is a settings class with two methods: ``files`` (what it reads, in order) and ``read`` (its pages,
-as found); documentation is rendered first (``documentation.py``) and then read as the WARC file it was
-written to. What cannot be read comes out as a removed page with the reason, so that counts add up; what makes
-a whole source useless is one :class:`UsageError`.
+Each source is a settings class with ``files`` (what it reads, in order), ``parts`` (the same in pieces of work)
+and ``read`` (the pages of a part, as found); documentation is rendered first (``documentation.py``) and then read
+as the WARC file it was written to. What cannot be read comes out as a removed page with the reason, so that counts
+add up; what makes a whole source useless is one :class:`UsageError`.
 """
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from pydantic import Field
 
@@ -27,8 +30,14 @@ Advance = Callable[[int], None]  # told how many more bytes of the source have b
 HEADER_ROOM = 1 << 20  # bytes that a record's HTTP header and codings may add to its page
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", ".rst")
-WARC_SUFFIXES = (".warc", ".warc.gz")
-ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet")
+WARC_SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz")
+ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+TEXT_FIELDS = ("text", "content", "raw_content")  # of most corpora; of RefinedWeb; of RedPajama
+DATE_FIELDS = ("date", "timestamp")
+PAGES = ("response", "resource", "conversion")  # kinds of WARC records that may hold one
+FILES_IN_A_PART = 500
+EXPANSION = 200  # decompressed to compressed bytes of a file of rows; more is an attack
 BAD_ROWS = 0.1  # a file with a larger share of bad rows is refused
 BAD_ROWS_FROM = 1000  # rows after which a file may be refused before its end
 
@@ -48,7 +57,7 @@ class Documentation(Config):
 
 
 class Warc(Config):
-    """A web crawl: one .warc or .warc.gz file, or a folder of them."""
+    """A web crawl: one .warc, .warc.gz or .wet.gz file, or a folder of them."""
 
     kind: Literal["warc"] = "warc"
     path: Input = Field(description="file or folder")
@@ -57,9 +66,13 @@ class Warc(Config):
         """WARC files in order of their names."""
         return find_files(self.path, WARC_SUFFIXES, any_single=True)
 
-    def read(self, largest: int, advance: Advance) -> Iterator[Found]:
-        """Pages of all files, still inside their records."""
-        for path in self.files():
+    def parts(self) -> list[list[Path]]:
+        """Each file on its own."""
+        return [[path] for path in self.files()]
+
+    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
+        """Pages of the files, still inside their records."""
+        for path in files:
             yield from read_warc(path, largest, advance)
 
 
@@ -73,9 +86,14 @@ class Files(Config):
         """Files in order of their paths."""
         return find_files(self.path, HTML_SUFFIXES + TEXT_SUFFIXES)
 
-    def read(self, largest: int, advance: Advance) -> Iterator[Found]:
+    def parts(self) -> list[list[Path]]:
+        """Some hundred files each."""
+        files = self.files()
+        return [files[i : i + FILES_IN_A_PART] for i in range(0, len(files), FILES_IN_A_PART)]
+
+    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
         """One page per file; its url is the path inside the folder, its domain the first folder of that path."""
-        for path in self.files():
+        for path in files:
             name = path.relative_to(self.path).as_posix() if path != self.path else path.name
             form = "html" if path.suffix.lower() in HTML_SUFFIXES else "text"
             page = RawPage(name, name.partition("/")[0] if "/" in name else "", form, b"")
@@ -83,7 +101,7 @@ class Files(Config):
                 size = path.stat().st_size
                 advance(size)
                 if size > largest:
-                    yield removed_raw(page, "page is too large", float(size))
+                    yield removed_raw(page, "page is too large", float(size), limit=largest)
                 else:
                     yield RawPage(page.url, page.domain, form, path.read_bytes())
             except OSError as error:
@@ -91,22 +109,29 @@ class Files(Config):
 
 
 class Rows(Config):
-    """A table with a text in every row: JSON Lines (.jsonl) or Parquet, one file or a folder."""
+    """A table with a text in every row: JSON Lines (.jsonl, also .gz and .zst) or Parquet, one file or a folder."""
 
     kind: Literal["rows"] = "rows"
     path: Input = Field(description="file or folder")
-    text: str = Field("text", min_length=1, description="name of the field that holds the text")
+    text: str = Field(
+        "",
+        description=f"name of the field that holds the text; the first of {', '.join(TEXT_FIELDS)} if not given",
+    )
     url: str = Field("url", description="name of the field that holds the address, where there is one")
 
     def files(self) -> list[Path]:
         """Files in order of their names."""
         return find_files(self.path, ROW_SUFFIXES)
 
-    def read(self, largest: int, advance: Advance) -> Iterator[Found]:
+    def parts(self) -> list[list[Path]]:
+        """Each file on its own."""
+        return [[path] for path in self.files()]
+
+    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
         """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad
         rows.
         """
-        for path in self.files():
+        for path in files:
             rows = (
                 _parquet_rows(path, self, advance)
                 if path.suffix == ".parquet"
@@ -114,23 +139,41 @@ class Rows(Config):
             )
             yield from _good_rows((self._page(path, number, row, largest) for number, row in rows), path)
 
+    def text_fields(self) -> tuple[str, ...]:
+        """Where the text may stand."""
+        return (self.text,) if self.text else TEXT_FIELDS
+
     def _page(self, path: Path, number: int, row: Any, largest: int) -> Found:
         """A row's page. A row that could not be parsed comes as the reason, a string."""
         name = f"{path.name}#{number}"
-        address = row.get(self.url) if isinstance(row, dict) else None
-        url = address if isinstance(address, str) and address else name
-        page = RawPage(url, domain_of(url), "text", b"")
+        fields = row if isinstance(row, dict) else {}
+        url = _text_in(fields, (self.url, "url")) or _text_in(fields, ("id",)) or name
+        page = RawPage(url, domain_of(url), "text", b"", date=_text_in(fields, DATE_FIELDS))
         if not isinstance(row, dict):
-            return removed_raw(
-                page, row if isinstance(row, str) else "row is not an object", float(number), "rows"
-            )
-        text = row.get(self.text)
+            reason = row if isinstance(row, str) else "row is not an object"
+            return removed_raw(page, reason, float(number), "rows")
+        text = next((row[field] for field in self.text_fields() if row.get(field) is not None), None)
         if not isinstance(text, str):
-            reason = f"field {self.text!r} is " + ("missing" if text is None else "not text")
+            shown = " or ".join(repr(field) for field in self.text_fields())
+            reason = f"field {shown} is " + ("missing" if text is None else "not text")
             return removed_raw(page, reason, float(number), "rows")
         if len(text) > largest:
-            return removed_raw(page, "page is too large", float(len(text)))
-        return RawPage(url, page.domain, "text", text.encode("utf-8", "replace"))
+            return removed_raw(page, "page is too large", float(len(text)), limit=largest)
+        return replace(page, content=text.encode("utf-8", "replace"))
+
+
+def _text_in(row: dict[str, Any], names: Sequence[str]) -> str:
+    """The first of the named fields that holds text, looked for in the row and then in its ``metadata``."""
+    inner = row.get("metadata")
+    for place in (row, inner if isinstance(inner, dict) else {}):
+        for name in names:
+            value = place.get(name)
+            if value is not None and not isinstance(value, (dict, list)) and str(value):
+                return str(value)
+    return ""
+
+
+Source = Warc | Files | Rows
 
 
 def find_files(path: Path, suffixes: tuple[str, ...], any_single: bool = False) -> list[Path]:
@@ -158,8 +201,10 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         if isinstance(record, Damaged):
             place = RawPage(record.url or record.place, domain_of(record.url), "record", b"")
             yield removed_raw(place, record.reason, record.value)
-        else:
+        elif record.kind in PAGES:
             yield record_page(record)
+        else:
+            yield Skipped(f"{record.kind} record")
     if empty:
         yield removed_raw(
             RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size)
@@ -167,18 +212,61 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
 
 
 def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any]]:
-    with open(path, "rb") as stream:
+    with _open_rows(path) as stream:
         number = 0
-        # A character takes at most six bytes of JSON (\uXXXX); a longer line cannot hold a page that may stay.
-        while line := stream.readline(6 * largest + HEADER_ROOM):
+        # A character takes at most six bytes of JSON (\\uXXXX); a longer line cannot hold a page that may stay.
+        limit = 6 * largest + HEADER_ROOM
+        while line := stream.readline(limit):
             number += 1
-            advance(len(line))
-            if not line.endswith(b"\n") and stream.read(1):
+            advance(len(line) if path.suffix not in COMPRESSED else 0)
+            if not line.endswith(b"\n") and stream.readline(1):
                 while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
                     pass
                 yield number, "line is too long"
             elif line.strip():
                 yield number, _parse(line)
+
+
+COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
+
+
+@contextmanager
+def _open_rows(path: Path) -> Iterator[IO[bytes]]:
+    """The file's lines, decompressed; what is no such file, is cut off, or expands without end is refused."""
+    import pyarrow
+
+    codec = COMPRESSED.get(path.suffix)
+    if codec is None:
+        with open(path, "rb") as stream:
+            yield stream
+        return
+    try:
+        with pyarrow.input_stream(path, compression=codec) as compressed:
+            yield io.BufferedReader(_Bounded(compressed, path))
+    except OSError as error:
+        reason = str(error).split("\n")[0][:120]
+        raise UsageError(f"not a whole {path.suffix} file: {reason}", where=str(path)) from None
+
+
+class _Bounded(io.RawIOBase):
+    """A decompressed stream that ends in an error when it outgrows its file without measure."""
+
+    def __init__(self, stream: Any, path: Path) -> None:
+        self.stream, self.path, self.given = stream, path, 0
+        self.most = (64 << 20) + EXPANSION * path.stat().st_size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        chunk = self.stream.read(len(buffer))
+        self.given += len(chunk)
+        if self.given > self.most:
+            raise UsageError(
+                f"{self.path.name} expands to more than {EXPANSION} times its size", where=str(self.path)
+            )
+        buffer[: len(chunk)] = chunk
+        return len(chunk)
 
 
 def _parse(line: bytes) -> Any:
@@ -198,12 +286,14 @@ def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if source.text not in names:
+            if not any(field in names for field in source.text_fields()):
+                shown = " or ".join(repr(field) for field in source.text_fields())
                 raise UsageError(
-                    f"no column {source.text!r}", where=str(path),
+                    f"no column {shown}", where=str(path),
                     expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
                 )  # fmt: skip
-            columns = [name for name in (source.text, source.url) if name in names]
+            wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}
+            columns = [name for name in names if name in wanted]
             number, size = 0, path.stat().st_size
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 advance(size * batch.num_rows // max(1, file.metadata.num_rows))

@@ -28,6 +28,9 @@ RECORD = re.compile(rb"WARC/1\.[01]\r?\n")
 EMPTY_LINE = re.compile(rb"\r\n\r\n|\n\n")
 LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
 ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
+KIND = re.compile(rb"(?im)^warc-type:[ \t]*([a-z_-]{1,40})[ \t]*\r?$")
+DATE = re.compile(rb"(?im)^warc-date:[ \t]*([0-9][0-9TZ:.+-]{3,40})[ \t]*\r?$")
+NO_DATE = "1970-01-01T00:00:00Z"  # of records that nobody fetched
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,19 @@ class Record:
     def url(self) -> str:
         """What the record is about; empty for records without a target."""
         return _address(self.header)
+
+    @property
+    def kind(self) -> str:
+        """The record's type: "response", "request", ..."""
+        found = KIND.search(self.header)
+        return found.group(1).decode().lower() if found else "unnamed"
+
+    @property
+    def date(self) -> str:
+        """When it was fetched, as the record says; empty where it does not."""
+        found = DATE.search(self.header)
+        date = found.group(1).decode() if found else ""
+        return "" if date == NO_DATE else date
 
 
 @dataclass(frozen=True)
@@ -318,7 +334,7 @@ def _member(kind: str, url: str, content_type: bytes, block: bytes) -> bytes:
         b"WARC/1.1\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%s>\r\n"
         % (kind.encode(), str(identifier).encode())
     )
-    header.write(b"WARC-Date: 1970-01-01T00:00:00Z\r\n")
+    header.write(b"WARC-Date: %s\r\n" % NO_DATE.encode())
     if url:
         header.write(b"WARC-Target-URI: %s\r\n" % url.encode())
     header.write(b"Content-Type: %s\r\nContent-Length: %d\r\n\r\n" % (content_type, len(block)))

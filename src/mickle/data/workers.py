@@ -1,4 +1,4 @@
-"""Pages through extraction and the rules for one page, in worker processes that a hostile page may kill but
+"""Pages through extraction and the stages for one page, in worker processes that a hostile page may kill but
 not stop.
 
 A worker is this file run as a program: it takes a page (one line of JSON, then the bytes) and answers one
@@ -19,79 +19,77 @@ import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
-from mickle.data.filters import apply, identify_language, language_of, long_enough
-from mickle.data.pages import RawPage, Skipped, extract, removed_raw
+from mickle.config import validate
+from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Page, Removed
+from mickle.data.refine import Outcome, Rules, refine_page
 from mickle.errors import MickleError, ResourceError
 
-Outcome = Page | Removed | Skipped
+AHEAD = 8  # pages in flight per worker
+MEMORY_BYTES = 4 << 30  # address space of a worker
 
-AHEAD = 4  # pages in flight per worker
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Settings of what happens to one page on its own."""
-
-    largest_page: int = 10 << 20
-    languages: tuple[str, ...] = ("en",)
-    language_threshold: float = 0.65
-    minimum_characters: int = 200
-    page_seconds: float = 20.0
-    memory_bytes: int = 3 << 30
+Answer = tuple[list[Outcome], dict[str, float]]  # what became of one page, and seconds by stage
 
 
-def process(raw: RawPage, rules: Rules) -> Outcome:
-    """Extraction, length, language."""
-    page = extract(raw, rules.largest_page)
-    if isinstance(page, Skipped):
-        return page
-    language = partial(identify_language, languages=rules.languages, threshold=rules.language_threshold)
-    length = partial(long_enough, minimum=rules.minimum_characters)
-    return next(apply([page], length, language))
+class Crew:
+    """Worker processes for pages; they end with the ``with`` block."""
 
+    def __init__(self, rules: Rules, workers: int) -> None:
+        self.rules, self.workers = rules, workers
+        self.seconds: dict[str, float] = {}
+        self.crew: list[_Worker] = []
 
-def process_all(
-    found: Iterable[RawPage | Removed | Skipped], rules: Rules, workers: int
-) -> Iterator[Outcome]:
-    """:func:`process` of every page, in order; what was removed or skipped before passes through."""
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    crew = [_Worker(rules) for _ in range(workers)]
-    for worker in crew:
-        idle.put(worker)
+    def __enter__(self) -> Crew:
+        self.idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        self.pool = ThreadPoolExecutor(self.workers)
+        self.crew = [_Worker(self.rules) for _ in range(self.workers)]
+        for worker in self.crew:
+            self.idle.put(worker)
+        return self
 
-    def task(raw: RawPage) -> Outcome:
-        worker = idle.get()
+    def __exit__(self, *problem: object) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        for worker in self.crew:
+            worker.end()
+        self.pool.shutdown(wait=True)
+        for worker in self.crew:  # one that a thread was just starting
+            worker.end()
+
+    def process(self, found: Iterable[RawPage | Removed | Skipped]) -> Iterator[list[Outcome]]:
+        """What becomes of every page, in order: pieces cut out of it, then the page. What was removed or
+        skipped before passes through.
+        """
+        pending: deque[list[Outcome] | Future[Answer]] = deque()
+        for item in found:
+            pending.append(self.pool.submit(self._task, item) if isinstance(item, RawPage) else [item])
+            while len(pending) > AHEAD * self.workers:
+                yield self._result(pending.popleft())
+        while pending:
+            yield self._result(pending.popleft())
+
+    def taken_seconds(self) -> dict[str, float]:
+        """Seconds by stage since this was last asked."""
+        taken, self.seconds = self.seconds, {}
+        return taken
+
+    def _task(self, raw: RawPage) -> Answer:
+        worker = self.idle.get()
         try:
             return worker.process(raw)
         finally:
-            idle.put(worker)
+            self.idle.put(worker)
 
-    pending: deque[Outcome | Future[Outcome]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in found:
-            pending.append(pool.submit(task, item) if isinstance(item, RawPage) else item)
-            while len(pending) > AHEAD * workers:
-                yield _result(pending.popleft())
-        while pending:
-            yield _result(pending.popleft())
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for worker in crew:
-            worker.end()
-        pool.shutdown(wait=True)
-        for worker in crew:  # one that a thread was just starting
-            worker.end()
-
-
-def _result(item: Outcome | Future[Outcome]) -> Outcome:
-    return item.result() if isinstance(item, Future) else item
+    def _result(self, item: list[Outcome] | Future[Answer]) -> list[Outcome]:
+        if not isinstance(item, Future):
+            return item
+        outcomes, seconds = item.result()
+        for stage, taken in seconds.items():
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
+        return outcomes
 
 
 class _Worker:
@@ -102,7 +100,7 @@ class _Worker:
         self.child: subprocess.Popen[bytes] | None = None
         self.ended = False
 
-    def process(self, raw: RawPage) -> Outcome:
+    def process(self, raw: RawPage) -> Answer:
         if self.child is None:
             self._start()
         assert self.child is not None
@@ -114,8 +112,8 @@ class _Worker:
         except OSError:
             answer = b""
         if answer.endswith(b"\n"):
-            return read_outcome(answer)
-        return removed_raw(raw, self._cause_of_death(), float(len(raw.content)), "extraction")
+            return read_answer(answer)
+        return [removed_raw(raw, self._cause_of_death(), float(len(raw.content)), "extraction")], {}
 
     def _start(self) -> None:
         import mickle
@@ -126,12 +124,16 @@ class _Worker:
             "PYTHONPATH": os.pathsep.join(paths),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": "1",
         }
         self.child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mickle.data.workers", json.dumps(asdict(self.rules))],
+            [sys.executable, "-P", "-m", "mickle.data.workers"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
         )  # fmt: skip
+        assert self.child.stdin is not None
         assert self.child.stdout is not None
+        self.child.stdin.write(self.rules.model_dump_json().encode() + b"\n")
+        self.child.stdin.flush()
         first = self.child.stdout.readline()
         if first != b"ready\n" and not self.ended:
             raise ResourceError(
@@ -175,6 +177,7 @@ def send(stream: IO[bytes], raw: RawPage) -> None:
         "domain": raw.domain,
         "form": raw.form,
         "charset": raw.charset,
+        "date": raw.date,
         "bytes": len(raw.content),
     }
     stream.write(json.dumps(head).encode() + b"\n" + raw.content)
@@ -194,16 +197,26 @@ def receive(stream: IO[bytes]) -> RawPage | None:
 KINDS = {"Page": Page, "Removed": Removed, "Skipped": Skipped}
 
 
-def read_outcome(line: bytes) -> Outcome:
+def read_answer(line: bytes) -> Answer:
     """The worker's answer."""
-    kind, fields = json.loads(line)
-    return KINDS[kind](**fields)
+    outcomes, seconds = json.loads(line)
+    return [KINDS[kind](**fields) for kind, fields in outcomes], seconds
 
 
-def _prepare() -> bytes:
-    """Loads what every page needs; the line to say first."""
+def write_answer(answer: Answer) -> bytes:
+    """The line that :func:`read_answer` reads."""
+    outcomes, seconds = answer
+    return json.dumps([[[type(o).__name__, asdict(o)] for o in outcomes], seconds]).encode() + b"\n"
+
+
+def _prepare(rules: Rules) -> bytes:
+    """Takes a page through every stage once, so that no page's time goes into loading; the line to say first."""
+    text = (
+        "The language model unpacks itself into a temporary file and the reader compiles what it needs. " * 20
+    )
+    page = RawPage("", "", "html", f"<main><p>{text}</p><p>{text}</p></main>".encode())
     try:
-        language_of("the language model unpacks itself into a temporary file")
+        refine_page(page, rules)
     except (OSError, MemoryError) as error:
         return f"{type(error).__name__}: {error}\n".encode()
     return b"ready\n"
@@ -213,24 +226,24 @@ def serve(rules: Rules) -> None:
     """The worker: pages from standard input, outcomes to standard output, one at a time."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not look like an answer
-    resource.setrlimit(resource.RLIMIT_AS, (rules.memory_bytes, rules.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    answers.write(_prepare())
+    answers.write(_prepare(rules))
     answers.flush()
     while (raw := receive(sys.stdin.buffer)) is not None:
         signal.setitimer(signal.ITIMER_PROF, rules.page_seconds)
+        seconds: dict[str, float] = {}
+        outcomes: list[Outcome]
         try:
-            outcome = process(raw, rules)
+            outcomes = refine_page(raw, rules, seconds)
         except MemoryError:
-            outcome = removed_raw(raw, "ran out of memory", float(len(raw.content)), "extraction")
+            outcomes = [removed_raw(raw, "ran out of memory", float(len(raw.content)), "extraction")]
         signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(json.dumps([type(outcome).__name__, asdict(outcome)]).encode() + b"\n")
+        answers.write(write_answer((outcomes, seconds)))
         answers.flush()
 
 
 if __name__ == "__main__":
-    settings = json.loads(sys.argv[1])
-    settings["languages"] = tuple(settings.get("languages", Rules.languages))
-    serve(Rules(**settings))
+    serve(validate(Rules, json.loads(sys.stdin.buffer.readline())))

@@ -1,0 +1,97 @@
+"""One function over many items, results in the order of the items: threads here, or a Ray cluster.
+
+On a cluster the work goes through Ray Data (the extra ``cluster``), which schedules, retries and balances it. The
+nodes must see the working folder under the same path: functions leave what they make there, and answer small things.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from mickle.errors import MickleError, ResourceError, UsageError
+
+T = TypeVar("T")
+R = TypeVar("R")
+AHEAD = 2  # items in flight per thread
+
+
+def each(work: Callable[[T], R], items: Sequence[T], workers: int = 1, ray: str = "") -> Iterator[R]:
+    """``work(item)`` for every item, in order. ``workers`` threads, or the cluster at address ``ray``.
+
+    What ``work`` raises is raised here, and ends the rest.
+    """
+    if ray:
+        yield from _on_ray(work, items, ray)
+        return
+    pending: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(work, item))
+                if len(pending) > AHEAD * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def connect(address: str) -> None:
+    """Joins the cluster. :class:`UsageError` where Ray is missing or nobody answers."""
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("Ray is not installed", todo="pip install 'mickle[cluster]'") from None
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise UsageError(
+            f"no Ray cluster answers: {reason}", where=f"--ray {address}",
+            expected="'auto' on a node of a cluster, HOST:PORT, or 'local' for one started here",
+        ) from None  # fmt: skip
+
+
+def _on_ray(work: Callable[[T], R], items: Sequence[T], address: str) -> Iterator[R]:
+    connect(address)
+    import ray
+    from ray.data import DataContext
+
+    if not items:
+        return
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+    def row(batch: dict[str, Any]) -> dict[str, Any]:
+        # A failure comes back as data: Ray would wrap the exception in others of its own.
+        results, failures = [], []
+        for number in batch["number"]:
+            try:
+                results.append(work(items[int(number)]))
+                failures.append("")
+            except MickleError as error:
+                results.append(None)  # type: ignore[arg-type]
+                failures.append(
+                    json.dumps([type(error).__name__, error.what, error.where, error.expected, error.todo])
+                )
+        return {"result": results, "failure": failures}
+
+    numbers = [{"number": number} for number in range(len(items))]
+    data = ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(row, batch_size=1)
+    for found in data.iter_rows():
+        if found["failure"]:
+            name, what, where, expected, todo = json.loads(found["failure"])
+            kind = {UsageError.__name__: UsageError, ResourceError.__name__: ResourceError}.get(
+                name, MickleError
+            )
+            raise kind(what, where=where, expected=expected, todo=todo)
+        yield found["result"]

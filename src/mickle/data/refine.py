@@ -1,0 +1,166 @@
+"""What happens to pages: the stages of RefinedWeb in the paper's order, and their settings.
+
+"The RefinedWeb Dataset for Falcon LLM: Outperforming Curated Corpora with Web Data, and Web Data Only" (arXiv
+2306.01116), section 3 and appendix G. Stages that look at one page (``refine_page``) come first; those that
+compare pages (``comparing.decide``) come after. A stage never loses anything: what it takes out is a
+:class:`Removed` with rule, value and limit.
+
+Departures: pages are compared over the whole corpus and not in 100 parts of a crawl; lengths are counted in
+words and word-like tokens where the paper counts those of GPT-2's tokenizer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Literal
+
+from pydantic import Field
+
+from mickle.config import Config
+from mickle.data.decontamination import Decontamination, decontaminate
+from mickle.data.extraction import Extraction
+from mickle.data.filters import Stage, apply, identify_language, long_enough
+from mickle.data.lines import Lines, correct_lines
+from mickle.data.near_duplicates import NearDuplicates
+from mickle.data.pages import RawPage, Skipped, extract
+from mickle.data.quality import Quality, find_low_quality
+from mickle.data.records import Failure, Page, Removed, piece, remove
+from mickle.data.repeated_text import RepeatedText
+from mickle.data.repetitions import Repetitions, find_repetition
+from mickle.data.urls import Urls, url_filter
+
+Outcome = Page | Removed | Skipped
+
+StageName = Literal[
+    "urls", "length", "language", "repetitions", "quality", "lines", "decontamination",
+    "exact_duplicates", "near_duplicates", "repeated_text", "url_duplicates",
+]  # fmt: skip
+STAGES: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]
+WEB: tuple[StageName, ...] = (
+    "urls", "language", "repetitions", "quality", "lines", "decontamination",
+    "near_duplicates", "repeated_text", "url_duplicates",
+)  # fmt: skip
+PLAIN: tuple[StageName, ...] = ("length", "language", "decontamination", "exact_duplicates")
+
+
+class Rules(Config):
+    """Which stages pages go through, and the thresholds of each."""
+
+    stages: list[StageName] | None = Field(
+        None,
+        description="stages to run, whatever their order here; for a web crawl all of RefinedWeb, for other sources"
+        f" {', '.join(PLAIN)}. All: {', '.join(STAGES)}",
+    )
+    extraction: Extraction = Field(Extraction(), description="how main text is taken from HTML")
+    urls: Urls = Field(Urls(), description="addresses that are refused unread")
+    minimum_characters: int = Field(200, ge=1, description="stage length: shorter texts are removed")
+    languages: list[str] = Field(["en"], description="ISO 639-1 codes to keep; none given keeps all")
+    language_threshold: float = Field(0.65, ge=0, le=1, description="least probability of the language")
+    repetitions: Repetitions = Field(Repetitions(), description="lines, paragraphs and n-grams that recur")
+    quality: Quality = Field(Quality(), description="what running text looks like")
+    lines: Lines = Field(Lines(), description="lines that are no text: counters, menus, upper case")
+    decontamination: Decontamination = Field(
+        Decontamination(), description="evaluation sets that no page may share n-grams with"
+    )
+    near_duplicates: NearDuplicates = Field(NearDuplicates(), description="MinHash")
+    repeated_text: RepeatedText = Field(RepeatedText(), description="exact substrings")
+    largest_page: int = Field(10 << 20, ge=1024, description="bytes; larger pages are removed unread")
+    page_seconds: float = Field(20.0, gt=0, description="CPU time one page may take to extract")
+
+    def runs(self, stage: StageName) -> bool:
+        """Whether ``stage`` is among those chosen."""
+        return stage in self.chosen()
+
+    def chosen(self) -> tuple[StageName, ...]:
+        """The stages that run, in the order in which they run."""
+        named = WEB if self.stages is None else self.stages
+        return tuple(stage for stage in STAGES if stage in named)
+
+
+def name_of(stage: str) -> str:
+    """A stage's name as it stands beside what it removed."""
+    return stage.replace("_", " ")
+
+
+def refine_page(raw: RawPage, rules: Rules, seconds: dict[str, float] | None = None) -> list[Outcome]:
+    """One page through extraction and the stages that look at one page.
+
+    The last outcome is the page's, kept or removed; before it come the pieces cut out of it. ``seconds`` is told
+    what each stage took.
+    """
+    begun = time.perf_counter()
+    page = extract(raw, rules.largest_page, rules.extraction)
+    if seconds is not None:
+        seconds["extraction"] = time.perf_counter() - begun
+    if isinstance(page, Skipped):
+        return [page]
+    return list(apply([page], *(_timed(stage, work, seconds) for stage, work in page_stages(rules))))
+
+
+def page_stages(rules: Rules) -> list[tuple[str, Stage]]:
+    """The chosen stages that look at one page, in order, ready to be called with a page."""
+    works: dict[str, Stage] = {
+        "length": partial(long_enough, minimum=rules.minimum_characters),
+        "language": partial(identify_language, languages=rules.languages, threshold=rules.language_threshold),
+        "repetitions": _rule("repetitions", partial(find_repetition, settings=rules.repetitions)),
+        "quality": _rule("quality", partial(find_low_quality, settings=rules.quality)),
+        "lines": partial(correct, settings=rules.lines),
+        "decontamination": partial(decontaminate, settings=rules.decontamination),
+    }
+    return [(stage, works[stage]) for stage in rules.chosen() if stage in works]
+
+
+def correct(page: Page, settings: Lines) -> list[Page | Removed]:
+    """Line-wise corrections: the pieces taken out, then the page; the page removed where they are too many."""
+    corrected = correct_lines(page.text, settings)
+    if corrected.failure:
+        return [remove(page, "lines", corrected.failure)]
+    if not corrected.text.strip():
+        return [remove(page, "lines", Failure("no text is left", 0, 1))]
+    pieces = [piece(page, "lines", failure, start, text) for start, text, failure in corrected.pieces]
+    return [*pieces, replace(page, text=corrected.text)]
+
+
+def refine(raws: Iterable[RawPage | Removed | Skipped], rules: Rules, seed: int = 0) -> Iterator[Outcome]:
+    """Pages that fit in memory through all chosen stages, in this process; order is kept.
+
+    The same outcomes as ``mickle curate``, which does it in bounded memory, in parallel, and can be killed.
+    """
+    from mickle.data.comparing import compare_pages
+
+    check = url_filter(rules.urls).check if rules.runs("urls") else None
+    found = (raw if check is None or not isinstance(raw, RawPage) else refuse(raw, check) for raw in raws)
+    outcomes = [o for raw in found for o in (refine_page(raw, rules) if isinstance(raw, RawPage) else [raw])]
+    yield from compare_pages(outcomes, rules, seed)
+
+
+def refuse(raw: RawPage, check: Callable[[str], Failure | None]) -> RawPage | Removed:
+    """The page, or the page removed unread for its address."""
+    failure = check(raw.url)
+    return (
+        raw if failure is None else remove(Page(raw.url, raw.domain, "", "", date=raw.date), "urls", failure)
+    )
+
+
+def _rule(stage: str, find: Callable[[str], Failure | None]) -> Stage:
+    def check(page: Page) -> Page | Removed:
+        failure = find(page.text)
+        return remove(page, stage, failure) if failure else page
+
+    return check
+
+
+def _timed(stage: str, work: Stage, seconds: dict[str, float] | None) -> Stage:
+    if seconds is None:
+        return work
+
+    def timed(page: Page) -> Page | Removed | Sequence[Page | Removed]:
+        begun = time.perf_counter()
+        result = work(page)
+        seconds[stage] = time.perf_counter() - begun
+        return result
+
+    return timed
