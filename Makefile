@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint types layers unit docs pins clean
+.PHONY: demo test lint types layers unit docs bench pins clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mickle run recipes/laptop.yaml
@@ -28,6 +28,12 @@ unit: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build.py site
+
+# The peers that benchmarks run against, in an environment of their own: datatrove needs xxhash before 4.
+bench:
+	test -x build/bench/bin/python || $(PYTHON) -m venv build/bench
+	build/bench/bin/python -m pip install -q --disable-pip-version-check torch==2.13.0
+	build/bench/bin/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

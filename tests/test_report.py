@@ -5,11 +5,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as parquet
 import pytest
 
 from mickle import storage
+from mickle.data.card import Tally
+from mickle.data.pages import Skipped
+from mickle.data.records import Page, Removed
 from mickle.errors import UsageError
 from mickle.report import LARGEST, _sentence, render, stamp, write_report
 
@@ -49,19 +50,13 @@ def _folders(root: Path, text: str) -> dict[str, Path]:
     """A corpus, a model's records, a measure and samples, all of whose words are ``text``."""
     folders = {name: root / name for name in ("corpus", "model", "loss", "text")}
     with storage.write_folder(folders["corpus"], kind="corpus", summary={"kept": 1, "records": 3}) as folder:
-        card = {
-            "records": 3,
-            "skipped": {text: 1},
-            "removed": {"language": {text: 1}},
-            "kept": 1,
-            "kept_bytes": 10,
-            "domains": {text: {"pages": 1, "bytes": 10}, "other": {"pages": 0, "bytes": 0}},
-            "undocumented_modules": {},
-        }
+        tally = Tally(["language"])
+        tally.add(Skipped(text))
+        tally.add(Removed(text, text, "", text, "language", text, 0.1, text))
+        tally.add(Page(text, text, text, text))
+        tally.add(Page("other", "other", "en", "words"))
+        card = tally.card({"source": {"kind": "warc"}}, {})
         storage.write_json(folder / "card.json", card)
-        (folder / "removed").mkdir()
-        row = {"url": text, "stage": "language", "reason": text, "text": text, "value": "0.1"}
-        parquet.write_table(pa.Table.from_pylist([row]), folder / "removed" / "00000.parquet")
     summary = {"parameters": 1000, "tokens_read": 64, "note": text}
     with storage.write_folder(folders["model"], kind="model", summary=summary, seconds=3.0) as folder:
         lines = [

@@ -21,7 +21,7 @@ def corpus_section(folder: Path, manifest: Manifest) -> Section:
         f"{card['records']:,} records were read, {sum(card['skipped'].values()):,} of them no pages; "
         f"{card['kept']:,} pages of main text were kept ({card['kept_bytes'] / 1e6:.2f} MB, "
         f"{card['kept_words']:,} words). What was removed is kept beside them, with its reason: "
-        f"`mickle show {folder.name} --url ADDRESS` says why a page is gone and which kept page is its twin."
+        f"mickle show {folder.name} --url ADDRESS says why a page is gone and which kept page is its twin."
     )
     undocumented = sum(len(names) for names in card.get("undocumented_modules", {}).values())
     if undocumented:

@@ -33,7 +33,16 @@ def show(folder: Path, check: str = "hashes") -> str:
     lines += [f"  from      {name}: {path}" for name, path in meta.get("parents", {}).items()]
     lines += [f"  setting   {name}: {value}" for name, value in _settings(meta)]
     lines += [f"  result    {name}: {value}" for name, value in _short_values(meta.get("summary", {}))]
+    if manifest.kind == "corpus":
+        lines += _funnel(folder)
     return "\n".join(lines)
+
+
+def _funnel(folder: Path) -> list[str]:
+    """What each stage left, of a corpus; how to ask for one address."""
+    rows = storage.read_json(folder / "card.json").get("funnel", [])
+    lines = [f"  {row['stage']:<18}{row['pages']:>12,} pages left, {row['share']:7.1%}" for row in rows]
+    return [*lines, f"  why is a page gone, which is its twin: mickle show {folder} --url ADDRESS"]
 
 
 def _unfinished(folder: Path) -> str:
@@ -82,7 +91,14 @@ def _settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _short_values(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _cut(value)) for name, value in summary.items() if name != "text"]
+    left_out = (
+        "text",
+        "forecast",
+        "removed",
+        "skipped",
+        "stage_seconds",
+    )  # shown elsewhere, or too long for a line
+    return [(name, _cut(value)) for name, value in summary.items() if name not in left_out]
 
 
 def _cut(value: Any, limit: int = 90) -> str:

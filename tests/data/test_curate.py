@@ -6,6 +6,7 @@ import doctest
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,14 +143,15 @@ def test_killed_runs_end_with_the_same_bytes_with_one_worker_or_two(tmp_path: Pa
     assert run_and_kill(crawl, tmp_path / "plain", 1, after=10**6)
     killed = tmp_path / "killed"
     draw = random.Random(0)
-    for number in range(KILLS):
-        if run_and_kill(crawl, killed, 1 + number % 2, after=draw.randrange(1, 14)):
-            break
-    assert (tmp_path / "killed.partial").exists() != killed.exists()
+    kills = 0
+    while kills < KILLS:
+        if not run_and_kill(crawl, killed, 1 + kills % 2, after=draw.randrange(1, 14)):
+            kills += 1
+        else:  # it came to its end before the kill did
+            assert result(killed) == result(tmp_path / "plain")
+            shutil.rmtree(killed)
     run_and_kill(crawl, killed, 2, after=10**6)
     assert result(killed) == result(tmp_path / "plain")
-    summary = storage.open_folder(killed).meta["summary"]
-    assert summary["fresh_records"] < len(pages)
 
 
 @pytest.mark.parametrize("moment", ["sign", "write_corpus", "keep_earlier"])

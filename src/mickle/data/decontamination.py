@@ -50,7 +50,7 @@ class Index:
 
 @cache
 def index_of(paths: tuple[Path, ...], words: int) -> Index:
-    """Reads the evaluation sets: 16 bytes for each distinct run of words. :class:`UsageError` for a file that is none."""
+    """Reads the evaluation sets: 16 bytes for each distinct run of words. :class:`UsageError` for bad files."""
     import numpy as np
 
     from mickle.kernels.signatures import normalise, shingles

@@ -68,10 +68,10 @@ class Extraction(Config):
     )
 
 
-PAPER = Extraction()
+DEFAULT = Extraction()
 
 
-def main_text(html: str, settings: Extraction = PAPER) -> str:
+def main_text(html: str, settings: Extraction = DEFAULT) -> str:
     """The main text of an HTML page, tidied; empty where there is none."""
     text = fast(html, settings)[0] if settings.method == "fast" else reference(html, settings)
     return tidy(text if settings.addresses else ADDRESS.sub("", text))

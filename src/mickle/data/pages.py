@@ -9,7 +9,7 @@ import codecs
 import re
 from dataclasses import dataclass, replace
 
-from mickle.data.extraction import Extraction, main_text, tidy
+from mickle.data.extraction import DEFAULT, Extraction, main_text, tidy
 from mickle.data.records import Page, Removed, domain_of
 from mickle.data.warc import Record
 
@@ -115,7 +115,7 @@ def _strictly(content: bytes, name: str) -> str | None:
         return None
 
 
-def extract(raw: RawPage, largest: int, settings: Extraction = Extraction()) -> Page | Removed | Skipped:
+def extract(raw: RawPage, largest: int, settings: Extraction = DEFAULT) -> Page | Removed | Skipped:
     """A page as found to its main text, through all that can go wrong on the way."""
     if raw.form == "record":
         found = read_http(raw, largest)
