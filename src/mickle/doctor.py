@@ -63,6 +63,7 @@ def _kernels() -> list[str]:
     return [
         f"kernels    loss, attention, norm, rotation: {_verdict(worst)}",
         f"           Sophia's update: {_verdict(_sophia_error())}",
+        f"           signatures, components, suffix arrays, repetitions: {_verdict(float(_curation_differs()))}",
     ]
 
 
@@ -99,3 +100,32 @@ def _sophia_error() -> float:
     sophia_update([fast], rule)
     update_plain(plain, rule)
     return float((fast.parameter - plain.parameter).norm() / plain.parameter.norm())
+
+
+def _curation_differs() -> bool:
+    """Whether a kernel of `mickle curate`, all of which are exact, differs from its plain twin."""
+    import numpy as np
+
+    from mickle.kernels import components, repetitions, signatures, suffixes
+
+    draw = np.random.default_rng(0)
+    words = [("river", "bridge", "Größe", "of", "the")[i] for i in draw.integers(0, 5, 300)]
+    text, tokens = " ".join(words), draw.integers(0, 2, 400).astype(np.uint8)
+    left, right = draw.integers(0, 200, (2, 150))
+    pairs = [
+        (
+            signatures.signatures([text, ""], 5, 14, 8, 0),
+            signatures.signatures_plain([text, ""], 5, 14, 8, 0),
+        ),
+        (components.connected(left, right, 200), components.connected_plain(left, right, 200)),
+        (suffixes.repeated(tokens, 8), suffixes.repeated_plain(tokens, 8)),
+        (
+            repetitions.most_frequent(repetitions.join(words, " "), 3),
+            repetitions.most_frequent_plain(words, 3),
+        ),
+        (
+            repetitions.repeated(repetitions.join(words), 5, "greedy"),
+            repetitions.repeated_plain(words, 5, "greedy"),
+        ),
+    ]
+    return not all(np.array_equal(fast, plain) for fast, plain in pairs)

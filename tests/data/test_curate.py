@@ -22,6 +22,7 @@ from mickle.data import passes
 from mickle.data.curate import Curate
 from mickle.data.documentation import Module
 from mickle.data.records import read_corpus, read_removed
+from mickle.data.refine import STAGES
 from mickle.data.sources import Documentation
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError
@@ -130,6 +131,7 @@ def result(out: Path) -> dict[str, bytes]:
     return {name: (out / name).read_bytes() for name in RESULT}
 
 
+ARTICLE = web.article(1)
 KILLS = int(os.environ.get("MICKLE_KILLS", "5"))
 
 
@@ -257,3 +259,14 @@ def test_settings_import_nothing_heavy() -> None:
 def test_the_page_of_documentation_is_right() -> None:
     page = Path(__file__).parents[2] / "docs" / "curate.md"
     assert doctest.testfile(str(page), module_relative=False).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept"),
+    [([ARTICLE], 1), ([ARTICLE] * 4, 1), ([ARTICLE, "word", "x", ""], 1), ([ARTICLE, GERMAN], 1)],
+)  # fmt: skip
+def test_odd_sources_go_through_all_stages(texts: list[str], kept: int, tmp_path: Path) -> None:
+    path = rows(tmp_path / "a.jsonl", *[text or " " for text in texts])
+    out = execute(step("rows", path, stages=list(STAGES)), tmp_path / "out", ignore)
+    card = storage.read_json(out / "card.json")
+    assert (card["records"], card["kept"]) == (len(texts), kept)

@@ -229,3 +229,10 @@ def test_stages_run_in_the_papers_order_whatever_theirs() -> None:
     assert Rules(stages=["lines", "urls"]).chosen() == ("urls", "lines")
     assert set(WEB) < set(STAGES)
     assert Curate().chosen() == ("length", "language", "decontamination", "exact_duplicates")
+
+
+def test_pages_without_an_address_are_not_one_another() -> None:
+    texts = [web.article(i) for i in range(3)]
+    pages = [raw("", text.encode(), "text") for text in texts]
+    found = list(refine(pages, Rules(stages=["url_duplicates"])))
+    assert [type(o) for o in found] == [Page] * 3

@@ -1,7 +1,7 @@
 """What an unfinished curation leaves in its scratch folder, so that a killed one goes on where it was.
 
-A source is read in parts (a file, or many small ones), a part in chunks of records. ``00003-00012.parquet`` is a
-chunk: all outcomes of its records, and in the file's metadata the seconds that each stage took. ``00003.json`` says
+A source is read in parts (a file, or many small ones), a part in chunks of records. ``000003-000012.parquet`` is a
+chunk: all outcomes of its records, and in the file's metadata the seconds that each stage took. ``000003.json`` says
 that part 3 is done. A chunk is there whole or not at all.
 """
 
@@ -25,7 +25,7 @@ SECONDS = b"seconds"
 
 def chunk_path(folder: Path, part: int, chunk: int) -> Path:
     """Where a chunk is kept."""
-    return folder / f"{part:05d}-{chunk:05d}.parquet"
+    return folder / f"{part:06d}-{chunk:06d}.parquet"
 
 
 def chunk_paths(folder: Path) -> list[Path]:
@@ -43,12 +43,12 @@ def finished_chunks(folder: Path, part: int) -> int:
 
 def finish_part(folder: Path, part: int, records: int) -> None:
     """Notes that a part is done."""
-    storage.write_json(folder / f"{part:05d}.json", {"records": records})
+    storage.write_json(folder / f"{part:06d}.json", {"records": records})
 
 
 def records_of(folder: Path, part: int) -> int | None:
     """How many records a finished part held; None for one that is not done."""
-    note = folder / f"{part:05d}.json"
+    note = folder / f"{part:06d}.json"
     return int(storage.read_json(note)["records"]) if note.exists() else None
 
 

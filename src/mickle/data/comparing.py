@@ -21,7 +21,7 @@ import xxhash
 from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, star_edges
 from mickle.data.parallel import each
 from mickle.data.records import Failure, Page, Removed, remove
-from mickle.data.refine import Outcome, Rules, name_of
+from mickle.data.refine import COMPARING, Outcome, Rules, name_of
 from mickle.data.repeated_text import Range, Repeated, find_repeated, settle
 from mickle.data.urls import url_key
 from mickle.kernels.components import merge
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 BANDS_AT_ONCE = 16  # of all pages, in memory
-COMPARING = ("exact_duplicates", "near_duplicates", "repeated_text", "url_duplicates")
 REASONS = {
     "exact_duplicates": "same text as a kept page",
     "near_duplicates": "nearly the same text as a kept page",
@@ -101,11 +100,13 @@ class Verdicts:
 
 
 def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:
-    """Keys of pages, uint64 [N, 4]: of the text with white space made single spaces, and of the address."""
+    """Keys of pages, uint64 [N, 4]: of the text with white space made single spaces, and of the address; a page
+    without an address is known by its text.
+    """
     keys = np.empty((len(pages), 4), np.uint64)
     for row, page in enumerate(pages):
         text = " ".join(page.text.split()).encode("utf-8", "replace")
-        address = url_key(page.url).encode("utf-8", "replace")
+        address = url_key(page.url).encode("utf-8", "replace") or text
         keys[row] = *_halves(text), *_halves(address)
     return keys
 

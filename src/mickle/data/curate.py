@@ -23,7 +23,7 @@ from mickle.data import chunks, documentation, passes
 from mickle.data.card import Tally, readable
 from mickle.data.parallel import each
 from mickle.data.passes import Scratch
-from mickle.data.refine import PLAIN, WEB, Rules, StageName
+from mickle.data.refine import COMPARING, PLAIN, WEB, Rules, StageName
 from mickle.data.sources import Documentation, Files, Rows, Source, Warc
 from mickle.data.warc import write_warc
 from mickle.data.workers import Crew
@@ -35,12 +35,6 @@ from mickle.step import Step
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
 MODULES_PER_SECOND, PAGES_PER_SECOND, BYTES_PER_SECOND = 25.0, 120.0, 2e6  # one core; for the forecast only
 SAMPLED = 200  # records that a dry run looks at
-COMPARED = (
-    "exact_duplicates",
-    "near_duplicates",
-    "repeated_text",
-    "url_duplicates",
-)  # stages it does not reach
 CHAINED = 0.2  # share of near-duplicates removed through chains from which on a person should know
 
 AnySource = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="kind")]
@@ -150,7 +144,7 @@ class Curate(Rules, Step):
 
     def _sample(self, source: Source) -> str:
         """The funnel of the first records through the stages for one page, and examples of what each takes out."""
-        tally = Tally(stage for stage in self.chosen() if stage not in COMPARED)
+        tally = Tally(stage for stage in self.chosen() if stage not in COMPARING)
         with Crew(self.rules(), self._workers()) as crew:
             for outcomes in islice(passes.read_and_refine(source, source.parts()[0], crew), SAMPLED):
                 for outcome in outcomes:
@@ -248,7 +242,7 @@ class Curate(Rules, Step):
             keys,
             passes.stored_texts(scratch),
             rules,
-            scratch.folder,
+            scratch.repeated,
             Who(workers, self.ray),
             _stage_progress(emit),
         )

@@ -47,6 +47,11 @@ class Scratch:
         """Chunks of earlier corpora."""
         return self.folder / "earlier"
 
+    @property
+    def repeated(self) -> Path:
+        """Suffix arrays."""
+        return self.folder / "repeated"
+
     @cached_property
     def all(self) -> list[Path]:
         """All chunks in the order in which pages are compared."""

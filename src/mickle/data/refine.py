@@ -43,6 +43,7 @@ WEB: tuple[StageName, ...] = (
     "urls", "language", "repetitions", "quality", "lines", "decontamination",
     "near_duplicates", "repeated_text", "url_duplicates",
 )  # fmt: skip
+COMPARING: tuple[StageName, ...] = ("exact_duplicates", "near_duplicates", "repeated_text", "url_duplicates")
 PLAIN: tuple[StageName, ...] = ("length", "language", "decontamination", "exact_duplicates")
 
 

@@ -72,7 +72,7 @@ SYSTEMS = (
         "RefinedWeb",
         "The RefinedWeb Dataset for Falcon LLM",
         "2306.01116",
-        "filtered, strictly deduplicated web pages alone match curated mixtures",
+        "filtered, strictly deduplicated web pages train better models than raw ones (as good as curated: not shown)",
     ),
     System(
         8,
