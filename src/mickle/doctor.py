@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mickle import machine
 
@@ -112,7 +112,7 @@ def _curation_differs() -> bool:
     words = [("river", "bridge", "Größe", "of", "the")[i] for i in draw.integers(0, 5, 300)]
     text, tokens = " ".join(words), draw.integers(0, 2, 400).astype(np.uint8)
     left, right = draw.integers(0, 200, (2, 150))
-    pairs = [
+    pairs: list[tuple[Any, Any]] = [
         (
             signatures.signatures([text, ""], 5, 14, 8, 0),
             signatures.signatures_plain([text, ""], 5, 14, 8, 0),

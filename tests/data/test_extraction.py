@@ -319,3 +319,15 @@ def test_tidying_twice_changes_nothing_more(text: str) -> None:
 def test_tidy_by_example() -> None:
     assert tidy("\ufeffa \r\nb\x00\r\n\r\n\r\n\r\nc\u00a0d\n") == "a\nb\n\nc d"
     assert tidy("e\u0301") == "\u00e9"
+
+
+def test_lines_of_code_that_are_an_element_each_stay_lines() -> None:
+    prose = " ".join(
+        f"Sentence number {i} of the page speaks of matrices and vectors at length." for i in range(4)
+    )
+    lines = ["int a = 1;", "  if (a)", "    b = 2;"]
+    code = "".join(f'<div class="line"><span>{line}</span></div>' for line in lines)
+    around = f'<p>{prose}</p><div class="fragment">{code}</div><p>{prose}</p>'
+    page = f'<html><body><div class="contents">{around}</div></body></html>'
+    assert "\n".join(lines) in main_text(page)
+    assert "if (a)" not in main_text(page, Extraction(code=False))

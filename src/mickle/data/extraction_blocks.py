@@ -176,6 +176,8 @@ class Reader:
             # A heading's link to itself makes no teaser of it.
             is_link = address is not None and not (self.kind == "heading" and address.startswith("#"))
             self.read(element, depth, in_link or is_link)
+        elif tag == "div" and (lines := code_lines(element)):
+            self.listing(element, "\n".join(lines))
         elif tag in CONTAINERS:
             self.inside(element, tag, depth, in_link)
         elif tag in LINES or tag in HEADINGS:
@@ -185,7 +187,7 @@ class Reader:
             self.close(int(tag[1]) if tag in HEADINGS else 0)
             self.kind = outer
         elif tag in LISTINGS:
-            self.listing(element)
+            self.listing(element, "".join(element.itertext()))
         else:
             self.read(element, depth, in_link)
 
@@ -209,10 +211,10 @@ class Reader:
         self.last[here] = len(self.parent) - 1
         self.container, self.kind = outer, kind
 
-    def listing(self, element: _Element) -> None:
+    def listing(self, element: _Element, text: str) -> None:
         """Code, or other text whose line breaks count."""
         self.close()
-        text = "".join(element.itertext()).strip("\n")
+        text = text.strip("\n")
         if self.code and text.strip():
             links = min(link_size(element), len(text))
             self.blocks.append(Block("code", text, len(text), links, self.container))
@@ -259,6 +261,13 @@ def is_welcome(element: _Element, tag: str) -> bool:
         return True
     names = f"{element.get('class') or ''} {element.get('id') or ''}".lower()
     return any(name in WELCOME for name in names.split())
+
+
+def code_lines(element: _Element) -> list[str]:
+    """The lines of a listing in which each is an element, as Doxygen writes them; none of another element."""
+    if element.get("class") != "fragment":
+        return []
+    return ["".join(line.itertext()) for line in element if line.tag == "div"]
 
 
 def link_size(element: _Element) -> int:
