@@ -27,7 +27,7 @@ def corpus_section(folder: Path, manifest: Manifest) -> Section:
     if undocumented:
         lead += f" {undocumented} modules could not be documented; the card names them."
     headings, rows = funnel_table(card)
-    tables = [Table(headings, rows, frozenset({1, 2, 3, 4, 5})), _rules(card)]
+    tables = [Table(headings, rows, frozenset(range(1, len(headings)))), _rules(card)]
     if len(card["languages"]) > 1:
         languages = [(name or "unknown", f"{count:,}") for name, count in list(card["languages"].items())[:8]]
         tables.append(Table(("language", "pages"), languages, frozenset({1})))
@@ -46,10 +46,12 @@ def _funnel(card: dict[str, Any]) -> str:
         places = range(len(rows), 0, -1)
         axes.barh(places, [row["share"] for row in rows], color=figures.COLOURS[0], height=0.62, label="here")
         known = [(place, row["paper"]) for place, row in zip(places, rows) if row["paper"] is not None]
-        axes.plot(
-            [share for _, share in known], [place for place, _ in known], "D", markersize=5,
-            color=figures.COLOURS[1], label="RefinedWeb, figure 2",
-        )  # fmt: skip
+        if known:
+            axes.plot(
+                [share for _, share in known], [place for place, _ in known], "D", markersize=5,
+                color=figures.COLOURS[1], label="RefinedWeb, figure 2",
+            )  # fmt: skip
+            axes.legend(loc="lower right")
         for place, row in zip(places, rows):
             axes.annotate(
                 f"  {row['share']:.1%}", (max(row["share"], row["paper"] or 0) + 0.012, place),
@@ -61,7 +63,6 @@ def _funnel(card: dict[str, Any]) -> str:
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("left after each stage (pages up to the lines, then words)")
-        axes.legend(loc="lower right")
 
     return figures.draw(paint, height=0.9 + 0.27 * len(rows))
 
@@ -91,7 +92,7 @@ def _throughput(card: dict[str, Any], taken: dict[str, float]) -> Table:
     """CPU seconds of each stage, and pages a second on one core, over the pages that reached it."""
     left = {row["stage"]: row["pages"] for row in card["funnel"]}
     rows: list[tuple[str, ...]] = []
-    reached = left.get("urls", 0)
+    reached = left.get("urls", left.get("pages read", 0))
     for stage in ("extraction", *(row["stage"] for row in card["funnel"])):
         seconds = taken.get(stage, 0.0)
         if seconds > 0 and stage not in [name for name, *_ in rows]:

@@ -228,7 +228,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], words: str) -> None:
 def test_stages_run_in_the_papers_order_whatever_theirs() -> None:
     assert Rules(stages=["lines", "urls"]).chosen() == ("urls", "lines")
     assert set(WEB) < set(STAGES)
-    assert Curate().chosen() == ("length", "language", "decontamination", "exact_duplicates")
+    assert Curate().chosen() == ("length", "language", "exact_duplicates")
 
 
 def test_pages_without_an_address_are_not_one_another() -> None:

@@ -27,12 +27,9 @@ class Tally:
     """Counts that add up: records = skipped + removed + kept, and words of all texts = kept + removed."""
 
     def __init__(self, stages: Iterable[str]) -> None:
-        self.stages = [
-            *UNREAD,
-            "urls",
-            "extraction",
-            *(name_of(stage) for stage in stages if stage != "urls"),
-        ]
+        named = [name_of(stage) for stage in stages]
+        first = ["urls"] if "urls" in named else []
+        self.stages = [*UNREAD, *first, "extraction", *(name for name in named if name != "urls")]
         self.skipped: Counter[str] = Counter()
         self.removed: dict[str, Counter[str]] = {}
         self.pieces: dict[str, Counter[str]] = {}
@@ -97,12 +94,20 @@ class Tally:
 
     def funnel(self) -> list[dict[str, Any]]:
         """What is left after each stage: pages and words, ``share`` of the pages as the paper's figure 2 counts it
-        (documents up to lines, then words), and the paper's.
+        (documents up to lines, then words), and the paper's where all of its stages ran.
         """
+        paper = PAPER if PAPER.keys() <= set(self.stages) else {}
         pages = self.kept + self.removed_pages - sum(self._gone(stage) for stage in UNREAD)
         words = self.kept_words + sum(self.words_removed.values())
         rows = [
-            {"stage": "pages read", "removed": 0, "pages": pages, "words": None, "share": 1.0, "paper": 1.0}
+            {
+                "stage": "pages read",
+                "removed": 0,
+                "pages": pages,
+                "words": None,
+                "share": 1.0,
+                "paper": 1.0 if paper else None,
+            }
         ]
         first, last_share, last_words = pages, 1.0, words
         for stage in self.stages:
@@ -119,7 +124,7 @@ class Tally:
                 {
                     "stage": stage, "removed": self._gone(stage), "pages": pages,
                     "words": None if stage == "urls" else words,
-                    "share": round(share, 5), "paper": PAPER.get(stage),
+                    "share": round(share, 5), "paper": paper.get(stage),
                 }
             )  # fmt: skip
         return rows
@@ -191,16 +196,19 @@ def _ordered(counts: Counter[str]) -> dict[str, int]:
 
 
 def funnel_table(card: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows of the funnel, beside the paper's."""
+    """Headings and rows of the funnel; with the paper's where all of its stages ran."""
+    headings = ("stage", "pages removed", "pages left", "words left", "share left")
     rows: list[tuple[str, ...]] = [
         (
             row["stage"], f"{row['removed']:,}", f"{row['pages']:,}",
-            "" if row["words"] is None else f"{row['words']:,}",
-            f"{row['share']:.1%}", "" if row["paper"] is None else f"{row['paper']:.1%}",
+            "" if row["words"] is None else f"{row['words']:,}", f"{row['share']:.1%}",
         )
         for row in card["funnel"]
     ]  # fmt: skip
-    return ("stage", "pages removed", "pages left", "words left", "share left", "RefinedWeb"), rows
+    if card["funnel"][0]["paper"] is None:
+        return headings, rows
+    papers = ["" if row["paper"] is None else f"{row['paper']:.1%}" for row in card["funnel"]]
+    return (*headings, "RefinedWeb"), [(*row, paper) for row, paper in zip(rows, papers)]
 
 
 def readable(card: dict[str, Any]) -> str:
@@ -212,6 +220,7 @@ def readable(card: dict[str, Any]) -> str:
         else source["kind"]
     )
     headings, funnel = funnel_table(card)
+    raw = " Its figures are for a raw crawl; a clean source loses less." if "RefinedWeb" in headings else ""
     lines = [
         "# Corpus card",
         "",
@@ -221,8 +230,7 @@ def readable(card: dict[str, Any]) -> str:
         "",
         *_table(headings, funnel),
         "",
-        "Shares count pages up to the lines and words after, as figure 2 of the RefinedWeb paper does. Its figures are "
-        "for a raw crawl; a clean source loses less.",
+        f"Shares count pages up to the lines and words after, as figure 2 of the RefinedWeb paper does.{raw}",
         "",
         *_table(
             ("stage", "reason", "records"),

@@ -1,7 +1,7 @@
 """Stages that compare pages: which of all pages stay, and who is whose twin.
 
 A page is known by its keys (128 bits of its text and of its address, one 64-bit hash for each MinHash band); texts
-are read again only for exact substrings. Memory: some 80 bytes a page and what ``repeated_text`` states. The order
+are read again only for exact substrings. Memory: about 120 bytes a page and what ``repeated_text`` states. The order
 of pages is the order of reading; of equal pages the first stays, so that the result does not depend on who worked.
 """
 

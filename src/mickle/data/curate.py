@@ -33,7 +33,10 @@ from mickle.machine import Forecast
 from mickle.step import Step
 
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
-MODULES_PER_SECOND, PAGES_PER_SECOND, BYTES_PER_SECOND = 25.0, 120.0, 2e6  # one core; for the forecast only
+# Measured on one core with all stages; for the forecast only.
+MODULES_PER_SECOND, PAGES_PER_SECOND = 25.0, 120.0
+BYTES_PER_SECOND, COMPRESSED_BYTES_PER_SECOND = 4e6, 8e5
+MEMORY, WORKER_MEMORY = 450 << 20, 350 << 20  # bytes: of this process, of a worker
 SAMPLED = 200  # records that a dry run looks at
 CHAINED = 0.2  # share of near-duplicates removed through chains from which on a person should know
 
@@ -67,10 +70,8 @@ class Curate(Rules, Step):
             )
         return self
 
-    def chosen(self) -> tuple[StageName, ...]:
-        """The stages that run; not named: all of RefinedWeb for a crawl, the plain ones for other sources."""
-        if self.stages is not None:
-            return super().chosen()
+    def usual(self) -> tuple[StageName, ...]:
+        """All of RefinedWeb for a crawl, the plain stages for pages that are chosen already."""
         return WEB if isinstance(self.source, Warc) else PLAIN
 
     def rules(self) -> Rules:
@@ -139,8 +140,12 @@ class Curate(Rules, Step):
             seconds = count / PAGES_PER_SECOND + count / MODULES_PER_SECOND
             notes: tuple[str, ...] = ("pages are about 6 kB each",)
             return Forecast(self._memory(), seconds / self._workers(), 20_000 * count, notes)
-        size = sum(path.stat().st_size for path in self.source.files())
-        return Forecast(self._memory(), size / (BYTES_PER_SECOND * self._workers()), size)
+        size, seconds = 0, 0.0
+        for path in self.source.files():
+            compressed = path.suffix in (".gz", ".zst", ".parquet")
+            size += path.stat().st_size
+            seconds += path.stat().st_size / (COMPRESSED_BYTES_PER_SECOND if compressed else BYTES_PER_SECOND)
+        return Forecast(self._memory(), seconds / self._workers(), size)
 
     def _sample(self, source: Source) -> str:
         """The funnel of the first records through the stages for one page, and examples of what each takes out."""
@@ -166,7 +171,7 @@ class Curate(Rules, Step):
         )
 
     def _memory(self) -> int:
-        return (200 << 20) + self._workers() * (250 << 20)
+        return MEMORY + self._workers() * WORKER_MEMORY
 
     def _write_documentation(self, source: Documentation, work: Path, emit: Emit) -> dict[str, list[str]]:
         """Renders the packages' modules into ``source.warc.gz``; returns the modules without a page by

@@ -76,9 +76,14 @@ class Rules(Config):
         return stage in self.chosen()
 
     def chosen(self) -> tuple[StageName, ...]:
-        """The stages that run, in the order in which they run."""
-        named = WEB if self.stages is None else self.stages
-        return tuple(stage for stage in STAGES if stage in named)
+        """The stages that run, in the order in which they run; decontamination only where there are sets."""
+        named = self.usual() if self.stages is None else self.stages
+        idle = () if self.decontamination.against else ("decontamination",)
+        return tuple(stage for stage in STAGES if stage in named and stage not in idle)
+
+    def usual(self) -> tuple[StageName, ...]:
+        """The stages where none are named."""
+        return WEB
 
 
 def name_of(stage: str) -> str:
