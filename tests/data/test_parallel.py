@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -95,13 +97,14 @@ def test_bad_input_on_a_cluster_is_the_same_sentence(cluster: str, tmp_path: Pat
         execute(step, tmp_path / "out", ignore)
 
 
-def test_a_cluster_that_is_not_there_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    def refuse(**settings: object) -> None:
-        raise ConnectionError("Failed to connect to GCS.")
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(UsageError, match="no Ray cluster answers: Failed to connect"):
-        list(each(slow_first, [1], ray="127.0.0.1:1"))
+def test_a_cluster_that_is_not_there_is_one_sentence() -> None:
+    """In a process of its own: one that has joined a cluster asks for no other."""
+    code = (
+        "from mickle.data.parallel import each\n"
+        "from mickle.errors import UsageError\n"
+        "try: list(each(str, [1], ray='127.0.0.1:1'))\n"
+        "except UsageError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("no Ray cluster answers: "), done.stdout + done.stderr
+    assert "where: --ray 127.0.0.1:1" in done.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from mickle.errors import MickleError, ResourceError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
+CONNECT_SECONDS = 5.0
 AHEAD = 2  # items in flight per thread
 
 
@@ -50,13 +52,21 @@ def connect(address: str) -> None:
     if ray.is_initialized():
         return
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UsageError(
             f"no Ray cluster answers: {reason}", where=f"--ray {address}",
             expected="'auto' on a node of a cluster, HOST:PORT, or 'local' for one started here",
         ) from None  # fmt: skip
+
+
+def _knock(address: str) -> None:
+    """``OSError`` where nobody listens at HOST:PORT: Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def _on_ray(work: Callable[[T], R], items: Sequence[T], address: str) -> Iterator[R]:
