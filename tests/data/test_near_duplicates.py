@@ -179,7 +179,7 @@ def test_one_of_each_family_stays_the_first(verify: float) -> None:
             assert one == replace(pages[number], copies=family % 4)
         else:
             assert isinstance(one, Removed)
-            assert (one.stage, one.reason) == ("near duplicates", "near duplicate of a kept page")
+            assert (one.stage, one.reason) == ("near duplicates", "nearly the same text as a kept page")
             assert one.twin == pages[first[family]].url and one.text == text
             assert one.value == pytest.approx(jaccard_of_words(text, planted[first[family]][1], 5))
             assert one.limit == (verify or (1 / 20) ** (1 / 5))

@@ -16,8 +16,8 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
-import xxhash
 
+from mickle.data.duplicates import content_hash
 from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, star_edges
 from mickle.data.parallel import each
 from mickle.data.records import Failure, Page, Removed, remove
@@ -105,15 +105,9 @@ def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:
     """
     keys = np.empty((len(pages), 4), np.uint64)
     for row, page in enumerate(pages):
-        text = " ".join(page.text.split()).encode("utf-8", "replace")
-        address = url_key(page.url).encode("utf-8", "replace") or text
-        keys[row] = *_halves(text), *_halves(address)
+        both = content_hash(page.text) + content_hash(url_key(page.url) or page.text)
+        keys[row] = np.frombuffer(both, np.uint64)
     return keys
-
-
-def _halves(content: bytes) -> tuple[int, int]:
-    whole = xxhash.xxh3_128_intdigest(content)
-    return whole >> 64, whole & (2**64 - 1)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
-"""Duplicates among pages: here exact ones, by the hash of their text. The first page in reading order is
-kept.
+"""Exact duplicates among pages, by the hash of their text. The first page in reading order is kept.
 
-MinHash, exact substrings and URLs of RefinedWeb (arXiv 2306.01116) have their place beside them.
+Near-duplicates and repeated text stand in ``near_duplicates`` and ``repeated_text``; ``comparing`` runs all of them.
 """
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def near_duplicates(
             yield replace(page, copies=page.copies + copies[index])
             continue
         value = similarity(texts[first], page.text, settings.shingle)
-        failure = Failure("near duplicate of a kept page", value, limit)
+        failure = Failure("nearly the same text as a kept page", value, limit)
         yield remove(page, STAGE, failure, held[places[first]].url)
 
 

@@ -214,7 +214,7 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
 def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any]]:
     with _open_rows(path) as stream:
         number = 0
-        # A character takes at most six bytes of JSON (\\uXXXX); a longer line cannot hold a page that may stay.
+        # A character takes at most six bytes of JSON (\uXXXX); a longer line cannot hold a page that may stay.
         limit = 6 * largest + HEADER_ROOM
         while line := stream.readline(limit):
             number += 1
