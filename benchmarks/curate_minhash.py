@@ -12,7 +12,8 @@ spaCy splits the words) on a part of the texts, and by ours to band hashes. **Mi
 by 128 and 9,000 functions, against rensa's matrix of digests and datasketch. rensa 0.5 seems not to compute 128
 functions of each shingle but to deal the shingles out to 128 bins and look at each once: its minimizers are all
 different and the variance of its estimate is under J(1-J)/k (inferred, its source was not read). No loop over functions
-can keep up with that where shingles are many more than functions. `from_text` is the same with what a user has to do first: rensa takes shingles as Python strings.
+can keep up with that where shingles are many more than functions. `from_text` is the same with what a user has to do
+first: rensa takes shingles as Python strings.
 **Floor**: the paper's 9,000 functions on all texts, against the rate of the inner loop alone on data in the cache.
 **Agreement**: pairs in one cluster, against pairs whose true similarity (all pairs, no hash functions) is at least 0.8,
 and against datatrove's clusters; beside it ours against ours of other seeds, which is the luck of the draw: one pair of
