@@ -61,6 +61,10 @@ def run(sharded: bool, **options: Any) -> list[float]:
     return losses(events)
 
 
+def held_out(trained: nn.Module) -> dict[str, float]:
+    return {"loss": float(next_token(trained, packed(99))[0])}
+
+
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Five rows for two processes: three and two, of unequal numbers of trained tokens, in two micro-batches."""
     alone = run(False, checkpoints=tmp_path / "alone", save_every=MIDDLE)
@@ -80,6 +84,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
             "from the start": run(True, checkpoints=tmp_path / "both", save_every=MIDDLE),
             "from one process": run(True, checkpoints=halfway),
             "uneven": run(True, batches=bad_row),
+            "evaluated": run(True, evaluate=held_out, evaluate_every=1),
             "place": [place.rank, place.world],
         }
 
@@ -87,6 +92,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert [first["place"], second["place"]] == [[0, 2], [1, 2]]
     for told in (first, second):
         assert told["from the start"] == pytest.approx(alone, rel=1e-5)
+        assert told["evaluated"] == pytest.approx(
+            alone, rel=1e-5
+        )  # a forward pass between steps changes nothing
         assert told["from one process"] == pytest.approx(alone[MIDDLE:], rel=1e-5)
 
     both_halfway = tmp_path / "both-halfway"

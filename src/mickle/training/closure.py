@@ -83,7 +83,7 @@ class Closure:
         self.parts = min(accumulate, rows // self.place.world)
         self.micro_batches = tuple(rows_of(self.batch, part, self.parts) for part in range(self.parts))
         self.generator = torch.Generator().manual_seed(derived_seed(seed, step, -1, self.place.rank))
-        self.loss, self.count, self.gradient_norm = math.nan, 0, 0.0
+        self.loss, self.count, self.gradient_norm = math.nan, 0.0, 0.0
         self._first_row = (torch.arange(rows).tensor_split(self.place.world)[self.place.rank])[0].item()
         self._seed, self._clip_norm, self._precision = seed, clip_norm, precision
         self._watch, self._state = watch, state
@@ -116,6 +116,7 @@ class Closure:
                     total, count = self.objective(self.model, micro_batch)
                 sums[0] += total
                 sums[1] += count
+        distributed.forget_forward(self.model)
         self._set_loss(sums, None)
         return self.loss
 
@@ -133,7 +134,7 @@ class Closure:
             raise UsageError(
                 f"batch {self.step} trains nothing: every label is -100", todo="check how the labels are made"
             )
-        self.loss, self.count = total / count, int(count)
+        self.loss, self.count = total / count, count
         if bad:
             raise self._bad(
                 f"a weight or the optimizer's state is not finite: {bad_state or 'in another process'}"
@@ -186,6 +187,7 @@ class Closure:
                 with self.forward_context(part):
                     self.objective(self.model, micro_batch)
         if self.place.world > 1:
+            distributed.forget_forward(self.model)
             return (), outputs.found
         rows = min(len(tensor) for tensor in self.batch.values() if tensor.ndim)
         bad = []

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mickle.errors import UsageError
+
 
 @dataclass(frozen=True)
 class Place:
@@ -111,6 +113,23 @@ def synchronise_last(model: nn.Module, last: bool) -> None:
     """Reduce gradients over processes only at the last micro-batch: the others add up locally."""
     if current().world > 1 and hasattr(model, "set_requires_gradient_sync"):
         model.set_requires_gradient_sync(last)
+
+
+def forget_forward(model: nn.Module) -> None:
+    """To be called after a forward pass that no backward pass follows: sharded layers must forget it.
+
+    They note the order of forward passes to fetch weights early in the backward pass; with passes too many in that
+    order they fetch some that are not used any more, keep them, and go on with those old weights in the next step.
+    """
+    if current().world == 1 or not hasattr(model, "set_requires_gradient_sync"):
+        return
+    if not hasattr(model, "reset_iter_state"):
+        raise UsageError(
+            f"torch {torch.__version__} cannot evaluate between the training steps of several processes",
+            expected="torch 2.13 or later",
+            todo="train in one process, or take a newer torch",
+        )
+    model.reset_iter_state()
 
 
 def rows_of(batch: Mapping[str, Tensor], part: int, parts: int) -> dict[str, Tensor]:
