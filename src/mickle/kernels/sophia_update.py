@@ -18,9 +18,9 @@ tensors' own memory. ``sophia_update`` chooses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,9 +101,6 @@ def fits_numba(tensors: Tensors) -> bool:
 
 def update_numba(tensors: Tensors, rule: Rule) -> int:
     """``update_plain`` for tensors that pass ``fits_numba``: in place, on as many threads as torch uses."""
-    import numba
-    import numpy as np
-
     views = [
         t.detach().numpy().reshape(-1)
         for t in (tensors.parameter, tensors.gradient, tensors.momentum, tensors.curvature)
@@ -121,7 +118,8 @@ def update_numba(tensors: Tensors, rule: Rule) -> int:
         1 - rule.lr * rule.weight_decay,
         rule.lr,
     )
-    return int(_compiled(parallel)(*views, *map(np.float32, numbers)))
+    sweep = _sweep_blocks if parallel else _sweep
+    return int(sweep(*views, *map(np.float32, numbers)))
 
 
 def sophia_update(many: Sequence[Tensors], rule: Rule) -> list[Tensor | int]:
@@ -148,42 +146,34 @@ def sophia_update(many: Sequence[Tensors], rule: Rule) -> list[Tensor | int]:
     return counts
 
 
-@cache
-def _compiled(parallel: bool) -> Any:
-    """The compiled pass over four flat float32 arrays and seven float32 numbers; blocks on threads if
-    ``parallel``.
+# -- compiled ----------------------------------------------------------------------------------------------------------
 
-    The inner loop must stay a plain loop over slices: with minimum and maximum as calls, the count as the sum
-    of a comparison and no index arithmetic the compiler makes vector code of it; any branch makes it 25 times
-    slower.
-    """
-    import numba
-    import numpy as np
+_ONE = np.float32(1)
 
-    one = np.float32(1)
 
-    @numba.njit(error_model="numpy", cache=True, nogil=True)
-    def sweep(theta, gradient, momentum, curvature, beta, rest, scale, gamma, eps, keep, lr):  # type: ignore[no-untyped-def]
-        unclipped = np.int32(0)
-        for i in range(theta.size):
-            average = beta * momentum[i] + rest * gradient[i]
-            momentum[i] = average
-            numerator = scale * average
-            bound = gamma * curvature[i]
-            unclipped += np.int32(abs(numerator) < bound)
-            ratio = min(max(numerator / max(bound, eps), -one), one)
-            theta[i] = keep * theta[i] - lr * ratio
-        return unclipped
+# A plain loop over slices, with minimum and maximum as calls, the count as the sum of a comparison and no index
+# arithmetic: the compiler makes vector code of it, and any branch makes it 25 times slower.
+@numba.njit(error_model="numpy", cache=True, nogil=True)
+def _sweep(theta, gradient, momentum, curvature, beta, rest, scale, gamma, eps, keep, lr):  # type: ignore[no-untyped-def]
+    unclipped = np.int32(0)
+    for i in range(theta.size):
+        average = beta * momentum[i] + rest * gradient[i]
+        momentum[i] = average
+        numerator = scale * average
+        bound = gamma * curvature[i]
+        unclipped += np.int32(abs(numerator) < bound)
+        ratio = min(max(numerator / max(bound, eps), -_ONE), _ONE)
+        theta[i] = keep * theta[i] - lr * ratio
+    return unclipped
 
-    @numba.njit(parallel=parallel, error_model="numpy", cache=True, nogil=True)
-    def sweep_blocks(theta, gradient, momentum, curvature, beta, rest, scale, gamma, eps, keep, lr):  # type: ignore[no-untyped-def]
-        unclipped = 0
-        for block in numba.prange((theta.size + _BLOCK - 1) // _BLOCK):
-            part = slice(block * _BLOCK, (block + 1) * _BLOCK)
-            unclipped += sweep(
-                theta[part], gradient[part], momentum[part], curvature[part],
-                beta, rest, scale, gamma, eps, keep, lr,
-            )  # fmt: skip
-        return unclipped
 
-    return sweep_blocks
+@numba.njit(parallel=True, error_model="numpy", cache=True, nogil=True)
+def _sweep_blocks(theta, gradient, momentum, curvature, beta, rest, scale, gamma, eps, keep, lr):  # type: ignore[no-untyped-def]
+    unclipped = 0
+    for block in numba.prange((theta.size + _BLOCK - 1) // _BLOCK):
+        part = slice(block * _BLOCK, (block + 1) * _BLOCK)
+        unclipped += _sweep(
+            theta[part], gradient[part], momentum[part], curvature[part],
+            beta, rest, scale, gamma, eps, keep, lr,
+        )  # fmt: skip
+    return unclipped
