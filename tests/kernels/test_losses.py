@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from mickle.errors import UsageError
 from mickle.kernels import losses
 from mickle.kernels.dispatch import plain_kernels
-from mickle.kernels.losses import cross_entropy, cross_entropy_plain, sampled_cross_entropy
+from mickle.kernels.losses import (
+    cross_entropy,
+    cross_entropy_plain,
+    drawn_labels,
+    labels_are_drawn,
+    sampled_cross_entropy,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -239,3 +246,50 @@ def test_sampled_gradient_is_zero_in_expectation():
     total, _ = sampled_cross_entropy(many, weight, labels, torch.Generator().manual_seed(1))
     grads = torch.autograd.grad(total, many)[0]
     assert (grads.mean(0).abs() <= 5 * grads.std(0) / math.sqrt(20_000)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(shapes, st.sampled_from([0.05, 0.3, 0.9]), st.booleans())
+def test_smoothed_labels_equal_the_definition(shape, smoothing, logits_given):
+    seed, rows, width, vocabulary, ignored = shape
+    hidden, weight, labels = problem(seed, rows, vocabulary if logits_given else width, vocabulary, ignored)
+    weight = None if logits_given else weight
+    ours = gradients(partial(cross_entropy, smoothing=smoothing), hidden, weight, labels)
+    plain = gradients(partial(cross_entropy_plain, smoothing=smoothing), hidden, weight, labels)
+    with torch.no_grad():
+        alone, count = cross_entropy(hidden, weight, labels, smoothing=smoothing)
+    assert ours[1] == plain[1] == count
+    # A vocabulary of one token has loss and gradients of exactly 0, which rounding misses: hence the absolute part.
+    same = partial(torch.testing.assert_close, rtol=2e-5, atol=2e-5)
+    same(ours[0], plain[0])
+    same(alone, plain[0])
+    for mine, reference in zip(ours[2], plain[2], strict=True):
+        same(mine, reference)
+
+
+def test_smoothing_by_hand():
+    # Probabilities 1/4 and 3/4, label 0, smoothing 0.2: the target is 0.9 and 0.1.
+    logits = torch.tensor([[0.0, math.log(3)]], requires_grad=True)
+    total, _ = cross_entropy(logits, None, torch.tensor([0]), smoothing=0.2)
+    total.backward()
+    assert total.item() == pytest.approx(0.9 * math.log(4) + 0.1 * math.log(4 / 3))
+    assert logits.grad[0].tolist() == pytest.approx([0.25 - 0.9, 0.75 - 0.1])
+
+
+def test_labels_drawn_from_the_model_are_not_smoothed():
+    """The smoothed loss has the curvature of the plain one, so its estimate has the plain one's gradient."""
+    hidden, weight, labels = problem(11, (40,), 6, 9, ignored=0.2)
+    found = []
+    for smoothing in (0.0, 0.3):
+        with drawn_labels(torch.Generator().manual_seed(5)):
+            assert labels_are_drawn()
+            found.append(gradients(partial(cross_entropy, smoothing=smoothing), hidden, weight, labels))
+    assert not labels_are_drawn()
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][2][1], found[1][2][1])
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, math.nan])
+def test_a_smoothing_that_cannot_be(smoothing):
+    with pytest.raises(UsageError, match="smoothing"):
+        cross_entropy(torch.zeros(1, 2), None, torch.tensor([0]), smoothing=smoothing)

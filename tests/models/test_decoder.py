@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
+from mickle.kernels.losses import cross_entropy
 from mickle.models.decoder import Decoder, DecoderConfig, logits
 
 EVERY_POSITION: list[Any] = [
@@ -253,3 +255,80 @@ def test_a_shape_is_frozen_and_survives_lists() -> None:
     assert config.position == ("rotary",) * 4
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.width = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"causal": False, "tied": False}, {"position": "t5"}, {"experts": 3}]
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_chosen_positions_give_the_loss_and_gradients_of_all_logits(
+    settings: dict[str, Any], packed: bool
+) -> None:
+    """Dynamic masking, oracle 6."""
+    ids = tokens(3, 12)
+    documents = torch.tensor([[0] * 5 + [1] * 7, [-1] * 4 + [0] * 8, [0] * 12]) if packed else None
+    labels = torch.where(torch.rand(3, 12, generator=torch.Generator().manual_seed(1)) < 0.3, ids, -100)
+    chosen = labels >= 0
+    found = []
+    for positions, targets in ((None, labels), (chosen, labels[chosen])):
+        model = make(**settings)
+        head = partial(cross_entropy, labels=targets)
+        total, count = model(ids, documents=documents, positions=positions, head=head)
+        total.backward()
+        found.append((total, count, [weight.grad for weight in model.parameters()]))
+    close(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1] == chosen.sum()
+    for whole, gathered in zip(found[0][2], found[1][2], strict=True):
+        close(whole, gathered)
+
+
+def test_no_chosen_position_is_a_loss_of_zero_with_zero_gradients() -> None:
+    model, ids = make(experts=2), tokens(2, 7)
+    model.train()
+    none = torch.zeros(2, 7, dtype=torch.bool)
+    total, count = model(ids, positions=none, head=partial(cross_entropy, labels=ids[none]))
+    assert total == 0
+    assert count == 0
+    total.backward()
+    assert all(weight.grad is not None and not weight.grad.any() for weight in model.parameters())
+    assert model(ids, positions=none).shape == (0, VOCABULARY)
+
+
+def test_drop_path_skips_rows_and_keeps_the_mean() -> None:
+    """Of a block whose parts give (a, 0), a row gets 0 or a / (1 - p): mean a, both as often as they should be."""
+    block = make(layers=3, drop_path=0.4).layers[1]
+    assert block.drop_path == pytest.approx(0.2)
+    torch.manual_seed(0)
+    x = torch.ones(4000, 2, 32)
+    block.eval()
+    assert torch.equal(block._drop(x), x)
+    block.train()
+    dropped = block._drop(x)
+    assert torch.equal(dropped, dropped[:, :1, :1].expand_as(dropped))  # whole rows
+    values = dropped[:, 0, 0]
+    assert set(values.tolist()) == {0.0, 1.25}
+    assert abs(int((values == 0).sum()) - 800) < 4 * math.sqrt(4000 * 0.2 * 0.8)
+
+
+def test_drop_path_rises_over_the_layers_and_draws_nothing_when_off() -> None:
+    assert [block.drop_path for block in make(drop_path=0.3).layers] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert make(layers=1, drop_path=0.3).layers[0].drop_path == 0
+    ids, state = tokens(2, 5), torch.get_rng_state()
+    model = make(drop_path=0.0).train()
+    assert torch.equal(model(ids), model(ids))
+    assert torch.equal(torch.get_rng_state(), state)
+    model = make(drop_path=0.9).train()
+    assert not torch.equal(model(ids), model(ids))
+    assert torch.equal(model.eval()(ids), make()(ids))
+
+
+def test_the_rate_of_dropout_can_be_set_while_training() -> None:
+    from mickle.training.dropout import set_dropout
+
+    ids, model = tokens(2, 5), make(dropout=0.0).train()
+    plain = model(ids)
+    set_dropout(model, 0.5)
+    assert not torch.equal(model(ids), model(ids))
+    assert model.dropout == 0.5
+    set_dropout(model, 0.0)
+    assert torch.equal(model(ids), plain)

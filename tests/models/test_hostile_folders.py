@@ -428,7 +428,7 @@ def test_a_hostile_tokenizer_is_refused(name: str, folder: Path) -> None:
 
 
 def test_random_values_in_a_config_give_a_model_that_runs_or_a_typed_error(folder: Path) -> None:
-    """200 configs, each with one or two fields replaced by what does not belong there."""
+    """400 configs, each with one or two fields replaced by what does not belong there."""
     junk = [
         None,
         0,
@@ -453,8 +453,9 @@ def test_random_values_in_a_config_give_a_model_that_runs_or_a_typed_error(folde
     ]
     junk += [{}, {"a": 1}, {"rope_type": "yarn"}, ["none", "rotary"], "rotary", "t5"]
     chance = random.Random(0)
-    for position in ("rotary", "t5"):
-        save_model(Decoder(DecoderConfig(60, 32, 2, 4, 2, 8, 48, 64, position=position)), folder)
+    kinds: list[dict[str, Any]] = [{}, {"position": "t5"}, {"experts": 3}, {"causal": False}]
+    for kind in kinds:
+        save_model(Decoder(DecoderConfig(60, 32, 2, 4, 2, 8, 48, 64, **kind)), folder)
         sound = json.loads((folder / CONFIG).read_text())
         for _ in range(100):
             names = chance.sample(sorted(sound), chance.choice([1, 1, 2]))

@@ -1,5 +1,6 @@
 """The one dial: every size gives a sound shape with about the parameters asked for."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -58,8 +59,24 @@ def test_a_vocabulary_that_leaves_no_room_is_refused() -> None:
         {"norm_eps": float("nan")},
         {"rope_theta": 0},
         {"initial_std": []},
+        {"drop_path": 1.0},
+        {"experts": 0},
+        {"experts": 2.0},
+        {"experts": 2, "experts_per_token": 3},
+        {"router_loss": -1},
     ],
 )
 def test_a_shape_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         DecoderConfig.for_size("small", **{"vocab_size": 8192, **wrong})
+
+
+@pytest.mark.parametrize("experts", [1, 2, 8])
+def test_experts_count_among_the_parameters_and_the_size_asked_for(experts: int) -> None:
+    config = DecoderConfig.for_size("small", 4096, experts=experts)
+    one = 3 * config.width * config.ffn_width * config.layers  # SwiGLU has three matrices
+    assert config.parameters() == pytest.approx(SIZES["small"], rel=0.3)
+    assert config.parameters() - config.active_parameters() == max(0, experts - 2) * one
+    dense = dataclasses.replace(config, experts=1).parameters()
+    router = config.layers * config.width * experts if experts > 1 else 0
+    assert config.parameters() - dense == (experts - 1) * one + router

@@ -24,6 +24,7 @@ IDS = torch.randint(0, 60, (1, 9), generator=torch.Generator().manual_seed(0))
         {"position": "t5", "activation": "relu"},
         {"position": ("rotary", "t5")},
         {"rotary_fraction": 0.5},
+        {"position": "alibi", "experts": 3, "drop_path": 0.1},
     ],
 )
 def test_auto_classes_open_every_scheme_and_save_it_again(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -34,7 +35,8 @@ def test_auto_classes_open_every_scheme_and_save_it_again(settings: dict[str, An
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     torch.testing.assert_close(theirs(IDS).logits, model(IDS), atol=1e-5, rtol=0)
     theirs.save_pretrained(tmp_path / "again")
-    assert torch.equal(open_model(tmp_path / "again")(IDS), model(IDS))
+    again = open_model(tmp_path / "again").state_dict()
+    assert all(torch.equal(again[name], weight) for name, weight in model.state_dict().items())
 
 
 def test_generate_pads_on_the_left_without_changing_the_answer(tmp_path: Path) -> None:

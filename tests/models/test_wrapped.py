@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.models.folder import model_config, open_model, save_model
 from mickle.models.wrapped import WrappedModel
+from mickle.training.dropout import set_dropout
+from mickle.training.objectives import masked_token
 
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 PACKED = torch.tensor([[0] * 4 + [1] * 7, [-1] * 3 + [0] * 8])
@@ -105,3 +107,113 @@ def test_weights_that_lack_a_tensor_are_named(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UsageError, match=r"h\.1\.mlp\.c_fc\.bias"):
         open_model(tmp_path)
+
+
+MASKED: dict[str, dict[str, Any]] = {
+    "Bert": SMALL | {"max_position_embeddings": 64},
+    "Roberta": SMALL | {"max_position_embeddings": 64},
+    "DistilBert": {
+        "vocab_size": 60,
+        "dim": 32,
+        "n_heads": 2,
+        "n_layers": 2,
+        "hidden_dim": 48,
+        "pad_token_id": 0,
+    }
+    | {"initializer_range": 0.2},
+    "ModernBert": SMALL
+    | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 8, "global_attn_every_n_layers": 2},
+}
+CHOSEN = torch.tensor(
+    [[0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0]], dtype=torch.bool
+)
+
+
+def fresh(name: str) -> WrappedModel:
+    torch.manual_seed(0)
+    if name in MASKED:
+        settings, kind = MASKED[name], "ForMaskedLM"
+    else:
+        settings, kind = SMALL | CAUSAL.get(name, {}), "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    config = getattr(transformers, f"{name}Config")(**settings)
+    return WrappedModel(getattr(transformers, f"{name}{kind}")(config)).eval()
+
+
+@pytest.mark.parametrize("name", [*MASKED, "Llama", "GPT2"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_output_layer_runs_on_the_chosen_positions_alone(name: str, packed: bool) -> None:
+    """Dynamic masking, oracle 6: loss and gradients of the gathered head are those of all logits."""
+    model = fresh(name)
+    documents = PACKED if packed else None
+    widths: list[torch.Size] = []
+    hook = model.model.get_output_embeddings().register_forward_hook(
+        lambda _module, _inputs, output: widths.append(output.shape)
+    )
+    found = []
+    for gathered in (False, True):
+        model.zero_grad(set_to_none=True)
+        scores = (
+            model(IDS, documents=documents, positions=CHOSEN)
+            if gathered
+            else model(IDS, documents=documents)[CHOSEN]
+        )
+        loss = nn.functional.cross_entropy(scores, IDS[CHOSEN])
+        loss.backward()
+        found.append((scores, loss, [w.grad for w in model.parameters() if w.grad is not None]))
+    hook.remove()
+    rows = int(CHOSEN.sum()) - (int((CHOSEN & (PACKED < 0)).sum()) if packed else 0)  # padding is not read
+    assert widths[1] == (rows, 60)
+    close(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=1e-5)
+    assert len(found[0][2]) == len(found[1][2]) > 10
+    for whole, some in zip(found[0][2], found[1][2], strict=True):
+        torch.testing.assert_close(whole, some, atol=1e-5, rtol=1e-4)
+    assert model(IDS, documents=documents, positions=torch.zeros_like(CHOSEN)).shape == (0, 60)
+    assert not model.model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_without_an_output_layer_of_that_shape_the_finished_logits_are_chosen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = fresh("Bert")
+    whole = model(IDS, documents=PACKED)[CHOSEN]
+    for layer in (None, nn.Identity()):  # no such layer; a layer that the model does not call
+        monkeypatch.setattr(model.model, "get_output_embeddings", lambda layer=layer: layer)
+        close(model(IDS, documents=PACKED, positions=CHOSEN), whole)
+
+
+def test_positions_with_a_cache() -> None:
+    model = fresh("GPT2")
+    whole = model(IDS)
+    cache = model.new_cache()
+    model(IDS[:, :6], cache=cache)
+    close(model(IDS[:, 6:], cache=cache, positions=CHOSEN[:, 6:]), whole[:, 6:][CHOSEN[:, 6:]])
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_masked_model_trains_and_is_saved_as_what_it_is(name: str, tmp_path: Path) -> None:
+    fresh(name).model.save_pretrained(tmp_path / "in")
+    model = open_model(tmp_path / "in")
+    assert isinstance(model, WrappedModel)
+    model.train()
+    set_dropout(model, 0.0)
+    labels = torch.where(CHOSEN & (PACKED >= 0), IDS, -100)
+    batch = {"input_ids": torch.where(labels >= 0, 3, IDS), "labels": labels, "documents": PACKED}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    values = []
+    for _ in range(25):
+        total, count = masked_token(model, batch)
+        assert count == (labels >= 0).sum()
+        values.append(float(total.detach() / count))
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+    assert values[-1] < values[0] / 3
+    set_dropout(model, 0.5)
+    assert float(masked_token(model, batch)[0].detach()) != float(masked_token(model, batch)[0].detach())
+    save_model(model.eval(), tmp_path / "out")
+    theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    close(theirs(IDS).logits, model(IDS))

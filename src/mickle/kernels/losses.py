@@ -9,6 +9,12 @@ The gradient with respect to ``z_n`` is known as soon as ``z_n`` is, so it is mu
 Memory: one chunk of logits and the two gradients, instead of several arrays [B, T, V]. The backward pass only
 multiplies by the incoming scalar.
 
+With label smoothing e (arXiv 1512.00567, section 7) the target is 1 - e on the label plus e / V on every token, so
+with V tokens::
+
+    loss_n = log sum_v exp(z_nv) - (1 - e) z_n[y_n] - e mean_v z_nv
+    d loss_n / d z_n = softmax(z_n) - (1 - e) onehot(y_n) - e / V
+
 Such a gradient cannot be differentiated again: ``kernels.dispatch.plain_kernels()`` selects the plain twin.
 """
 
@@ -22,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mickle.errors import UsageError
 from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
 IGNORE = -100
@@ -50,36 +57,56 @@ def drawn_labels(generator: torch.Generator) -> Iterator[list[Tensor]]:
         _drawing.reset(token)
 
 
+def labels_are_drawn() -> bool:
+    """Whether we are inside ``drawn_labels``, where a gradient is to be that of a log-likelihood and nothing else."""
+    return not torch.compiler.is_compiling() and _drawing.get() is not None
+
+
 def cross_entropy(
-    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE
+    hidden: Tensor,
+    weight: Tensor | None,
+    labels: Tensor,
+    ignore_index: int = IGNORE,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the tokens' cross-entropies, in nats, and the number of tokens in it.
 
     hidden: [..., D], floating. With ``weight`` None these are the logits themselves, [..., V].
     weight: [V, D] output matrix, or None.
     labels: [...] int64; positions equal to ``ignore_index`` are left out of sum, count and gradient.
+    smoothing: share of each target that is spread evenly over the vocabulary, at least 0 and below 1. Labels drawn
+        from the model (``drawn_labels``) are never smoothed: smoothing adds to the loss a term linear in the logits,
+        so the curvature that they estimate is the same with it and without.
 
     Returns scalars: the sum (float32; float64 for float64 input) and the count (int64). Log-sum-exp is taken
     in float32 whatever the precision of the products; under autocast the products run in its precision.
     Differentiable once with respect to ``hidden`` and ``weight``, by one backward pass.
     """
+    if not 0 <= smoothing < 1:
+        raise UsageError(f"label smoothing is {smoothing}", expected="at least 0 and below 1")
     drawing = None if torch.compiler.is_compiling() else _drawing.get()
     if drawing is not None:
         total, count = sampled_cross_entropy(hidden, weight, labels, drawing[0], ignore_index)
         drawing[1].append(total.detach())
         return total, count
     if use_plain():
-        return cross_entropy_plain(hidden, weight, labels, ignore_index)
-    return _chunked(hidden, weight, labels, ignore_index, uniforms=None)
+        return cross_entropy_plain(hidden, weight, labels, ignore_index, smoothing)
+    return _chunked(hidden, weight, labels, ignore_index, None, smoothing)
 
 
 def cross_entropy_plain(
-    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE
+    hidden: Tensor,
+    weight: Tensor | None,
+    labels: Tensor,
+    ignore_index: int = IGNORE,
+    smoothing: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """``cross_entropy`` by its definition: holds all logits, can be differentiated any number of times."""
     logits = hidden if weight is None else F.linear(hidden, weight)  # [..., V]
     logits = logits.reshape(-1, logits.shape[-1]).to(_wide(logits.dtype))  # [N, V]
-    total = F.cross_entropy(logits, labels.reshape(-1), ignore_index=ignore_index, reduction="sum")
+    total = F.cross_entropy(
+        logits, labels.reshape(-1), ignore_index=ignore_index, reduction="sum", label_smoothing=smoothing
+    )
     return total, (labels != ignore_index).sum()
 
 
@@ -105,11 +132,16 @@ def sampled_cross_entropy(
             drawn = _draw(logits.to(_wide(logits.dtype)), uniforms).reshape(labels.shape)
         drawn = torch.where(labels == ignore_index, labels, drawn)
         return cross_entropy_plain(hidden, weight, drawn, ignore_index)
-    return _chunked(hidden, weight, labels, ignore_index, uniforms=uniforms)
+    return _chunked(hidden, weight, labels, ignore_index, uniforms, 0.0)
 
 
 def _chunked(
-    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int, uniforms: Tensor | None
+    hidden: Tensor,
+    weight: Tensor | None,
+    labels: Tensor,
+    ignore_index: int,
+    uniforms: Tensor | None,
+    smoothing: float,
 ) -> tuple[Tensor, Tensor]:
     """Flatten, keep only the tokens that count, and go through them in chunks."""
     if weight is not None and hasattr(weight, "full_tensor"):  # a DTensor that nobody has gathered
@@ -126,7 +158,7 @@ def _chunked(
     wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
     chunked = _ChunkedCrossEntropy.apply if wanted and torch.is_grad_enabled() else _losses_only
     precision = hidden.dtype if weight is None else _product_precision(hidden)
-    return chunked(hidden, weight, labels, counted, uniforms, precision), count
+    return chunked(hidden, weight, labels, counted, uniforms, precision, smoothing), count
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -141,6 +173,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         counted: Tensor,
         uniforms: Tensor | None,
         precision: torch.dtype,
+        smoothing: float,
     ) -> Tensor:
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         wide = _wide(hidden.dtype)
@@ -162,7 +195,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             # Without a matrix the inputs are the model's own logits, and must not be overwritten.
             logits = logits.copy_(inputs) if matrix is None else _product(inputs, matrix.T, out=logits)
             draw = None if uniforms is None else uniforms[rows]
-            losses[rows] = _losses_to_gradients(logits, labels[rows], counted[rows], draw)
+            losses[rows] = _losses_to_gradients(logits, labels[rows], counted[rows], draw, smoothing)
             if hidden_gradient is not None:
                 hidden_gradient[rows] = logits if matrix is None else _product(logits, matrix)
             if weight_gradient is not None:
@@ -178,11 +211,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Scaled where they lie: at this moment memory is at its peak. A second pass over the same graph is
         # refused by torch, which sees that a saved tensor has changed.
         gradients = [None if saved is None else saved.mul_(scale) for saved in ctx.saved_tensors]
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
-def _losses_to_gradients(logits: Tensor, labels: Tensor, counted: Tensor, uniforms: Tensor | None) -> Tensor:
-    """Losses [C] of ``logits`` [C, V], which become in place their gradients softmax - onehot.
+def _losses_to_gradients(
+    logits: Tensor, labels: Tensor, counted: Tensor, uniforms: Tensor | None, smoothing: float
+) -> Tensor:
+    """Losses [C] of ``logits`` [C, V], which become in place their gradients softmax - target.
 
     Both are zero where ``counted`` [C] is false. Labels are drawn anew where ``uniforms`` are given.
     """
@@ -193,11 +228,13 @@ def _losses_to_gradients(logits: Tensor, labels: Tensor, counted: Tensor, unifor
     for part in parts:
         rows = logits[part] if buffer is logits else buffer[: part.stop - part.start].copy_(logits[part])
         targets = labels[part] if uniforms is None else _draw(rows, uniforms[part])
-        losses[part], logits[part] = _softmax_less_onehot(rows, targets, counted[part])
+        losses[part], logits[part] = _softmax_less_target(rows, targets, counted[part], smoothing)
     return losses
 
 
-def _softmax_less_onehot(logits: Tensor, targets: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
+def _softmax_less_target(
+    logits: Tensor, targets: Tensor, counted: Tensor, smoothing: float
+) -> tuple[Tensor, Tensor]:
     """The losses [C] and gradients [C, V] of some rows [C, V] in float32, all of them at once.
 
     The largest probability is at least 1 / V, so its logarithm is safe and gives log-sum-exp: with z the logits and p
@@ -205,11 +242,16 @@ def _softmax_less_onehot(logits: Tensor, targets: Tensor, counted: Tensor) -> tu
     """
     counted = counted.unsqueeze(-1)
     targets = targets.unsqueeze(-1).where(counted, 0)  # [C, 1]
-    margin = logits.amax(-1, keepdim=True) - logits.gather(-1, targets)
+    chosen = logits.gather(-1, targets)
+    margin = logits.amax(-1, keepdim=True) - chosen
+    if smoothing:
+        margin += smoothing * (chosen - logits.mean(-1, keepdim=True))
     gradient = logits.softmax(-1)  # one operation of torch's, for which a row is read from the cache
     losses = (margin - gradient.amax(-1, keepdim=True).log()) * counted
+    if smoothing:
+        gradient -= smoothing / logits.shape[-1]
     gradient *= counted
-    gradient.scatter_add_(-1, targets, -counted.to(gradient.dtype))
+    gradient.scatter_add_(-1, targets, (smoothing - 1) * counted.to(gradient.dtype))
     return losses.squeeze(-1), gradient
 
 
@@ -220,6 +262,7 @@ def _losses_only(
     counted: Tensor,
     uniforms: Tensor | None,
     precision: torch.dtype,
+    smoothing: float,
 ) -> Tensor:
     """The sum that ``_ChunkedCrossEntropy`` returns, when nobody will ask for gradients."""
     wide = _wide(hidden.dtype)
@@ -231,6 +274,8 @@ def _losses_only(
         logits = (inputs if matrix is None else _product(inputs, matrix.T)).to(wide)
         targets = labels[rows] if uniforms is None else _draw(logits, uniforms[rows])
         chosen = logits.gather(-1, targets.where(counted[rows], 0).unsqueeze(-1)).squeeze(-1)
+        if smoothing:
+            chosen = chosen + smoothing * (logits.mean(-1) - chosen)
         losses[rows] = (logits.logsumexp(-1) - chosen) * counted[rows]
     return losses.sum()
 

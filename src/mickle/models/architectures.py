@@ -1,9 +1,12 @@
 """The correspondence between our decoder and the folders of `transformers`: settings and weight names.
 
 A decoder with SwiGLU and rotary positions on whole heads is a Llama, number for number. One whose layers have
-rotary positions or none is a SmolLM3. Any other is written as our own type. Folders that hold more than our
-decoder can do (scaled rotary positions, biases, other activations, sliding windows) are left to the general
-wrapper.
+rotary positions or none is a SmolLM3, one with experts a Mixtral, one that sees both sides a EuroBERT. Any other is
+written as our own type. Folders that hold more than our decoder can do (scaled rotary positions, biases, other
+activations, sliding windows) are left to the general wrapper.
+
+`router_loss` is written as Mixtral's `router_aux_loss_coef`, but the two weigh different sums: transformers takes one
+balance over all layers' tokens together, which is k (the experts of a token) where ours is 1 for each layer.
 """
 
 from dataclasses import asdict, fields
@@ -38,14 +41,32 @@ LLAMA_DEFAULTS = {  # those of transformers' LlamaConfig, for folders that leave
     "initializer_range": 0.02,
     "rope_theta": 10000.0,
 }
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "eurobert": "EuroBertForMaskedLM",
+}
+EXPERTS = {  # ours -> Mixtral's
+    "experts": "num_local_experts",
+    "experts_per_token": "num_experts_per_tok",
+    "router_loss": "router_aux_loss_coef",
+}
+EXPERT_WEIGHTS = {".mlp.": ".block_sparse_moe.", "gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
+LATER = ("drop_path", "experts", "experts_per_token", "router_loss")  # fields that older folders of ours lack
 ROPE_IN_LAYERS = "no_rope_layers"  # SmolLM3's list, 1 for layers that do have rotary positions
 
 
 def model_type(config: DecoderConfig) -> str:
     """Which `model_type` a decoder is saved as: the plainest that computes it."""
-    if config.rotary_fraction != 1.0 or config.activation != "swiglu" or not config.causal:
+    if config.rotary_fraction != 1.0 or config.activation != "swiglu":
         return MODEL_TYPE
     schemes = set(config.schemes)
+    if not config.causal:  # EuroBERT's settings refuse a width that heads do not divide
+        plain = schemes == {"rotary"} and config.experts == 1 and config.width % config.heads == 0
+        return "eurobert" if plain else MODEL_TYPE
+    if config.experts > 1:
+        return "mixtral" if schemes == {"rotary"} else MODEL_TYPE
     if schemes == {"rotary"}:
         return "llama"
     return "smollm3" if schemes <= {"rotary", "none"} else MODEL_TYPE
@@ -64,7 +85,7 @@ def to_settings(config: DecoderConfig) -> dict[str, Any]:
         shape["max_position_embeddings"] = shape.pop("max_length")
         return {"architectures": ["MickleDecoderForCausalLM"], "model_type": kind, **shape}
     settings = {
-        "architectures": ["LlamaForCausalLM" if kind == "llama" else "SmolLM3ForCausalLM"],
+        "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
         **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
         "rope_theta": config.rope_theta,
@@ -79,6 +100,9 @@ def to_settings(config: DecoderConfig) -> dict[str, Any]:
         settings[ROPE_IN_LAYERS] = [int(scheme == "rotary") for scheme in config.schemes]
         settings["layer_types"] = ["full_attention"] * config.layers
         settings["use_sliding_window"] = False
+    if kind == "mixtral":
+        settings |= {theirs: getattr(config, ours) for ours, theirs in EXPERTS.items()}
+        settings["sliding_window"] = None
     return settings
 
 
@@ -92,13 +116,21 @@ def from_settings(values: dict[str, Any]) -> DecoderConfig | None:
     if kind == MODEL_TYPE:
         return _from_own(values)
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    if kind not in ("llama", "smollm3") or _more_than_ours(values, rope):
+    if kind not in ARCHITECTURES or _more_than_ours(values, rope):
         return None
-    position: str | tuple[str, ...] = "rotary"
+    if kind != "llama" and not set(NAMES.values()) - {"head_dim"} <= values.keys():
+        return None  # relies on defaults of its own
+    more: dict[str, Any] = {"position": "rotary", "causal": kind != "eurobert"}
     if kind == "smollm3":
-        if not set(NAMES.values()) - {"head_dim"} <= values.keys() or ROPE_IN_LAYERS not in values:
-            return None  # relies on defaults of its own
-        position = tuple("rotary" if has else "none" for has in values[ROPE_IN_LAYERS])
+        if ROPE_IN_LAYERS not in values:
+            return None
+        more["position"] = tuple("rotary" if has else "none" for has in values[ROPE_IN_LAYERS])
+    elif kind != "llama" and "rope_theta" not in values | rope:
+        return None
+    if kind == "mixtral":
+        if not set(EXPERTS.values()) <= values.keys() or values[EXPERTS["experts"]] == 1:
+            return None
+        more |= {ours: values[theirs] for ours, theirs in EXPERTS.items()}
     values = LLAMA_DEFAULTS | values
     heads = values["num_attention_heads"]
     derived = {
@@ -106,12 +138,18 @@ def from_settings(values: dict[str, Any]) -> DecoderConfig | None:
         "head_dim": values.get("head_dim") or (values["hidden_size"] // heads if heads else 0),
     }
     shape = {ours: (values | derived)[theirs] for ours, theirs in NAMES.items()}
-    return DecoderConfig(**shape, position=position, rope_theta=(values | rope)["rope_theta"])
+    return DecoderConfig(**shape, **more, rope_theta=(values | rope)["rope_theta"])
 
 
 def folder_name(config: DecoderConfig, name: str) -> str:
-    """How a decoder's weight is called in its folder: as in Llama folders, or inside our own type's `model`."""
-    outside = name.startswith("lm_head.") and model_type(config) != MODEL_TYPE
+    """How a decoder's weight is called in its folder: as in Llama or Mixtral folders, or inside our own type's
+    `model`.
+    """
+    kind = model_type(config)
+    if kind == "mixtral":
+        for ours, theirs in EXPERT_WEIGHTS.items():
+            name = name.replace(ours, theirs)
+    outside = name.startswith("lm_head.") and kind != MODEL_TYPE
     return name if outside else f"model.{name}"
 
 
@@ -125,12 +163,17 @@ def _more_than_ours(values: dict[str, Any], rope: dict[str, Any]) -> bool:
         or values.get("use_sliding_window")
         or set(values.get("layer_types") or []) - {"full_attention"}
         or values.get("hidden_act", "silu") != "silu"
+        or (
+            values["model_type"] == "mixtral"
+            and (values.get("sliding_window") or values.get("router_jitter_noise"))
+        )
     )
 
 
 def _from_own(values: dict[str, Any]) -> DecoderConfig:
     """The decoder that a `config.json` of our own type describes."""
     values = {**values, "max_length": values.get("max_position_embeddings")}
+    values = {f.name: f.default for f in fields(DecoderConfig) if f.name in LATER} | values
     names = [field.name for field in fields(DecoderConfig)]
     missing = [name for name in names if name not in values]
     if missing:

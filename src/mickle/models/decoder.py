@@ -7,6 +7,7 @@ so a saved folder is a plain Llama folder (`models/folder.py`). All other positi
     model = Decoder(DecoderConfig.for_size("small", vocab_size=8192))
     logits = model(input_ids)                                                # [B, T, V]
     loss, count = model(input_ids, head=partial(cross_entropy, labels=labels))  # never holds all logits
+    some = model(input_ids, positions=labels >= 0)                           # [n, V], of the chosen tokens only
 
 Shapes: B batch, T length of this call, S length with what the cache holds, D width, H heads, G key-value
 heads, K head width, F feed-forward width, V vocabulary.
@@ -14,7 +15,6 @@ heads, K head width, F feed-forward width, V vocabulary.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,13 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.kernels.attention import causal_attention
+from mickle.kernels.losses import labels_are_drawn
 from mickle.kernels.norms import rms_norm
 from mickle.models import positions
+from mickle.models.attention import Attention, Sight
 from mickle.models.cache import KeyValueCache
+from mickle.models.experts import Experts, FeedForward, with_balance
 from mickle.models.shape import DecoderConfig
 
-__all__ = ["Decoder", "DecoderConfig", "Head", "KeyValueCache", "logits"]
+__all__ = ["Attention", "Decoder", "DecoderConfig", "Head", "KeyValueCache", "Sight", "logits"]
 
 Head = Callable[[Tensor, Tensor | None], Any]
 
@@ -40,22 +42,6 @@ def logits(hidden: Tensor, weight: Tensor | None) -> Tensor:
     return hidden if weight is None else F.linear(hidden, weight)
 
 
-@dataclass(frozen=True)
-class Sight:
-    """What every layer of one forward pass shares: who sees whom, and the positions' part in it.
-
-    `masks` gives the attention mask of each bias scheme and, under "", of layers without a bias: boolean or
-    additive, [T, S], [H, T, S] or [B, H or 1, T, S]; None with `triangular` means the plain causal triangle,
-    None without it that all is seen. `documents` [B, T] says the same as the mask of layers without a bias, where
-    rows hold more than one and nothing is cached.
-    """
-
-    masks: dict[str, Tensor | None]
-    triangular: bool
-    documents: Tensor | None
-    rotation: tuple[Tensor, Tensor] | None  # cosines and sines, [T, R/2] or [B, 1, T, R/2]
-
-
 class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation, in the precision of the products that read it (`kernels/norms.py`)."""
 
@@ -64,83 +50,38 @@ class RMSNorm(nn.RMSNorm):
         return rms_norm(x, self.weight, self.eps)
 
 
-class Attention(nn.Module):
-    """Grouped-query attention (arXiv 2305.13245): H queries share G keys and values."""
-
-    def __init__(self, config: DecoderConfig, layer: int) -> None:
-        super().__init__()
-        self.layer, self.scheme = layer, config.schemes[layer]
-        self.heads, self.kv_heads, self.head_width = config.heads, config.kv_heads, config.head_width
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_width, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
-
-    def forward(self, x: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
-        batch, length, _ = x.shape
-        queries = (
-            self.q_proj(x).view(batch, length, self.heads, self.head_width).transpose(1, 2)
-        )  # [B, H, T, K]
-        keys = (
-            self.k_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
-        )  # [B, G, T, K]
-        values = self.v_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
-        if self.scheme == "rotary" and sight.rotation is not None:
-            queries, keys = (
-                positions.rotate(queries, *sight.rotation),
-                positions.rotate(keys, *sight.rotation),
-            )
-        if cache is not None:
-            keys, values = cache.extend(self.layer, keys, values)  # [B, G, S, K]
-        mask = sight.masks.get(self.scheme, sight.masks[""])
-        unbiased = mask is sight.masks[""]
-        if sight.triangular and unbiased and (mask is None or sight.documents is not None):
-            attended = causal_attention(queries, keys, values, sight.documents, mask)  # [B, H, T, K]
-        else:
-            attended = F.scaled_dot_product_attention(
-                queries, keys, values, attn_mask=mask, enable_gqa=self.heads != self.kv_heads
-            )
-        return self.o_proj(attended.transpose(1, 2).reshape(batch, length, -1))
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (arXiv 2002.05202, eq. 6): down(silu(gate(x)) * up(x)); or down(relu(up(x))), or with gelu."""
-
-    def __init__(self, config: DecoderConfig) -> None:
-        super().__init__()
-        self.activation = config.activation
-        if config.activation == "swiglu":
-            self.gate_proj = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.up_proj = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.down_proj = nn.Linear(config.ffn_width, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, T, D] -> [B, T, D]."""
-        if self.activation == "swiglu":
-            return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        activate = F.relu if self.activation == "relu" else F.gelu
-        return self.down_proj(activate(self.up_proj(x)))
-
-
 class Block(nn.Module):
-    """Attention, then the feed-forward network; each reads a normalised stream and adds to it."""
+    """Attention, then the feed-forward network; each reads a normalised stream and adds to it.
+
+    In training a share `drop_path` of the rows skips each of the two (stochastic depth, arXiv 1603.09382), and what
+    the other rows get is scaled up by as much. The share rises linearly over the layers, from 0 at the first (the
+    paper's first layer of L has 1 / L of the last one's) to the config's at the last; a single layer drops nothing.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int) -> None:
         super().__init__()
         self.dropout = config.dropout
+        self.drop_path = config.drop_path * layer / max(1, config.layers - 1)
         self.input_layernorm = RMSNorm(config.width, eps=config.norm_eps)
         self.self_attn = Attention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.width, eps=config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.mlp = Experts(config) if config.experts > 1 else FeedForward(config)
 
     def forward(self, x: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
         x = x + self._drop(self.self_attn(self.input_layernorm(x), sight, cache))
-        return x + self._drop(self.mlp(self.post_attention_layernorm(x)))
+        normalised = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, Experts):
+            return x + self._drop(self.mlp(normalised, sight.documents, sight.balances))
+        return x + self._drop(self.mlp(normalised))
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        if self.dropout:
+            x = F.dropout(x, self.dropout, self.training)
+        if self.drop_path and self.training:
+            kept = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.drop_path)
+            x = x * (kept / (1 - self.drop_path))
+        return x
 
 
 class Decoder(nn.Module):
@@ -149,6 +90,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.dropout = config.dropout  # of the embedding; each block has its own
         with torch.random.fork_rng(devices=[]):  # the weights torch draws here are drawn again below
             self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
             self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
@@ -213,6 +155,7 @@ class Decoder(nn.Module):
         *,
         documents: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        positions: Tensor | None = None,
         head: Head = logits,
     ) -> Any:
         """Run the decoder and hand the last hidden state to `head(hidden [B, T, D], output matrix [V, D])`.
@@ -221,15 +164,29 @@ class Decoder(nn.Module):
         positions restart at 0 in each; a document must be one unbroken run of its row. Left padding is a
         document of its own (-1 by custom), so it never changes what stands after it. Without `documents` each
         row is one document. cache: what the earlier calls for the same rows have seen; this call's tokens go
-        after it and are added to it.
+        after it and are added to it. positions [B, T] bool: the head gets the hidden states of these n tokens alone,
+        [n, D], row by row; n may be 0.
 
-        Returns what `head` returns: by default the logits [B, T, V].
+        Returns what `head` returns: by default the logits [B, T, V] or [n, V]. In training, where `head` returns a
+        sum and a count, the sum of a decoder with experts carries the gradient of their balance (`models/experts.py`).
         """
-        sight, positions_now = self._look(input_ids, documents, cache)
-        x = self._embed(input_ids, positions_now)  # [B, T, D]
+        sight, at = self._look(input_ids, documents, cache)
+        x = self._embed(input_ids, at)  # [B, T, D]
         for block in self.layers:
             x = block(x, sight, cache)
-        return head(self.norm(x), self.output_weight)
+        if positions is not None:
+            x = x[positions]  # [n, D]
+        answer = head(self.norm(x), self.output_weight)
+        if self.training and sight.balances and not labels_are_drawn():
+            answer = with_balance(answer, sight.balances, self.config.router_loss)
+        return answer
+
+    def expert_load(self) -> list[list[float]]:
+        """Per layer, the share of the latest pass's routed tokens that each expert got; 1 / E each is even.
+
+        An expert near 0 is dead: its parameters do not take part. Empty without experts.
+        """
+        return [layer.mlp.load() for layer in self.layers if isinstance(layer.mlp, Experts)]
 
     def _embed(self, input_ids: Tensor, at: Tensor) -> Tensor:
         """Token embeddings, with what is added for the positions `at` ([T] or [B, T]): [B, T, D].
@@ -249,7 +206,7 @@ class Decoder(nn.Module):
             x = x + self.embed_positions(at)
         elif "sinusoidal" in config.schemes:
             x = x + (config.initial_std * positions.sinusoidal_table(at, config.width)).to(x.dtype)
-        return F.dropout(x, config.dropout, self.training) if config.dropout else x
+        return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
     def _look(
         self, input_ids: Tensor, documents: Tensor | None, cache: KeyValueCache | None

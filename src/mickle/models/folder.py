@@ -1,8 +1,9 @@
 """Open and save model folders: ours, Llama's, and those of every other language model in `transformers`.
 
 A decoder with rotary positions is written as a plain Llama folder (with none in some layers or all: as
-SmolLM3), which transformers, vLLM and llama.cpp's converter read. Other decoders are written with their own
-model type (`models/transformers_bridge.py`). Only safetensors are read or written, nothing is fetched, and no
+SmolLM3; with experts: as Mixtral), which transformers, vLLM and llama.cpp's converter read; an encoder with rotary
+positions as a plain EuroBERT folder. Other decoders are written with their own model type
+(`models/transformers_bridge.py`). Only safetensors are read or written, nothing is fetched, and no
 folder's code is run (`models/folder_check.py`).
 """
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mickle import storage
 from mickle.errors import UsageError
-from mickle.models import folder_check, llama
+from mickle.models import architectures, folder_check
 from mickle.models.decoder import Decoder
 from mickle.models.safetensors_check import refuse_not_finite
 from mickle.models.shape import DecoderConfig
@@ -81,7 +82,7 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
     """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into
     `folder`.
 
-    `tokenizer` has `save(folder)`, `start` and `end` (`data/tokenizer.py`), or is a plain
+    `tokenizer` has `save(folder)`, `start`, `end` and `mask` (`data/tokenizer.py`), or is a plain
     `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Raises NumericError where a
     weight is not finite.
     """
@@ -110,12 +111,17 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
 
 def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer: Any) -> None:
     """Weights first, settings last."""
-    tensors = {llama.folder_name(model.config, name): tensor for name, tensor in model.state_dict().items()}
+    tensors = {
+        architectures.folder_name(model.config, name): tensor for name, tensor in model.state_dict().items()
+    }
     refuse_not_finite(tensors, folder)
     storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
     ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
     storage.write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
-    settings = llama.to_settings(model.config)
+    settings = architectures.to_settings(model.config)
+    mask = getattr(tokenizer, "mask", None)
+    if mask is not None:
+        ids["mask_token_id"] = mask
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     storage.write_json(folder / folder_check.CONFIG, {**settings, **ids, "dtype": dtype})
 
@@ -124,7 +130,7 @@ def _shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
     """The decoder that a `config.json` describes, or None where it is not one of ours."""
     where = str(folder / folder_check.CONFIG)
     try:
-        return llama.from_settings(config)
+        return architectures.from_settings(config)
     except UsageError as error:
         raise UsageError(error.what, where=where, expected=error.expected, todo=error.todo) from None
     except (TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -135,7 +141,10 @@ def _folder_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ..
     """For each weight of a decoder, its name in the folder and its shape."""
     with torch.device("meta"):
         weights = Decoder(config).state_dict()
-    return {name: (llama.folder_name(config, name), tuple(weight.shape)) for name, weight in weights.items()}
+    return {
+        name: (architectures.folder_name(config, name), tuple(weight.shape))
+        for name, weight in weights.items()
+    }
 
 
 def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None:
@@ -146,6 +155,12 @@ def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> Non
     if config.parameters() > 2 * files.elements:
         raise UsageError(
             f"config describes {config.parameters():,} parameters, the weight files hold {files.elements:,}",
+            where=where,
+        )
+    if config.layers * config.experts > len(files.tensors):  # before that many modules are made
+        raise UsageError(
+            f"config describes {config.layers * config.experts:,} experts in all, the weights hold "
+            f"{len(files.tensors):,} tensors",
             where=where,
         )
     wanted = dict(_folder_tensors(config).values())

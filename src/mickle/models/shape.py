@@ -24,7 +24,9 @@ class DecoderConfig:
     `position` is one scheme for all layers or a tuple with one for each. `rotary_fraction` is the share of
     each head's dimensions that rotary positions turn. `tied`: the output matrix is the embedding. `causal`
     off gives a masked encoder. `dropout` acts on the embedding and on what each block adds. `initial_std` is
-    the standard deviation of fresh weights.
+    the standard deviation of fresh weights. `drop_path` is the share of rows that skip the last layer in training,
+    linearly fewer before it. `experts` above 1 replaces each feed-forward network by that many of width `ffn_width`,
+    of which each token passes through `experts_per_token`; `router_loss` weighs their balance in the loss.
     """
 
     vocab_size: int
@@ -44,6 +46,10 @@ class DecoderConfig:
     dropout: float = 0.0
     activation: Literal["swiglu", "relu", "gelu"] = "swiglu"
     initial_std: float = 0.02
+    drop_path: float = 0.0
+    experts: int = 1
+    experts_per_token: int = 2
+    router_loss: float = 0.01
 
     def __post_init__(self) -> None:
         if isinstance(self.position, list):
@@ -54,6 +60,12 @@ class DecoderConfig:
                 f"{self.heads} heads cannot share {self.kv_heads} key-value heads evenly",
                 where="decoder shape",
                 expected="kv_heads that divides heads",
+            )
+        if 1 < self.experts < self.experts_per_token:
+            raise UsageError(
+                f"each token is to pass through {self.experts_per_token} of {self.experts} experts",
+                where="decoder shape",
+                expected=f"experts_per_token of at most {self.experts}",
             )
         if self.activation not in ("swiglu", "relu", "gelu"):
             raise UsageError(f"unknown activation {self.activation!r}", expected="swiglu, relu or gelu")
@@ -80,14 +92,23 @@ class DecoderConfig:
         return round(self.head_width * self.rotary_fraction)
 
     def parameters(self) -> int:
-        """The number of trained numbers, in closed form."""
+        """The number of trained numbers, in closed form, all experts included."""
+        return self._parameters(self.experts)
+
+    def active_parameters(self) -> int:
+        """How many of them a token passes through: with experts, those of `experts_per_token` in each layer."""
+        return self._parameters(min(self.experts, self.experts_per_token))
+
+    def _parameters(self, experts: int) -> int:
+        """The number of trained numbers with this many experts in each layer."""
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
-        feed_forward = (3 if self.activation == "swiglu" else 2) * self.width * self.ffn_width
+        feed_forward = experts * (3 if self.activation == "swiglu" else 2) * self.width * self.ffn_width
+        router = self.experts * self.width if self.experts > 1 else 0
         embeddings = self.vocab_size * self.width * (1 if self.tied else 2)
         learned = self.max_length * self.width if "learned" in self.schemes else 0
         t5 = positions.T5_BUCKETS * self.heads if "t5" in self.schemes else 0
         norms = (2 * self.layers + 1) * self.width
-        return embeddings + learned + t5 + norms + self.layers * (attention + feed_forward)
+        return embeddings + learned + t5 + norms + self.layers * (attention + feed_forward + router)
 
     @classmethod
     def for_size(
@@ -122,9 +143,22 @@ class DecoderConfig:
         return best
 
 
-COUNTS = ("vocab_size", "width", "layers", "heads", "kv_heads", "head_width", "ffn_width", "max_length")
+COUNTS = (
+    "vocab_size",
+    "width",
+    "layers",
+    "heads",
+    "kv_heads",
+    "head_width",
+    "ffn_width",
+    "max_length",
+    "experts",
+    "experts_per_token",
+)
 RANGES: dict[str, tuple[float, float]] = {  # of the fields that are fractions, both ends included
     "dropout": (0, 0.999),
+    "drop_path": (0, 0.999),
+    "router_loss": (0, 100),
     "rotary_fraction": (0, 1),
     "norm_eps": (0, 1),
     "rope_theta": (1, 1e12),

@@ -31,9 +31,9 @@ from transformers import (
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mickle.errors import MickleError, UsageError
+from mickle.models.architectures import MODEL_TYPE, from_settings
 from mickle.models.decoder import Decoder
 from mickle.models.folder_check import CONFIG, ModelFiles
-from mickle.models.llama import MODEL_TYPE, from_settings
 from mickle.models.shape import DecoderConfig
 from mickle.models.wrapped import WrappedModel
 

@@ -1,9 +1,10 @@
 """Any language model of `transformers` behind the decoder's own call: `model(input_ids, documents=, cache=,
-head=)`.
+positions=, head=)`.
 
 Documents are kept apart by laying each out as a row of its own, so the answer is right for every
 architecture, whatever masks it understands. The head gets `(logits, None)`: these models make their logits
-themselves.
+themselves. With `positions`, only those tokens' hidden states reach the layer that makes them: of a masked model,
+whose loss is on some 15 in 100 tokens, and whose vocabulary is large, that layer is a good part of the work.
 """
 
 import inspect
@@ -88,31 +89,64 @@ class WrappedModel(nn.Module):
         *,
         documents: Tensor | None = None,
         cache: WrappedCache | None = None,
+        positions: Tensor | None = None,
         head: Head = logits,
     ) -> Any:
         """As `Decoder.forward`; tokens of documents below 0 are padding, and their logits are 0.
 
-        input_ids [B, T], documents [B, T] -> what `head(logits [B, T, V], None)` returns.
+        input_ids, documents, positions [B, T] -> what `head(logits [B, T, V], None)` returns; with positions, the
+        logits are [n, V].
         """
         if cache is not None:
-            return head(self._continue(input_ids, documents, cache), None)
+            scores = self._continue(input_ids, documents, cache)
+            return head(scores if positions is None else scores[positions], None)
         if documents is None or bool((documents == documents[:, :1]).all()):
-            return head(self.model(input_ids=input_ids, **self._no_cache()).logits, None)
-        return head(self._one_row_each(input_ids, documents), None)
+            return head(self._logits(positions, input_ids=input_ids), None)
+        return head(self._one_row_each(input_ids, documents, positions), None)
 
-    def _no_cache(self) -> dict[str, Any]:
-        return {"use_cache": False} if self._takes_cache else {}
+    def _logits(self, positions: Tensor | None, **inputs: Tensor) -> Tensor:
+        """The model's logits [B, T, V], or [n, V] of the chosen positions [B, T] alone.
 
-    def _one_row_each(self, input_ids: Tensor, documents: Tensor) -> Tensor:
-        """Logits [B, T, V] with every document in a row of its own: [N, L], padded on the right."""
+        The rows are chosen before the output layer where the model has one that reads [B, T, D], and else
+        after it.
+        """
+        settings = {"use_cache": False} if self._takes_cache else {}
+        layer = self.model.get_output_embeddings()
+        if positions is None or layer is None:
+            scores = self.model(**inputs, **settings).logits
+            return scores if positions is None else scores[positions]
+        gathered = []
+
+        def gather(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+            hidden = arguments[0] if arguments else None
+            if not isinstance(hidden, Tensor) or hidden.shape[:-1] != positions.shape:
+                return None
+            gathered.append(True)
+            return hidden[positions], *arguments[1:]
+
+        hook = layer.register_forward_pre_hook(gather)
+        try:
+            scores = self.model(**inputs, **settings).logits
+        finally:
+            hook.remove()
+        return scores if gathered else scores[positions]
+
+    def _one_row_each(self, input_ids: Tensor, documents: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V], or [n, V] of the positions, with every document in a row of its own: [N, L], padded on
+        the right.
+        """
         rows, columns = _lay_out(documents)  # [N, L] each; columns is -1 for padding
         mask = columns >= 0
-        own_rows = input_ids[rows, columns.clamp(min=0)] * mask
-        answer = self.model(
-            input_ids=own_rows, attention_mask=mask.long(), **self._no_cache()
-        ).logits  # [N, L, V]
-        result = answer.new_zeros(*input_ids.shape, answer.shape[-1])
-        return result.index_put((rows[mask], columns[mask]), answer[mask])
+        columns = columns.clamp(min=0)
+        inputs = {"input_ids": input_ids[rows, columns] * mask, "attention_mask": mask.long()}
+        if positions is None:
+            answer = self._logits(None, **inputs)  # [N, L, V]
+            result = answer.new_zeros(*input_ids.shape, answer.shape[-1])
+            return result.index_put((rows[mask], columns[mask]), answer[mask])
+        # Documents follow each other row by row, so the chosen tokens of all keep their order; padding has none.
+        answer = self._logits(positions[rows, columns] & mask, **inputs)
+        text = documents[positions] >= 0  # [n]
+        return answer.new_zeros(len(text), answer.shape[-1]).index_put((text.nonzero().squeeze(1),), answer)
 
     def _continue(self, input_ids: Tensor, documents: Tensor | None, cache: WrappedCache) -> Tensor:
         """Logits [B, T, V] of tokens that follow what the cache holds."""
