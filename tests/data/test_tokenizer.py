@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mickle.data.tokenizer import (
     END_OF_DOCUMENT,
+    MASK,
     coloured,
     open_text_tokenizer,
     train_tokenizer,
@@ -121,3 +123,92 @@ def test_bad_files(tmp_path, files, said):
             (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=said):
         open_text_tokenizer(tmp_path)
+
+
+MASKED = train_tokenizer(TEXTS, 300, mask=True)
+
+
+def test_a_mask_token_is_one_more_special_token(tmp_path):
+    from transformers import AutoTokenizer
+
+    assert MASKED.special == {MASKED.start, MASKED.mask}
+    assert TOKENIZER.special == {TOKENIZER.start}
+    assert TOKENIZER.mask is None
+    (ids,) = MASKED.encode([f"a {MASK} in a page"])
+    assert MASKED.mask not in ids
+    MASKED.save(tmp_path)
+    assert open_text_tokenizer(tmp_path).mask == MASKED.mask
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.mask_token_id == MASKED.mask
+    assert theirs.pad_token_id == MASKED.end
+    assert theirs(f"the {MASK} dog")["input_ids"].count(MASKED.mask) == 1
+
+
+def test_without_a_mask_nothing_of_it_is_written(tmp_path):
+    TOKENIZER.save(tmp_path)
+    assert MASK not in (tmp_path / "tokenizer.json").read_text()
+    assert set(json.loads((tmp_path / "tokenizer_config.json").read_text())) == {
+        "tokenizer_class",
+        "bos_token",
+        "eos_token",
+        "clean_up_tokenization_spaces",
+    }
+
+
+def test_words_of_a_byte_level_vocabulary():
+    text = "the quick fox, über 42\nthe dog"
+    (ids,) = MASKED.encode([text])
+    pieces = [MASKED.tokenizer.decode([i]) for i in ids]
+    raw = [MASKED.tokenizer.id_to_token(i) for i in ids]
+    opened = [piece for piece, i in zip(raw, ids, strict=True) if MASKED.begins_word[i]]
+    # A space, a comma, a digit or a line's end opens a word; letters and the bytes of \u00fc go on with one.
+    assert all(piece[0] in "\u0120\u010a,0123456789" for piece in opened)
+    assert sum(piece.startswith("\u0120") for piece in opened) == text.count(" ")
+    assert "".join(pieces).count("\n") == 1
+    assert MASKED.begins_word[[MASKED.start, MASKED.mask]].all()
+
+
+def bert_folder(folder, configuration):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "play", "##ing", "the", "##s"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(words[:5])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    if configuration is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(configuration))
+    return open_text_tokenizer(folder)
+
+
+NAMED = {
+    "cls_token": "[CLS]",
+    "sep_token": {"content": "[SEP]"},
+    "mask_token": "[MASK]",
+    "pad_token": "[PAD]",
+}
+
+
+@pytest.mark.parametrize("configuration", [NAMED, {**NAMED, "tokenizer_class": "BertTokenizer"}, None])
+def test_a_bert_tokenizer(tmp_path, configuration):
+    tokenizer = bert_folder(tmp_path, configuration)
+    assert [tokenizer.start, tokenizer.end, tokenizer.mask] == [2, 3, 4]
+    assert tokenizer.special == {0, 1, 2, 3, 4}
+    (ids,) = tokenizer.encode_documents(["the playing plays"])
+    assert ids.tolist() == [2, 7, 5, 6, 5, 8, 3]
+    assert np.flatnonzero(~tokenizer.begins_word).tolist() == [6, 8]
+    if configuration:
+        tokenizer.save(tmp_path)
+        kept = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        assert kept == {"tokenizer_class": "PreTrainedTokenizerFast", **configuration}
+
+
+def test_a_mask_token_that_the_tokenizer_lacks_is_none(tmp_path):
+    assert bert_folder(tmp_path, {**NAMED, "mask_token": "<gone>"}).mask is None
+
+
+def test_a_mask_needs_room():
+    with pytest.raises(UsageError, match="too small") as caught:
+        train_tokenizer(TEXTS, 257, mask=True)
+    assert "258" in caught.value.expected

@@ -5,12 +5,14 @@ are unsupervised multitask learners", section 2.2). The 256 bytes are always in 
 encoding. Each decimal digit stays a token of its own, so that a number's tokens do not depend on its neighbours.
 
 A document is [start, text ..., end]. Where the two marks are one token, as in the tokenizers trained here, the end of
-one document is also the start of the next, and the first token of a text is predicted from it.
+one document is also the start of the next, and the first token of a text is predicted from it. BERT's [CLS] and [SEP]
+are such marks too. A tokenizer for masked training has a mask token besides.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +22,59 @@ from mickle.errors import UsageError
 from mickle.storage import write_json, write_text
 
 END_OF_DOCUMENT = "<|endoftext|>"
+MASK = "<|mask|>"
 SMALLEST_VOCABULARY = 257  # the bytes and the document mark
 LARGEST_FILE = 200_000_000  # bytes of a tokenizer.json; the largest in use have about 40 MB
-USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>")
+USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "[SEP]")
+USUAL_MASKS = (MASK, "[MASK]", "<mask>")
+SPACE_MARKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE spell the space before a word
 
 
 @dataclass(frozen=True)
 class TextTokenizer:
-    """A tokenizer with its document marks. ``start`` may equal ``end`` (one token serves as both)."""
+    """A tokenizer with its document marks. ``start`` may equal ``end`` (one token serves as both).
+
+    ``mask``: the token that stands for a hidden one; None where there is none.
+    """
 
     tokenizer: Tokenizer
     start: int
     end: int
     configuration: dict
+    mask: int | None = None
 
     @property
     def size(self) -> int:
         """One more than the largest token id: the rows that an embedding needs (V)."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    @cached_property
+    def special(self) -> frozenset[int]:
+        """Ids that no text is made of: document marks, mask, padding and the like."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        named = {self.start, self.end, *(() if self.mask is None else (self.mask,))}
+        return frozenset(named | {number for number, token in added.items() if token.special})
+
+    @cached_property
+    def begins_word(self) -> np.ndarray:
+        """Whether a token opens a word, bool [V]: it brings its space along, or is no ending of a word ("##").
+
+        In byte-level and SentencePiece vocabularies digits and punctuation open words too, so that a long expression
+        without spaces is not one word.
+        """
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        opens = np.ones(self.size, dtype=bool)
+        model = self.tokenizer.model
+        space = next(
+            (mark for mark in SPACE_MARKS if any(token.startswith(mark) for token in vocabulary)), None
+        )
+        if isinstance(model, models.WordPiece):
+            prefix = model.continuing_subword_prefix or "##"
+            opens[[number for token, number in vocabulary.items() if token.startswith(prefix)]] = False
+        elif space is not None:
+            opens[[number for token, number in vocabulary.items() if _continues(token, space)]] = False
+        opens[sorted(self.special)] = True
+        return opens
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text, int64 [n], without document marks.
@@ -63,17 +100,24 @@ class TextTokenizer:
         write_json(folder / "tokenizer_config.json", self.configuration)
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, or_fewer: bool = False) -> TextTokenizer:
+def train_tokenizer(
+    texts: Iterable[str], vocabulary_size: int, *, or_fewer: bool = False, mask: bool = False
+) -> TextTokenizer:
     """Learn the merges that ``vocabulary_size`` allows from ``texts``; the same texts give the same bytes.
+
+    ``mask`` adds a mask token (one of ``vocabulary_size``) and names the document mark as padding, for encoders.
 
     Raises UsageError where the texts hold fewer pairs worth merging than asked for, unless ``or_fewer``: the missing
     tokens would be rows of the embedding that nothing ever trains.
     """
-    if vocabulary_size < SMALLEST_VOCABULARY:
+    marks = [END_OF_DOCUMENT, MASK] if mask else [END_OF_DOCUMENT]
+    smallest = SMALLEST_VOCABULARY - 1 + len(marks)
+    if vocabulary_size < smallest:
         raise UsageError(
             f"A byte-level vocabulary of {vocabulary_size} is too small.",
             where="vocabulary_size",
-            expected=f"at least {SMALLEST_VOCABULARY}: 256 bytes and the document mark",
+            expected=f"at least {smallest}: 256 bytes and the document mark"
+            + (", and the mask token" if mask else ""),
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -83,7 +127,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, or_fewer: boo
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         min_frequency=2,
-        special_tokens=[END_OF_DOCUMENT],
+        special_tokens=marks,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         max_token_length=32,
         show_progress=False,
@@ -107,11 +151,16 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int, *, or_fewer: boo
             ),
         ]
     )
-    return _for_documents(tokenizer, END_OF_DOCUMENT, END_OF_DOCUMENT, _configuration())
+    masks = {"mask_token": MASK, "pad_token": END_OF_DOCUMENT} if mask else {}
+    configuration = {**_configuration(END_OF_DOCUMENT, END_OF_DOCUMENT), **masks}
+    return _for_documents(tokenizer, END_OF_DOCUMENT, END_OF_DOCUMENT, configuration, MASK if mask else None)
 
 
 def open_text_tokenizer(path: Path) -> TextTokenizer:
-    """Open ``tokenizer.json``, alone or in a model folder, with the document marks its configuration names."""
+    """Open ``tokenizer.json``, alone or in a model folder, with the document marks its configuration names.
+
+    Where it names no start and end, as BERT's, the classifier and separator tokens ([CLS], [SEP]) are taken for them.
+    """
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UsageError(
@@ -130,33 +179,59 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
             expected="a tokenizers JSON file",
         ) from error
     configuration = _read_configuration(file.with_name("tokenizer_config.json"))
-    end = _mark(configuration, "eos_token")
+    end = _named(tokenizer, configuration, ("eos_token", "sep_token"), USUAL_END_MARKS)
     if end is None:
-        end = next((mark for mark in USUAL_END_MARKS if tokenizer.token_to_id(mark) is not None), None)
-    if end is None or tokenizer.token_to_id(end) is None:
         raise UsageError(
             "This tokenizer lacks an end-of-document token.",
             where=str(file),
             expected="eos_token in tokenizer_config.json, and the token in tokenizer.json",
             todo="name it in tokenizer_config.json, or leave `tokenizer` out to train one",
         )
-    start = _mark(configuration, "bos_token")
-    if start is None or tokenizer.token_to_id(start) is None:
-        start = end
-    return _for_documents(tokenizer, start, end, {**_configuration(start, end), **configuration})
+    start = _named(tokenizer, configuration, ("bos_token", "cls_token"), ("[CLS]",) if end == "[SEP]" else ())
+    start = start or end
+    mask = _named(tokenizer, configuration, ("mask_token",), USUAL_MASKS)
+    stated = {name for name in ("cls_token", "sep_token") if _mark(configuration, name) in (start, end)}
+    added = {"tokenizer_class": "PreTrainedTokenizerFast"} if stated else _configuration(start, end)
+    return _for_documents(tokenizer, start, end, {**added, **configuration}, mask)
 
 
-def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: dict) -> TextTokenizer:
+def _named(
+    tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usual: Sequence[str]
+) -> str | None:
+    """The spelling of a mark: the first that the settings name, else the first usual one; None where the tokenizer
+    does not have it.
+    """
+    spellings = [mark for mark in (_mark(configuration, name) for name in names) if mark is not None]
+    candidates = spellings[:1] or [mark for mark in usual if tokenizer.token_to_id(mark) is not None]
+    found = candidates[0] if candidates else None
+    return found if found is not None and tokenizer.token_to_id(found) is not None else None
+
+
+def _for_documents(
+    tokenizer: Tokenizer, start: str, end: str, configuration: dict, mask: str | None
+) -> TextTokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     first, last = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
     assert first is not None
     assert last is not None
-    return TextTokenizer(tokenizer, first, last, configuration)
+    hidden = None if mask is None else tokenizer.token_to_id(mask)
+    return TextTokenizer(tokenizer, first, last, configuration, hidden)
 
 
-def _configuration(start: str = END_OF_DOCUMENT, end: str = END_OF_DOCUMENT) -> dict:
+def _continues(token: str, space: str) -> bool:
+    """Whether a token goes on with a word: it begins with a letter, or with a byte of one that is not ASCII.
+
+    In byte-level vocabularies U+0100 to U+0120 stand for the bytes 0 to 32: line ends, tabs and the space.
+    """
+    first = token[:1]
+    if first.isascii():
+        return first.isalpha()
+    return not "\u0100" <= first <= "\u0120" if space == "\u0120" else first != space
+
+
+def _configuration(start: str, end: str) -> dict:
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start,

@@ -1,7 +1,9 @@
 """``mickle evaluate``: how good a model is, beside what it must beat.
 
 ``loss`` measures perplexity and bits per byte on pages, with byte baselines; ``length`` asks at which length
-of a task a model breaks (``length.py``). Works on any folder of ``transformers`` with a causal language model.
+of a task a model breaks (``length.py``); ``masked`` measures how well a model fills in hidden tokens (``masked.py``);
+``pairs`` how often it prefers the good sentence of two (``pairs.py``). Works on any folder of ``transformers`` with a
+causal language model, and for the last two with a masked one.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from pydantic import Field
 from mickle.config import Config, Input
 from mickle.errors import UsageError
 from mickle.evaluation.length import Length, run_length
+from mickle.evaluation.masked import Masked, run_masked
+from mickle.evaluation.pairs import Pairs, run_pairs
 from mickle.events import Emit, Noted
 from mickle.step import Step
 from mickle.storage import write_json, write_text
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
+    from mickle.data.tokenizer import TextTokenizer
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "loss.svg"
 LENGTH_UNKNOWN = 2048  # tokens of a window for a model whose settings name no limit
@@ -47,23 +52,29 @@ class Loss(Config):
 
 
 class Evaluate(Step):
-    """Measure a model: its loss on pages, or the length at which it breaks."""
+    """Measure a model: loss on pages, the length at which it breaks, hidden tokens, minimal pairs."""
 
     kind: ClassVar[str] = "evaluation"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle evaluate model --task loss --task.baselines-from corpus"
 
     model: Input = Field(description="model folder, Mickle's or any other")
-    task: Annotated[Loss | Length, Field(discriminator="kind")] = Field(
-        default_factory=Loss, description="loss or length, and its settings"
+    task: Annotated[Loss | Length | Masked | Pairs, Field(discriminator="kind")] = Field(
+        default_factory=Loss, description="loss, length, masked or pairs, and its settings"
     )
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         if isinstance(self.task, Length):
             return run_length(self.task, self.model, work, emit, self.seed)
+        if isinstance(self.task, Masked):
+            return run_masked(self.task, self.model, work, emit, self.seed)
+        if isinstance(self.task, Pairs):
+            return run_pairs(self.task, self.model, work, emit)
         return run_loss(self.task, self.model, work, emit, self.seed)
 
     def after(self, out: Path) -> str:
+        if isinstance(self.task, Masked | Pairs):
+            return f"mickle show {out}"
         return f'mickle sample {self.model} --prompts "Return the"'
 
 
@@ -78,12 +89,8 @@ def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) ->
     pages = pages_to_measure(task.data, folder)
     tokenizer = open_text_tokenizer(folder)
     model = open_model(folder, device=machine.device())
-    longest, vocabulary = model_limits(model)
-    if tokenizer.size > vocabulary:
-        raise UsageError(
-            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {vocabulary:,} tokens.",
-            where=str(folder),
-        )
+    longest, _ = model_limits(model)
+    check_vocabulary(model, tokenizer, folder)
     length = task.length or longest
     stride = task.stride or max(1, length // 2)
     measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
@@ -162,15 +169,40 @@ def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[l
 
 def model_limits(model: Any) -> tuple[int, int]:
     """The longest text and the number of tokens that a model was made for. Refuses one that sees both sides."""
-    from mickle.models.shape import DecoderConfig
-
     if not model.causal:
         raise UsageError(
-            "This model sees both sides of a token; its loss on text is not defined.", expected="causal"
+            "This model sees both sides of a token; its loss on text is not defined.",
+            expected="causal",
+            todo="measure how it fills in hidden tokens, with --task masked, or --task pairs",
         )
+    return longest_text(model, LENGTH_UNKNOWN), model.vocab_size
+
+
+def longest_text(model: Any, unknown: int) -> int:
+    """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
+    from mickle.models.shape import DecoderConfig
+
     if isinstance(model.config, DecoderConfig):  # trained at this length, whatever its positions would allow
-        return model.config.max_length, model.vocab_size
-    return model.length_limit or LENGTH_UNKNOWN, model.vocab_size
+        return model.config.max_length
+    if model.length_limit is None:
+        return unknown
+    return int(model.length_limit) - _positions_before_text(model)
+
+
+def _positions_before_text(model: Any) -> int:
+    """Rows of a table of positions that no token of a text has: RoBERTa's begins after its padding id."""
+    tables = (m for name, m in model.named_modules() if name.endswith("embeddings.position_embeddings"))
+    padding = getattr(next(tables, None), "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def check_vocabulary(model: Any, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Refuse a tokenizer that has tokens which the model does not know."""
+    if tokenizer.size > model.vocab_size:
+        raise UsageError(
+            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {model.vocab_size:,} tokens.",
+            where=str(folder),
+        )
 
 
 def as_table(results: dict[str, Any]) -> str:

@@ -1,0 +1,244 @@
+"""The part of ``mickle evaluate`` for models that fill in hidden tokens: ours, and any masked one of ``transformers``.
+
+At each of a few fixed rates every ordinary token of the pages is hidden with that probability (80 % by the mask token,
+10 % by a random one, 10 % left as they are), and the model's loss on the hidden ones is measured:
+
+    loss = -sum log p(token | the rest) / number of hidden tokens    (nats; also the share whose best guess is right)
+
+The masks depend on the page's place and the tokenizer alone, so two models with one tokenizer answer the same
+questions, and the tokens hidden at one rate are among those of a higher one. Losses at different rates do not compare:
+the more is hidden, the harder it is. A page longer than the model reads is cut into pieces with marks of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from mickle.config import Config, Input
+from mickle.errors import NumericError, UsageError
+from mickle.events import Emit, Noted, Progressed, Started, ignore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from mickle.data.records import Page
+    from mickle.data.tokenizer import TextTokenizer
+
+LENGTH_UNKNOWN = 512  # tokens of a piece for a model whose settings name no limit
+BATCH_TOKENS = 8192
+HEAD_BYTES = 32 << 20  # of float32 logits held at a time
+
+
+class Masked(Config):
+    """Loss and accuracy on hidden tokens, at fixed rates and with fixed masks."""
+
+    kind: Literal["masked"] = "masked"
+    data: Input | None = Field(
+        None, description="pages to measure on (default: the model's own heldout.parquet)"
+    )
+    rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
+        (0.15, 0.3, 0.5), min_length=1, description="shares of tokens that are hidden, one measurement each"
+    )
+    length: int | None = Field(
+        None, ge=3, description="tokens of a piece (default: what the model was made for)"
+    )
+
+
+def run_masked(task: Masked, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
+    """Measure a model folder at every rate and write numbers, table and figure into ``work``; returns the summary."""
+    from mickle import machine
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.evaluation.evaluate import check_vocabulary, longest_text, pages_to_measure
+    from mickle.models.folder import open_model
+    from mickle.storage import write_json, write_text
+
+    pages = pages_to_measure(task.data, folder)
+    tokenizer = open_text_tokenizer(folder)
+    model = open_model(folder, device=machine.device())
+    if model.causal:
+        raise UsageError(
+            "This model sees one side of a token; it does not fill in hidden ones.",
+            where=str(folder),
+            todo=f"mickle evaluate {folder} --task loss",
+        )
+    check_vocabulary(model, tokenizer, folder)
+    length = task.length or longest_text(model, LENGTH_UNKNOWN)
+    scores = [
+        {"rate": rate, **summarise(score(model, tokenizer, pages, rate=rate, length=length, emit=emit), seed)}
+        for rate in sorted(set(task.rates))
+    ]
+    results = {"task": "masked", "length": length, "pages": len(pages), "scores": scores}
+    write_json(work / "results.json", results)
+    write_text(work / "table.md", as_table(scores, len(pages)))
+    write_text(work / "masked.svg", draw(scores))
+    for line in as_table(scores, len(pages)).splitlines():
+        emit(Noted(line))
+    return {
+        f"{name}_at_{s['rate']:g}": s[measure]
+        for s in scores
+        for name, measure in (("loss", "nats_per_token"), ("accuracy", "accuracy"))
+    }
+
+
+def score(
+    model: nn.Module,
+    tokenizer: TextTokenizer,
+    pages: Sequence[Page],
+    *,
+    rate: float,
+    length: int,
+    emit: Emit = ignore,
+) -> np.ndarray:
+    """For each page: nats of its hidden tokens, how many the model's best guess got right, how many there are: [P, 3].
+
+    length: tokens of a piece, its marks counted.
+    """
+    import numpy as np
+    import torch
+
+    from mickle.data.masking import Masking, vocabulary_of
+
+    settings, vocabulary = Masking(), vocabulary_of(tokenizer)
+    pieces = list(pieces_of(tokenizer, [page.text for page in pages], length))
+    order = sorted(range(len(pieces)), key=lambda number: -len(pieces[number][1]))
+    found = np.zeros((len(pages), 3))
+    device = next(model.parameters()).device
+    emit(Started(f"scoring pages at {rate:g}", len(pieces), "pieces"))
+    model.eval()
+    first = 0
+    while first < len(order):
+        some = order[first : first + max(1, BATCH_TOKENS // len(pieces[order[first]][1]))]
+        batch = padded([pieces[number][1] for number in some], vocabulary.mask)
+        batch = _hidden(batch, np.array(some), rate, settings, vocabulary)
+        chosen = batch["labels"] >= 0
+        if bool(chosen.any()):
+            with torch.no_grad():
+                nats, right = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            of_page = np.array([pieces[number][0] for number in some])[chosen.nonzero()[:, 0].numpy()]
+            np.add.at(found, of_page, np.stack([nats, right, np.ones_like(nats)], axis=1))
+        first += len(some)
+        emit(Progressed(first))
+    if not np.isfinite(found).all():
+        raise NumericError("The model's answer is not finite.", where="evaluation")
+    return found
+
+
+def _hidden(batch: Any, samples: np.ndarray, rate: float, settings: Any, vocabulary: Any) -> Any:
+    from mickle.data.masking import EVALUATION_SEED, mask_batch
+
+    return mask_batch(batch, samples, rate, settings, vocabulary, EVALUATION_SEED)
+
+
+def pieces_of(
+    tokenizer: TextTokenizer, texts: Sequence[str], length: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(number of the text, [start, at most so many tokens, end where it is a token of its own]) of every text."""
+    import numpy as np
+
+    close = [] if tokenizer.start == tokenizer.end else [tokenizer.end]
+    inner = length - 1 - len(close)
+    if inner < 1:
+        raise UsageError(f"A piece of {length} tokens has no room for text.", where="length")
+    for number, ids in enumerate(tokenizer.encode(texts)):
+        for begin in range(0, len(ids), inner):
+            piece = [tokenizer.start, *ids[begin : begin + inner], *close]
+            yield number, np.array(piece, dtype=np.int64)
+
+
+def padded(rows: Sequence[np.ndarray], filler: int) -> dict[str, Tensor]:
+    """Rows of unequal length as ``input_ids`` and ``documents`` [B, T]; padding is document -1."""
+    import torch
+
+    longest = max(map(len, rows))
+    inputs = torch.full((len(rows), longest), filler, dtype=torch.int64)
+    documents = torch.full_like(inputs, -1)
+    for row, tokens in enumerate(rows):
+        inputs[row, : len(tokens)] = torch.from_numpy(tokens)
+        documents[row, : len(tokens)] = 0
+    return {"input_ids": inputs, "documents": documents}
+
+
+def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Of each position with a label, in the order of rows: -log p(label) in nats, and whether it is the best guess.
+
+    Only these positions are projected onto the vocabulary, some at a time.
+    """
+    import torch
+    from torch import nn
+
+    labels = batch["labels"]
+    chosen = labels >= 0  # [B, T]
+
+    def head(hidden: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+        targets = labels[chosen]  # [n]
+        rows = max(1, HEAD_BYTES // (4 * (hidden.shape[-1] if weight is None else len(weight))))
+        nats, right = [], []
+        for part in torch.arange(len(targets), device=hidden.device).split(rows):
+            logits = (hidden[part] if weight is None else hidden[part] @ weight.T).float()  # [n, V]
+            nats.append(nn.functional.cross_entropy(logits, targets[part], reduction="none"))
+            right.append(logits.argmax(-1) == targets[part])
+        return torch.cat(nats), torch.cat(right)
+
+    found: tuple[Tensor, Tensor] = model(
+        batch["input_ids"], documents=batch["documents"], positions=chosen, head=head
+    )
+    return found[0].double().cpu().numpy(), found[1].double().cpu().numpy()
+
+
+def summarise(found: np.ndarray, seed: int = 0) -> dict[str, Any]:
+    """Figures over all pages. The loss has a 95 % bootstrap interval over pages: other pages, not other seeds."""
+    import math
+
+    from mickle.evaluation.loss import bootstrap_ratio
+
+    nats, right, count = found[found[:, 2] > 0].T
+    if not len(count):
+        raise UsageError(
+            "No token of the pages was hidden.", todo="measure on more text, or at a higher rate"
+        )
+    loss = float(nats.sum() / count.sum())
+    return {
+        "nats_per_token": loss,
+        "interval": list(bootstrap_ratio(nats, count, seed)),
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": float(right.sum() / count.sum()),
+        "hidden_tokens": int(count.sum()),
+    }
+
+
+def as_table(scores: Sequence[dict[str, Any]], pages: int) -> str:
+    """One row for each rate, in Markdown."""
+    lines = [
+        f"{pages:,} pages; the same masks for every model with this tokenizer",
+        "",
+        "| hidden | nats a hidden token (95 % over pages) | perplexity | right | hidden tokens |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {s['rate']:.0%} | {s['nats_per_token']:.3f} ({s['interval'][0]:.3f} to {s['interval'][1]:.3f})"
+        f" | {s['perplexity']:.2f} | {s['accuracy']:.1%} | {s['hidden_tokens']:,} |"
+        for s in scores
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(scores: Sequence[dict[str, Any]]) -> str:
+    """Loss and accuracy over the rate, as SVG."""
+    from mickle import figures
+
+    rates = [s["rate"] for s in scores]
+
+    def paint(left: Any, right: Any) -> None:
+        low, high = ([s["interval"][side] for s in scores] for side in (0, 1))
+        left.plot(rates, [s["nats_per_token"] for s in scores], "o-")
+        left.fill_between(rates, low, high, alpha=0.2)
+        left.set(xlabel="share of tokens hidden", ylabel="nats a hidden token")
+        right.plot(rates, [s["accuracy"] for s in scores], "o-", color=figures.COLOURS[2])
+        right.set(xlabel="share of tokens hidden", ylabel="best guess right", ylim=(0, 1))
+
+    return figures.draw(paint, width=8, height=2.8, columns=2)

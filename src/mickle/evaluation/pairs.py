@@ -1,0 +1,323 @@
+"""The part of ``mickle evaluate`` that asks which of two sentences a model finds likelier: minimal pairs.
+
+A model prefers the good sentence where its score is higher. Scores are sums over the sentence's tokens w_1 .. w_n,
+document marks left out::
+
+    causal models   log p(w) = sum_i log p(w_i | w_1 .. w_{i-1})
+    masked models   PLL(w)   = sum_i log p(w_i | w with w_i masked)
+
+The second is the pseudo-log-likelihood of "Masked Language Model Scoring" (Salazar et al., arXiv 1910.14659, section
+2): each token is masked on its own, all others seen. BLiMP (arXiv 1912.00582) is read as it is published. A tie counts
+half. Intervals are Wilson's, 95 %, over pairs.
+
+What to know of PLL: a token that is part of a long word is easy to guess from its other parts, so rare words split into
+many tokens score too well. Pairs that differ in one word of equal length in tokens are safe from this.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from mickle.config import Config, Input
+from mickle.errors import NumericError, UsageError
+from mickle.events import Emit, Noted, Progressed, Started, ignore
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from mickle.data.tokenizer import TextTokenizer
+
+LARGEST_FILE = 1 << 30
+FIELDS = (("good", "bad"), ("sentence_good", "sentence_bad"))
+KINDS = ("kind", "linguistics_term", "UID")
+BATCH_TOKENS = 8192
+EXPECTED = "good and bad, or BLiMP's sentence_good and sentence_bad: two different texts"
+
+
+class Pairs(Config):
+    """How often a model prefers the good sentence of a minimal pair."""
+
+    kind: Literal["pairs"] = "pairs"
+    data: Input = Field(
+        description="JSON Lines, JSON or Parquet with good, bad and perhaps kind; BLiMP's files as they are"
+    )
+    by: str | None = Field(
+        None, description="field that tells kinds apart (default: kind, linguistics_term or UID)"
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two sentences, what sets them apart, and where they stand."""
+
+    good: str
+    bad: str
+    kind: str
+    where: str
+
+
+def run_pairs(task: Pairs, folder: Path, work: Path, emit: Emit) -> dict[str, Any]:
+    """Score the pairs with a model folder and write numbers, table, figure and every pair's scores into ``work``."""
+    from mickle import machine
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.evaluation.evaluate import check_vocabulary
+    from mickle.models.folder import open_model
+    from mickle.storage import write_json, write_text
+
+    pairs = read_pairs(task.data, task.by)
+    tokenizer = open_text_tokenizer(folder)
+    model = open_model(folder, device=machine.device())
+    check_vocabulary(model, tokenizer, folder)
+    scores = score_pairs(model, tokenizer, pairs, emit)
+    kinds = accuracies(pairs, scores)
+    rule = "log-likelihood" if model.causal else "pseudo-log-likelihood"
+    write_json(work / "results.json", {"task": "pairs", "score": rule, "kinds": kinds})
+    rows = (
+        {"good": pair.good, "bad": pair.bad, "kind": pair.kind, "score_good": good, "score_bad": bad}
+        for pair, (good, bad) in zip(pairs, scores.tolist(), strict=True)
+    )
+    write_text(work / "pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    table = as_table(kinds, rule)
+    write_text(work / "table.md", table)
+    write_text(work / "pairs.svg", draw(kinds))
+    for line in table.splitlines():
+        emit(Noted(line))
+    return {
+        "accuracy": kinds[0]["accuracy"],
+        "interval": kinds[0]["interval"],
+        "pairs": len(pairs),
+        "score": rule,
+    }
+
+
+def read_pairs(path: Path, by: str | None = None) -> list[Pair]:
+    """The pairs of a file. Raises UsageError naming the line or row that is wrong, and for a file without pairs."""
+    if not Path(path).is_file():
+        raise UsageError(f"There is no file {path}.", where="data", expected="JSON Lines, JSON or Parquet")
+    if path.stat().st_size > LARGEST_FILE:
+        raise UsageError("This file of pairs is too large.", where=str(path), expected="at most 1 GiB")
+    pairs = [_pair(record, where, by) for record, where in _records(Path(path))]
+    if not pairs:
+        raise UsageError("The file holds no pairs.", where=str(path), expected=EXPECTED)
+    return pairs
+
+
+def _records(path: Path) -> Iterator[tuple[Any, str]]:
+    """Every record with its place: line of JSON Lines, item of a JSON list, row of Parquet."""
+    if path.suffix == ".parquet":
+        yield from _rows(path)
+        return
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError("The file is not UTF-8 text.", where=f"{path}, byte {error.start}") from None
+    if text.lstrip().startswith("["):
+        yield from ((item, f"{path}, item {n}") for n, item in enumerate(_json(text, str(path)), 1))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield _json(line, f"{path}:{number}"), f"{path}:{number}"
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise UsageError("This is not JSON.", where=where, expected=EXPECTED) from None
+
+
+def _rows(path: Path) -> Iterator[tuple[Any, str]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UsageError(
+            f"This Parquet file cannot be read: {str(error).splitlines()[0][:200]}", where=str(path)
+        ) from error
+    yield from ((row, f"{path}, row {number}") for number, row in enumerate(rows, 1))
+
+
+def _pair(record: Any, where: str, by: str | None) -> Pair:
+    values = record if isinstance(record, dict) else {}
+    names = next((pair for pair in FIELDS if all(name in values for name in pair)), None)
+    if names is None:
+        raise UsageError("The record lacks a good or a bad sentence.", where=where, expected=EXPECTED)
+    good, bad = (values[name] for name in names)
+    if not all(isinstance(text, str) and text.strip() for text in (good, bad)):
+        raise UsageError("A sentence is empty or no text.", where=where, expected=EXPECTED)
+    if good == bad:
+        raise UsageError("The two sentences are the same.", where=where, expected=EXPECTED)
+    if by is not None and by not in values:
+        raise UsageError(f"The record has no field {by!r}.", where=where, expected="the field named by `by`")
+    found = values[by] if by is not None else next((values[k] for k in KINDS if values.get(k)), "")
+    return Pair(good, bad, str(found), where)
+
+
+def score_pairs(
+    model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], emit: Emit = ignore
+) -> np.ndarray:
+    """Scores in nats of the good and the bad sentence of every pair, float64 [pairs, 2]; higher is likelier.
+
+    Raises UsageError, with its place, for a sentence that is longer than the model reads.
+    """
+    import numpy as np
+
+    texts = [text for pair in pairs for text in (pair.good, pair.bad)]
+    _refuse_long(model, tokenizer, pairs, texts)
+    rule = log_likelihoods if model.causal else pseudo_log_likelihoods
+    scores = rule(model, tokenizer, texts, emit)
+    if not np.isfinite(scores).all():
+        raise NumericError("The model's answer is not finite.", where="evaluation")
+    return scores.reshape(-1, 2)
+
+
+def _refuse_long(
+    model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], texts: Sequence[str]
+) -> None:
+    from mickle.evaluation.evaluate import longest_text
+
+    longest = longest_text(model, 1 << 30)
+    for number, document in enumerate(tokenizer.encode_documents(texts)):
+        if len(document) > longest:
+            raise UsageError(
+                f"A sentence has {len(document):,} tokens, its marks included; the model reads {longest:,}.",
+                where=pairs[number // 2].where,
+            )
+        if len(document) <= 1 + (tokenizer.start != tokenizer.end):
+            raise UsageError("The tokenizer makes no token of a sentence.", where=pairs[number // 2].where)
+
+
+def log_likelihoods(
+    model: nn.Module, tokenizer: TextTokenizer, texts: Sequence[str], emit: Emit = ignore
+) -> np.ndarray:
+    """log p of each text under a causal model, nats, float64 [n]; from the start mark on, the end left out."""
+    import numpy as np
+
+    from mickle.data.records import Page
+    from mickle.evaluation.loss import score
+
+    pages = [Page("", "", "", text) for text in texts]
+    longest = max(len(ids) for ids in tokenizer.encode(texts))
+    scored = score(model, tokenizer, pages, length=longest, stride=longest, emit=emit)
+    return np.array([-float(found.nats.sum()) for found in scored])
+
+
+def pseudo_log_likelihoods(
+    model: nn.Module, tokenizer: TextTokenizer, texts: Sequence[str], emit: Emit = ignore
+) -> np.ndarray:
+    """PLL of each text under a masked model, nats, float64 [n]: a row for each token, in which it alone is masked.
+
+    Rows go through the model some at a time, texts of like length together; only the masked position is projected.
+    """
+    import numpy as np
+    import torch
+
+    from mickle.data.masking import vocabulary_of
+    from mickle.evaluation.masked import padded, token_scores
+
+    mask = vocabulary_of(tokenizer).mask
+    documents = tokenizer.encode_documents(texts)
+    last = 0 if tokenizer.start == tokenizer.end else 1
+    order = sorted(range(len(texts)), key=lambda number: -len(documents[number]))
+    rows = [(number, at) for number in order for at in range(1, len(documents[number]) - last)]
+    scores = np.zeros(len(texts))
+    device = next(model.parameters()).device
+    emit(Started("scoring sentences", len(rows), "tokens"))
+    model.eval()
+    first = 0
+    while first < len(rows):
+        some = rows[first : first + max(1, BATCH_TOKENS // len(documents[rows[first][0]]))]
+        batch = padded([documents[number] for number, _ in some], mask)
+        labels = torch.full_like(batch["input_ids"], -100)
+        places = torch.arange(len(some)), torch.tensor([at for _, at in some])
+        labels[places] = batch["input_ids"][places]
+        batch["input_ids"][places] = mask
+        with torch.no_grad():
+            nats, _ = token_scores(model, {k: v.to(device) for k, v in {**batch, "labels": labels}.items()})
+        np.subtract.at(scores, [number for number, _ in some], nats)
+        first += len(some)
+        emit(Progressed(first))
+    return scores
+
+
+def accuracies(pairs: Sequence[Pair], scores: np.ndarray) -> list[dict[str, Any]]:
+    """Share of pairs whose good sentence is preferred, of all pairs and then of each kind, with intervals.
+
+    ``margin`` is the mean difference of the two scores, in nats.
+    """
+    import numpy as np
+
+    better = np.sign(scores[:, 0] - scores[:, 1]) / 2 + 0.5  # 1, a half for ties, 0
+    kinds = np.array([pair.kind for pair in pairs])
+    groups = [("all", np.ones(len(pairs), bool))]
+    if len(set(kinds)) > 1:
+        groups += [(str(kind), kinds == kind) for kind in sorted(set(kinds))]
+    return [
+        {
+            "kind": name,
+            "pairs": int(rows.sum()),
+            "accuracy": float(better[rows].mean()),
+            "interval": list(wilson(float(better[rows].sum()), int(rows.sum()))),
+            "ties": int((better[rows] == 0.5).sum()),
+            "margin": float((scores[rows, 0] - scores[rows, 1]).mean()),
+        }
+        for name, rows in groups
+    ]
+
+
+def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927): the p with |successes / n - p| <= z sqrt(p (1 - p) / n)."""
+    share, shrink = successes / n, z * z / n
+    middle = (share + shrink / 2) / (1 + shrink)
+    half = z * math.sqrt(share * (1 - share) / n + shrink / (4 * n)) / (1 + shrink)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def as_table(kinds: Sequence[dict[str, Any]], rule: str) -> str:
+    """One row for each kind, in Markdown."""
+    lines = [
+        f"good sentence preferred by {rule}; chance is 50 %",
+        "",
+        "| kind | pairs | preferred (95 %) | mean margin, nats | ties |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for found in kinds:
+        name = found["kind"].replace("|", "\\|").replace("\n", " ") or "(none)"
+        low, high = found["interval"]
+        lines.append(
+            f"| {name} | {found['pairs']:,} | {found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
+            f" | {found['margin']:+.2f} | {found['ties']:,} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def draw(kinds: Sequence[dict[str, Any]]) -> str:
+    """Accuracy of each kind with its interval, as SVG; the line is chance."""
+    from mickle import figures
+
+    shown = list(kinds)[:40][::-1]
+
+    def paint(axes: Any) -> None:
+        names = [found["kind"][:40] or "(none)" for found in shown]
+        shares = [found["accuracy"] for found in shown]
+        places = range(len(shown))
+        spread = [
+            [share - found["interval"][0] for share, found in zip(shares, shown, strict=True)],
+            [found["interval"][1] - share for share, found in zip(shares, shown, strict=True)],
+        ]
+        axes.errorbar(shares, places, xerr=[[max(0.0, x) for x in side] for side in spread], fmt="o")
+        axes.set_yticks(places, names)
+        axes.axvline(0.5, color=figures.INK, linewidth=1, linestyle="--")
+        axes.set(xlabel="good sentence preferred", xlim=(0, 1))
+
+    return figures.draw(paint, height=1.2 + 0.22 * len(shown))
