@@ -3,17 +3,30 @@
 An epoch shifts the grid of windows by an offset of its own and goes through it in an order of its own. The order is a
 keyed permutation (a Feistel network walked until it falls into range; Black and Rogaway 2002, "Ciphers with arbitrary
 finite domains"), so any place of it is computed directly: nothing is shuffled, stored, or replayed when a run resumes.
+
+With several domains, which domain each sample comes from is such a function too. Samples are numbered through the
+run and cut into blocks of 256. In block b the 256 points (u_b + j) / 256, u_b uniform in [0, 1) and drawn from
+(seed, b), fall into the unit interval, of which every domain holds its weight (systematic sampling: a block's count of
+a domain is within 1 of 256 times its weight, and is that in expectation). A keyed permutation says which sample of the
+block has which point. Counting the points of earlier blocks tells the how-many-th of its domain a sample is, and hence
+its window.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mickle.data.packing import TokenStream
 from mickle.errors import UsageError
 
 ROUNDS = 6
+BLOCK = 256  # samples between which the domains' counts are exact
+STRIDE = 64  # blocks between which the counts of all earlier samples are kept
+DOMAINS, BLOCKS, POINTS = range(3)  # what a random word is for
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,119 @@ class Mixture:
         return positions
 
 
+@dataclass(frozen=True)
+class DomainMixture:
+    """Batches from several streams by weight. Calling it with i gives batch i, a pure function of (seed, i).
+
+    streams, weights: one of each for a domain; weights are shares of the tokens, and a domain of 0 is never read.
+    shift: whether each epoch cuts a stream at places of its own, as :class:`Mixture` does. Without, windows repeat from
+        epoch to epoch, and the batches name them, so that what was computed of a window can be kept.
+    names: of the domains, for messages.
+    """
+
+    streams: Sequence[TokenStream]
+    weights: Sequence[float]
+    batch_size: int
+    length: int
+    seed: int
+    shift: bool = True
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.streams) != len(self.weights):
+            raise UsageError(f"{len(self.weights)} weights do not fit {len(self.streams)} domains")
+        if min(self.weights) < 0 or not 0.999 <= sum(self.weights) <= 1.001:  # also where one is not a number
+            raise UsageError("the domains' weights are shares: from 0 to 1, and 1 in all")
+        for domain, stream in enumerate(self.streams):
+            if len(stream) <= self.length and self.weights[domain] > 0:
+                name = self.names[domain] if self.names else str(domain)
+                raise UsageError(
+                    f"The domain '{name}' holds {len(stream):,} tokens, too few for one sequence of {self.length:,}.",
+                    where="sequence_length",
+                    expected=f"at most {max(len(stream) - 1, 0):,}",
+                    todo="give it more pages, put it into a group, or choose a shorter sequence_length",
+                )
+
+    @property
+    def windows(self) -> list[int]:
+        """How many windows an epoch of each domain has."""
+        return [len(stream) // self.length for stream in self.streams]
+
+    def __call__(self, index: int) -> dict[str, Tensor]:
+        """input_ids, labels, documents, each [B, T]; ``domains`` [B], and ``windows`` [B] where windows repeat.
+
+        ``windows`` number all domains' windows through, first those of domain 0.
+        """
+        domains, positions = self.positions(index)
+        first = np.cumsum([0, *self.windows])
+        found: dict[str, Tensor] = {}
+        for domain in np.unique(domains):
+            rows = torch.from_numpy(np.flatnonzero(domains == domain))
+            for name, values in self.streams[domain].windows(positions[rows.numpy()], self.length).items():
+                if name not in found:
+                    found[name] = values.new_empty(len(domains), self.length)
+                found[name][rows] = values
+        found["domains"] = torch.from_numpy(domains)
+        if not self.shift:
+            found["windows"] = torch.from_numpy(first[domains] + positions // self.length)
+        return found
+
+    def positions(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The domain of each row of batch ``index``, and where in its stream the window begins: int64 [B] each."""
+        domains, numbers = self.draws(index * self.batch_size + np.arange(self.batch_size, dtype=np.int64))
+        sizes = np.array([len(stream) for stream in self.streams])[domains]
+        epochs, places = np.divmod(numbers, sizes // self.length)
+        keys = _hashed(self.seed, DOMAINS, domains, epochs)
+        positions = self.length * permute_each(places, sizes // self.length, keys)
+        if self.shift:
+            positions += (keys % np.uint64(self.length)).astype(np.int64)
+        return domains, positions % sizes
+
+    def draws(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The domain of each sample [n], and the how-many-th sample of that domain it is, from 0: int64 [n] each."""
+        blocks, places = np.divmod(samples, BLOCK)
+        points = permute_each(places, np.full_like(places, BLOCK), _hashed(self.seed, BLOCKS, blocks))
+        known, which = np.unique(blocks, return_inverse=True)
+        bounds = self._bounds(known)[which]  # [n, k + 1]
+        domains = (points[:, None] >= bounds[:, 1:]).sum(1)
+        rows = np.arange(len(samples))
+        earlier = np.stack([self._earlier(int(block)) for block in known])[which]  # [n, k]
+        return domains, earlier[rows, domains] + points - bounds[rows, domains]
+
+    def _bounds(self, blocks: np.ndarray) -> np.ndarray:
+        """How many of a block's points lie before each domain, and 256: int64 [blocks, k + 1]."""
+        uniform = (_hashed(self.seed, POINTS, blocks) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        inner = np.clip(np.ceil(BLOCK * self._borders - uniform[:, None]), 0, BLOCK).astype(np.int64)
+        ends = np.zeros((len(blocks), 1), dtype=np.int64)
+        return np.concatenate([ends, inner, ends + BLOCK], axis=1)
+
+    @cached_property
+    def _borders(self) -> np.ndarray:
+        """Where the domains meet in the unit interval, [k - 1]; behind the last one that is read all of it is given."""
+        sums = np.cumsum(np.asarray(self.weights, dtype=np.float64))
+        borders = sums / sums[-1]
+        last = int(np.flatnonzero(np.asarray(self.weights) > 0)[-1])
+        borders[last:] = 1.0
+        return borders[:-1]
+
+    @cached_property
+    def _kept(self) -> list[np.ndarray]:
+        """Samples of each domain before block 0, STRIDE, 2 STRIDE, ...: as far as anybody has asked."""
+        return [np.zeros(len(self.streams), dtype=np.int64)]
+
+    def _earlier(self, block: int) -> np.ndarray:
+        """Samples of each domain before ``block``, int64 [k]."""
+        kept = self._kept
+        while len(kept) <= block // STRIDE:
+            begin = (len(kept) - 1) * STRIDE
+            kept.append(kept[-1] + self._counts(begin, begin + STRIDE))
+        begin = block // STRIDE * STRIDE
+        return kept[block // STRIDE] + self._counts(begin, block)
+
+    def _counts(self, begin: int, end: int) -> np.ndarray:
+        return np.diff(self._bounds(np.arange(begin, end)), axis=1).sum(0)
+
+
 def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """Where a permutation of ``range(size)``, keyed by (seed, epoch), sends ``places`` (int64 [n])."""
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
@@ -69,8 +195,21 @@ def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     return moved.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray:
-    mask, shift = np.uint64((1 << half_bits) - 1), np.uint64(half_bits)
+def permute_each(places: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """:func:`permute` with a size (int64) and a key (uint64) of each place's own, [n] all of them."""
+    half_bits = np.maximum(1, (np.frexp(np.maximum(sizes - 1, 1))[1] + 1) // 2).astype(np.uint64)
+    moved = places.astype(np.uint64)
+    outside = np.arange(len(moved))
+    while len(outside):
+        rounds = _hashed(keys[outside], np.arange(ROUNDS)[:, None])  # [ROUNDS, rows]
+        moved[outside] = _feistel(moved[outside], half_bits[outside], rounds)
+        outside = outside[moved[outside] >= sizes[outside]]
+    return moved.astype(np.int64)
+
+
+def _feistel(values: np.ndarray, half_bits: int | np.ndarray, keys: np.ndarray) -> np.ndarray:
+    shift = np.uint64(half_bits)
+    mask = (np.uint64(1) << shift) - np.uint64(1)
     left, right = values >> shift, values & mask
     for key in keys:
         left, right = right, left ^ (_mix(right ^ key) & mask)
@@ -80,6 +219,14 @@ def _feistel(values: np.ndarray, half_bits: int, keys: np.ndarray) -> np.ndarray
 def _words(seed: int, epoch: int, count: int) -> np.ndarray:
     """``count`` 64-bit words that depend on seed and epoch; word j is the same whatever the count."""
     return np.random.Philox(key=[seed, epoch]).random_raw(count)
+
+
+def _hashed(*parts: int | np.ndarray) -> np.ndarray:
+    """A 64-bit word for each combination of whole numbers (broadcast), in which their order counts."""
+    word = np.zeros(1, dtype=np.uint64)
+    for part in parts:
+        word = _mix(word ^ np.asarray(part).astype(np.uint64))
+    return word
 
 
 def _mix(words: np.ndarray) -> np.ndarray:

@@ -1,0 +1,129 @@
+"""The cross-entropy of every token by itself, for losses that weigh tokens by something known only afterwards.
+
+For token ``n`` with hidden state ``h_n`` [D], output matrix ``W`` [V, D], label ``y_n`` and incoming gradient ``g_n``::
+
+    z_n = W h_n,   l_n = log sum_v exp(z_nv) - z_n[y_n],   G_n = softmax(z_n) - onehot(y_n)
+    d / d h_n = g_n W^T G_n,          d / d W = sum_n G_n (g_n h_n)^T
+
+``kernels/losses.py`` multiplies by ``g`` a scalar, known in advance up to its size, and throws the logits away. Here
+``g_n`` depends on the losses of the whole batch (DoReMi weighs by the domains' excess), so the forward pass keeps
+``G`` [N, V] in the precision of the products, and the backward pass scales the rows of ``h`` and not those of ``G``.
+The work is the same three products; the memory is N x V numbers of that precision, half of what logits and their
+gradient take in torch.
+
+Losses are made by the same operations with and without gradients: equal models have equal losses, bit for bit.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mickle.kernels import losses
+from mickle.kernels.dispatch import refuse_second_derivative, use_plain
+from mickle.kernels.losses import IGNORE
+
+
+def token_losses(hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Cross-entropy of each token in nats, [...]; 0, without a gradient, where the label is ``ignore_index``.
+
+    hidden: [..., D], floating. With ``weight`` None these are the logits themselves, [..., V].
+    weight: [V, D] output matrix, or None. labels: [...] int64.
+
+    Returns float32 (float64 for float64 input), whatever the precision of the products; under autocast the products
+    run in its precision. Differentiable once with respect to ``hidden`` and ``weight``.
+    """
+    if use_plain():
+        return token_losses_plain(hidden, weight, labels, ignore_index)
+    if weight is not None and hasattr(weight, "full_tensor"):  # a DTensor that nobody has gathered
+        weight = weight.full_tensor()
+    counted = labels != ignore_index  # masked-token training leaves most positions out
+    every = bool(counted.all())
+    hidden, labels = (
+        (hidden.flatten(0, -2), labels.flatten()) if every else (hidden[counted], labels[counted])
+    )
+    wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
+    precision = hidden.dtype if weight is None else losses._product_precision(hidden)
+    function = _TokenLosses.apply if wanted and torch.is_grad_enabled() else _without_gradient
+    found: Tensor = function(hidden, weight, labels, precision)
+    # No view: sharded models hang hooks on what they return.
+    return found.new_zeros(counted.shape).masked_scatter(counted, found)
+
+
+def token_losses_plain(
+    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE
+) -> Tensor:
+    """``token_losses`` by its definition: can be differentiated any number of times."""
+    logits = hidden if weight is None else F.linear(hidden, weight)  # [..., V]
+    logits = logits.reshape(-1, logits.shape[-1]).to(losses._wide(logits.dtype))  # [N, V]
+    found = F.cross_entropy(logits, labels.reshape(-1), ignore_index=ignore_index, reduction="none")
+    return found.view(labels.shape)
+
+
+class _TokenLosses(torch.autograd.Function):
+    """hidden [N, D], weight [V, D] or None, labels [N], all of which count -> losses [N]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype
+    ) -> Tensor:
+        inputs = hidden.to(precision)  # [N, D]
+        matrix = None if weight is None else weight.to(precision)
+        vocabulary = hidden.shape[-1] if weight is None else len(weight)
+        kept = hidden.new_empty(len(labels), vocabulary, dtype=precision)
+        found = hidden.new_empty(len(labels), dtype=losses._wide(hidden.dtype))
+        for rows in _chunks(len(labels), vocabulary, precision):
+            found[rows] = _losses_of(inputs[rows], matrix, labels[rows], kept[rows])
+        ctx.save_for_backward(inputs, matrix, kept)
+        ctx.kinds = hidden.dtype, None if weight is None else weight.dtype
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
+        inputs, matrix, kept = ctx.saved_tensors
+        hidden_kind, weight_kind = ctx.kinds
+        scale = gradient.unsqueeze(-1)  # [N, 1]
+        if matrix is None:
+            return (kept * scale).to(hidden_kind), None, None, None
+        hidden_gradient = weight_gradient = None
+        if ctx.needs_input_grad[0]:
+            hidden_gradient = (losses._product(kept, matrix) * scale).to(hidden_kind)
+        if ctx.needs_input_grad[1]:
+            scaled = (inputs * scale).to(inputs.dtype)
+            total = matrix.new_zeros(matrix.shape, dtype=losses._wide(weight_kind))
+            for rows in _chunks(len(inputs), len(matrix), inputs.dtype):
+                total += losses._product(kept[rows].T, scaled[rows])  # sums of chunks in float32
+            weight_gradient = total.to(weight_kind)
+        return hidden_gradient, weight_gradient, None, None
+
+
+def _without_gradient(
+    hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype
+) -> Tensor:
+    """The same losses [N], one chunk's logits at a time."""
+    inputs = hidden.to(precision)
+    matrix = None if weight is None else weight.to(precision)
+    vocabulary = hidden.shape[-1] if weight is None else len(weight)
+    found = hidden.new_empty(len(labels), dtype=losses._wide(hidden.dtype))
+    chunks = _chunks(len(labels), vocabulary, precision)
+    most = max((rows.stop - rows.start for rows in chunks), default=0)
+    space = hidden.new_empty(most, vocabulary, dtype=precision)
+    for rows in chunks:
+        found[rows] = _losses_of(inputs[rows], matrix, labels[rows], space[: rows.stop - rows.start])
+    return found
+
+
+def _losses_of(inputs: Tensor, matrix: Tensor | None, labels: Tensor, space: Tensor) -> Tensor:
+    """Losses [C] of some tokens; ``space`` [C, V] becomes their softmax - onehot."""
+    if matrix is None:
+        space.copy_(inputs)
+    else:
+        losses._product(inputs, matrix.T, out=space)
+    counted = torch.ones_like(labels, dtype=torch.bool)
+    return losses._losses_to_gradients(space, labels, counted, None, 0.0)
+
+
+def _chunks(tokens: int, vocabulary: int, precision: torch.dtype) -> list[slice]:
+    return losses._chunks(tokens, losses.CHUNK_BYTES // (precision.itemsize * vocabulary))

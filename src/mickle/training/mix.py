@@ -1,0 +1,227 @@
+"""``mickle mix``: a corpus with domains in, the weights to sample them by out (DoReMi, arXiv 2305.10429).
+
+Each round trains a reference model on the reference weights, then a proxy of the same size by group DRO
+(``doremi.py``); the next round's reference weights are the ones found. The file ``weights.yaml`` is what
+``mickle pretrain --mixture`` reads. All of it lies in ``.scratch`` while it is being made: a run killed anywhere goes
+on where it was, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mickle.config import Config, Input
+from mickle.events import Emit, Noted, Warned
+from mickle.machine import Forecast
+from mickle.step import Step
+from mickle.storage import SCRATCH
+
+if TYPE_CHECKING:
+    from mickle.data.domains import Grouping
+    from mickle.data.packing import TokenStream
+    from mickle.training.mix_results import Round
+    from mickle.training.pretrain import Pretrain
+    from mickle.training.pretrain_plan import Plan
+
+SETTLED = 1e-3  # change of a weight below which rounds end (the paper's criterion)
+
+
+class Robust(Config):
+    """How the proxy's weights move; the defaults are the paper's."""
+
+    eta: float = Field(1.0, gt=0, le=100, description="step size of the weights, on excess in nats")
+    smoothing: float = Field(
+        1e-3, ge=0, lt=1, description="share of the uniform distribution in every step (c)"
+    )
+    score: Literal["excess", "hardest", "easiest"] = Field(
+        "excess", description="what is worst: loss over the reference's; the others are controls"
+    )
+    loss: Literal["token", "domain_mean"] = Field(
+        "token", description="weights on tokens (the authors' code) or on each domain's mean (their equation)"
+    )
+    unseen: Literal["keep", "last"] = Field(
+        "keep", description="a domain that a batch lacks: its weight stays, or its last excess counts again"
+    )
+    sampling: Literal["uniform", "reference"] = Field(
+        "uniform", description="how the proxy's batches are drawn; its loss is corrected for it"
+    )
+    burn_in: float = Field(
+        0.0, ge=0, lt=1, description="share of first steps left out of the mean (ours; the paper has 0)"
+    )
+
+
+class Mix(Step):
+    """Find the weights to sample a corpus's domains by (DoReMi)."""
+
+    kind: ClassVar[str] = "mixture"
+    positional: ClassVar[str] = "data"
+    example: ClassVar[str] = "mickle mix corpus --out mixture"
+
+    data: Input = Field(description="corpus folder, or Parquet files with columns `text` and `domain`")
+    by: Literal["domain", "language"] = Field("domain", description="the column whose values are the domains")
+    groups: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="domains made of several values: {web: ['*.org', '*.net'], rest: ['*']}",
+    )
+    reference_weights: Literal["proportional", "uniform"] | Input = Field(
+        "proportional", description="what the reference is trained on: by tokens, uniform, or a weights file"
+    )
+    rounds: int = Field(
+        1, ge=1, le=20, description="repetitions with the weights found; ends when they settle"
+    )
+    robust: Robust = Field(default_factory=Robust, description="how the weights move")
+    size: Literal["tiny", "small", "base"] | int = Field(
+        "tiny",
+        description="of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters",
+    )
+    tokenizer: Input | None = Field(
+        None, description="tokenizer.json or a folder with one (default: train one)"
+    )
+    vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
+    sequence_length: int | None = Field(
+        None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)"
+    )
+    batch_tokens: int | None = Field(
+        None, ge=1, description="tokens a step (default: from size, at least 4 sequences of a domain)"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="of each training (default: 20 tokens a parameter, one epoch at most)"
+    )
+    epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the corpus")
+    learning_rate: float | None = Field(None, gt=0, description="at its peak (default: as in pretrain)")
+    heldout_share: float | None = Field(
+        None, ge=0, lt=1, description="share of pages that pretrain holds out and mix leaves alone, too"
+    )
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="of products (default: as in pretrain)"
+    )
+    accumulate: int | None = Field(
+        None, ge=1, description="parts of a batch (default: as few as fit in memory)"
+    )
+    save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
+    budget_tokens: int | None = Field(None, ge=1, description="tokens that the weights will be used for")
+    max_repeats: float | None = Field(
+        None, gt=0, description="epochs of a domain within that budget at most; the others share the rest"
+    )
+    floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
+
+    @model_validator(mode="after")
+    def _agree(self) -> Mix:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError("give steps or epochs, not both")
+        if self.tokenizer is not None and self.vocabulary_size is not None:
+            raise ValueError("a given tokenizer has its own vocabulary; leave vocabulary_size out")
+        if isinstance(self.size, int) and self.size < 10_000:
+            raise ValueError("a size in parameters is at least 10000")
+        if self.max_repeats is not None and self.budget_tokens is None:
+            raise ValueError("max_repeats needs budget_tokens: repeats of a domain follow from it")
+        return self
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self.training.fingerprint()
+
+    @cached_property
+    def training(self) -> Pretrain:
+        """Reference and proxy as a pretraining: what is left out is derived by its rules."""
+        from mickle.training.pretrain import Pretrain
+
+        shared = (
+            "data size tokenizer vocabulary_size sequence_length batch_tokens steps epochs learning_rate "
+            "heldout_share precision accumulate save_every seed"
+        )
+        given = {name: getattr(self, name) for name in shared.split()}
+        return Pretrain(**{name: value for name, value in given.items() if value is not None})
+
+    @property
+    def grouping(self) -> Grouping:
+        """How pages fall into domains."""
+        from mickle.data.domains import Grouping
+
+        return Grouping(self.by, {name: tuple(patterns) for name, patterns in self.groups.items()})
+
+    def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        from mickle.data.domains import domain_streams
+        from mickle.training import mix_plan, mix_results, mix_round
+        from mickle.training.pretrain_data import split_pages
+
+        scratch = work / SCRATCH
+        _, share = split_pages(self.data, self.heldout_share)
+        tokenizer = self.training._tokenizer(scratch / "tokenizer", share, emit)
+        streams = domain_streams(self.data, share, tokenizer, scratch / "streams", self.grouping, emit)
+        plan = self._plan(scratch / "plan.json", tokenizer.size, [len(stream) for stream in streams.values()])
+        weights = self._first_weights(streams)
+        mix_plan.limited_weights(
+            self, weights, streams
+        )  # refuses bounds that no weights can keep before anything is trained
+        for line in [*plan.lines(), mix_results.domain_line(streams, weights)]:
+            emit(Noted(line))
+        warnings = mix_plan.doubts(plan, streams, mix_round.drawn_by(self, weights))
+        rounds: list[Round] = []
+        for number in range(1, self.rounds + 1):
+            done = mix_round.run_round(self, number, plan, streams, weights, work, emit)
+            rounds.append(done)
+            weights = done.weights
+            emit(Noted(mix_results.round_line(list(streams), done)))
+            if done.change < SETTLED:
+                break
+        warnings += mix_results.doubts(list(streams), rounds)
+        for warning in warnings:
+            emit(Warned(warning))
+        final = mix_plan.limited_weights(self, weights, streams)
+        return mix_results.write(work, self, plan, streams, rounds, final, warnings)
+
+    def dry_run(self) -> tuple[Forecast, str]:
+        from mickle.data.domains import domain_sizes
+        from mickle.data.heldout import training_texts
+        from mickle.training.mix_plan import extra_memory, plan_of
+        from mickle.training.mix_results import preview
+        from mickle.training.pretrain import _first_texts
+        from mickle.training.pretrain_data import split_pages
+        from mickle.training.pretrain_plan import disk, memory, step_seconds
+
+        split, share = split_pages(self.data, self.heldout_share)
+        sizes = domain_sizes(self.data, share, self.grouping)
+        texts = _first_texts(training_texts(self.data, share))
+        tokenizer = self.training._given_tokenizer() or self.training._trained_tokenizer(texts)
+        seen = sum(len(text.encode("utf-8")) for text in texts)
+        rate = sum(map(len, tokenizer.encode_documents(texts))) / seen
+        tokens = {name: round(size.bytes * rate) for name, size in sizes.items()}
+        plan = plan_of(self.training, tokenizer.size, list(tokens.values()))
+        each = step_seconds(self.training, plan) * plan.steps
+        needed = memory(plan) + extra_memory(plan)
+        space = disk(plan, 2 * split.training_bytes) + 4 * sum(tokens.values())
+        # A reference, and a proxy that also runs the reference forward, which is a third of a step.
+        forecast = Forecast(needed, self.rounds * each * (1 + 4 / 3), space, tuple(plan.lines()))
+        return forecast, preview(tokens, plan)
+
+    def after(self, out: Path) -> str:
+        return f"mickle pretrain {self.data} --mixture {out / 'weights.yaml'}"
+
+    def _plan(self, file: Path, vocabulary: int, tokens: Sequence[int]) -> Plan:
+        """The plan, kept: it depends on the free memory, and a restart must not decide otherwise."""
+        from mickle.storage import read_json, write_json
+        from mickle.training.mix_plan import plan_of
+        from mickle.training.pretrain_plan import Plan
+
+        if not file.is_file():
+            write_json(file, asdict(plan_of(self.training, vocabulary, tokens)))
+        return Plan(**read_json(file))
+
+    def _first_weights(self, streams: dict[str, TokenStream]) -> tuple[float, ...]:
+        """The first round's reference weights, in the order of names."""
+        from mickle.data.domains import read_weights, refuse_other_names
+
+        if isinstance(self.reference_weights, Path):
+            given = read_weights(self.reference_weights)
+            refuse_other_names(given, list(streams), str(self.reference_weights))
+            return given.weights
+        if self.reference_weights == "uniform":
+            return (1 / len(streams),) * len(streams)
+        total = sum(map(len, streams.values()))
+        return tuple(len(stream) / total for stream in streams.values())
