@@ -38,7 +38,10 @@ class Progressed(Event):
 
 @dataclass(frozen=True)
 class Trained(Event):
-    """One optimizer step: mean loss (nats), learning rate, gradient norm before clipping, tokens and seconds so far."""
+    """One optimizer step: mean loss (nats), learning rate, gradient norm before clipping, tokens and seconds so far.
+
+    ``count``: how many terms the mean is over (of a masked model, the tokens that were hidden), or their weights' sum.
+    """
 
     step: int
     loss: float
@@ -47,6 +50,7 @@ class Trained(Event):
     tokens: int
     seconds: float
     extra: dict[str, float] = field(default_factory=dict)
+    count: float = 0.0
 
 
 @dataclass(frozen=True)

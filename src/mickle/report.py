@@ -248,10 +248,34 @@ def _study(folder: Path, manifest: Manifest) -> Section:
     return Section("The study", "A paper's claim, measured here.", drawn, (Table(("", ""), rows),))
 
 
+def _mixture(folder: Path, manifest: Manifest) -> Section:
+    lead = "How much of each domain to read: weights of a small robust proxy, averaged over its run (DoReMi)."
+    return _drawn("The mixture", lead, folder, manifest)
+
+
+def _planned(folder: Path, manifest: Manifest) -> Section:
+    return _drawn(
+        "The plan",
+        "What this much data and this budget can give, before any of it is spent.",
+        folder,
+        manifest,
+    )
+
+
+def _drawn(title: str, lead: str, folder: Path, manifest: Manifest) -> Section:
+    """A folder's figures and the plain values of its summary."""
+    summary = manifest.meta.get("summary", {})
+    drawn = tuple(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg"))[:3])
+    rows = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
+    return Section(title, lead, drawn, (Table(("", ""), rows, frozenset({1})),))
+
+
 SECTIONS: dict[str, Callable[[Path, Manifest], Section]] = {
     "corpus": corpus_section,
     "model": _model,
     "evaluation": _evaluation,
+    "mixture": _mixture,
+    "plan": _planned,
     "samples": _samples,
     "study": _study,
 }

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 STEPS = {
     "curate": ("mickle.data.curate:Curate", "pages -> corpus"),
+    "mix": ("mickle.training.mix:Mix", "corpus with domains -> weights to sample them by"),
+    "plan": ("mickle.planning.plan:Plan", "data and a budget -> size, epochs, dropout, memory, hours"),
     "pretrain": ("mickle.training.pretrain:Pretrain", "corpus -> model"),
     "evaluate": ("mickle.evaluation.evaluate:Evaluate", "model -> how good it is: loss, length"),
     "sample": ("mickle.sampling.sample:Sample", "model -> text"),

@@ -28,7 +28,7 @@ def test_no_objective_is_forgotten() -> None:
     }
     assert found == set(CASES)
     for name in found:
-        assert list(inspect.signature(getattr(objectives, name)).parameters) == ["model", "batch"]
+        assert list(inspect.signature(getattr(objectives, name)).parameters)[:2] == ["model", "batch"]
         assert CASES[name].objective is getattr(objectives, name)
 
 

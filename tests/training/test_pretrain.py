@@ -181,7 +181,13 @@ def test_a_given_tokenizer_is_used_as_it_is(model, corpus, tmp_path):
 
 @pytest.mark.parametrize("position", ["none", "alibi"])
 def test_other_positions_and_last_weights(corpus, tmp_path, position):
-    settings = {**SMALL, "steps": 2, "position": position, "weights": "last", "optimizer": {"kind": "sophia"}}
+    settings = {
+        **SMALL,
+        "steps": 2,
+        "architecture": {"position": position},
+        "weights": "last",
+        "optimizer": {"kind": "sophia"},
+    }
     out = execute(Pretrain(data=corpus, **settings), tmp_path / "model", ignore)
     assert storage.open_folder(out).meta["summary"]["kept_step"] == 2
 
@@ -227,7 +233,7 @@ def test_fewer_than_25_settings():
         ({"size": 12}, "size in parameters"),
         ({"vocabulary_size": 100}, "vocabulary_size"),
         ({"tokenizer": "t", "vocabulary_size": 300}, "vocabulary_size"),
-        ({"dropout": 1}, "dropout"),
+        ({"dropout": {"rate": 1}}, "dropout"),
         ({"stepz": 1}, "did you mean 'steps'"),
     ],
 )

@@ -27,6 +27,7 @@ from mickle.errors import UsageError
 from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Started, Trained, Warned
 from mickle.training import checkpoint, distributed
 from mickle.training.closure import Closure, derived_seed, seeded
+from mickle.training.dropout import set_dropout
 from mickle.training.guard import BadNumbers, LossWatch
 from mickle.training.interruption import Interruption
 from mickle.training.objectives import Batch, Objective
@@ -48,6 +49,7 @@ class _Plan:
     optimizer: Optimizer
     steps: int
     schedule: Schedule
+    dropout: Schedule | None
     accumulate: int
     clip_norm: float | None
     precision: str
@@ -85,6 +87,7 @@ def fit(
     *,
     steps: int,
     schedule: Schedule = constant,
+    dropout: Schedule | None = None,
     accumulate: int = 1,
     clip_norm: float | None = 1.0,
     precision: Literal["float32", "bfloat16"] = "float32",
@@ -107,6 +110,7 @@ def fit(
         :class:`~mickle.training.closure.Closure`. What its method ``statistics()``, if it has one, returns
         goes into the events.
     schedule: (step, steps) -> factor on the learning rate that each parameter group came with.
+    dropout: (step, steps) -> the rate that every dropout of the model has in this step; None leaves them alone.
     clip_norm: largest norm of the gradient, None for no clipping.
     precision: "bfloat16" runs forward passes under autocast; weights, gradients and state stay as they are.
     evaluate: model (in eval mode, without gradients) -> values; run every ``evaluate_every`` steps and at the
@@ -149,6 +153,7 @@ def fit(
         "given": dict(identity or {}),
         "optimizer": _describe_optimizer(optimizer),
         "schedule": _describe(schedule),
+        "dropout": None if dropout is None else _describe(dropout),
         "objective": _describe(objective),
         "clip_norm": clip_norm,
         "precision": precision,
@@ -161,6 +166,7 @@ def fit(
         optimizer,
         steps,
         schedule,
+        dropout,
         accumulate,
         clip_norm,
         precision,
@@ -214,6 +220,8 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
     factor = plan.schedule(step, plan.steps)
     for group in plan.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
+    if plan.dropout is not None:
+        set_dropout(plan.model, plan.dropout(step, plan.steps))
     batch = plan.batches(step)
     watch = LossWatch(**counters.watch) if plan.watch_loss else None
     closure = Closure(
@@ -242,7 +250,14 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
     extra = _statistics(plan.optimizer)
     rate = plan.optimizer.param_groups[0]["lr"]
     return bad, Trained(
-        step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra
+        step + 1,
+        closure.loss,
+        rate,
+        closure.gradient_norm,
+        counters.tokens,
+        counters.seconds,
+        extra,
+        closure.count,
     )
 
 
@@ -314,6 +329,7 @@ def _evaluate(plan: _Plan, step: int) -> dict[str, float]:
     reduced = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
     with torch.no_grad(), seeded(derived_seed(plan.seed, step, -2), device), reduced:
         values = plan.evaluate(plan.model)
+    distributed.forget_forward(plan.model)
     plan.model.train()
     if not values:
         raise UsageError("the evaluation measured nothing", expected="at least one named value")

@@ -28,6 +28,7 @@ class AdamW(Config):
     weight_decay: float = Field(
         0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none"
     )
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
 
 class Sophia(Config):
@@ -51,6 +52,7 @@ class Sophia(Config):
     weight_decay: float = Field(
         0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none"
     )
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of :class:`mickle.training.sophia.Sophia`, every one of them resolved."""

@@ -1,50 +1,83 @@
 """``mickle pretrain``: pages in, a small language model out, as a plain Hugging Face folder.
 
 The one dial is ``size``; ``pretrain_plan.py`` derives what is left out, and the run prints it. Tokenizer, token
-stream and checkpoints are kept in ``.scratch`` while the run lasts, so that a run killed at any moment goes on
-where it was.
+streams and checkpoints are kept in ``.scratch`` while the run lasts, so that a run killed at any moment goes on
+where it was. With ``start`` a model that exists is trained further, whatever its architecture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mickle.config import Input
+from mickle.config import Config, Input
+from mickle.data.masking import Masking
 from mickle.errors import UsageError
-from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Progressed, Started, Trained
+from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Started, Trained, Warned
 from mickle.machine import Forecast
 from mickle.step import Step
 from mickle.storage import SCRATCH
+from mickle.training.dropout import Dropout
 from mickle.training.optimizers import AdamW, OptimizerSettings, Schedule
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mickle.data.heldout import Split
-    from mickle.data.packing import TokenStream
-    from mickle.data.records import Page
     from mickle.data.tokenizer import TextTokenizer
+    from mickle.training.origin import Origin
+    from mickle.training.pretrain_data import Text
     from mickle.training.pretrain_plan import Plan
 
 METRICS = "metrics.jsonl"
 HELDOUT = "heldout.parquet"
-QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
 PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
 
 
+class NextToken(Config):
+    """Predict each token from those before it."""
+
+    kind: Literal["next"] = "next"
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share of each target spread over the vocabulary")
+
+
+class Architecture(Config):
+    """What the fresh model is made of, beside its size."""
+
+    position: Literal["rotary", "none", "learned", "sinusoidal", "alibi", "t5"] = Field(
+        "rotary",
+        description="how the model knows positions; rotary saves as a plain Llama or EuroBERT folder",
+    )
+    experts: int = Field(
+        1, ge=1, le=256, description="feed-forward networks a layer; above 1 a Mixtral folder"
+    )
+    experts_per_token: int = Field(2, ge=1, description="how many of them each token passes through")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="share of rows that skip the last block, fewer before"
+    )
+
+
 class Pretrain(Step):
-    """Train a small language model on pages, from nothing."""
+    """Train a small language model on pages, from nothing or from a model folder."""
 
     kind: ClassVar[str] = "model"
     positional: ClassVar[str] = "data"
     example: ClassVar[str] = "mickle pretrain corpus --size tiny --out model"
 
     data: Input = Field(description="corpus folder, or Parquet files with a column `text`")
+    mixture: Input | None = Field(
+        None, description="domain weights, the weights.yaml of `mickle mix` (default: pages as they are)"
+    )
+    objective: Annotated[NextToken | Masking, Field(discriminator="kind")] = Field(
+        default_factory=NextToken, description="next (a decoder) or masked (an encoder), and its settings"
+    )
+    start: Input | None = Field(
+        None, description="model folder to go on from, with its tokenizer (default: a fresh model)"
+    )
     size: Literal["tiny", "small", "base"] | int = Field(
         "tiny",
         description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters",
@@ -68,10 +101,10 @@ class Pretrain(Step):
         None, gt=0, description="at its peak (default: optimizer.learning_rate x (10^6 / parameters)^(1/4))"
     )
     schedule: Schedule = Field(default_factory=Schedule, description="how the learning rate moves")
-    position: Literal["rotary", "none", "learned", "sinusoidal", "alibi", "t5"] = Field(
-        "rotary", description="how the model knows positions; rotary saves as a plain Llama folder"
+    architecture: Architecture = Field(
+        default_factory=Architecture, description="what a fresh model is made of"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of activations left out in training")
+    dropout: Dropout = Field(default_factory=Dropout, description="how much of it, and from when")
     heldout_share: float | None = Field(
         None,
         ge=0,
@@ -84,7 +117,6 @@ class Pretrain(Step):
     accumulate: int | None = Field(
         None, ge=1, description="parts of a batch (default: as few as fit in memory)"
     )
-    clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
     on_bad_numbers: Literal["stop", "skip", "back"] = Field(
         "stop", description="when a loss or gradient is not finite or jumps"
     )
@@ -93,7 +125,6 @@ class Pretrain(Step):
     weights: Literal["best", "last"] = Field(
         "best", description="which weights to keep, best by held-out loss"
     )
-    compile: bool = Field(False, description="run the model through torch.compile")
 
     @model_validator(mode="after")
     def _agree(self) -> Pretrain:
@@ -103,6 +134,9 @@ class Pretrain(Step):
             raise ValueError("a given tokenizer has its own vocabulary; leave vocabulary_size out")
         if isinstance(self.size, int) and self.size < 10_000:
             raise ValueError("a size in parameters is at least 10000")
+        fresh = self.model_fields_set & {"size", "architecture", "vocabulary_size", "tokenizer"}
+        if self.start is not None and fresh:
+            raise ValueError(f"the model of start has its own {', '.join(sorted(fresh))}; leave that out")
         return self
 
     def fingerprint(self) -> dict[str, Any]:
@@ -112,23 +146,27 @@ class Pretrain(Step):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.models.folder import save_model
+        from mickle.training.pretrain_data import read_text, split_pages
 
         scratch = work / SCRATCH
         split, share = split_pages(self.data, self.heldout_share)
         emit(Noted(_count_line(split, share)))
         tokenizer = self._tokenizer(scratch / "tokenizer", share, emit)
-        stream = self._stream(scratch / "stream", tokenizer, split, share, emit)
-        plan, forecast = self._plan(scratch / "plan.json", tokenizer, stream, split)
-        for line in [*plan.lines(), _forecast_line(forecast)]:
+        text = read_text(self, scratch / "stream", tokenizer, split, share, emit)
+        plan, forecast = self._plan(scratch / "plan.json", tokenizer, text, split)
+        for line in [*plan.lines(), *text.lines(plan), _forecast_line(forecast)]:
             emit(Noted(line))
+        for line in self.objective.remarks() if isinstance(self.objective, Masking) else []:
+            emit(Warned(line))
         if split.heldout:
             _write_heldout(split, work / HELDOUT)
-        model, last = self._train(plan, stream, tokenizer, split, work, emit)
+        model, last = self._train(plan, text, tokenizer, split, work, emit)
         step = self._choose_weights(model, scratch / "checkpoints", plan.steps, bool(split.heldout))
         emit(Noted(f"weights of step {step:,} of {plan.steps:,} are kept ({self.weights} by held-out loss)"))
         save_model(model, work, tokenizer)
         return {
-            "parameters": plan.config.parameters(),
+            "parameters": plan.parameters,
+            "objective": self.objective.kind,
             "training_pages": split.training_pages,
             "heldout_pages": len(split.heldout),
             "heldout_overlap": 0,  # split() has checked it, by content
@@ -142,61 +180,78 @@ class Pretrain(Step):
 
     def dry_run(self) -> tuple[Forecast, str]:
         from mickle.data.heldout import training_texts
-        from mickle.data.tokenizer import open_text_tokenizer, train_tokenizer
-        from mickle.training.pretrain_plan import derived_vocabulary, resolve
+        from mickle.training.pretrain_data import split_pages
+        from mickle.training.pretrain_plan import resolve
 
         split, share = split_pages(self.data, self.heldout_share)
         texts = _first_texts(training_texts(self.data, share))
-        size = self.vocabulary_size or derived_vocabulary(self.size)
-        if self.tokenizer is not None:
-            tokenizer = open_text_tokenizer(self.tokenizer)
-        else:
-            tokenizer = train_tokenizer(texts, size, or_fewer=self.vocabulary_size is None)
+        tokenizer = self._given_tokenizer() or self._trained_tokenizer(texts)
         documents = tokenizer.encode_documents(texts)
         seen = sum(len(text.encode("utf-8")) for text in texts)
         tokens = round(sum(map(len, documents)) * split.training_bytes / seen)
-        plan = resolve(self, tokenizer.size, tokens)
-        forecast = _forecast(self, plan, split)
+        model = self._model_to_go_on_from(tokenizer)
+        plan = resolve(self, tokenizer.size, tokens, _origin(model))
+        forecast = _forecast(self, plan, split, model)
         notes = (_count_line(split, share), *plan.lines(), *forecast.notes)
-        return Forecast(forecast.memory_bytes, forecast.seconds, forecast.disk_bytes, notes), _preview(
+        return Forecast(forecast.memory_bytes, forecast.seconds, forecast.disk_bytes, notes), self._preview(
             tokenizer, documents[0], plan
         )
 
     def after(self, out: Path) -> str:
+        if self.objective.kind == "masked":
+            return f"mickle evaluate {out} --task masked"
         return f"mickle evaluate {out} --task loss --task.baselines-from {self.data}"
 
     def _tokenizer(self, folder: Path, share: float, emit: Emit) -> TextTokenizer:
         """The given tokenizer or one trained on the training pages; kept, so that a restart has the same."""
         from mickle.data.heldout import training_texts
-        from mickle.data.tokenizer import open_text_tokenizer, train_tokenizer
-        from mickle.training.pretrain_plan import derived_vocabulary
+        from mickle.data.tokenizer import open_text_tokenizer
 
         if (folder / "tokenizer_config.json").is_file():  # written last
             return open_text_tokenizer(folder)
-        if self.tokenizer is not None:
-            tokenizer = open_text_tokenizer(self.tokenizer)
-        else:
-            size = self.vocabulary_size or derived_vocabulary(self.size)
+        tokenizer = self._given_tokenizer()
+        if tokenizer is None:
             emit(Started("training the tokenizer", 0, "pages"))
-            texts = (text for batch in training_texts(self.data, share) for text in batch)
-            tokenizer = train_tokenizer(texts, size, or_fewer=self.vocabulary_size is None)
+            tokenizer = self._trained_tokenizer(
+                text for batch in training_texts(self.data, share) for text in batch
+            )
         folder.mkdir(parents=True, exist_ok=True)
         tokenizer.save(folder)
         return tokenizer
 
-    def _stream(
-        self, folder: Path, tokenizer: TextTokenizer, split: Split, share: float, emit: Emit
-    ) -> TokenStream:
-        from mickle.data.heldout import training_texts
-        from mickle.data.packing import pack
+    def _given_tokenizer(self) -> TextTokenizer | None:
+        """The tokenizer that was named, or that of the model to go on from."""
+        from mickle.data.tokenizer import open_text_tokenizer
 
-        emit(Started("tokenizing", split.training_pages, "pages"))
-        texts = training_texts(self.data, share)
-        return pack(texts, tokenizer, folder, split.training_bytes, lambda pages: emit(Progressed(pages)))
+        source = self.tokenizer or self.start
+        if source is None:
+            return None
+        tokenizer = open_text_tokenizer(source)
+        if self.objective.kind == "masked" and tokenizer.mask is None:
+            raise UsageError(
+                "This tokenizer has no mask token, which masked training puts in the place of hidden tokens.",
+                where=str(source),
+                expected="mask_token in tokenizer_config.json, and the token in tokenizer.json",
+                todo="leave `tokenizer` out to train one, or use objective: {kind: next}",
+            )
+        return tokenizer
 
-    def _plan(
-        self, file: Path, tokenizer: TextTokenizer, stream: TokenStream, split: Split
-    ) -> tuple[Plan, Forecast]:
+    def _trained_tokenizer(self, texts: Iterable[str]) -> TextTokenizer:
+        from mickle.data.tokenizer import train_tokenizer
+        from mickle.training.pretrain_plan import derived_vocabulary
+
+        size = self.vocabulary_size or derived_vocabulary(self.size)
+        masked = self.objective.kind == "masked"
+        return train_tokenizer(texts, size, or_fewer=self.vocabulary_size is None, mask=masked)
+
+    def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> nn.Module | None:
+        from mickle.training.origin import open_origin
+
+        if self.start is None:
+            return None
+        return open_origin(self.start, self.objective.kind == "next", tokenizer.size)
+
+    def _plan(self, file: Path, tokenizer: TextTokenizer, text: Text, split: Split) -> tuple[Plan, Forecast]:
         """The run's numbers. They are kept: some are measured, and a restart must not measure otherwise."""
         from mickle.storage import check_space, read_json, write_json
         from mickle.training.pretrain_plan import Plan, resolve
@@ -205,46 +260,60 @@ class Pretrain(Step):
             kept = read_json(file)
             notes = tuple(kept["forecast"].pop("notes"))
             return Plan(**kept["plan"]), Forecast(**kept["forecast"], notes=notes)
-        plan = resolve(self, tokenizer.size, len(stream))
-        forecast = _forecast(self, plan, split)
+        model = self._model_to_go_on_from(tokenizer)
+        plan = resolve(self, tokenizer.size, text.tokens, _origin(model))
+        text.batches(plan, self.seed)  # refuses streams that are too short
+        forecast = _forecast(self, plan, split, model)
         check_space(file.parent, forecast.disk_bytes)
         write_json(file, {"plan": asdict(plan), "forecast": asdict(forecast)})
         return Plan(**read_json(file)["plan"]), forecast
 
     def _train(
-        self, plan: Plan, stream: TokenStream, tokenizer: TextTokenizer, split: Split, work: Path, emit: Emit
+        self, plan: Plan, text: Text, tokenizer: TextTokenizer, split: Split, work: Path, emit: Emit
     ) -> tuple[nn.Module, dict[str, float]]:
         """The trained model and what the last evaluation measured."""
         from mickle import machine
-        from mickle.data.mixture import Mixture
         from mickle.models.decoder import Decoder
         from mickle.training.loop import fit
-        from mickle.training.objectives import next_token
         from mickle.training.optimizers import build_optimizer
+        from mickle.training.pretrain_data import heldout_measure, objective_and_batches
 
         machine.seed_everything(self.seed)
-        model = Decoder(plan.config, seed=self.seed).to(machine.device())
+        model = self._model_to_go_on_from(tokenizer)
+        if model is None:
+            model = Decoder(plan.config, seed=self.seed).to(machine.device())
+        objective, batches = objective_and_batches(self, text, plan, tokenizer)
         settings = self.optimizer.model_copy(update={"learning_rate": plan.learning_rate})
         events = fit(
             model,
-            next_token,
-            Mixture(stream, plan.batch_size, plan.sequence_length, self.seed),
+            objective,
+            batches,
             build_optimizer(settings, model),
             steps=plan.steps,
             schedule=self.schedule,
+            dropout=self.dropout if self.dropout.rate else None,
             accumulate=plan.accumulate,
-            clip_norm=self.clip_norm,
+            clip_norm=self.optimizer.clip_norm,
             precision=plan.precision,  # type: ignore[arg-type]
-            evaluate=heldout_measure(split.heldout, tokenizer, plan) if split.heldout else None,
+            evaluate=heldout_measure(self, split.heldout, tokenizer, plan) if split.heldout else None,
             evaluate_every=plan.evaluate_every,
             checkpoints=work / SCRATCH / "checkpoints",
             save_every=plan.save_every,
             seed=self.seed,
             on_bad_numbers=self.on_bad_numbers,
-            compile=self.compile,
             identity=self.identity(),
         )
-        return model, _record(events, work / METRICS, emit)
+        return model, record(events, work / METRICS, emit)
+
+    def _preview(self, tokenizer: TextTokenizer, document: Any, plan: Plan) -> str:
+        """The first sequence with its trained tokens coloured: all but the mark that opens the text, or the masked."""
+        from mickle.data.tokenizer import coloured
+
+        ids = [int(token) for token in document[: min(plan.sequence_length, 200) + 1]]
+        trained = [position > 0 for position in range(len(ids))]
+        if self.objective.kind == "masked":
+            ids, trained = _masked_example(self, tokenizer, ids, plan)
+        return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, ids, trained))
 
     def _choose_weights(self, model: nn.Module, checkpoints: Path, steps: int, measured: bool) -> int:
         """Put the weights to keep into the model; returns their step."""
@@ -257,88 +326,7 @@ class Pretrain(Step):
         return checkpoint.step_of(best)
 
 
-def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
-    """Read all pages once and split them; the share that was used comes with it.
-
-    Raises UsageError where a side is empty: no pages, one page, copies of one page, an unlucky or extreme share.
-    """
-    from mickle.data.heldout import page_count, read_pages, split
-    from mickle.training.pretrain_plan import derived_share
-
-    if share is None:
-        share = derived_share(page_count(data))
-    sides = split(read_pages(data), share)
-    without = "or set heldout_share to 0 to train without held-out pages"
-    if sides.distinct == 0:
-        raise UsageError(
-            "There is no page with text here.", where=str(data), todo="check what `curate` removed"
-        )
-    if share > 0 and sides.distinct == 1:
-        raise UsageError(
-            "All pages hold the same text: none can be held out.",
-            where=str(data),
-            expected="two different pages at the least",
-            todo=f"give more pages, {without}",
-        )
-    if share > 0 and not sides.heldout:
-        raise UsageError(
-            f"None of the {sides.distinct} pages is held out at a share of {share:g}.",
-            where="heldout_share",
-            expected="a share that holds out a page: pages are chosen by a hash of their text",
-            todo=f"raise heldout_share, {without}",
-        )
-    if not sides.training_pages:
-        raise UsageError(
-            f"A share of {share:g} leaves none of the {sides.distinct} pages for training.",
-            where="heldout_share",
-            todo="lower heldout_share, or give more pages",
-        )
-    return sides, share
-
-
-def heldout_measure(
-    pages: tuple[Page, ...], tokenizer: TextTokenizer, plan: Plan
-) -> Callable[[nn.Module], dict[str, float]]:
-    """A quick measure for the run: the first held-out pages, in windows of one sequence without overlap.
-
-    ``heldout_loss`` is nats per token, ends of documents included; ``heldout_bits_per_byte`` the same over UTF-8 bytes.
-    Windows cut contexts short, so `mickle evaluate`, which slides, finds a little less.
-    """
-    import math
-
-    import numpy as np
-
-    from mickle.data.packing import NOT_TRAINED, stream_of
-    from mickle.training.objectives import next_token
-
-    documents: list[Any] = []
-    texts: list[str] = []
-    for page in pages:
-        if sum(map(len, documents)) >= QUICK_TOKENS:
-            break
-        documents += tokenizer.encode_documents([page.text])
-        texts.append(page.text)
-    stream = stream_of(documents, tokenizer)
-    size = sum(len(text.encode("utf-8")) for text in texts)
-    starts = np.arange(0, len(stream), plan.sequence_length)
-    rows = max(1, plan.batch_size // plan.accumulate)
-
-    def measure(model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        total = count = 0.0
-        for first in range(0, len(starts), rows):
-            some = starts[first : first + rows]
-            batch = stream.windows(some, plan.sequence_length)
-            past_end = some[:, None] + np.arange(plan.sequence_length) >= len(stream)
-            batch["labels"][past_end] = NOT_TRAINED
-            loss, terms = next_token(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            total, count = total + float(loss), count + int(terms)
-        return {"heldout_loss": total / count, "heldout_bits_per_byte": total / math.log(2) / size}
-
-    return measure
-
-
-def _record(events: Iterator[Event], file: Path, emit: Emit) -> dict[str, float]:
+def record(events: Iterator[Event], file: Path, emit: Emit) -> dict[str, float]:
     """Run the training; pass its events on and write them down, each step once. Returns the last evaluation."""
     write, newest, values = JsonLines(file), None, {}
     for event in events:
@@ -371,12 +359,18 @@ def _write_heldout(split: Split, file: Path) -> None:
         write_pages(split.heldout, file)
 
 
-def _forecast(settings: Pretrain, plan: Plan, split: Split) -> Forecast:
-    """Memory in closed form; time from some measured steps."""
+def _origin(model: nn.Module | None) -> Origin | None:
+    from mickle.training.origin import origin_of
+
+    return None if model is None else origin_of(model)
+
+
+def _forecast(settings: Pretrain, plan: Plan, split: Split, model: nn.Module | None) -> Forecast:
+    """Memory in closed form; time from some measured steps, which train ``model``."""
     from mickle.training.pretrain_plan import disk, memory, step_seconds
 
     needed = memory(plan)
-    seconds = step_seconds(settings, plan) * plan.steps * 1.05  # evaluations and checkpoints
+    seconds = step_seconds(settings, plan, model) * plan.steps * 1.05  # evaluations and checkpoints
     forecast = Forecast(needed, seconds, disk(plan, split.training_bytes + split.heldout_bytes))
     return Forecast(needed, seconds, forecast.disk_bytes, (_forecast_line(forecast),))
 
@@ -405,10 +399,17 @@ def _first_texts(batches: Iterator[list[str]]) -> list[str]:
     return texts
 
 
-def _preview(tokenizer: TextTokenizer, document: Any, plan: Plan) -> str:
-    """The first sequence with its trained tokens coloured: every token is, save the mark that opens the text."""
-    from mickle.data.tokenizer import coloured
+def _masked_example(
+    settings: Pretrain, tokenizer: TextTokenizer, ids: list[int], plan: Plan
+) -> tuple[list[int], list[bool]]:
+    """A sequence as the first step masks it, and which of its positions are trained."""
+    import torch
 
-    ids = [int(token) for token in document[: min(plan.sequence_length, 200) + 1]]
-    trained = [position > 0 for position in range(len(ids))]
-    return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, ids, trained))
+    from mickle.data.masking import MaskedBatches, vocabulary_of
+
+    row = torch.tensor([ids])
+    batch = {"input_ids": row, "labels": row}
+    assert isinstance(settings.objective, Masking)
+    vocabulary = vocabulary_of(tokenizer)
+    masked = MaskedBatches(lambda _: batch, vocabulary, settings.objective, plan.steps, settings.seed)(0)
+    return masked["input_ids"][0].tolist(), (masked["labels"][0] >= 0).tolist()

@@ -6,9 +6,11 @@ The rules, with P the number of parameters and N the training tokens:
 - sequence: 256 tokens below 4 million parameters, 512 below 50 million, then 1024; never more than N - 1
 - batch: 4 sqrt(P) tokens, to a power of two
 - steps: 20 tokens a parameter (Hoffmann et al. 2022, arXiv 2203.15556), but at most 8 epochs: what a repeated
-  token still teaches has faded by some 16 (Muennighoff et al. 2023, arXiv 2305.16264)
+  token still teaches has faded by some 16 (Muennighoff et al. 2023, arXiv 2305.16264; ``mickle plan`` says more)
 - learning rate: the optimizer's own at a million parameters, and less as P^(-1/4)
 - held-out share: 100 pages, between 1 % and 10 % of all
+
+A run that goes on from a model (``start``) has that model's shape, at most 3 epochs, and a tenth of the learning rate.
 """
 
 import math
@@ -25,15 +27,20 @@ from mickle.kernels.losses import CHUNK_BYTES
 from mickle.models.decoder import Decoder
 from mickle.models.shape import SIZES, DecoderConfig
 from mickle.training.closure import Closure
-from mickle.training.objectives import next_token
+from mickle.training.objectives import Batch, masked_token, next_token
 from mickle.training.optimizers import build_optimizer
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from mickle.training.origin import Origin
     from mickle.training.pretrain import Pretrain
 
 LARGEST_VOCABULARY = 1 << 16
 TOKENS_A_PARAMETER = 20
 MOST_EPOCHS = 8
+MOST_EPOCHS_FURTHER = 3  # of a model that has learnt already
+FURTHER_RATE = 0.1  # its learning rate, as a share of a fresh model's
 EVALUATIONS = 20
 KEPT_CHECKPOINTS = 2
 ACTIVATION_BYTES = {"float32": 6.2, "bfloat16": 4.8}  # of a kept number, gaps included
@@ -42,8 +49,12 @@ LIBRARIES = 40_000_000  # what torch sets up at the first step
 
 @dataclass(frozen=True)
 class Plan:
-    """Every number of one pretraining, resolved. ``batch_size`` counts sequences."""
+    """Every number of one pretraining, resolved. ``batch_size`` counts sequences.
 
+    ``shape`` is the decoder's; for a model of another architecture, a decoder's of the same dimensions.
+    """
+
+    parameters: int
     vocabulary_size: int
     sequence_length: int
     batch_size: int
@@ -75,7 +86,7 @@ class Plan:
         """The resolved numbers for a person, each with its rule's outcome."""
         shape = self.config
         return [
-            f"model: {shape.parameters():,} parameters: width {shape.width}, {shape.layers} layers of "
+            f"model: {self.parameters:,} parameters: width {shape.width}, {shape.layers} layers of "
             f"{shape.heads} heads, vocabulary {self.vocabulary_size:,}, positions {shape.position}",
             f"batch: {self.batch_tokens:,} tokens: {self.batch_size} sequences of {self.sequence_length}"
             + (f" in {self.accumulate} parts" if self.accumulate > 1 else ""),
@@ -101,42 +112,39 @@ def derived_share(pages: int) -> float:
     return min(0.1, max(0.01, 100 / max(pages, 1)))
 
 
-def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int) -> Plan:
-    """Every number of the run, given the vocabulary and the training tokens.
+def resolve(
+    settings: "Pretrain", vocabulary_size: int, training_tokens: int, origin: "Origin | None" = None
+) -> Plan:
+    """Every number of the run, given the vocabulary, the training tokens and the model it goes on from, if any.
 
     Raises UsageError where a given number does not fit the pages, ResourceError where no batch fits the memory.
     """
-    target = parameters_asked(settings.size)
     if training_tokens < 2:
         raise UsageError(
             f"The training pages hold {training_tokens} tokens; there is nothing to learn from them."
         )
-    length = settings.sequence_length or _derived_length(target, training_tokens)
-    if length >= training_tokens:
-        raise UsageError(
-            f"The training pages hold {training_tokens:,} tokens, too few for one sequence of {length:,}.",
-            where="sequence_length",
-            expected=f"at most {training_tokens - 1:,}",
-            todo="give more pages, or leave sequence_length out",
-        )
+    target = origin.parameters if origin else parameters_asked(settings.size)
+    length = settings.sequence_length or _derived_length(target, training_tokens, origin)
+    _refuse_length(length, training_tokens, origin)
     batch_tokens = settings.batch_tokens or _power_of_two(4 * math.sqrt(target))
     rows = max(1, round(batch_tokens / length))
-    shape = DecoderConfig.for_size(
-        settings.size, vocabulary_size, length, position=settings.position, dropout=settings.dropout
-    )
-    steps = settings.steps or _derived_steps(
-        settings.epochs, shape.parameters(), training_tokens, rows * length
-    )
-    precision = settings.precision or ("bfloat16" if machine.fast_bfloat16() else "float32")
+    shape = origin.shape if origin else _fresh_shape(settings, vocabulary_size, length)
+    parameters = origin.parameters if origin else shape.parameters()
+    most_epochs = MOST_EPOCHS_FURTHER if origin else MOST_EPOCHS
+    tokens = min(TOKENS_A_PARAMETER * parameters, most_epochs * training_tokens)
+    if settings.epochs:
+        tokens = round(settings.epochs * training_tokens)
+    steps = settings.steps or max(1, math.ceil(tokens / (rows * length)))
+    rate = settings.optimizer.learning_rate * (1e6 / parameters) ** 0.25 * (FURTHER_RATE if origin else 1)
     plan = Plan(
+        parameters=parameters,
         vocabulary_size=vocabulary_size,
         sequence_length=length,
         batch_size=rows,
         accumulate=settings.accumulate or 1,
         steps=steps,
-        learning_rate=settings.learning_rate
-        or settings.optimizer.learning_rate * (1e6 / shape.parameters()) ** 0.25,
-        precision=precision,
+        learning_rate=settings.learning_rate or rate,
+        precision=settings.precision or ("bfloat16" if machine.fast_bfloat16() else "float32"),
         evaluate_every=settings.evaluate_every or max(1, steps // EVALUATIONS),
         save_every=settings.save_every or max(1, steps // EVALUATIONS),
         training_tokens=training_tokens,
@@ -145,18 +153,41 @@ def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int) ->
     return plan if settings.accumulate else _fitting(plan)
 
 
-def _derived_length(target: int, training_tokens: int) -> int:
-    wanted = 256 if target < 4_000_000 else 512 if target < 50_000_000 else 1024
-    return wanted if wanted < training_tokens else 1 << ((training_tokens - 1).bit_length() - 1)
-
-
-def _derived_steps(epochs: float | None, parameters: int, training_tokens: int, batch_tokens: int) -> int:
-    tokens = (
-        epochs * training_tokens
-        if epochs
-        else min(TOKENS_A_PARAMETER * parameters, MOST_EPOCHS * training_tokens)
+def _fresh_shape(settings: "Pretrain", vocabulary_size: int, length: int) -> DecoderConfig:
+    asked = settings.architecture
+    return DecoderConfig.for_size(
+        settings.size,
+        vocabulary_size,
+        length,
+        position=asked.position,
+        causal=settings.objective.kind == "next",
+        dropout=settings.dropout.rate,
+        drop_path=asked.drop_path,
+        experts=asked.experts,
+        experts_per_token=min(asked.experts, asked.experts_per_token),
     )
-    return max(1, math.ceil(tokens / batch_tokens))
+
+
+def _refuse_length(length: int, training_tokens: int, origin: "Origin | None") -> None:
+    if length >= training_tokens:
+        raise UsageError(
+            f"The training pages hold {training_tokens:,} tokens, too few for one sequence of {length:,}.",
+            where="sequence_length",
+            expected=f"at most {training_tokens - 1:,}",
+            todo="give more pages, or leave sequence_length out",
+        )
+    if origin and origin.longest and length > origin.longest:
+        raise UsageError(
+            f"The model reads at most {origin.longest:,} tokens at a time, not {length:,}.",
+            where="sequence_length",
+        )
+
+
+def _derived_length(target: int, training_tokens: int, origin: "Origin | None") -> int:
+    wanted = 256 if target < 4_000_000 else 512 if target < 50_000_000 else 1024
+    if origin and origin.longest:
+        wanted = min(wanted, origin.longest)
+    return wanted if wanted < training_tokens else 1 << ((training_tokens - 1).bit_length() - 1)
 
 
 def _power_of_two(number: float) -> int:
@@ -173,7 +204,7 @@ def _fitting(plan: Plan) -> Plan:
             return candidate
     raise ResourceError(
         f"This model needs {memory(plans[-1]) / 1e9:.1f} GB even one sequence at a time; {free / 1e9:.1f} GB are free.",
-        where=f"{plan.config.parameters():,} parameters, sequences of {plan.sequence_length:,}",
+        where=f"{plan.parameters:,} parameters, sequences of {plan.sequence_length:,}",
         todo="choose a smaller size or a shorter sequence_length",
     )
 
@@ -193,28 +224,43 @@ def memory(plan: Plan, base: int | None = None) -> int:
     layers = shape.layers * tokens * ACTIVATION_BYTES[plan.precision] * (attention + 4 * shape.ffn_width)
     mask = rows * plan.sequence_length**2 * 6
     chunk = 3 * CHUNK_BYTES + tokens * shape.width * 8 + shape.vocab_size * shape.width * 4
-    step = 16 * shape.parameters() + layers + mask + chunk
+    step = 16 * plan.parameters + layers + mask + chunk
     held = machine.peak_memory() if base is None else base
-    return int(held + LIBRARIES + max(step, 28 * shape.parameters()))
+    return int(held + LIBRARIES + max(step, 28 * plan.parameters))
 
 
 def disk(plan: Plan, text_bytes: int) -> int:
     """Bytes that the run writes at most at one time: checkpoints, the token stream twice, and the model."""
-    checkpoints = (KEPT_CHECKPOINTS + 2) * 12 * plan.config.parameters()
-    return int(checkpoints + 2 * text_bytes + 4 * plan.config.parameters())
+    checkpoints = (KEPT_CHECKPOINTS + 2) * 12 * plan.parameters
+    return int(checkpoints + 2 * text_bytes + 4 * plan.parameters)
 
 
-def step_seconds(settings: "Pretrain", plan: Plan, repeats: int = 3) -> float:
-    """Seconds of one optimizer step, measured on random tokens (median after one to warm up)."""
-    model = Decoder(plan.config, seed=settings.seed).to(machine.device())
+def step_seconds(
+    settings: "Pretrain", plan: Plan, model: "nn.Module | None" = None, repeats: int = 3
+) -> float:
+    """Seconds of one optimizer step, measured on random tokens (median after one to warm up).
+
+    ``model`` is trained by it; None measures a fresh decoder of the plan's shape.
+    """
+    model = model if model is not None else Decoder(plan.config, seed=settings.seed).to(machine.device())
     optimizer = build_optimizer(settings.optimizer, model)
-    tokens = torch.randint(0, plan.vocabulary_size, (plan.batch_size, plan.sequence_length))
-    documents = (torch.arange(plan.sequence_length) > plan.sequence_length // 2).long().expand_as(tokens)
-    batch = {"input_ids": tokens, "labels": tokens, "documents": documents}
+    batch = _random_batch(settings, plan)
+    objective = next_token if settings.objective.kind == "next" else masked_token
     times = []
     for step in range(repeats + 1):
         begun = time.perf_counter()
-        closure = partial(Closure, model, next_token, batch, step=step, seed=0, accumulate=plan.accumulate)
-        optimizer.step(closure(clip_norm=settings.clip_norm, precision=plan.precision))
+        closure = partial(Closure, model, objective, batch, step=step, seed=0, accumulate=plan.accumulate)
+        optimizer.step(closure(clip_norm=settings.optimizer.clip_norm, precision=plan.precision))
         times.append(time.perf_counter() - begun)
     return sorted(times[1:])[repeats // 2]
+
+
+def _random_batch(settings: "Pretrain", plan: Plan) -> Batch:
+    """A batch of the plan's size, two documents a row; a masked one has labels at its first rate of positions."""
+    tokens = torch.randint(0, plan.vocabulary_size, (plan.batch_size, plan.sequence_length))
+    documents = (torch.arange(plan.sequence_length) > plan.sequence_length // 2).long().expand_as(tokens)
+    labels = tokens
+    if settings.objective.kind == "masked":
+        rate = settings.objective.rate(0, plan.steps)
+        labels = tokens.where(torch.arange(plan.sequence_length) % max(1, round(1 / rate)) == 0, -100)
+    return {"input_ids": tokens, "labels": labels, "documents": documents}

@@ -1,0 +1,1 @@
+"""What to train before training it: the verb `plan`."""

@@ -1,0 +1,158 @@
+"""``mickle plan``: what to train, before training it.
+
+The task ``repeats`` answers the person whose text is what is scarce: from unique tokens and a budget to a model size, a
+number of epochs, what these are worth in fresh text, dropout, memory and hours, and the command that trains it
+(``repeats.py``; the law is in ``training/repetition.py``). The task ``rate`` chooses a dropout rate for a regression.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from mickle.config import Config, Input
+from mickle.errors import UsageError
+from mickle.events import Emit, Noted, Warned
+from mickle.machine import Forecast
+from mickle.planning.rate import Rate, run_rate
+from mickle.step import Step
+
+if TYPE_CHECKING:
+    from mickle.training.repetition import Law
+
+PLAN, TABLE, FIGURE = "plan.json", "table.md", "plan.svg"
+
+
+class Repeats(Config):
+    """How large a model, and how many epochs of the text that there is."""
+
+    kind: Literal["repeats"] = "repeats"
+    tokens: float | None = Field(
+        None, ge=2, description="unique training tokens, where there is no corpus yet"
+    )
+    size: Literal["tiny", "small", "base"] | int | None = Field(
+        None, description="tiny, small, base or a number of parameters (default: best for the budget)"
+    )
+    flops: float | None = Field(None, gt=0, description="budget: 6 x parameters x tokens read")
+    hours: float | None = Field(
+        None, gt=0, description="budget: hours of this machine, by its measured speed (default: 1)"
+    )
+    epochs: float | None = Field(None, gt=0, description="instead of a budget: how often to read the text")
+    runs: Input | None = Field(
+        None,
+        description="own finished runs: CSV, JSON or JSON lines with N, D, U, loss, or a folder of models",
+    )
+    refit: Literal["all", "scale"] = Field(
+        "all", description="what runs fit: all constants, or only the scale of the loss (two runs do)"
+    )
+    law: Input | None = Field(
+        None, description="plan.json of an earlier plan, whose law to use (default: the paper's, for C4)"
+    )
+    least: float = Field(
+        0.1, gt=0, lt=1, description="an epoch pays while its tokens are worth this share of fresh ones"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Repeats:
+        budgets = [name for name in ("flops", "hours", "epochs") if getattr(self, name) is not None]
+        if len(budgets) > 1:
+            raise ValueError(f"give one budget, not {' and '.join(budgets)}")
+        if self.epochs is not None and self.size is None:
+            raise ValueError("epochs say nothing of the size; give size too, or flops or hours instead")
+        if isinstance(self.size, int) and self.size < 10_000:
+            raise ValueError("a size in parameters is at least 10000")
+        return self
+
+
+class Plan(Step):
+    """Say what to train before training it: size, epochs, dropout, memory and hours."""
+
+    kind: ClassVar[str] = "plan"
+    positional: ClassVar[str] = "data"
+    example: ClassVar[str] = "mickle plan corpus --task.hours 2 --out plan"
+
+    data: Input | None = Field(None, description="corpus folder, or Parquet files with a column `text`")
+    task: Annotated[Repeats | Rate, Field(discriminator="kind")] = Field(
+        default_factory=Repeats, description="repeats or rate, and its settings"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Plan:
+        if isinstance(self.task, Rate):
+            if self.data is not None:
+                raise ValueError("the task rate reads a table of its own; name it as task.data")
+        elif self.data is not None and self.task.tokens is not None:
+            raise ValueError("give data or task.tokens, not both: the corpus has its own tokens")
+        elif self.data is None and self.task.tokens is None:
+            raise ValueError("give a corpus as data, or the number of its tokens as task.tokens")
+        return self
+
+    def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        from mickle.planning.report import as_table, draw
+        from mickle.storage import write_json, write_text
+
+        if isinstance(self.task, Rate):
+            return run_rate(self.task, work, emit, self.seed)
+        found = self._plan(emit)
+        table = as_table(found)
+        write_json(work / PLAN, found)
+        write_text(work / TABLE, table)
+        write_text(work / FIGURE, draw(found))
+        for line in [*table.splitlines(), *found["notes"]]:
+            emit(Noted(line))
+        for line in found["warnings"]:
+            emit(Warned(line))
+        return {name: found[name] for name in ("recommended", "command", "notes", "warnings")}
+
+    def dry_run(self) -> tuple[Forecast, str]:
+        from mickle.events import ignore
+        from mickle.planning.report import as_table
+
+        if isinstance(self.task, Rate):
+            return Forecast(), ""
+        found = self._plan(ignore)
+        return Forecast(notes=(*found["notes"], *found["warnings"])), as_table(found)
+
+    def after(self, out: Path) -> str:
+        from mickle.storage import read_json
+
+        if isinstance(self.task, Rate):
+            return f"mickle show {out}"
+        return str(read_json(out / PLAN)["command"])
+
+    def _plan(self, emit: Emit) -> dict[str, Any]:
+        from mickle.planning.repeats import make_plan
+        from mickle.planning.text import corpus, counted
+        from mickle.training.repetition_runs import read_runs
+
+        assert isinstance(self.task, Repeats)
+        law, runs = opened_law(self.task.law), read_runs(self.task.runs) if self.task.runs else []
+        reader = corpus(self.data, emit) if self.data else counted(self.task.tokens or 0.0)
+        return make_plan(self.task, reader, law, runs, self.data, self.seed)
+
+
+def opened_law(source: Path | None) -> Law:
+    """The law that an earlier plan used, from its plan.json or folder; the paper's where none is named."""
+    from dataclasses import fields
+
+    from mickle.storage import read_json
+    from mickle.training.repetition import C4, Law
+
+    if source is None:
+        return C4
+    file = source / PLAN if source.is_dir() else source
+    found = read_json(file)
+    constants = found.get("law") if isinstance(found, dict) else None
+    names = {field.name for field in fields(Law)}
+    if not isinstance(constants, dict) or set(constants) != names:
+        raise UsageError(
+            "There is no law in this file.", where=str(file), expected="plan.json of `mickle plan`"
+        )
+    for name, value in constants.items():
+        if name != "origin" and type(value) not in (int, float):
+            raise UsageError(
+                f"{name} of this law is {str(value)[:40]!r}", where=str(file), expected="a number"
+            )
+    return Law(**{**constants, "origin": str(constants["origin"])})

@@ -1,0 +1,177 @@
+"""What a pretraining reads: pages split by side, their tokens, batches of them, and a quick held-out measure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import nn
+
+from mickle.data.domains import Weights, domain_streams, read_weights
+from mickle.data.heldout import Split, page_count, read_pages, split, training_texts
+from mickle.data.masking import MaskedBatches, Masking, fixed_masks, vocabulary_of
+from mickle.data.mixture import DomainMixture, Mixture
+from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
+from mickle.data.records import Page
+from mickle.data.tokenizer import TextTokenizer
+from mickle.errors import UsageError
+from mickle.events import Emit, Progressed, Started
+from mickle.training.objectives import Batch, Objective, masked_token, next_token
+from mickle.training.pretrain_plan import Plan, derived_share
+
+if TYPE_CHECKING:
+    from mickle.training.pretrain import Pretrain
+
+QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
+
+
+@dataclass(frozen=True)
+class Text:
+    """The training tokens: one stream, or one for each domain with the weights they are sampled by."""
+
+    streams: dict[str, TokenStream]
+    weights: Weights | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens in all."""
+        return sum(map(len, self.streams.values()))
+
+    def batches(self, plan: Plan, seed: int) -> Mixture | DomainMixture:
+        """Batch i of a run, a pure function of (seed, i)."""
+        if self.weights is None:
+            return Mixture(self.streams[""], plan.batch_size, plan.sequence_length, seed)
+        streams = tuple(self.streams[name] for name in self.weights.names)
+        return DomainMixture(streams, self.weights.weights, plan.batch_size, plan.sequence_length, seed)
+
+    def lines(self, plan: Plan) -> list[str]:
+        """Weight and epochs of each domain, for a person."""
+        if self.weights is None:
+            return []
+        read = plan.steps * plan.batch_tokens
+        shares = zip(self.weights.names, self.weights.weights, strict=True)
+        parts = [f"{name} {w:.3f} ({w * read / len(self.streams[name]):.1f} epochs)" for name, w in shares]
+        return ["domains by weight: " + ", ".join(parts)]
+
+
+def read_text(
+    settings: Pretrain, folder: Path, tokenizer: TextTokenizer, sides: Split, share: float, emit: Emit
+) -> Text:
+    """Tokenize the training pages into ``folder``; a killed call, made again, goes on."""
+    if settings.mixture is not None:
+        weights = read_weights(settings.mixture)
+        return Text(domain_streams(settings.data, share, tokenizer, folder, weights, emit), weights)
+    emit(Started("tokenizing", sides.training_pages, "pages"))
+    texts = training_texts(settings.data, share)
+    stream = pack(texts, tokenizer, folder, sides.training_bytes, lambda pages: emit(Progressed(pages)))
+    return Text({"": stream})
+
+
+def objective_and_batches(
+    settings: Pretrain, text: Text, plan: Plan, tokenizer: TextTokenizer
+) -> tuple[Objective, Callable[[int], Batch]]:
+    """What is trained, and on which batches."""
+    batches, chosen = text.batches(plan, settings.seed), settings.objective
+    if isinstance(chosen, Masking):
+        vocabulary = vocabulary_of(tokenizer)
+        return masked_token, MaskedBatches(batches, vocabulary, chosen, plan.steps, settings.seed)
+    return partial(next_token, smoothing=chosen.smoothing) if chosen.smoothing else next_token, batches
+
+
+def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
+    """Read all pages once and split them; the share that was used comes with it.
+
+    Raises UsageError where a side is empty: no pages, one page, copies of one page, an unlucky or extreme share.
+    """
+    if share is None:
+        share = derived_share(page_count(data))
+    sides = split(read_pages(data), share)
+    without = "or set heldout_share to 0 to train without held-out pages"
+    if sides.distinct == 0:
+        raise UsageError(
+            "There is no page with text here.", where=str(data), todo="check what `curate` removed"
+        )
+    if share > 0 and sides.distinct == 1:
+        raise UsageError(
+            "All pages hold the same text: none can be held out.",
+            where=str(data),
+            expected="two different pages at the least",
+            todo=f"give more pages, {without}",
+        )
+    if share > 0 and not sides.heldout:
+        raise UsageError(
+            f"None of the {sides.distinct} pages is held out at a share of {share:g}.",
+            where="heldout_share",
+            expected="a share that holds out a page: pages are chosen by a hash of their text",
+            todo=f"raise heldout_share, {without}",
+        )
+    if not sides.training_pages:
+        raise UsageError(
+            f"A share of {share:g} leaves none of the {sides.distinct} pages for training.",
+            where="heldout_share",
+            todo="lower heldout_share, or give more pages",
+        )
+    return sides, share
+
+
+def heldout_measure(
+    settings: Pretrain, pages: tuple[Page, ...], tokenizer: TextTokenizer, plan: Plan
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A quick measure for the run: the first held-out pages, in windows of one sequence without overlap.
+
+    ``heldout_loss`` is nats per token, ends of documents included; ``heldout_bits_per_byte`` the same over UTF-8 bytes.
+    Windows cut contexts short, so `mickle evaluate`, which slides, finds a little less. A masked model is measured at
+    the objective's evaluation rate with the same masks every time, whatever rate it is trained at by then.
+    """
+    stream, size = _quick_stream(pages, tokenizer)
+    length, rows = plan.sequence_length, max(1, plan.batch_size // plan.accumulate)
+    objective: Objective = next_token
+    batches = list(_windows(stream, length, rows))
+    if isinstance(settings.objective, Masking):
+        objective, vocabulary = masked_token, vocabulary_of(tokenizer)
+        batches = [
+            fixed_masks(batch, group * rows, settings.objective, vocabulary)
+            for group, batch in enumerate(batches)
+        ]
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        device = next(model.parameters()).device
+        total = count = 0.0
+        for batch in batches:
+            loss, terms = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            total, count = total + float(loss), count + int(terms)
+        found = {"heldout_loss": total / max(count, 1)}
+        if objective is next_token:
+            found["heldout_bits_per_byte"] = total / math.log(2) / size
+        return found
+
+    return measure
+
+
+def _windows(stream: TokenStream, length: int, rows: int) -> Iterator[Batch]:
+    """Windows side by side, ``rows`` a batch; what lies past the stream's end is padding that is not trained."""
+    starts = np.arange(0, len(stream), length)
+    for first in range(0, len(starts), rows):
+        some = starts[first : first + rows]
+        batch = stream.windows(some, length)
+        past_end = some[:, None] + np.arange(length) >= len(stream)
+        batch["labels"][past_end] = NOT_TRAINED
+        batch["documents"][past_end] = -1
+        yield batch
+
+
+def _quick_stream(pages: tuple[Page, ...], tokenizer: TextTokenizer) -> tuple[TokenStream, int]:
+    """The first pages' tokens, some QUICK_TOKENS of them, and the UTF-8 bytes of their texts."""
+    documents: list[Any] = []
+    texts: list[str] = []
+    for page in pages:
+        if sum(map(len, documents)) >= QUICK_TOKENS:
+            break
+        documents += tokenizer.encode_documents([page.text])
+        texts.append(page.text)
+    return stream_of(documents, tokenizer), sum(len(text.encode("utf-8")) for text in texts)
