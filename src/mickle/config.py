@@ -100,7 +100,8 @@ def _problem(item: Any, where: str, lines: Lines | None) -> tuple[str, str]:
     elif item["type"] not in ("unknown_field", "value_error"):
         message = f"{message[0].lower()}{message[1:]}, got {_short(item.get('input'))}"
     message = message.removeprefix("Value error, ")
-    text = message if item["type"] == "unknown_field" and len(location) == 1 else f"{name}: {message}"
+    whole = not name or (item["type"] == "unknown_field" and len(location) == 1)
+    text = message if whole else f"{name}: {message}"
     line = lines.find(location) if lines else None
     return (f"{where}:{line}" if line else where), text
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.errors import UsageError
+from mickle.evaluation.inputs import check_vocabulary, longest_text, pages_to_measure
 from mickle.evaluation.length import Length, run_length
 from mickle.evaluation.masked import Masked, run_masked
 from mickle.evaluation.pairs import Pairs, run_pairs
@@ -25,7 +26,6 @@ from mickle.storage import write_json, write_text
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
-    from mickle.data.tokenizer import TextTokenizer
 
 RESULTS, TABLE, FIGURE = "results.json", "table.md", "loss.svg"
 LENGTH_UNKNOWN = 2048  # tokens of a window for a model whose settings name no limit
@@ -125,23 +125,6 @@ def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) ->
     }
 
 
-def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
-    """The pages of ``data``, or those the model's own training held out."""
-    from mickle.data.heldout import read_pages
-
-    source = data or folder / "heldout.parquet"
-    if data is None and not source.is_file():
-        raise UsageError(
-            "This model has no held-out pages of its own.",
-            where=str(source),
-            todo="name pages to measure on with --task.data",
-        )
-    pages = [page for batch in read_pages(source) for page in batch]
-    if not pages:
-        raise UsageError("There is no page with text to measure on.", where=str(source))
-    return pages
-
-
 def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[list[str], int]:
     """Texts that baselines may learn from, and how many pages were left out because they are measured.
 
@@ -176,33 +159,6 @@ def model_limits(model: Any) -> tuple[int, int]:
             todo="measure how it fills in hidden tokens, with --task masked, or --task pairs",
         )
     return longest_text(model, LENGTH_UNKNOWN), model.vocab_size
-
-
-def longest_text(model: Any, unknown: int) -> int:
-    """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
-    from mickle.models.shape import DecoderConfig
-
-    if isinstance(model.config, DecoderConfig):  # trained at this length, whatever its positions would allow
-        return model.config.max_length
-    if model.length_limit is None:
-        return unknown
-    return int(model.length_limit) - _positions_before_text(model)
-
-
-def _positions_before_text(model: Any) -> int:
-    """Rows of a table of positions that no token of a text has: RoBERTa's begins after its padding id."""
-    tables = (m for name, m in model.named_modules() if name.endswith("embeddings.position_embeddings"))
-    padding = getattr(next(tables, None), "padding_idx", None)
-    return 0 if padding is None else padding + 1
-
-
-def check_vocabulary(model: Any, tokenizer: TextTokenizer, folder: Path) -> None:
-    """Refuse a tokenizer that has tokens which the model does not know."""
-    if tokenizer.size > model.vocab_size:
-        raise UsageError(
-            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {model.vocab_size:,} tokens.",
-            where=str(folder),
-        )
 
 
 def as_table(results: dict[str, Any]) -> str:

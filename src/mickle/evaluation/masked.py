@@ -20,6 +20,7 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.errors import NumericError, UsageError
+from mickle.evaluation.inputs import check_vocabulary, longest_text, pages_to_measure
 from mickle.events import Emit, Noted, Progressed, Started, ignore
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ def run_masked(task: Masked, folder: Path, work: Path, emit: Emit, seed: int = 0
     """Measure a model folder at every rate and write numbers, table and figure into ``work``; returns the summary."""
     from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.evaluation.evaluate import check_vocabulary, longest_text, pages_to_measure
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
 

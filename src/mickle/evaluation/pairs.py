@@ -27,6 +27,7 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.errors import NumericError, UsageError
+from mickle.evaluation.inputs import check_vocabulary, longest_text
 from mickle.events import Emit, Noted, Progressed, Started, ignore
 
 if TYPE_CHECKING:
@@ -68,7 +69,6 @@ def run_pairs(task: Pairs, folder: Path, work: Path, emit: Emit) -> dict[str, An
     """Score the pairs with a model folder and write numbers, table, figure and every pair's scores into ``work``."""
     from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.evaluation.evaluate import check_vocabulary
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
 
@@ -184,7 +184,6 @@ def score_pairs(
 def _refuse_long(
     model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], texts: Sequence[str]
 ) -> None:
-    from mickle.evaluation.evaluate import longest_text
 
     longest = longest_text(model, 1 << 30)
     for number, document in enumerate(tokenizer.encode_documents(texts)):

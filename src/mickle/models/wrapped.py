@@ -76,8 +76,14 @@ class WrappedModel(nn.Module):
         settings = self.config.get_text_config()
         for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
             if isinstance(getattr(settings, name, None), int):
-                return int(getattr(settings, name))
+                return int(getattr(settings, name)) - self._positions_before_text()
         return None
+
+    def _positions_before_text(self) -> int:
+        """Rows of a table of positions that no token of a text has: RoBERTa's begins after its padding id."""
+        tables = (m for name, m in self.named_modules() if name.endswith("embeddings.position_embeddings"))
+        padding = getattr(next(tables, None), "padding_idx", None)
+        return 0 if padding is None else padding + 1
 
     def new_cache(self) -> WrappedCache:
         """An empty cache for one batch of texts."""

@@ -148,11 +148,11 @@ class Mix(Step):
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.data.domains import domain_streams
         from mickle.training import mix_plan, mix_results, mix_round
-        from mickle.training.pretrain_data import split_pages
+        from mickle.training.pretrain_data import kept_tokenizer, split_pages
 
         scratch = work / SCRATCH
         _, share = split_pages(self.data, self.heldout_share)
-        tokenizer = self.training._tokenizer(scratch / "tokenizer", share, emit)
+        tokenizer = kept_tokenizer(self.training, scratch / "tokenizer", share, emit)
         streams = domain_streams(self.data, share, tokenizer, scratch / "streams", self.grouping, emit)
         plan = self._plan(scratch / "plan.json", tokenizer.size, [len(stream) for stream in streams.values()])
         weights = self._first_weights(streams)
@@ -178,19 +178,14 @@ class Mix(Step):
 
     def dry_run(self) -> tuple[Forecast, str]:
         from mickle.data.domains import domain_sizes
-        from mickle.data.heldout import training_texts
         from mickle.training.mix_plan import extra_memory, plan_of
         from mickle.training.mix_results import preview
-        from mickle.training.pretrain import _first_texts
-        from mickle.training.pretrain_data import split_pages
+        from mickle.training.pretrain_data import look_at, split_pages
         from mickle.training.pretrain_plan import disk, memory, step_seconds
 
         split, share = split_pages(self.data, self.heldout_share)
         sizes = domain_sizes(self.data, share, self.grouping)
-        texts = _first_texts(training_texts(self.data, share))
-        tokenizer = self.training._given_tokenizer() or self.training._trained_tokenizer(texts)
-        seen = sum(len(text.encode("utf-8")) for text in texts)
-        rate = sum(map(len, tokenizer.encode_documents(texts))) / seen
+        tokenizer, _, rate = look_at(self.training, share)
         tokens = {name: round(size.bytes * rate) for name, size in sizes.items()}
         plan = plan_of(self.training, tokenizer.size, list(tokens.values()))
         each = step_seconds(self.training, plan) * plan.steps

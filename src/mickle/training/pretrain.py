@@ -7,7 +7,7 @@ where it was. With ``start`` a model that exists is trained further, whatever it
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -16,8 +16,7 @@ from pydantic import Field, model_validator
 
 from mickle.config import Config, Input
 from mickle.data.masking import Masking
-from mickle.errors import UsageError
-from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Started, Trained, Warned
+from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Trained, Warned
 from mickle.machine import Forecast
 from mickle.step import Step
 from mickle.storage import SCRATCH
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 HELDOUT = "heldout.parquet"
-PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
 
 
 class NextToken(Config):
@@ -146,12 +144,12 @@ class Pretrain(Step):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.models.folder import save_model
-        from mickle.training.pretrain_data import read_text, split_pages
+        from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
 
         scratch = work / SCRATCH
         split, share = split_pages(self.data, self.heldout_share)
         emit(Noted(_count_line(split, share)))
-        tokenizer = self._tokenizer(scratch / "tokenizer", share, emit)
+        tokenizer = kept_tokenizer(self, scratch / "tokenizer", share, emit)
         text = read_text(self, scratch / "stream", tokenizer, split, share, emit)
         plan, forecast = self._plan(scratch / "plan.json", tokenizer, text, split)
         for line in [*plan.lines(), *text.lines(plan), _forecast_line(forecast)]:
@@ -179,16 +177,12 @@ class Pretrain(Step):
         }
 
     def dry_run(self) -> tuple[Forecast, str]:
-        from mickle.data.heldout import training_texts
-        from mickle.training.pretrain_data import split_pages
+        from mickle.training.pretrain_data import look_at, split_pages
         from mickle.training.pretrain_plan import resolve
 
         split, share = split_pages(self.data, self.heldout_share)
-        texts = _first_texts(training_texts(self.data, share))
-        tokenizer = self._given_tokenizer() or self._trained_tokenizer(texts)
-        documents = tokenizer.encode_documents(texts)
-        seen = sum(len(text.encode("utf-8")) for text in texts)
-        tokens = round(sum(map(len, documents)) * split.training_bytes / seen)
+        tokenizer, documents, tokens_a_byte = look_at(self, share)
+        tokens = round(tokens_a_byte * split.training_bytes)
         model = self._model_to_go_on_from(tokenizer)
         plan = resolve(self, tokenizer.size, tokens, _origin(model))
         forecast = _forecast(self, plan, split, model)
@@ -201,48 +195,6 @@ class Pretrain(Step):
         if self.objective.kind == "masked":
             return f"mickle evaluate {out} --task masked"
         return f"mickle evaluate {out} --task loss --task.baselines-from {self.data}"
-
-    def _tokenizer(self, folder: Path, share: float, emit: Emit) -> TextTokenizer:
-        """The given tokenizer or one trained on the training pages; kept, so that a restart has the same."""
-        from mickle.data.heldout import training_texts
-        from mickle.data.tokenizer import open_text_tokenizer
-
-        if (folder / "tokenizer_config.json").is_file():  # written last
-            return open_text_tokenizer(folder)
-        tokenizer = self._given_tokenizer()
-        if tokenizer is None:
-            emit(Started("training the tokenizer", 0, "pages"))
-            tokenizer = self._trained_tokenizer(
-                text for batch in training_texts(self.data, share) for text in batch
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
-        return tokenizer
-
-    def _given_tokenizer(self) -> TextTokenizer | None:
-        """The tokenizer that was named, or that of the model to go on from."""
-        from mickle.data.tokenizer import open_text_tokenizer
-
-        source = self.tokenizer or self.start
-        if source is None:
-            return None
-        tokenizer = open_text_tokenizer(source)
-        if self.objective.kind == "masked" and tokenizer.mask is None:
-            raise UsageError(
-                "This tokenizer has no mask token, which masked training puts in the place of hidden tokens.",
-                where=str(source),
-                expected="mask_token in tokenizer_config.json, and the token in tokenizer.json",
-                todo="leave `tokenizer` out to train one, or use objective: {kind: next}",
-            )
-        return tokenizer
-
-    def _trained_tokenizer(self, texts: Iterable[str]) -> TextTokenizer:
-        from mickle.data.tokenizer import train_tokenizer
-        from mickle.training.pretrain_plan import derived_vocabulary
-
-        size = self.vocabulary_size or derived_vocabulary(self.size)
-        masked = self.objective.kind == "masked"
-        return train_tokenizer(texts, size, or_fewer=self.vocabulary_size is None, mask=masked)
 
     def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> nn.Module | None:
         from mickle.training.origin import open_origin
@@ -388,15 +340,6 @@ def _count_line(split: Split, share: float) -> str:
         f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); "
         "texts on both sides: 0"
     )
-
-
-def _first_texts(batches: Iterator[list[str]]) -> list[str]:
-    texts: list[str] = []
-    for batch in batches:
-        texts += batch
-        if sum(map(len, texts)) > PREVIEW_BYTES:
-            break
-    return texts
 
 
 def _masked_example(

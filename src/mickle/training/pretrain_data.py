@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,15 +18,16 @@ from mickle.data.masking import MaskedBatches, Masking, fixed_masks, vocabulary_
 from mickle.data.mixture import DomainMixture, Mixture
 from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
 from mickle.data.records import Page
-from mickle.data.tokenizer import TextTokenizer
+from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started
 from mickle.training.objectives import Batch, Objective, masked_token, next_token
-from mickle.training.pretrain_plan import Plan, derived_share
+from mickle.training.pretrain_plan import Plan, derived_share, derived_vocabulary
 
 if TYPE_CHECKING:
     from mickle.training.pretrain import Pretrain
 
+PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
 QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
 
 
@@ -57,6 +58,50 @@ class Text:
         shares = zip(self.weights.names, self.weights.weights, strict=True)
         parts = [f"{name} {w:.3f} ({w * read / len(self.streams[name]):.1f} epochs)" for name, w in shares]
         return ["domains by weight: " + ", ".join(parts)]
+
+
+def kept_tokenizer(settings: Pretrain, folder: Path, share: float, emit: Emit) -> TextTokenizer:
+    """The given tokenizer or one trained on the training pages; kept in ``folder``, so that a restart has the same."""
+    if (folder / "tokenizer_config.json").is_file():  # written last
+        return open_text_tokenizer(folder)
+    tokenizer = _given_tokenizer(settings)
+    if tokenizer is None:
+        emit(Started("training the tokenizer", 0, "pages"))
+        texts = (text for batch in training_texts(settings.data, share) for text in batch)
+        tokenizer = _trained_tokenizer(settings, texts)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(folder)
+    return tokenizer
+
+
+def _given_tokenizer(settings: Pretrain) -> TextTokenizer | None:
+    """The tokenizer that was named, or that of the model to go on from; None where one is to be trained."""
+    source = settings.tokenizer or settings.start
+    if source is None:
+        return None
+    tokenizer = open_text_tokenizer(source)
+    if isinstance(settings.objective, Masking):
+        vocabulary_of(tokenizer)  # refuses one without a mask token
+    return tokenizer
+
+
+def look_at(settings: Pretrain, share: float) -> tuple[TextTokenizer, list[np.ndarray], float]:
+    """For a dry run: a tokenizer, the first pages' tokens by it, and tokens per UTF-8 byte."""
+    texts: list[str] = []
+    for batch in training_texts(settings.data, share):
+        texts += batch
+        if sum(map(len, texts)) > PREVIEW_BYTES:
+            break
+    tokenizer = _given_tokenizer(settings) or _trained_tokenizer(settings, texts)
+    documents = tokenizer.encode_documents(texts)
+    size = sum(len(text.encode("utf-8")) for text in texts)
+    return tokenizer, documents, sum(map(len, documents)) / size
+
+
+def _trained_tokenizer(settings: Pretrain, texts: Iterable[str]) -> TextTokenizer:
+    size = settings.vocabulary_size or derived_vocabulary(settings.size)
+    masked = isinstance(settings.objective, Masking)
+    return train_tokenizer(texts, size, or_fewer=settings.vocabulary_size is None, mask=masked)
 
 
 def read_text(

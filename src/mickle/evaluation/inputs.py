@@ -1,0 +1,47 @@
+"""What every measure of a model needs first: the pages, the longest text it reads, a vocabulary that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    from mickle.data.records import Page
+    from mickle.data.tokenizer import TextTokenizer
+
+
+def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
+    """The pages of ``data``, or those the model's own training held out."""
+    from mickle.data.heldout import read_pages
+
+    source = data or folder / "heldout.parquet"
+    if data is None and not source.is_file():
+        raise UsageError(
+            "This model has no held-out pages of its own.",
+            where=str(source),
+            todo="name pages to measure on with --task.data",
+        )
+    pages = [page for batch in read_pages(source) for page in batch]
+    if not pages:
+        raise UsageError("There is no page with text to measure on.", where=str(source))
+    return pages
+
+
+def longest_text(model: Any, unknown: int) -> int:
+    """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
+    from mickle.models.shape import DecoderConfig
+
+    if isinstance(model.config, DecoderConfig):  # trained at this length, whatever its positions would allow
+        return model.config.max_length
+    return unknown if model.length_limit is None else int(model.length_limit)
+
+
+def check_vocabulary(model: Any, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Refuse a tokenizer that has tokens which the model does not know."""
+    if tokenizer.size > model.vocab_size:
+        raise UsageError(
+            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {model.vocab_size:,} tokens.",
+            where=str(folder),
+        )
