@@ -16,7 +16,12 @@ RESULTS = Path(__file__).parent / "results"
 CURVES = {  # study -> (x, y, label of x, label of y, the world, or None for one figure of each)
     "sophia": ("evaluated", "losses", "step", "held-out loss (nats per byte)", "pages"),
     "nope": ("lengths", "exact", "length", "exact match", None),
+    "doremi": ("evaluated", "losses", "step", "held-out loss of real domains (nats per byte)", None),
+    "token_crisis": ("evaluated", "accuracies", "step", "held-out accuracy", "many"),
+    "dynamic_masking": ("evaluated", "losses", "step", "loss at 15 % (nats a hidden token)", "docs"),
+    "dropout_double_descent": ("sizes", "curve", "size", "error", None),
 }
+LOGARITHMIC = ("dropout_double_descent",)  # both axes
 
 
 def curves(result: dict[str, Any], x: str, y: str) -> dict[str, dict[str, list[dict[float, float]]]]:
@@ -31,7 +36,9 @@ def curves(result: dict[str, Any], x: str, y: str) -> dict[str, dict[str, list[d
     return found
 
 
-def draw(arms: dict[str, list[dict[float, float]]], title: str, x_label: str, y_label: str) -> str:
+def draw(
+    arms: dict[str, list[dict[float, float]]], title: str, x_label: str, y_label: str, logarithmic: bool
+) -> str:
     """One figure: a line and a band for each arm."""
 
     def paint(axes: Any) -> None:
@@ -43,6 +50,9 @@ def draw(arms: dict[str, list[dict[float, float]]], title: str, x_label: str, y_
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.set_title(title, fontsize=9)
+        if logarithmic:
+            axes.set_xscale("log")
+            axes.set_yscale("log")
         axes.grid(True)
         axes.legend(fontsize=8)
 
@@ -61,7 +71,7 @@ def main() -> None:
                 end = "curves" if world else f"curves-{found}"
                 target = RESULTS / f"{name}-full-{end}.svg"
                 title = f"{name}: {found}"
-                storage.write_text(target, draw(arms, title, x_label, y_label))
+                storage.write_text(target, draw(arms, title, x_label, y_label, name in LOGARITHMIC))
                 print(target.relative_to(RESULTS.parent))
 
 

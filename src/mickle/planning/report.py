@@ -122,7 +122,7 @@ def _forecast_says(chosen: dict[str, Any]) -> str:
     memory = chosen["memory_bytes"]
     shown = f"{memory / 1e9:.2f} GB of memory" if memory else "more memory than there is"
     hours = chosen["hours"]
-    time = f"{hours:.1f} hours" if hours >= 2 else f"{hours * 60:.1f} minutes"
+    time = f"{hours:,.1f} hours" if hours >= 2 else f"{hours * 60:.1f} minutes"
     time = f"{hours * 3600:.0f} seconds" if hours < 1 / 30 else time
     return f"forecast on this machine: {time}, {shown} (steps of {amount(chosen['timed_parameters'])} parameters timed)"
 
@@ -169,29 +169,56 @@ def as_table(found: dict[str, Any]) -> str:
 
 
 def draw(found: dict[str, Any]) -> str:
-    """Predicted loss over epochs for three sizes, the middle one on fresh text dashed, the pilot's points; SVG."""
+    """What epochs are worth beside fresh text; and, where the law's loss means something, the loss they lead to. SVG.
+
+    A predicted loss worse than guessing is no prediction: the second part is then for the pilot alone, or left out.
+    """
+    from mickle import figures
+
+    chance = math.log(found["text"]["vocabulary"])
+    known = [losses for losses in found["curves"]["losses"] if min(losses) < chance]
+
+    def paint(axes: Any, losses: Any = None) -> None:
+        _paint_worth(axes, found)
+        if losses is not None:
+            _paint_losses(losses, found, bool(known))
+        for each in filter(None, (axes, losses)):
+            each.axvline(found["recommended"]["epochs"], color=figures.INK, linewidth=0.8, linestyle=":")
+            each.set_xscale("log", base=2)
+            each.set_xlabel("epochs (dotted: recommended)")
+            each.grid(True)
+            each.legend(fontsize=8)
+
+    columns = 2 if known or found["pilot_says"] else 1
+    return figures.draw(paint, width=9 if columns == 2 else 6, height=3.2, columns=columns)
+
+
+def _paint_worth(axes: Any, found: dict[str, Any]) -> None:
+    from mickle import figures
+
+    epochs = [row["epochs"] for row in found["epochs"]]
+    unique = found["epochs"][0]["tokens"] / found["epochs"][0]["epochs"]
+    worth = [row["worth"] / unique for row in found["epochs"]]
+    axes.plot(epochs, epochs, "--", color=figures.INK, label="fresh text")
+    axes.plot(epochs, worth, "o-", color=figures.COLOURS[0], label="your text again")
+    axes.set_yscale("log", base=2)
+    axes.set_ylabel("worth, in epochs of fresh text")
+
+
+def _paint_losses(axes: Any, found: dict[str, Any], known: bool) -> None:
     from mickle import figures
 
     curves, pilot = found["curves"], found["pilot_says"]
-
-    def paint(axes: Any) -> None:
+    if known:
         for size, losses in zip(curves["sizes"], curves["losses"], strict=True):
             axes.plot(curves["epochs"], losses, label=f"{amount(size)} parameters", linewidth=1.6)
+        fresh = "the same, all fresh"
+        axes.plot(curves["epochs"], curves["fresh"], "--", color=figures.COLOURS[1], label=fresh)
+    if pilot:
         axes.plot(
-            curves["epochs"], curves["fresh"], "--", color=figures.COLOURS[1], label="the same, all fresh"
+            pilot["epochs"], pilot["losses"], "o", color=figures.COLOURS[5], label="your pilot, measured"
         )
-        if pilot:
-            axes.plot(
-                pilot["epochs"], pilot["losses"], "o", color=figures.COLOURS[5], label="your pilot, measured"
-            )
-        axes.axvline(found["recommended"]["epochs"], color=figures.INK, linewidth=0.8, linestyle=":")
-        axes.set_xscale("log", base=2)
-        axes.set_xlabel("epochs (dotted: recommended)")
-        axes.set_ylabel("predicted loss (nats per token)")
-        axes.grid(True)
-        axes.legend(fontsize=8)
-
-    return figures.draw(paint, height=3.2)
+    axes.set_ylabel("loss (nats per token)")
 
 
 def amount(number: float) -> str:

@@ -56,7 +56,7 @@ SYSTEMS = (
         "Token crisis",
         "To Repeat or Not To Repeat: Insights from Scaling LLM under Token-Crisis",
         "2305.13230",
-        "many epochs over the same tokens degrade a model, and dropout heals most of it",
+        "many epochs over the same tokens degrade a model, and dropout heals nearly half of that",
     ),
     System(
         6,
