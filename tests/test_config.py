@@ -84,3 +84,9 @@ def test_settings_are_frozen(toy: ModuleType) -> None:
 def test_inputs_are_found(toy: ModuleType) -> None:
     assert list(inputs(toy.Count(data=Path("x")))) == [("data", Path("x"))]
     assert list(inputs(toy.Write())) == []
+
+
+def test_the_tag_of_a_union_is_not_part_of_a_fields_name(toy: ModuleType) -> None:
+    """Without a file, too: from flags and from Python."""
+    with pytest.raises(UsageError, match=r"^method\.gamma: "):
+        validate(toy.Write, {"words": ["a"], "method": {"kind": "fancy", "gamma": "much"}})

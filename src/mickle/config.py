@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from mickle.errors import UsageError
@@ -80,20 +81,19 @@ def validate(cls: type[C], values: Any, *, where: str = "", lines: Lines | None 
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        problems = [_problem(item, where, lines) for item in error.errors(include_url=False)]
+        problems = [_problem(cls, item, where, lines) for item in error.errors(include_url=False)]
     shown = problems[0][1]
     if len(problems) > 1:
         shown += f" (and {len(problems) - 1} more: " + "; ".join(text for _, text in problems[1:3]) + ")"
     raise UsageError(shown, where=problems[0][0], todo="correct the field; --help lists all of them")
 
 
-def _problem(item: Any, where: str, lines: Lines | None) -> tuple[str, str]:
+def _problem(cls: type[Config], item: Any, where: str, lines: Lines | None) -> tuple[str, str]:
     """One pydantic error as (place, sentence)."""
-    location = tuple(item["loc"])
+    location = _without_tags(cls, item["loc"])
     if item["type"] == "unknown_field":
         location += (item["ctx"]["field"],)
-    # Pydantic puts the tag of a union into the location; a person did not write it there.
-    name = ".".join(str(part) for part in location if not _is_tag(part, location, lines))
+    name = ".".join(map(str, location))
     message = str(item["msg"])
     if item["type"] == "missing":
         message = "this field is required"
@@ -106,8 +106,22 @@ def _problem(item: Any, where: str, lines: Lines | None) -> tuple[str, str]:
     return (f"{where}:{line}" if line else where), text
 
 
-def _is_tag(part: Any, location: tuple[Any, ...], lines: Lines | None) -> bool:
-    return lines is not None and isinstance(part, str) and part in lines.tags and part != location[-1]
+def _without_tags(cls: type[Config], location: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A place in the settings as a person writes it: Pydantic puts the tag of a union into it as well."""
+    written: list[Any] = []
+    here: list[type[Config]] = [cls]
+    for part in location:
+        chosen = [variant for variant in here if variant.model_fields.get("kind", _NO_KIND).default == part]
+        if written and chosen:
+            here = chosen
+            continue
+        written.append(part)
+        fields = [variant.model_fields[part] for variant in here if part in variant.model_fields]
+        here = [variant for field in fields for variant in config_variants(field.annotation)]
+    return tuple(written)
+
+
+_NO_KIND = FieldInfo()
 
 
 def _short(value: Any, limit: int = 60) -> str:
@@ -120,7 +134,6 @@ class Lines:
 
     def __init__(self, node: yaml.Node | None) -> None:
         self._lines: dict[tuple[str, ...], int] = {}
-        self.tags: set[str] = set()
         if node is not None:
             self._walk(node, ())
 
@@ -128,8 +141,6 @@ class Lines:
         self._lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                if key.value == "kind":
-                    self.tags.add(str(value.value))
                 self._lines[(*path, str(key.value))] = key.start_mark.line + 1
                 self._walk(value, (*path, str(key.value)))
         elif isinstance(node, yaml.SequenceNode):
@@ -149,7 +160,6 @@ class Lines:
     def under(self, *prefix: str) -> Lines:
         """The same map, seen from inside a field."""
         inner = Lines(None)
-        inner.tags = self.tags
         inner._lines = {k[len(prefix) :]: v for k, v in self._lines.items() if k[: len(prefix)] == prefix}
         return inner
 

@@ -146,11 +146,13 @@ class Mix(Step):
         return Grouping(self.by, {name: tuple(patterns) for name, patterns in self.groups.items()})
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
-        from mickle.data.domains import domain_streams
+        from mickle.data.domains import domain_streams, read_weights
         from mickle.training import mix_plan, mix_results, mix_round
         from mickle.training.pretrain_data import kept_tokenizer, split_pages
 
         scratch = work / SCRATCH
+        if isinstance(self.reference_weights, Path):
+            read_weights(self.reference_weights)  # refused before anything is done
         _, share = split_pages(self.data, self.heldout_share)
         tokenizer = kept_tokenizer(self.training, scratch / "tokenizer", share, emit)
         streams = domain_streams(self.data, share, tokenizer, scratch / "streams", self.grouping, emit)

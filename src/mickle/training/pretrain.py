@@ -143,10 +143,13 @@ class Pretrain(Step):
         return {name: version(name) for name in ("torch", "tokenizers")}
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        from mickle.data.domains import read_weights
         from mickle.models.folder import save_model
         from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
 
         scratch = work / SCRATCH
+        if self.mixture is not None:
+            read_weights(self.mixture)  # refused before anything is done
         split, share = split_pages(self.data, self.heldout_share)
         emit(Noted(_count_line(split, share)))
         tokenizer = kept_tokenizer(self, scratch / "tokenizer", share, emit)
