@@ -18,7 +18,10 @@ STEPS = {
     "mix": ("mickle.training.mix:Mix", "corpus with domains -> weights to sample them by"),
     "plan": ("mickle.planning.plan:Plan", "data and a budget -> size, epochs, dropout, memory, hours"),
     "pretrain": ("mickle.training.pretrain:Pretrain", "corpus -> model"),
-    "evaluate": ("mickle.evaluation.evaluate:Evaluate", "model -> how good: loss, length, hidden tokens, minimal pairs"),
+    "evaluate": (
+        "mickle.evaluation.evaluate:Evaluate",
+        "model -> how good: loss, length, hidden tokens, minimal pairs",
+    ),
     "sample": ("mickle.sampling.sample:Sample", "model -> text"),
     "study": ("mickle.studies.study:RunStudy", "a paper's claim, measured here, with a verdict"),
 }
