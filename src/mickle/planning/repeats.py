@@ -37,7 +37,6 @@ MEASURED_TOKENS = 2048
 OVERHEAD = 1.05  # evaluations and checkpoints
 SHOWN_EPOCHS = (1, 2, 4, 8, 16, 32, 64)
 PILOT_REACH = 3.0  # a pilot speaks for sizes and texts within this factor of its own
-SOME_DROPOUT = 16.0  # epochs up to which a little
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ def dropout_advice(epochs: float) -> dict[str, float]:
     """Rate and start by the rule of thumb above."""
     if epochs <= NO_DROPOUT:
         return {"rate": 0.0, "start": 0.0}
-    return {"rate": 0.1 if epochs <= SOME_DROPOUT else 0.2, "start": 0.5}
+    return {"rate": 0.2, "start": 0.5}
 
 
 def command(
