@@ -8,7 +8,7 @@ from typing import Any
 from mickle.training.repetition import Law, near_threshold, threshold_ratio
 
 SMALLEST, LARGEST, FEWEST = 1e7, 9e9, 1e8  # parameters, and unique tokens, of the runs behind the paper's law
-NO_DROPOUT = 4.0  # epochs up to which there is nothing to do
+FEW_EPOCHS = 4.0  # that cost almost nothing beside fresh text (arXiv 2305.16264)
 COPIES_SAID = 1.02  # tokens an epoch over distinct ones, from which on copies are worth a word
 
 
@@ -31,7 +31,7 @@ def notes(found: dict[str, Any], law: Law) -> list[str]:
         _dropout_says(chosen["dropout"]),
         _forecast_says(chosen),
     ]
-    if chosen["epochs"] > NO_DROPOUT:
+    if chosen["epochs"] > FEW_EPOCHS:
         said.append(
             "`pretrain` keeps the weights that are best on held-out pages: too many epochs cost time, not quality"
         )
