@@ -64,6 +64,8 @@ def _kernels() -> list[str]:
         f"kernels    loss, attention, norm, rotation: {_verdict(worst)}",
         f"           Sophia's update: {_verdict(_sophia_error())}",
         f"           signatures, components, suffix arrays, repetitions: {_verdict(float(_curation_differs()))}",
+        f"           loss token by token: {_verdict(_token_losses_error())}",
+        f"           masking: {_verdict(_masking_differs())}",
     ]
 
 
@@ -100,6 +102,37 @@ def _sophia_error() -> float:
     sophia_update([fast], rule)
     update_plain(plain, rule)
     return float((fast.parameter - plain.parameter).norm() / plain.parameter.norm())
+
+
+def _token_losses_error() -> float:
+    import torch
+
+    from mickle.kernels.token_losses import token_losses, token_losses_plain
+
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (50, 300))
+    scale, labels = torch.rand(50, generator=generator), torch.arange(50)
+    found = []
+    for losses in (token_losses, token_losses_plain):
+        total = (scale * losses(hidden, weight, labels)).sum()
+        found.append(torch.cat([g.flatten() for g in torch.autograd.grad(total, (hidden, weight))]))
+    return float((found[0] - found[1]).norm() / found[1].norm())
+
+
+def _masking_differs() -> float:
+    """1 where the masking kernel, which is exact, differs from its plain twin."""
+    import numpy as np
+
+    from mickle.kernels import masking
+
+    special = np.arange(40) < 3
+    vocabulary = masking.Vocabulary(2, special, np.arange(3, 40), np.arange(40) % 3 == 0)
+    tokens = np.random.default_rng(0).integers(0, 40, (6, 70))
+    differs = False
+    for unit in (masking.TOKEN, masking.WORD, masking.SPAN):
+        given = (tokens, np.arange(6), 1, vocabulary, masking.cuts(0.3, 0.8, 0.1, unit), unit)
+        differs |= not np.array_equal(masking.mask_tokens(*given), masking.mask_tokens_plain(*given))
+    return float(differs)
 
 
 def _curation_differs() -> bool:
