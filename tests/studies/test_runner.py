@@ -46,6 +46,8 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
                 time.sleep(300)
             case "raise":
                 raise ValueError("two\\nlines")
+            case "package":
+                import a_package_that_nobody_has
             case "nan":
                 return {"loss": float("nan"), "budget": 10}
             case "no budget":
@@ -230,6 +232,12 @@ def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(
     assert (
         len(list(tmp_path.glob("cells/*.json"))) == 11
     )  # the failed one is not kept: the next run tries it again
+
+
+def test_a_missing_package_ends_the_run_at_once(toy: Study, tmp_path: Path) -> None:
+    toy = at_scale(toy, values={"bad": "package", "bad_seed": 3})
+    with pytest.raises(UsageError, match=r"not installed \(No module named 'a_package_that_nobody_has'\)"):
+        run_study(toy, "full", Place(tmp_path, workers=0))
 
 
 def test_a_tuning_trial_that_fails_loses(toy: Study, tmp_path: Path) -> None:

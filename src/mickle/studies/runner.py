@@ -180,6 +180,11 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
         kept[outcome.key] = entry
         cell = missing[outcome.key][1]
         name = f"{cell.arm} in {cell.world}, seed {cell.seed}"
+        if outcome.failure.startswith("ModuleNotFoundError"):
+            raise UsageError(
+                f"Study {study.name} needs a package that is not installed ({outcome.failure.split(': ', 1)[1]}).",
+                todo="pip install 'mickle[studies]'",
+            )
         if outcome.failure:
             place.emit(Warned(f"a {phase} cell failed ({name}): {outcome.failure}"))
         else:
