@@ -189,8 +189,11 @@ def test_models_and_tokenizers_that_do_not_fit_the_objective(encoder, bert, corp
     with pytest.raises(UsageError, match="sees both sides"):
         execute(further(corpus, bert), tmp_path / "model", ignore)
     plain = execute(Pretrain(data=corpus, **{**SMALL, "steps": 1}), tmp_path / "plain", ignore)
-    with pytest.raises(UsageError, match="no mask token"):
+    with pytest.raises(UsageError, match="sees one side"):
         execute(further(corpus, plain, **MASKED), tmp_path / "model", ignore)
+    with pytest.raises(UsageError, match="no mask token"):
+        without = {**SMALL, "vocabulary_size": None, "tokenizer": plain, **MASKED}
+        execute(Pretrain(data=corpus, **without), tmp_path / "model", ignore)
     with pytest.raises(UsageError, match="at most 40"):
         execute(further(corpus, bert, sequence_length=64, **MASKED), tmp_path / "model", ignore)
     assert not (tmp_path / "model").exists()

@@ -14,7 +14,7 @@ from torch import nn
 from mickle import machine
 from mickle.errors import UsageError
 from mickle.models.decoder import Decoder
-from mickle.models.folder import open_model
+from mickle.models.folder import model_config, open_model
 from mickle.models.shape import DecoderConfig
 
 
@@ -27,20 +27,37 @@ class Origin:
     shape: DecoderConfig
 
 
-def open_origin(folder: Path, causal: bool, vocabulary: int) -> nn.Module:
-    """The model of ``folder`` on this machine's device, ready to be trained.
+def refuse_other_objective(folder: Path, causal: bool) -> None:
+    """UsageError where the model of ``folder`` is not made for the objective: next token if ``causal``, else masked.
 
-    Raises UsageError where the objective (``causal``: next token, else masked token) is not the model's, or the
-    tokenizer has more tokens than the model.
+    Reads the settings only, so that it can be asked before anything is done.
     """
-    model = open_model(folder, device=machine.device())
-    if model.causal is not causal:
-        does, kind = ("sees both sides", "masked") if causal else ("sees one side", "next")
+    settings = model_config(folder)
+    if isinstance(settings, DecoderConfig):
+        one_side = settings.causal
+    else:
+        one_side = not any("MaskedLM" in str(name) for name in settings.get("architectures") or [])
+    if one_side is not causal:
+        does, task, kind = _OTHERWISE[causal]
         raise UsageError(
-            f"This model {does} of a token; it cannot be trained to {_TASKS[causal]}.",
+            f"This model {does} of a token; it cannot be trained to {task}.",
             where=f"start: {folder}",
             todo=f"set objective.kind to {kind}, or start from another model",
         )
+
+
+_OTHERWISE = {
+    True: ("sees both sides", "predict the next token", "masked"),
+    False: ("sees one side", "fill in masked tokens", "next"),
+}
+
+
+def open_origin(folder: Path, vocabulary: int) -> nn.Module:
+    """The model of ``folder`` on this machine's device, ready to be trained.
+
+    Raises UsageError where the tokenizer (``vocabulary`` tokens) has more tokens than the model.
+    """
+    model = open_model(folder, device=machine.device())
     if vocabulary > model.vocab_size:
         raise UsageError(
             f"The tokenizer has {vocabulary:,} tokens, the model {model.vocab_size:,}.",
@@ -48,9 +65,6 @@ def open_origin(folder: Path, causal: bool, vocabulary: int) -> nn.Module:
             todo="use the tokenizer that belongs to the model",
         )
     return model
-
-
-_TASKS = {True: "predict the next token", False: "fill in masked tokens"}
 
 
 def origin_of(model: nn.Module) -> Origin:

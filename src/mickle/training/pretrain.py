@@ -143,13 +143,11 @@ class Pretrain(Step):
         return {name: version(name) for name in ("torch", "tokenizers")}
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
-        from mickle.data.domains import read_weights
         from mickle.models.folder import save_model
         from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
 
         scratch = work / SCRATCH
-        if self.mixture is not None:
-            read_weights(self.mixture)  # refused before anything is done
+        self._refuse_inputs()
         split, share = split_pages(self.data, self.heldout_share)
         emit(Noted(_count_line(split, share)))
         tokenizer = kept_tokenizer(self, scratch / "tokenizer", share, emit)
@@ -183,6 +181,7 @@ class Pretrain(Step):
         from mickle.training.pretrain_data import look_at, split_pages
         from mickle.training.pretrain_plan import resolve
 
+        self._refuse_inputs()
         split, share = split_pages(self.data, self.heldout_share)
         tokenizer, documents, tokens_a_byte = look_at(self, share)
         tokens = round(tokens_a_byte * split.training_bytes)
@@ -199,12 +198,22 @@ class Pretrain(Step):
             return f"mickle evaluate {out} --task masked"
         return f"mickle evaluate {out} --task loss --task.baselines-from {self.data}"
 
+    def _refuse_inputs(self) -> None:
+        """What is wrong with small inputs is said before anything is done with the large ones."""
+        from mickle.data.domains import read_weights
+        from mickle.training.origin import refuse_other_objective
+
+        if self.mixture is not None:
+            read_weights(self.mixture)
+        if self.start is not None:
+            refuse_other_objective(self.start, self.objective.kind == "next")
+
     def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> nn.Module | None:
         from mickle.training.origin import open_origin
 
         if self.start is None:
             return None
-        return open_origin(self.start, self.objective.kind == "next", tokenizer.size)
+        return open_origin(self.start, tokenizer.size)
 
     def _plan(self, file: Path, tokenizer: TextTokenizer, text: Text, split: Split) -> tuple[Plan, Forecast]:
         """The run's numbers. They are kept: some are measured, and a restart must not measure otherwise."""
