@@ -18,7 +18,6 @@ Writes `benchmarks/results/masking.json`.
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -29,8 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from segments import Arm, Gate, alternate
+
 RESULT = Path(__file__).parent / "results" / "masking.json"
-WARM_UP_STEPS = 3
 LEARNING_RATE = 1e-4
 RATE = 0.15
 VOCABULARY = 30_000
@@ -42,29 +42,6 @@ SHAPES: dict[str, dict[str, int]] = {
 
 
 # -- one arm, in its own process -----------------------------------------------------------------------------------
-
-
-class Gate:
-    """Lets a training loop run only the segments that the parent asks for; 0 steps end it."""
-
-    def __init__(self, answers: int) -> None:
-        self.answers = os.fdopen(answers, "w", buffering=1)
-        self.left = WARM_UP_STEPS
-        self.begun = time.perf_counter(), time.process_time()
-
-    def step_done(self) -> bool:
-        """Count a finished step; True when training is to end."""
-        self.left -= 1
-        if self.left:
-            return False
-        self.tell(wall=time.perf_counter() - self.begun[0], processor=time.process_time() - self.begun[1])
-        self.left = int(sys.stdin.readline() or 0)
-        self.begun = time.perf_counter(), time.process_time()
-        return self.left == 0
-
-    def tell(self, **values: Any) -> None:
-        """One line to the parent."""
-        self.answers.write(json.dumps(values) + "\n")
 
 
 def run_arm(
@@ -221,52 +198,14 @@ def write_folder(shape: dict[str, int], folder: Path) -> int:
 # -- the parent ----------------------------------------------------------------------------------------------------
 
 
-class Arm:
-    """A process that trains on demand."""
-
-    def __init__(self, name: str, shape: str, precision: str, weights: Path, threads: int) -> None:
-        answers, ours = os.pipe()
-        command = [sys.executable, __file__, "--arm", name, "--shapes", shape, "--precisions", precision]
-        command += ["--weights", str(weights), "--answers", str(ours), "--threads", str(threads)]
-        environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[ours], env=environment, text=True
-        )  # fmt: skip
-        os.close(ours)
-        self.lines, self.name = os.fdopen(answers), name
-
-    def ask(self, steps: int) -> None:
-        """Let it run; 0 ends it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-
-    def hear(self) -> dict[str, Any]:
-        """Its next line."""
-        line = self.lines.readline()
-        if not line:
-            raise SystemExit(f"the {self.name} arm ended early (exit code {self.process.wait()})")
-        return json.loads(line)  # type: ignore[no-any-return]
-
-
 def compare(shape_name: str, precision: str, pairs: int, threads: int) -> dict[str, Any]:
     """All arms on one shape in one precision."""
     shape = SHAPES[shape_name]
     with tempfile.TemporaryDirectory() as folder:
         parameters = write_folder(shape, Path(folder))
-        arms = {name: Arm(name, shape_name, precision, Path(folder), threads) for name in ARMS}
-        for arm in arms.values():
-            arm.hear()  # the warm-up
-        segments: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
-        for turn in range(pairs):
-            for name in ARMS if turn % 2 == 0 else ARMS[::-1]:
-                arms[name].ask(shape["steps"])
-                segments[name].append(arms[name].hear())
-        losses = {}
-        for name, arm in arms.items():
-            arm.ask(0)
-            losses[name] = arm.hear()["loss"]
-            arm.process.wait()
+        arms = {name: Arm(__file__, name, shape_name, precision, Path(folder), threads) for name in ARMS}
+        segments, ends = alternate(arms, shape["steps"], pairs)
+    losses = {name: said["loss"] for name, said in ends.items()}
     if abs(losses["mickle-bert"] / losses["transformers"] - 1) > 0.03:
         raise SystemExit(f"the two BERTs did not do the same work: losses {losses}")
     seconds = {name: statistics.median(s["wall"] for s in segments[name]) / shape["steps"] for name in ARMS}

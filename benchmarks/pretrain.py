@@ -25,8 +25,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from segments import Arm, Gate, alternate
+
 RESULT = Path(__file__).parent / "results" / "pretrain.json"
-WARM_UP_STEPS = 3
 LEARNING_RATE = 3e-4
 ARMS = ("mickle", "transformers")
 # size is given to DecoderConfig.for_size; batch x length tokens a step; steps to a segment of about two seconds.
@@ -37,33 +38,6 @@ SHAPES: dict[str, dict[str, int | str]] = {
 
 
 # -- one arm, in its own process -----------------------------------------------------------------------------------
-
-
-class Gate:
-    """Lets the training loop of this process run only the segments that the parent asks for.
-
-    After the warm-up and after each segment it writes a line and waits for the next number of steps; 0 ends.
-    """
-
-    def __init__(self, answers: int) -> None:
-        self.answers = os.fdopen(answers, "w", buffering=1)
-        self.left = self.segment = WARM_UP_STEPS
-        self.begun = time.perf_counter(), time.process_time()
-
-    def step_done(self) -> bool:
-        """Count a finished step; True when training is to end."""
-        self.left -= 1
-        if self.left:
-            return False
-        wall, processor = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
-        self.tell(wall=wall, processor=processor)
-        self.left = self.segment = int(sys.stdin.readline() or 0)
-        self.begun = time.perf_counter(), time.process_time()
-        return self.left == 0
-
-    def tell(self, **values: Any) -> None:
-        """One line to the parent."""
-        self.answers.write(json.dumps(values) + "\n")
 
 
 def run_arm(
@@ -185,59 +159,13 @@ def _resident() -> int:
 # -- the parent ----------------------------------------------------------------------------------------------------
 
 
-class Arm:
-    """A process that trains on demand."""
-
-    def __init__(self, name: str, shape: str, precision: str, weights: Path, threads: int) -> None:
-        answers, ours = os.pipe()
-        command = [sys.executable, __file__, "--arm", name, "--shapes", shape, "--precisions", precision]
-        command += ["--weights", str(weights), "--answers", str(ours), "--threads", str(threads)]
-        # Both arms have the same number of threads; nothing else differs from a user's shell.
-        environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[ours],
-            env=environment,
-            text=True,
-        )
-        os.close(ours)
-        self.lines = os.fdopen(answers)
-        self.name = name
-
-    def ask(self, steps: int) -> None:
-        """Let it run; 0 ends it."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-
-    def hear(self) -> dict[str, Any]:
-        """Its next line."""
-        line = self.lines.readline()
-        if not line:
-            raise SystemExit(f"the {self.name} arm ended early (exit code {self.process.wait()})")
-        return json.loads(line)
-
-
 def compare(shape_name: str, precision: str, pairs: int, threads: int) -> dict[str, Any]:
     """Both arms on one shape in one precision."""
     shape = SHAPES[shape_name]
     with tempfile.TemporaryDirectory() as folder:
         config = _write_weights(shape, Path(folder))
-        arms = {name: Arm(name, shape_name, precision, Path(folder), threads) for name in ARMS}
-        for arm in arms.values():
-            arm.hear()  # the warm-up
-        segments: dict[str, list[dict[str, float]]] = {name: [] for name in ARMS}
-        for pair in range(pairs):
-            for name in ARMS if pair % 2 == 0 else ARMS[::-1]:
-                arms[name].ask(int(shape["steps"]))
-                segments[name].append(arms[name].hear())
-        ends = {}
-        for name, arm in arms.items():
-            arm.ask(0)
-            ends[name] = arm.hear()
-            arm.process.wait()
+        arms = {name: Arm(__file__, name, shape_name, precision, Path(folder), threads) for name in ARMS}
+        segments, ends = alternate(arms, int(shape["steps"]), pairs)
     return {"threads": threads, **_summary(shape_name, precision, config, segments, ends)}
 
 
