@@ -147,7 +147,8 @@ def _model(folder: Path, manifest: Manifest) -> Section:
     trained = [event for event in events if event["event"] == "trained"]
     evaluated = [event for event in events if event["event"] == "evaluated"]
     lead = (
-        f"A decoder of {summary.get('parameters', 0):,} parameters was trained for {len(trained):,} steps on "
+        f"{'An encoder' if summary.get('objective') == 'masked' else 'A decoder'} of "
+        f"{summary.get('parameters', 0):,} parameters was trained for {len(trained):,} steps on "
         f"{summary.get('tokens_read', 0):,} tokens."
     )
     rows = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
