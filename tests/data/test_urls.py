@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mickle.data.urls import UrlFilter, Urls, read_list, url_filter, url_key
@@ -95,6 +95,7 @@ def test_awkward_addresses_have_an_answer(url: str) -> None:
     assert isinstance(url_key(url), str)
 
 
+@example("⒈")  # which IDNA makes "1."
 @settings(max_examples=300, deadline=None)
 @given(
     st.text(max_size=40)

@@ -143,9 +143,12 @@ def url_key(url: str) -> str:
     if port is not None and port != {"http": 80, "https": 443, "": 80}.get(scheme):
         host += f":{port}"
     prefix = "" if scheme in ("", "http", "https") else f"{scheme}://"
-    return prefix + host + parts.path.rstrip("/") + (f"?{parts.query}" if parts.query else "")
+    path, query = _PATH_END.sub("", parts.path), parts.query.strip()
+    return prefix + host + path + (f"?{query}" if query else "")
 
 
+_PATH_END = re.compile(r"[\s/]+$")
+_HOST_EDGES = re.compile(r"^[\s.]+|[\s.]+$")
 _MORE_THAN_A_HOST = re.compile(r"[^A-Za-z0-9._-]")
 _NO_LETTERS = re.compile(r"[\W_]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|//")
@@ -171,10 +174,12 @@ def _host(url: str) -> str:
     host = (parts.hostname or "") if parts else ""
     if ":" in host:  # IPv6
         return f"[{host}]"
-    host = host.lower().strip(".")
+    host = _HOST_EDGES.sub("", host.lower())
     if not host.isascii():
         with suppress(UnicodeError):  # an empty or too long label
-            host = host.encode("idna").decode("ascii")
+            host = _HOST_EDGES.sub(
+                "", host.encode("idna").decode("ascii")
+            )  # some signs become a digit and a dot
     return host
 
 
