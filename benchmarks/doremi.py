@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from provenance import provenance
 
 from mickle import machine
 from mickle.data.mixture import DomainMixture, Mixture
@@ -209,7 +210,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         options.out,
-        {"machine": machine.describe(), "threads": options.threads, "steps": rows, "sampler": drawn},
+        {**provenance(__file__), "threads": options.threads, "steps": rows, "sampler": drawn},
     )
 
 

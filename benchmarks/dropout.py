@@ -17,8 +17,6 @@ Writes `benchmarks/results/dropout.json`.
 import argparse
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from provenance import provenance
 from sklearn.linear_model import Ridge, RidgeCV
 from torch import nn
 
-from mickle import machine
 from mickle.regression.networks import fresh_networks, losses, train_networks
 from mickle.regression.path import choose_rate, trace_path
 from mickle.storage import write_json
@@ -169,12 +167,7 @@ def main() -> None:
             "networks": {name: compare_networks(*size, chosen.rounds) for name, size in SIZES.items()},
         }
     print(json.dumps(result, indent=2))
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout
-    command = " ".join(["python", "benchmarks/dropout.py", *sys.argv[1:]])
-    about = {"machine": machine.describe(), "commit": commit.strip(), "command": command}
-    write_json(chosen.out, {**about, "date": time.strftime("%Y-%m-%d"), "threads": chosen.threads, **result})
+    write_json(chosen.out, {**provenance(__file__), "threads": chosen.threads, **result})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ Writes `benchmarks/results/masking.json`.
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -309,7 +307,8 @@ def main() -> None:
         shape, precision = SHAPES[chosen.shapes[0]], chosen.precisions[0]
         run_arm(chosen.arm, shape, precision, Path(chosen.weights), int(chosen.answers), chosen.threads)
         return
-    from mickle import machine
+    from provenance import provenance
+
     from mickle.storage import write_json
 
     masking = masking_alone(max(5, chosen.pairs))
@@ -320,17 +319,8 @@ def main() -> None:
     ]
     for line in lines(masking, rows):
         print(line)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULT.parent
-    ).stdout
-    about = {
-        "machine": machine.describe(),
-        "commit": commit.strip(),
-        "command": " ".join(["python", "benchmarks/masking.py", *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d"),
-    }
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(chosen.out, {**about, "masking": masking, "steps": rows})
+    write_json(chosen.out, {**provenance(__file__), "masking": masking, "steps": rows})
 
 
 if __name__ == "__main__":
