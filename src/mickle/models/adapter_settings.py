@@ -1,0 +1,174 @@
+"""`adapter_config.json`, PEFT's settings of an adapter: what a plain LoRA is computed by, all else refused by name.
+
+A folder from a stranger is hostile: no regular expression of his is matched before it was found short and simple.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mickle import storage
+from mickle.errors import UsageError
+from mickle.models import folder_check
+
+ADAPTER = "adapter_config.json"
+KINDS = ("LORA", "PREFIX_TUNING")
+# Settings that say how an adapter was begun or is held, not what it computes.
+HARMLESS = {
+    *(
+        "peft_type",
+        "base_model_name_or_path",
+        "r",
+        "lora_alpha",
+        "lora_dropout",
+        "use_rslora",
+        "rank_pattern",
+    ),
+    *(
+        "alpha_pattern",
+        "target_modules",
+        "task_type",
+        "bias",
+        "init_lora_weights",
+        "fan_in_fan_out",
+        "auto_mapping",
+    ),
+    *(
+        "revision",
+        "inference_mode",
+        "peft_version",
+        "exclude_modules",
+        "layers_to_transform",
+        "layers_pattern",
+    ),
+    *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
+    *("runtime_config", "ensure_weight_tying", "dora_ephemeral_gpu_offload"),
+}
+STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to begin that leave the base as it is
+VARIANTS = {
+    "use_dora": "DoRA",
+    "modules_to_save": "whole layers trained beside the adapter (modules_to_save)",
+    "trainable_token_indices": "trained rows of the embedding (trainable_token_indices)",
+    "layer_replication": "layers used twice (layer_replication)",
+    "megatron_config": "layers of Megatron",
+    "target_parameters": "adapters on bare parameters (target_parameters)",
+    "lora_bias": "a bias inside the adapter (lora_bias)",
+    "use_qalora": "QALoRA",
+    "alora_invocation_tokens": "aLoRA",
+}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What `adapter_config.json` says that a LoRA is computed by."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    rslora: bool
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+    targets: list[str] | None  # None: a regular expression, or "all-linear"; the tensors say which
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """`adapter_config.json` of an adapter folder, its kind known and its sizes in bounds. Reads no weights."""
+    if not folder.is_dir():
+        raise UsageError(f"no such adapter folder: {folder}", todo="check the path")
+    if (folder / storage.MANIFEST).exists():
+        folder_check.regular_file(folder, storage.MANIFEST)
+        storage.open_folder(folder, check="hashes")
+    path = folder_check.regular_file(folder, ADAPTER)
+    values = storage.read_json(path, folder_check.LARGEST_CONFIG)
+    if not isinstance(values, dict) or not isinstance(values.get("peft_type"), str):
+        raise UsageError(
+            "adapter names no peft_type", where=str(path), expected="a JSON object as PEFT writes it"
+        )
+    if values["peft_type"] not in KINDS:
+        raise UsageError(
+            f"adapter is of the kind {values['peft_type'][:40]!r}",
+            where=str(path),
+            expected="LORA or PREFIX_TUNING",
+            todo="merge it with PEFT, then use the merged folder",
+        )
+    return values
+
+
+def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
+    """The settings of a plain LoRA; every variant that would compute something else is refused by name."""
+    for key, value in values.items():
+        if value and (key in VARIANTS or key not in HARMLESS):
+            what = VARIANTS.get(key, f"a setting that Mickle does not know, {key[:60]!r}")
+            raise UsageError(
+                f"adapter uses {what}", where=str(path), todo="merge it with PEFT, then use that folder"
+            )
+    if values.get("bias", "none") != "none":
+        raise UsageError(
+            f"adapter trains biases (bias {str(values['bias'])[:20]!r})", where=str(path), expected="none"
+        )
+    start = values.get("init_lora_weights", True)
+    if not any(start is one or (isinstance(one, str) and start == one) for one in STARTS):
+        raise UsageError(
+            f"adapter began with {str(start)[:40]!r}, which changes the base model",
+            where=str(path),
+            todo="convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion)",
+        )
+    targets = values.get("target_modules")
+    return AdapterSettings(
+        rank=_whole(values.get("r"), "r", path),
+        alpha=_number(values.get("lora_alpha"), "lora_alpha", path),
+        dropout=_share(values.get("lora_dropout", 0.0), path),
+        rslora=_yes(values.get("use_rslora", False), path),
+        rank_pattern={
+            k: _whole(v, "rank_pattern", path) for k, v in _patterns(values, "rank_pattern", path).items()
+        },
+        alpha_pattern={
+            k: _number(v, "alpha_pattern", path) for k, v in _patterns(values, "alpha_pattern", path).items()
+        },
+        targets=[str(target) for target in targets] if isinstance(targets, list) else None,
+    )
+
+
+def _patterns(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
+    """A table by regular expressions, each short and without what makes matching take for ever."""
+    table = values.get(key) or {}
+    if not isinstance(table, dict):
+        raise UsageError(f"{key} is no table", where=str(path))
+    for pattern in table:
+        repeats = len(re.findall(r"[*+{]", pattern))
+        if len(pattern) > 1000 or repeats > 4 or re.search(r"\)[*+{]", pattern):
+            raise UsageError(
+                f"{key} holds a pattern that could take too long to match: {pattern[:60]!r}",
+                where=str(path),
+                expected="layer names, or patterns with at most 4 repeats, none of a group",
+            )
+    return table
+
+
+def _whole(value: Any, key: str, path: Path) -> int:
+    if type(value) is not int or not 1 <= value <= 1 << 16:
+        raise UsageError(
+            f"{key} is {str(value)[:40]}", where=str(path), expected="a whole number, at least 1"
+        )
+    return value
+
+
+def _number(value: Any, key: str, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
+        raise UsageError(f"{key} is {str(value)[:40]}", where=str(path), expected="a number")
+    return value
+
+
+def _share(value: Any, path: Path) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise UsageError(
+            f"lora_dropout is {str(value)[:40]}", where=str(path), expected="at least 0, below 1"
+        )
+    return float(value)
+
+
+def _yes(value: Any, path: Path) -> bool:
+    if not isinstance(value, bool):
+        raise UsageError(f"use_rslora is {str(value)[:40]}", where=str(path), expected="true or false")
+    return value

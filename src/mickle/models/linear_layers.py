@@ -1,0 +1,104 @@
+"""The linear layers of a model: what adapters are attached to, what is stored in few bits, what is merged and exported.
+
+They go by their names in the model's folder, as PEFT, bitsandbytes and `transformers` have them, whether the model is
+our decoder or one of `transformers`. The output matrix and every layer that shares its weight with an embedding are
+left out: they are tables, large, read once a token, and what the methods' papers leave in 16 bits.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mickle.errors import UsageError
+from mickle.models import architectures
+from mickle.models.decoder import Decoder
+from mickle.models.experts import Experts
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Every linear layer by its folder name ("model.layers.0.self_attn.q_proj"), in the model's order.
+
+    A layer is an `nn.Linear`, a `Conv1D` of GPT-2 (weight [in, out]), or what took a linear layer's place: a module with
+    `in_features` and `out_features`. Of one that stands inside another (an adapter's base), only the outer one counts.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    output = _output_layer(model)
+    routers = {
+        id(m.gate) for m in model.modules() if isinstance(m, Experts)
+    }  # read by their weight, never called
+    found: dict[str, nn.Module] = {}
+    inside: str | None = None
+    for name, module in model.named_modules():
+        if inside is not None and name.startswith(inside):
+            continue
+        if not is_linear(module):
+            continue
+        inside = f"{name}."
+        weight = getattr(module, "weight", None)
+        if module is not output and id(module) not in routers and id(weight) not in tables:
+            found[folder_layer_name(model, name)] = module
+    return found
+
+
+def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` in the place of the linear layer that the folder calls `name`. UsageError where there is none."""
+    for own, module in model.named_modules():
+        if is_linear(module) and folder_layer_name(model, own) == name:
+            parent, _, attribute = own.rpartition(".")
+            holder: Any = model.get_submodule(parent)
+            if attribute.isdigit():
+                holder[int(attribute)] = layer
+            else:
+                setattr(holder, attribute, layer)
+            return
+    raise UsageError(f"the model has no linear layer {name[:120]!r}")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear layer, or stands for one."""
+    return (
+        isinstance(module, nn.Linear)
+        or is_conv1d(module)
+        or (
+            isinstance(getattr(module, "in_features", None), int)
+            and isinstance(getattr(module, "out_features", None), int)
+        )
+    )
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether a module is GPT-2's linear layer, whose weight is stored as [in, out]."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer."""
+    if is_conv1d(layer):
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return weight.shape[0], weight.shape[1]
+    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def dense_weight(layer: nn.Module) -> Tensor:
+    """The weight [out, in] of a linear layer: a view of a plain one's, `dequantized()` of one in few bits."""
+    if hasattr(layer, "dequantized"):
+        return layer.dequantized()
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return weight.T if is_conv1d(layer) else weight
+
+
+def folder_layer_name(model: nn.Module, name: str) -> str:
+    """What the folder calls the module that `model` calls `name`."""
+    if isinstance(model, Decoder):
+        return architectures.folder_name(model.config, f"{name}.weight").removesuffix(".weight")
+    return name.removeprefix("model.")  # WrappedModel holds the model of transformers as `.model`
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """The layer that makes the logits, if it is a layer."""
+    if isinstance(model, Decoder):
+        return None if model.config.tied else model.lm_head
+    inner = getattr(model, "model", model)
+    return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
