@@ -10,7 +10,7 @@ def test_doctor_names_machine_speed_and_sound_kernels() -> None:
     said = page.doctor()
     for expected in ("machine ", "versions ", "torch 2.", "GFLOP/s float32", "GB/s copy"):
         assert expected in said
-    assert said.count("as their plain twins") == 5
+    assert said.count("as their plain twins") == 6
     assert "OFF" not in said
 
 

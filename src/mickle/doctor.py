@@ -55,6 +55,7 @@ def _speeds() -> list[str]:
 def _kernels() -> list[str]:
     """The fast kernels against their plain twins on this machine's own processor: a training step, Sophia's update."""
     from mickle.kernels.dispatch import plain_kernels
+    from mickle.quantization.nf4_linear import kernels_error
 
     fast = _one_step()
     with plain_kernels():
@@ -66,6 +67,7 @@ def _kernels() -> list[str]:
         f"           signatures, components, suffix arrays, repetitions: {_verdict(float(_curation_differs()))}",
         f"           loss token by token: {_verdict(_token_losses_error())}",
         f"           masking: {_verdict(_masking_differs())}",
+        f"           4-bit layers: {_verdict(kernels_error())}",
     ]
 
 

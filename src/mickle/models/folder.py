@@ -19,9 +19,12 @@ from mickle.models import architectures, folder_check
 from mickle.models.decoder import Decoder
 from mickle.models.safetensors_check import refuse_not_finite
 from mickle.models.shape import DecoderConfig
+from mickle.quantization.layer import QuantizedLinear
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+ADAPTER = "adapter_config.json"  # what makes a folder an adapter's
 
 
 def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> nn.Module:
@@ -32,10 +35,18 @@ def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch
     Raises UsageError for a folder that is not whole, not safe or not a language model, and NumericError for
     weights that are not finite; both name the file or tensor.
     """
+    if (Path(path) / ADAPTER).exists():
+        from mickle.models.adapters import open_adapter
+
+        return open_adapter(Path(path), dtype=dtype, device=device)
     files = folder_check.inspect_folder(Path(path))
-    shape = _shape(files.config, files.folder)
+    if "quantization_config" in files.config:
+        from mickle.models.quantized import open_quantized
+
+        return open_quantized(files, dtype=dtype, device=device)
+    shape = decoder_shape(files.config, files.folder)
     if shape is not None:
-        _refuse_misfit(shape, files)
+        refuse_misfit(shape, files)
     tensors = _read_tensors(files)
     if shape is None:
         from mickle.models.transformers_bridge import open_wrapped
@@ -54,7 +65,7 @@ def model_config(path: Path) -> DecoderConfig | dict[str, Any]:
     if not path.is_dir():
         raise UsageError(f"no such model folder: {path}", todo="check the path")
     config = folder_check.read_config(path)
-    return _shape(config, path) or config
+    return decoder_shape(config, path) or config
 
 
 def open_tokenizer(path: Path) -> "Tokenizer":
@@ -83,9 +94,23 @@ def save_model(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
     `folder`.
 
     `tokenizer` has `save(folder)`, `start`, `end` and `mask` (`data/tokenizer.py`), or is a plain
-    `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Raises NumericError where a
-    weight is not finite.
+    `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Layers in few bits are written as they
+    are stored. Raises NumericError where a weight is not finite, UsageError for a model with adapters.
     """
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        from mickle.models.quantized import save_quantized
+
+        save_quantized(model, folder, tokenizer)
+    else:
+        save_dense(model, folder, tokenizer)
+
+
+def save_dense(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
+    """As `save_model`, all but the weights of layers in few bits, which are no parameters."""
+    if any(name.endswith(".lora_A") for name, _ in model.named_parameters()):
+        raise UsageError(
+            "the model has adapters", todo="save them with save_adapter, or merge them with merge_lora first"
+        )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, Decoder):
@@ -126,7 +151,7 @@ def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer
     storage.write_json(folder / folder_check.CONFIG, {**settings, **ids, "dtype": dtype})
 
 
-def _shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
+def decoder_shape(config: dict[str, Any], folder: Path) -> DecoderConfig | None:
     """The decoder that a `config.json` describes, or None where it is not one of ours."""
     where = str(folder / folder_check.CONFIG)
     try:
@@ -147,7 +172,7 @@ def _folder_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ..
     }
 
 
-def _refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None:
+def refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None:
     """Every weight the decoder needs must be in the files with its shape, and nothing else, before memory is
     taken.
     """

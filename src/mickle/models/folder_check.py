@@ -158,10 +158,8 @@ def _check_values(value: Any, path: Path, name: str = "", depth: int = 0) -> Non
         raise UsageError("config is nested too deeply", where=str(path), expected=f"at most {DEEPEST} levels")
     if isinstance(value, dict):
         _refuse_code(value, path)
-        if value.get("quantization_config"):
-            raise UsageError(
-                "quantized weights cannot be opened yet", where=str(path), todo="use the unquantized folder"
-            )
+        if depth and value.get("quantization_config"):
+            raise UsageError("config asks for quantized weights in a part of the model only", where=str(path))
         for key, item in value.items():
             _check_values(item, path, str(key), depth + 1)
     elif isinstance(value, list):

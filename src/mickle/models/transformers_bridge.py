@@ -129,6 +129,20 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
     return WrappedModel(model)
 
 
+def empty_frame(files: ModelFiles) -> WrappedModel:
+    """The model of a checked folder without memory for its weights: what its layers are called, and their shapes."""
+    where = str(files.folder / CONFIG)
+    try:
+        with _quiet(), torch.device("meta"):
+            model_class, config = _model_class(files.config, where)
+            return WrappedModel(model_class(config))
+    except MickleError:
+        raise
+    except Exception as error:
+        message = " ".join(str(error).split())[:200]
+        raise UsageError(f"transformers cannot open this model: {message}", where=where) from error
+
+
 def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
     """The language model that these settings are for, masked or causal, and its configuration."""
     kind = values["model_type"]

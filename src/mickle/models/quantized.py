@@ -1,0 +1,243 @@
+"""Models whose linear layers are stored in few bits: made, opened, saved, and made dense again.
+
+A folder says by `quantization_config` in its `config.json` how: `quant_method` "bitsandbytes" is the format of
+bitsandbytes and `transformers` (4 bits, NF4 or FP4), "mickle-grouped" our own (`quantization/grouped_linear.py`).
+Quantizing a folder of several shards, or opening one, never holds the dense model and the small one at once.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mickle import storage
+from mickle.errors import UsageError
+from mickle.models import architectures, folder
+from mickle.models.decoder import Decoder
+from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles
+from mickle.models.linear_layers import dense_weight, is_conv1d, is_linear, linear_layers, replace_layer
+from mickle.models.linear_layers import folder_layer_name as folder_name_of
+from mickle.models.quantized_files import SETTINGS, read_layers
+from mickle.quantization.layer import QuantizedLinear
+from mickle.quantization.nf4 import BLOCK
+from mickle.quantization.nf4_linear import NF4Linear
+
+
+def quantize_model(
+    model: nn.Module,
+    code: str = "nf4",
+    double: bool = True,
+    skip: Iterable[str] = (),
+    block: int = BLOCK,
+    errors: dict[str, float] | None = None,
+) -> list[str]:
+    """Put every linear layer of `model` in 4 bits, in place; returns their folder names.
+
+    Embeddings, norms and the output matrix stay (`models/linear_layers.py`), and layers whose folder name ends in one
+    of `skip`. A Conv1D is stored as the linear layer that it is, [out, in]. `errors` gets |W - W^| / |W| of each layer,
+    some 0.09 where weights are normal; one far above has outliers that flatten the rest of their blocks. Layers go one
+    by one, and the dense weight of one is let go before the next. NumericError names the weight that is not finite.
+    """
+    done = []
+    layers = linear_layers(model)
+    for name in list(layers):
+        layer = layers.pop(name)
+        if isinstance(layer, QuantizedLinear) or name.endswith(tuple(skip)):
+            continue
+        bias: Tensor | None = getattr(layer, "bias", None)
+        new = NF4Linear.from_dense(dense_weight(layer), bias, code, double, block, f"{name}.weight")
+        if errors is not None:
+            errors[name] = _relative_error(dense_weight(layer), new)
+        _put(model, name, layer, new)
+        done.append(name)
+    return done
+
+
+def dequantize_model(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
+    """Put a dense layer in the place of every layer in few bits; returns their folder names.
+
+    `dtype` None is that of the model's other weights. Layers inside an adapter are left to `merge_lora`.
+    """
+    dtype = dtype or next(model.parameters()).dtype
+    done = []
+    layers = linear_layers(model)
+    for name in list(layers):
+        layer = layers.pop(name)
+        if isinstance(layer, QuantizedLinear):
+            replace_layer(model, name, _dense(layer, dtype).train(layer.training))
+            done.append(name)
+    return done
+
+
+def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
+    """The layers in few bits by folder name; of one inside an adapter, the name of the adapter's place."""
+    found = {}
+    for name, layer in linear_layers(model).items():
+        inner = next((m for m in layer.modules() if isinstance(m, QuantizedLinear)), None)
+        if inner is not None:
+            found[name] = inner
+    return found
+
+
+def linear_bytes(model: nn.Module) -> int:
+    """Stored bytes of all layers in few bits, biases left out."""
+    return sum(layer.stored_bytes() for layer in quantized_layers(model).values())
+
+
+def bits_per_weight(model: nn.Module) -> float:
+    """Stored bits for each weight of the layers in few bits; 0 where there are none."""
+    layers = quantized_layers(model).values()
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    return 8 * sum(layer.stored_bytes() for layer in layers) / weights if weights else 0.0
+
+
+def open_quantized(
+    files: ModelFiles, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> nn.Module:
+    """The model of a checked folder whose `config.json` has a `quantization_config`, in evaluation mode.
+
+    `dtype` is that of everything but the stored bits and scales; None keeps the files'. A weight in few bits that is no
+    linear layer's (an output matrix) is made dense. UsageError names the tensor or setting that is not as it should be.
+    """
+    layers, rest, files = read_layers(files)
+    where, config = str(files.folder), files.config
+    shape = folder.decoder_shape(config, files.folder)
+    if shape is None:
+        return _wrapped(files, layers, rest).to(device=device, dtype=dtype).eval()
+    folder.refuse_misfit(shape, files)
+    with torch.device("meta"):
+        model = Decoder(shape)
+    rest |= _place(model, layers, where)
+    state = model.state_dict()
+    names = {name: architectures.folder_name(shape, name) for name in state}
+    model.load_state_dict({name: rest[there] for name, there in names.items()}, assign=True)
+    return model.to(device=device, dtype=dtype).eval()
+
+
+def save_quantized(model: nn.Module, path: Path, tokenizer: Any = None) -> None:
+    """Write a model folder with the layers in few bits as they are stored; the caller seals it.
+
+    As `models/folder.py:save_model`, and `quantization_config`. UsageError for layers of several methods, and for codes
+    that the format does not have.
+    """
+    layers = quantized_layers(model)
+    settings = quantization_settings(model)
+    stored: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        stored |= {part: tensor.cpu() for part, tensor in layer.tensors(name).items()}
+    path = Path(path)
+    folder.save_dense(model, path, tokenizer)  # everything else: stored weights are in no `state_dict`
+    storage.save_tensors(path / WEIGHTS, storage.load_tensors(path / WEIGHTS) | stored, {"format": "pt"})
+    storage.write_json(path / CONFIG, {**storage.read_json(path / CONFIG), SETTINGS: settings})
+
+
+def quantization_settings(model: nn.Module) -> dict[str, Any]:
+    """The `quantization_config` of a model's folder. UsageError where its layers are stored in several ways."""
+    layers = quantized_layers(model)
+    kinds = {
+        (
+            layer.method,
+            *((layer.code, layer.nested is not None) if isinstance(layer, NF4Linear) else ()),
+        ): layer
+        for layer in layers.values()
+    }
+    if len(kinds) != 1:
+        raise UsageError(
+            "the model has no layers in few bits" if not kinds else "layers are stored in several ways",
+            expected="one code for all layers of a folder",
+        )
+    first = next(iter(kinds.values()))
+    if not isinstance(first, NF4Linear):
+        return {
+            "quant_method": first.method,
+            "layers": {name: layer.settings() for name, layer in layers.items()},
+        }
+    compute = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return {
+        "quant_method": first.method,
+        "load_in_4bit": True,
+        "load_in_8bit": False,
+        "bnb_4bit_quant_type": first.code,
+        "bnb_4bit_use_double_quant": first.nested is not None,
+        "bnb_4bit_compute_dtype": compute,
+        "bnb_4bit_quant_storage": "uint8",
+        "llm_int8_skip_modules": _dense_layers(model, layers),
+    }
+
+
+@torch.no_grad()
+def _relative_error(weight: Tensor, layer: QuantizedLinear) -> float:
+    size = weight.float().norm()
+    return float((layer.dequantized() - weight.float()).norm() / size) if size else 0.0
+
+
+def _dense_layers(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[str]:
+    """Folder names of the linear layers that are not in few bits, the output layer among them."""
+    names = [folder_name_of(model, own) for own, module in model.named_modules() if is_linear(module)]
+    left = [name for name in names if name not in layers]
+    return left if "lm_head" in left else [*left, "lm_head"]  # a tied one is a layer in transformers' eyes
+
+
+def _put(model: nn.Module, name: str, old: nn.Module, new: QuantizedLinear) -> None:
+    new.conv1d = is_conv1d(old)
+    replace_layer(model, name, new.train(old.training))
+
+
+def _dense(layer: QuantizedLinear, dtype: torch.dtype) -> nn.Module:
+    """The plain layer, Conv1D or Linear, that computes the same."""
+    weight, bias = layer.dequantized(dtype), layer.bias
+    with torch.device("meta"):
+        if layer.conv1d:
+            from transformers.pytorch_utils import Conv1D
+
+            plain: nn.Module = Conv1D(layer.out_features, layer.in_features)
+            weight = weight.T.contiguous()
+        else:
+            plain = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
+    return plain
+
+
+def _place(model: nn.Module, layers: Mapping[str, QuantizedLinear], where: str) -> dict[str, Tensor]:
+    """Put the layers into a model; returns the dense weights of those that are no linear layer there."""
+    homes = linear_layers(model)
+    dense = {}
+    for name, layer in layers.items():
+        home = homes.get(name)
+        if home is None:
+            dense[f"{name}.weight"] = layer.dequantized(next(iter(model.parameters())).dtype)
+            continue
+        bias = getattr(home, "bias", None)
+        shape = home.weight.T.shape if is_conv1d(home) else home.weight.shape
+        fits = tuple(shape) == (layer.out_features, layer.in_features) and (bias is None) == (
+            layer.bias is None
+        )
+        if not fits or (bias is not None and layer.bias is not None and bias.shape != layer.bias.shape):
+            raise UsageError(
+                f"layer {name[:120]!r} is stored as {layer.out_features} x {layer.in_features}",
+                where=where,
+                expected=f"{' x '.join(map(str, shape))}, {'no ' if bias is None else 'with '}bias",
+            )
+        _put(model, name, home, layer)
+    return dense
+
+
+def _wrapped(files: ModelFiles, layers: dict[str, QuantizedLinear], rest: dict[str, Tensor]) -> nn.Module:
+    """The transformers model, built with one zero, seen many times, where the weights of layers will stand."""
+    from mickle.models.transformers_bridge import empty_frame, open_wrapped
+
+    homes = linear_layers(empty_frame(files))
+    dtype = next((t.dtype for t in rest.values() if t.is_floating_point()), torch.float32)
+    for name, layer in layers.items():
+        shape = layer.out_features, layer.in_features
+        if name not in homes:
+            rest[f"{name}.weight"] = layer.dequantized(dtype)
+        else:
+            seen = shape[::-1] if is_conv1d(homes[name]) else shape
+            rest[f"{name}.weight"] = torch.zeros((), dtype=dtype).expand(seen)
+    model = open_wrapped(files, rest)
+    _place(model, layers, str(files.folder))
+    return model
