@@ -1,0 +1,176 @@
+"""The chat template of a model folder: messages to text, as ``transformers`` renders them, in a sandbox with limits.
+
+    template = open_template(folder)
+    text = template.render([Message("user", "Hi"), Message("assistant", "Hello")])
+    text, spans = trained_spans(template, messages)      # what the assistant writes (``answer_spans.py``)
+
+Where a folder has none, a plain one is used that any reader understands; ``source`` is then to be stored as
+``chat_template.jinja`` beside the tuned weights, so that the model is asked as it was trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from mickle.data.answer_spans import Layout, lay_out, trained_spans
+from mickle.data.conversation_forms import Message
+from mickle.data.template_sandbox import CompiledTemplate, Refused
+from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
+from mickle.errors import UsageError
+from mickle.storage import read_json
+
+__all__ = ["FILE", "ChatTemplate", "Layout", "lay_out", "open_template", "trained_spans"]
+
+FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
+LARGEST = 256 << 10  # bytes of a template
+LARGEST_SETTINGS = 4 << 20
+PLAIN = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message['role'] == 'assistant' %}
+        {{- 'Assistant:\\n' + message['content'] + eos_token }}
+    {%- elif message['role'] == 'user' %}
+        {{- 'User:\\n' + message['content'] }}
+    {%- else %}
+        {{- message['role'] | capitalize + ':\\n' + message['content'] }}
+    {%- endif %}
+    {{- '\\n\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- 'Assistant:\\n' }}
+{%- endif %}
+"""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template's ``source``; ``where`` it comes from; ``builtin``: it is Mickle's plain one, the folder had none.
+
+    ``variables``: the marks it may use by name (bos_token, eos_token, ...). ``specials``: spellings of the tokenizer's
+    special tokens, of which the first after an answer ends it.
+    """
+
+    source: str
+    where: str = "chat template"
+    builtin: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
+    specials: tuple[str, ...] = ()
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, *, marking: bool = False
+    ) -> str:
+        """The text of a conversation. UsageError, naming the template's file, where it refuses, fails or does not end.
+
+        marking: put ``template_sandbox.OPENS`` and ``CLOSES`` around the template's generation blocks.
+        """
+        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        values: dict[str, Any] = {**self.variables, "messages": turns, "tools": None, "documents": None}
+        length = sum(len(turn.content) for turn in messages)
+        return self._compiled.render(
+            length, marking=marking, add_generation_prompt=add_generation_prompt, **values
+        )
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether the template has ``{% generation %}`` blocks."""
+        return self._compiled.marks_answers
+
+    @cached_property
+    def prompts(self) -> bool:
+        """Whether ``add_generation_prompt`` makes a difference: else the text before an answer is part of its turn."""
+        question = [Message("user", "?")]
+        try:
+            return self.render(question, add_generation_prompt=True) != self.render(question)
+        except Refused:  # a template that wants more than a question
+            return True
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """Finds special tokens' spellings, the longest first; None where there are none."""
+        spellings = sorted({mark for mark in self.specials if mark}, key=lambda mark: (-len(mark), mark))
+        return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+
+    @cached_property
+    def _compiled(self) -> CompiledTemplate:
+        return CompiledTemplate(self.source, self.where)
+
+
+def open_template(
+    folder: Path, tokenizer: TextTokenizer | None = None, name: str = "default"
+) -> ChatTemplate:
+    """The chat template of a model folder, or the built-in plain one.
+
+    ``chat_template.jinja`` comes first, then ``chat_template`` in ``tokenizer_config.json``: a text, or a list of
+    named ones. tokenizer: the folder's, where it is open already. Raises UsageError, naming the file, for what is
+    no template.
+    """
+    folder = Path(folder)
+    tokenizer = tokenizer or open_text_tokenizer(folder)
+    source, where = _find(folder, name)
+    built_in = source is None
+    if source is None:
+        source, where = PLAIN, "Mickle's plain chat template"
+    if len(source.encode("utf-8", "replace")) > LARGEST:
+        raise UsageError("this chat template is too large to be one", where=where, expected="at most 256 kB")
+    template = ChatTemplate(
+        source,
+        where,
+        built_in,
+        {name: mark for name in tokenizer.configuration if (mark := _mark(tokenizer.configuration, name))},
+        tuple(sorted(_spellings(tokenizer))),
+    )
+    template.prompts  # noqa: B018 - what is wrong with a template is said when it is opened
+    return template
+
+
+def _find(folder: Path, name: str) -> tuple[str | None, str]:
+    file = folder / FILE
+    if file.is_file():
+        if file.stat().st_size > LARGEST:
+            raise UsageError(
+                "this chat template is too large to be one", where=str(file), expected="at most 256 kB"
+            )
+        try:
+            return file.read_text(encoding="utf-8"), str(file)
+        except UnicodeDecodeError as error:
+            raise UsageError("not UTF-8 text", where=f"{file}, byte {error.start}") from None
+    file = folder / SETTINGS
+    settings = read_json(file, LARGEST_SETTINGS) if file.is_file() else {}
+    found = settings.get("chat_template") if isinstance(settings, dict) else None
+    if isinstance(found, list):
+        named = {
+            item["name"]: item["template"]
+            for item in found
+            if isinstance(item, dict) and isinstance(item.get("name"), str) and "template" in item
+        }
+        if name not in named:
+            raise UsageError(
+                f"there is no chat template {name!r}",
+                where=str(file),
+                expected=", ".join(map(str, named)) or "one",
+            )
+        found = named[name]
+    if found is not None and not isinstance(found, str):
+        raise UsageError(
+            "chat_template is no text", where=str(file), expected="Jinja, or a list of named ones"
+        )
+    return found, str(file)
+
+
+def _mark(configuration: dict[str, Any], name: str) -> str:
+    """The spelling of a mark such as eos_token; "" for settings that are none."""
+    value = configuration[name] if name.endswith("_token") else None
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else ""
+
+
+def _spellings(tokenizer: TextTokenizer) -> set[str]:
+    added = tokenizer.tokenizer.get_added_tokens_decoder()
+    found = {token.content for token in added.values() if token.special}
+    marks = (tokenizer.tokenizer.id_to_token(mark) for mark in (tokenizer.start, tokenizer.end))
+    return found | {mark for mark in marks if mark}

@@ -1,0 +1,267 @@
+"""The forms in which people keep examples for tuning, told apart by their columns, and one row of each read.
+
+| form | columns |
+|---|---|
+| preference | ``chosen``, ``rejected``, ``prompt``: texts, or messages (their common beginning may be the prompt) |
+| messages | ``messages``: a list of ``role`` and ``content`` |
+| sharegpt | ``conversations``: a list of ``from`` and ``value`` |
+| alpaca | ``instruction``, ``output`` and perhaps ``input`` |
+| exchange | ``prompt``, ``completion``: lists of messages |
+| completion | ``prompt``, ``completion``: texts |
+| text | ``text`` |
+
+A row may have more columns; the first form of the table that fits is taken. A ``system`` column of text becomes the
+first turn. A row that cannot be used raises :class:`BadRow`, whose reason is one of a fixed few, so that reasons
+can be counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+FORMS: dict[str, tuple[tuple[str, ...], ...]] = {  # of each column any one name
+    "preference": (("chosen",), ("rejected",)),
+    "messages": (("messages",),),
+    "sharegpt": (("conversations", "conversation"),),
+    "alpaca": (("instruction",), ("output", "response")),
+    "exchange": (("prompt",), ("completion", "response")),  # both lists of messages
+    "completion": (("prompt",), ("completion", "response")),
+    "text": (("text",),),
+}
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "bot", "model", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+}
+NOT_KEPT = ("tool_calls", "function_call", "reasoning_content", "reasoning", "thinking")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: ``role`` is system, user, assistant or tool."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row, ready to be laid out. ``form`` says which fields are filled:
+
+    * "messages": ``messages``, which end with an answer
+    * "completion": ``prompt`` and ``completion``
+    * "preference": ``messages`` (the shared beginning), and the ``chosen`` and ``rejected`` messages after it
+    * "text": ``text``
+
+    ``where`` is its place in the file.
+    """
+
+    form: str
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+    prompt: str = ""
+    completion: str = ""
+    chosen: tuple[Message, ...] = ()
+    rejected: tuple[Message, ...] = ()
+    where: str = ""
+
+    def own_text(self) -> str:
+        """All that the example says, system turns left out: many examples share them."""
+        turns = (*self.messages, *self.chosen, *self.rejected)
+        said = [turn.content for turn in turns if turn.role != "system"]
+        return "\n".join([*said, *filter(None, (self.text, self.prompt, self.completion))])
+
+
+class BadRow(Exception):
+    """A row that cannot be used: ``reason`` is what is counted, ``detail`` what this row has."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.detail})" if self.detail else self.reason
+
+
+def form_of(values: dict[str, Any]) -> str:
+    """The form whose columns a row has; "" where it is none. A column that holds null counts as missing."""
+    return next((form for form in FORMS if has_form(values, form)), "")
+
+
+def has_form(values: dict[str, Any], form: str) -> bool:
+    """Whether a row has the columns of a form."""
+    found = [_value(values, names) for names in FORMS[form]]
+    if form == "exchange" and not all(map(_is_messages, found)):
+        return False
+    return all(value is not None for value in found)
+
+
+def read_row(values: dict[str, Any], form: str, where: str) -> Example:
+    """The example that a row of a known form holds. Raises BadRow."""
+    for names in FORMS[form]:
+        if _value(values, names) is None:
+            raise BadRow(f"no {' or '.join(names)}")
+    if form == "text":
+        return Example("text", text=_text(values["text"], "text"), where=where)
+    if form == "preference":
+        return _preference(values, where)
+    if form == "completion":
+        prompt, answer = _text(values["prompt"], "prompt"), _text(_value(values, FORMS[form][1]), "answer")
+        return Example("completion", prompt=prompt, completion=answer, where=where)
+    if form == "alpaca":
+        return Example("messages", _conversation(_system(values) + _alpaca(values)), where=where)
+    turns = [turn for names in FORMS[form] for turn in _messages(_value(values, names))]
+    return Example("messages", _conversation(_system(values) + turns), where=where)
+
+
+def _alpaca(values: dict[str, Any]) -> list[Message]:
+    """Instruction, an empty line and the input, where there is one, are the question."""
+    question = _text(values["instruction"], "instruction")
+    extra = values.get("input")
+    if extra is not None and not isinstance(extra, str):
+        raise BadRow("input is not text")
+    if extra and extra.strip():
+        question = f"{question}\n\n{extra}"
+    answer = _text(_value(values, FORMS["alpaca"][1]), "answer")
+    return [Message("user", question), Message("assistant", answer)]
+
+
+def _preference(values: dict[str, Any], where: str) -> Example:
+    chosen, rejected, prompt = values["chosen"], values["rejected"], values.get("prompt")
+    if _is_messages(chosen) and _is_messages(rejected):
+        first, second = _messages(chosen), _messages(rejected)
+        shared = _messages(prompt) if _is_messages(prompt) else []
+        if not shared:  # the prompt is what both begin with, down to the last question
+            shared = _common(first, second)
+            first, second = first[len(shared) :], second[len(shared) :]
+        shared = _system(values) + shared
+    else:
+        if prompt is None:
+            raise BadRow("no prompt")
+        shared = [*_system(values), Message("user", _text(prompt, "prompt"))]
+        first = [Message("assistant", _text(chosen, "answer"))]
+        second = [Message("assistant", _text(rejected, "answer"))]
+    if first == second:
+        raise BadRow("chosen and rejected are the same")
+    for answer in (first, second):
+        _conversation(shared + answer)
+    return Example("preference", tuple(shared), chosen=tuple(first), rejected=tuple(second), where=where)
+
+
+def _common(first: list[Message], second: list[Message]) -> list[Message]:
+    """The messages that both begin with, up to the last that is no answer."""
+    count = 0
+    while count < min(len(first), len(second)) and first[count] == second[count]:
+        count += 1
+    while count and first[count - 1].role == "assistant":
+        count -= 1
+    return first[:count]
+
+
+# -- messages ----------------------------------------------------------------------------------------------------------
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, str) and value.lstrip().startswith("[{"))
+
+
+def _messages(value: Any) -> list[Message]:
+    """A list of messages; CSV holds it as JSON text."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise BadRow("messages are no list", "text that is not JSON") from None
+    if not isinstance(value, (list, tuple)):
+        raise BadRow("messages are no list", type(value).__name__)
+    return [_message(item, number) for number, item in enumerate(value, start=1)]
+
+
+def _message(item: Any, number: int) -> Message:
+    if not isinstance(item, dict):
+        raise BadRow("a message is no object", f"message {number}")
+    role = _value(item, ("role", "from"))
+    if role is None:
+        raise BadRow("a message has no role", f"message {number}")
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise BadRow("a message has an unknown role", f"message {number}: {str(role)[:40]!r}")
+    for name in NOT_KEPT:
+        if item.get(name):
+            raise BadRow("tool calls and reasoning fields are not kept", f"message {number}: {name}")
+    if item.get("weight") is not None and item["weight"] != 1:
+        raise BadRow("weights of messages are not kept", f"message {number}")
+    return Message(known, _content(_value(item, ("content", "value")), number))
+
+
+def _content(content: Any, number: int) -> str:
+    """Text, or the text parts of a list joined; what is no text is refused."""
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, (list, tuple)):
+        kind = "missing" if content is None else type(content).__name__
+        raise BadRow("content is not text", f"message {number}: {kind}")
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if kind != "text":
+            raise BadRow("content holds something else than text", f"message {number}: {str(kind)[:40]}")
+    texts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    if any(not isinstance(text, str) for text in texts):
+        raise BadRow("content is not text", f"message {number}: a part without text")
+    return "".join(map(str, texts))
+
+
+def _conversation(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages, if they are a conversation: system first if at all, turns in turn, an answer last.
+
+    An empty system turn is left out.
+    """
+    kept = [turn for turn in messages if turn.role != "system" or turn.content.strip()]
+    for number, turn in enumerate(kept, start=1):
+        if turn.role == "system" and number > 1:
+            raise BadRow("a system turn stands inside the conversation", f"message {number}")
+        if not turn.content.strip():
+            what = "an empty answer" if turn.role == "assistant" else "an empty question"
+            raise BadRow(what, f"message {number}")
+    roles = [turn.role for turn in kept if turn.role != "system"]
+    if "assistant" not in roles:
+        raise BadRow("no answer")
+    if roles[0] != "user":
+        raise BadRow("begins with an answer")
+    for number, (before, after) in enumerate(itertools.pairwise(roles), start=2):
+        if before == after == "assistant":
+            raise BadRow("two answers in a row", f"turn {number}")
+        if before == after == "user" or (before, after) == ("tool", "user"):
+            raise BadRow("two questions in a row", f"turn {number}")
+        if (before, after) == ("user", "tool"):
+            raise BadRow("a tool speaks without having been asked", f"turn {number}")
+    if roles[-1] != "assistant":
+        raise BadRow("ends without an answer")
+    return tuple(kept)
+
+
+def _system(values: dict[str, Any]) -> list[Message]:
+    system = values.get("system")
+    if system is None:
+        return []
+    if not isinstance(system, str):
+        raise BadRow("system is not text")
+    return [Message("system", system)]
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is not text", type(value).__name__)
+    if not value.strip():
+        raise BadRow(f"an empty {name}")
+    return value
+
+
+def _value(values: dict[str, Any], names: Sequence[str]) -> Any:
+    """The first of the named values that is not null."""
+    return next((values[name] for name in names if values.get(name) is not None), None)

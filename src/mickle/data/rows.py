@@ -1,0 +1,298 @@
+"""Rows of JSON Lines, JSON, CSV and Parquet, read one after the other; a bad row is said and never an exception.
+
+What is wrong with one row (not UTF-8, not JSON, a key that stands twice, half a surrogate pair, a NUL, too large, too
+deep) is its ``problem``, and reading goes on with the next. What is wrong with the file as a whole (no such file, not
+Parquet, a JSON array cut off) is a UsageError. JSON Lines, CSV and Parquet are streamed; a JSON array is held whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from mickle.errors import UsageError
+
+LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
+LARGEST_JSON = 1 << 30  # bytes of a JSON array, which is read whole
+DEEPEST = 32  # lists and objects inside each other
+PARQUET_ROWS = 64  # held at a time
+LINES, ARRAY, TABLE, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv",), (".parquet",)
+SUFFIXES = LINES + PARQUET + TABLE + ARRAY
+CONVERSATIONS = ("messages", "conversations", "conversation")  # lists that are one row and not a list of rows
+EXPECTED = "a file named *" + ", *".join(SUFFIXES) + ", or a folder of such files"
+_CUT = "\0cut"  # stands for a line of CSV that is too long
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its values by name, and where it stands ("FILE:LINE", or item or row of the file, from 1).
+
+    ``problem`` says why it could not be read; ``values`` is then empty.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    where: str = ""
+    problem: str = ""
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Every row of a file, or of the files of a folder in the order of their names. Empty lines are no rows.
+
+    Of a folder, JSON files count only where it holds nothing else: beside rows they are settings and cards.
+    Raises UsageError where a file is missing, unreadable as a whole or of no known ending.
+    """
+    for file in row_files(Path(path)):
+        suffix = file.suffix.lower()
+        try:
+            if suffix in PARQUET:
+                yield from _parquet_rows(file)
+                continue
+            with open(file, "rb") as stream:
+                _refuse_utf16(stream, file)
+                if suffix in TABLE:
+                    yield from _table_rows(stream, file)
+                elif suffix in LINES or _is_lines(stream):
+                    yield from _line_rows(stream, file)
+                else:
+                    yield from _array_rows(stream, file)
+        except OSError as error:
+            raise UsageError(
+                f"this file cannot be read: {error.strerror or error}", where=str(file)
+            ) from None
+
+
+def row_files(path: Path) -> list[Path]:
+    """The file, or the files with rows in a folder. Raises UsageError where there are none."""
+    if not path.exists():
+        raise UsageError(f"no such file or folder: {path}", expected=EXPECTED, todo="check the path")
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise UsageError(f"no rows can be read from a {path.suffix or 'nameless'} file", where=str(path),
+                             expected=EXPECTED)  # fmt: skip
+        return [path]
+    found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    found = [p for p in found if p.suffix.lower() not in ARRAY] or found
+    if not found:
+        raise UsageError("this folder holds no rows", where=str(path), expected=EXPECTED)
+    return found
+
+
+def _refuse_utf16(stream: IO[bytes], path: Path) -> None:
+    start = stream.read(2)
+    stream.seek(0)
+    if start in (b"\xff\xfe", b"\xfe\xff"):
+        raise UsageError(
+            "this file is UTF-16 text", where=str(path), expected="UTF-8", todo="save it as UTF-8"
+        )
+
+
+# -- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def _line_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
+    for number, line in enumerate(_lines(stream), start=1):
+        where = f"{path}:{number}"
+        if line is None:
+            yield Row(where=where, problem="row is larger than 16 MB")
+        elif line.strip(b"\xef\xbb\xbf\r\n\t "):
+            yield _parsed(line, where)
+
+
+def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
+    """Lines as they are; None for one that is too long, of which no more than the limit is ever held."""
+    while line := stream.readline(LARGEST_ROW + 1):
+        if len(line) <= LARGEST_ROW or line.endswith(b"\n"):
+            yield line
+            continue
+        while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
+            pass
+        yield None
+
+
+class _Doubled(dict[str, Any]):
+    """An object in which a key stands twice; what was meant is not known."""
+
+
+class _NotANumber:
+    """Where NaN or Infinity stood, which are no JSON."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    return values if len(values) == len(pairs) else _Doubled(values)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: _NotANumber())
+
+
+def _parsed(line: bytes, where: str) -> Row:
+    try:
+        value = _DECODER.decode(line.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        return Row(where=where, problem="not UTF-8")
+    except json.JSONDecodeError as error:
+        cut = error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
+        return Row(where=where, problem="not JSON: " + ("it is cut off" if cut else error.msg))
+    except RecursionError:
+        return Row(where=where, problem=f"more than {DEEPEST} lists and objects inside each other")
+    except ValueError as error:  # such as an integer of 5,000 digits
+        return Row(where=where, problem=f"not JSON: {error}")
+    return _checked(value, where)
+
+
+def _is_lines(stream: IO[bytes]) -> bool:
+    """Whether a file named .json holds JSON Lines, as many do: its first line is an object, and more follows."""
+    first = stream.readline(LARGEST_ROW + 1)
+    while first and not first.strip():
+        first = stream.readline(LARGEST_ROW + 1)
+    second = stream.readline(LARGEST_ROW + 1).strip()
+    stream.seek(0)
+    return first.endswith(b"\n") and second.startswith(b"{") and not _parsed(first, "").problem
+
+
+def _array_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
+    """The items of an array, or of the one list that an object holds; an object that is a conversation is a row."""
+    content = stream.read(LARGEST_JSON + 1)
+    if len(content) > LARGEST_JSON:
+        raise UsageError("this JSON file is larger than 1 GB", where=str(path), todo="write it as JSON Lines")
+    try:
+        value = _DECODER.decode(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UsageError("not UTF-8 text", where=f"{path}, byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        raise UsageError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except (RecursionError, ValueError) as error:
+        raise UsageError(f"not valid JSON: {error}", where=str(path)) from None
+    for number, item in enumerate(_items(value, path), start=1):
+        yield _checked(item, f"{path}, item {number}")
+
+
+def _items(value: Any, path: Path) -> list[Any]:
+    if isinstance(value, list):
+        return value
+    if isinstance(value, dict):
+        lists = [name for name, item in value.items() if _holds_objects(item)]
+        if len(lists) == 1 and lists[0] not in CONVERSATIONS:
+            return list(value[lists[0]])
+        if not lists or lists[0] in CONVERSATIONS:
+            return [value]
+    raise UsageError(
+        "this JSON file is no list of rows",
+        where=str(path),
+        expected="an array of objects, or one object with one list",
+    )
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+# -- CSV and Parquet -------------------------------------------------------------------------------------------------
+
+
+def _table_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
+    """Rows of a CSV file whose first line names the columns; a row that has more or fewer fields is bad."""
+    # The limit is the module's own and is only ever raised: fields as long as a row are read here.
+    csv.field_size_limit(max(csv.field_size_limit(), LARGEST_ROW))
+    reader = csv.reader(_table_lines(stream), strict=True)
+    try:
+        names = [name.strip() for name in next(reader, [])]
+    except csv.Error as error:
+        raise UsageError(f"the line of column names is not CSV: {error}", where=f"{path}:1") from None
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UsageError(f"column {twice[:60]!r} stands twice", where=f"{path}:1")
+    while True:
+        where = f"{path}:{reader.line_num + 1}"
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            unclosed = "unexpected end" in str(error)
+            problem = "not CSV: " + ("a quote is never closed" if unclosed else str(error))
+            yield Row(where=where, problem="row is larger than 16 MB" if "limit" in str(error) else problem)
+            continue
+        if fields == [_CUT]:
+            yield Row(where=where, problem="row is larger than 16 MB")
+        elif len(fields) == len(names):
+            yield _checked(dict(zip(names, fields)), where)
+        elif fields:
+            yield Row(where=where, problem=f"{len(fields)} fields where the columns are {len(names)}")
+
+
+def _table_lines(stream: IO[bytes]) -> Iterator[str]:
+    """Decoded lines. A byte that is not UTF-8 becomes half a surrogate pair, which is then the row's problem."""
+    for number, line in enumerate(_lines(stream)):
+        text = f"{_CUT}\n" if line is None else line.decode("utf-8", "surrogateescape")
+        yield text.removeprefix("\ufeff") if number == 0 else text
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
+                for at in range(batch.num_rows):
+                    number += 1
+                    where = f"{path}, row {number}"
+                    try:
+                        (values,) = batch.slice(at, 1).to_pylist()
+                    except UnicodeDecodeError:
+                        yield Row(where=where, problem="not UTF-8")
+                        continue
+                    yield _checked(values, where)
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).split("\n")[0][:120]
+        raise UsageError(f"not a whole Parquet file: {reason}", where=str(path)) from None
+
+
+# -- what no row may hold ----------------------------------------------------------------------------------------------
+
+
+def _checked(value: Any, where: str) -> Row:
+    if not isinstance(value, dict):
+        return Row(where=where, problem=f"row is {_kind(value)}, not an object")
+    problem = damage(value)
+    return Row(where=where, problem=problem) if problem else Row(dict(value), where)
+
+
+def damage(value: Any) -> str:
+    """What makes a row unfit to be used, wherever in it that stands; "" where nothing does."""
+    waiting: list[tuple[Any, int]] = [(value, 1)]
+    size = 0
+    while waiting:
+        item, depth = waiting.pop()
+        if isinstance(item, str):
+            size += len(item)
+            if "\0" in item:
+                return "text holds a NUL"
+            if not item.isascii() and _SURROGATE.search(item):
+                return "text holds bytes that are no UTF-8, or half a surrogate pair"
+        elif isinstance(item, _NotANumber):
+            return "not JSON: NaN and Infinity are no numbers there"
+        elif isinstance(item, (dict, list, tuple)):
+            if isinstance(item, _Doubled):
+                return "a key stands twice in one object"
+            if depth > DEEPEST:
+                return f"more than {DEEPEST} lists and objects inside each other"
+            inner = [*item.keys(), *item.values()] if isinstance(item, dict) else item
+            waiting += [(part, depth + 1) for part in inner]
+            size += len(item)
+        if size > LARGEST_ROW:
+            return "row is larger than 16 MB"
+    return ""
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "null" if value is None else names.get(type(value), "no value of JSON")

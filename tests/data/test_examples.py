@@ -1,0 +1,359 @@
+"""Tokens and masks of examples, forged marks, and packing: examples apart, batch i a function of (seed, i) alone."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from template_families import FAMILIES, QWEN3, TURNS
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mickle.data.chat_template import PLAIN, ChatTemplate
+from mickle.data.conversations import Example, Message
+from mickle.data.example_batches import packed
+from mickle.data.examples import (
+    FORGED,
+    TOO_LONG,
+    Encoded,
+    ExampleBatches,
+    as_training_batches,
+    encode_examples,
+    preview,
+)
+from mickle.data.tokenizer import TextTokenizer, train_tokenizer
+from mickle.errors import UsageError
+from mickle.models.decoder import Decoder
+from mickle.models.shape import DecoderConfig
+from mickle.training.objectives import next_token
+
+WORDS = [f"the user asks {n} and the assistant answers {n + 1}, so it goes on.\n\n" for n in range(30)]
+
+
+def byte_level(specials):
+    made = train_tokenizer(WORDS, 320, or_fewer=True)
+    made.tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in specials])
+    return made
+
+
+def sentence_piece(specials=("<s>", "</s>")):
+    """A tokenizer in Llama 2's manner: spaces are marks at the beginning of words, unknown characters are bytes."""
+    base = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    base.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    base.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
+    marks = ["<unk>", *specials, *(f"<0x{n:02X}>" for n in range(256))]
+    base.train_from_iterator(
+        WORDS, trainers.BpeTrainer(vocab_size=420, special_tokens=marks, show_progress=False)
+    )
+    made = Tokenizer.from_str(base.to_str())
+    made.encode_special_tokens = True
+    ids = {mark: made.token_to_id(mark) for mark in ("<s>", "</s>")}
+    return TextTokenizer(made, ids["<s>"], ids["</s>"], {"bos_token": "<s>", "eos_token": "</s>"})
+
+
+CHATML = byte_level(TURNS[:2])
+LLAMA = sentence_piece()
+TEMPLATES = {
+    name: ChatTemplate(f.source, name, False, f.variables, f.specials) for name, f in FAMILIES.items()
+}
+CHAT = TEMPLATES["chatml"]
+
+
+def chat(*contents, where="chats.jsonl:1"):
+    pairs = zip(("user", "assistant") * len(contents), contents)
+    return Example("messages", tuple(Message(role, content) for role, content in pairs), where=where)
+
+
+def encode(examples, tokenizer=CHATML, template=CHAT, longest=10_000, **more):
+    return encode_examples(examples, tokenizer, template, longest=longest, **more)
+
+
+def runs(tokenizer, tokens, trained):
+    """The texts of the runs of trained tokens."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], trained, [False]]).astype(int)))
+    return [tokenizer.decode(tokens[a:b]) for a, b in zip(edges[::2], edges[1::2])]
+
+
+def test_a_conversation_by_hand():
+    found = encode([chat("the user", "answers", "and", "so on")])
+    (tokens,), (trained,) = found.tokens, found.trained
+    assert runs(CHATML, tokens, trained) == ["answers<|im_end|>", "so on<|im_end|>"]
+    start, end = (CHATML.tokenizer.token_to_id(mark) for mark in TURNS[:2])
+    assert (tokens == start).sum() == (tokens == end).sum() == 4
+    assert CHATML.decode(tokens) == CHAT.render(chat("the user", "answers", "and", "so on").messages)
+    assert CHATML.tokenizer.encode_special_tokens  # as it was
+    assert found.lines()[0] == f"1 examples, {len(tokens)} tokens, {trained.sum()} of them trained"
+
+
+@pytest.mark.parametrize(
+    "family", [name for name, f in FAMILIES.items() if f.end and name != "chatml marked"]
+)
+def test_every_family_trains_its_answers_in_tokens_too(family):
+    tokenizer = byte_level(FAMILIES[family].specials)
+    said = ["asks 4 and", "so it goes.", "the user", "answers 7,"]
+    found = encode([chat(*said)], tokenizer, TEMPLATES[family])
+    end = FAMILIES[family].end
+    got = [text.removeprefix(" ") for text in runs(tokenizer, found.tokens[0], found.trained[0])]
+    assert got == [said[1] + end, said[3] + end]
+
+
+@pytest.mark.parametrize(("tokenizer", "family"), [(CHATML, "chatml"), (LLAMA, "llama2"), (LLAMA, "vicuna")])
+def test_tokens_are_those_of_the_whole_text_as_transformers_makes_them(tokenizer, family):
+    from transformers import PreTrainedTokenizerFast
+
+    plain = Tokenizer.from_str(tokenizer.tokenizer.to_str())
+    theirs = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
+    examples = [
+        chat("the user\nasks", " so it  goes. "),
+        chat("é 漢 \U0001f600", "on", "and", "\u00e9\u00e9 answers"),
+    ]
+    found = encode(examples, tokenizer, TEMPLATES[family])
+    for example, tokens in zip(examples, found.tokens, strict=True):
+        text = TEMPLATES[family].render(example.messages)
+        assert tokens.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_token_belongs_to_where_its_last_character_stands():
+    found = encode([chat("the user", "answers")], LLAMA, TEMPLATES["llama2"])
+    (tokens,), (trained,) = found.tokens, found.trained
+    pieces = [LLAMA.tokenizer.id_to_token(int(token)) for token in tokens[trained]]
+    assert (
+        "".join(pieces) == "\u2581answers\u2581</s>"
+    )  # the space before the answer comes with its first token
+
+
+@pytest.mark.parametrize(("tokenizer", "family"), [(CHATML, "chatml"), (LLAMA, "llama2"), (LLAMA, "alpaca")])
+def test_contents_cannot_forge_special_tokens(tokenizer, family):
+    template = TEMPLATES[family]
+    end = FAMILIES[family].specials[-2 if family == "chatml" else -1]
+    opens = FAMILIES[family].specials[0]
+    honest = encode([chat("asks", "answers", "asks", "on")], tokenizer, template)
+    forged = chat(f"asks {end}\n{opens}", f"{end} answers {opens}", f"{end}", f"on{end[:-1]}")
+    found = encode([forged], tokenizer, template)
+    (tokens,), (trained,) = found.tokens, found.trained
+    for mark in (opens, end):
+        number = tokenizer.tokenizer.token_to_id(mark)
+        assert (tokens == number).sum() == (honest.tokens[0] == number).sum()
+    got = [text.replace(" ", "") for text in runs(tokenizer, tokens, trained)]
+    assert got == [f"{end}answers{opens}{end}", f"on{end[:-1]}{end}"]
+    spelled = encode([chat("asks", "on")], tokenizer, template, special=False)
+    marks = [tokenizer.tokenizer.token_to_id(mark) for mark in (opens, end)]
+    assert not np.isin(spelled.tokens[0], marks).any()
+
+
+PIECES = ["<|im_start|>", "<|im_end|>", "<|", "im_end", "|>", " ", "a", "é", "\n"]
+SPELLINGS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(SPELLINGS.filter(str.strip), min_size=2, max_size=4))
+def test_whatever_is_written_the_marks_are_the_template_s_alone(texts):
+    texts = texts[: len(texts) // 2 * 2]
+    found = encode([chat(*texts)])
+    (tokens,), (trained,) = found.tokens, found.trained
+    end = CHATML.tokenizer.token_to_id("<|im_end|>")
+    assert (tokens == end).sum() == len(texts)
+    # A line break that opens an answer may share its token with the one before it.
+    assert [text.lstrip("\n") for text in runs(CHATML, tokens, trained)] == [
+        text.lstrip("\n") + "<|im_end|>" for text in texts[1::2]
+    ]
+    assert CHATML.decode(tokens) == CHAT.render(chat(*texts).messages)
+
+
+def test_a_forged_mark_where_the_template_changes_contents_drops_the_example():
+    template = ChatTemplate(QWEN3, specials=TURNS)
+    found = encode(
+        [chat("asks", "<think>a</think>b"), chat("asks <|im_end|>", "<think>a</think>b")], template=template
+    )
+    assert len(found.tokens) == 1 and found.dropped == {FORGED: 1}
+    assert found.lines()[-1] == f"dropped 1: {FORGED}"
+    assert runs(CHATML, found.tokens[0], found.trained[0]) == ["<think>\na\n</think>\n\nb<|im_end|>"]
+
+
+@pytest.mark.parametrize("tokenizer", [CHATML, LLAMA])
+def test_texts_and_completions_stand_between_the_marks(tokenizer):
+    examples = [
+        Example("text", text="the user asks"),
+        Example("completion", prompt="the user", completion=" asks 3"),
+    ]
+    found = encode(examples, tokenizer, None)
+    for tokens, example in zip(found.tokens, examples, strict=True):
+        (ids,) = tokenizer.encode([example.text or example.prompt + example.completion])
+        assert tokens.tolist() == [tokenizer.start, *ids, tokenizer.end]
+    assert found.trained[0].tolist() == [False] + [True] * (len(found.tokens[0]) - 1)
+    trained = found.tokens[1][found.trained[1]]
+    assert trained[-1] == tokenizer.end and tokenizer.decode(trained[:-1]).strip() == "asks 3"
+
+
+def test_a_text_cannot_forge_the_end_of_its_document():
+    found = encode([Example("text", text="a <|endoftext|> b <|im_end|>")], template=None)
+    assert (found.tokens[0] == CHATML.end).sum() == 2 and (found.tokens[0][1:-1] != CHATML.end).all()
+
+
+def test_what_is_too_long_is_cut_where_something_trained_remains_and_else_dropped():
+    short, long = chat("the user", "so on"), chat("the user", "so it goes on and on " * 9)
+    question = chat("the user asks " * 30, "on")
+    found = encode([short, long, question], longest=40)
+    assert (found.cut, found.dropped) == (1, {TOO_LONG: 1})
+    whole = encode([short, long])
+    assert len(found.tokens[1]) == 40
+    assert found.tokens[1].tolist() == whole.tokens[1][:40].tolist()
+    assert found.trained[1].tolist() == whole.trained[1][:40].tolist()
+
+
+def test_what_cannot_be_encoded_is_refused_with_the_example():
+    everything = ChatTemplate("{% for m in messages %}{{ m.content if m.role == 'assistant' }}{% endfor %}")
+    with pytest.raises(
+        UsageError, match="every token of this conversation would be trained: 'so on"
+    ) as found:
+        encode([chat("the user", "so on")], template=everything)
+    assert found.value.where == "chats.jsonl:1"
+    with pytest.raises(UsageError, match="needs a chat template"):
+        encode([chat("the user", "so on")], template=None)
+    with pytest.raises(UsageError, match="two answers"):
+        encode([Example("preference", where="a:1")])
+    with pytest.raises(UsageError, match="System role not supported") as found:
+        encode(
+            [Example("messages", (Message("system", "s"), *chat("a", "b").messages), where="x:9")],
+            template=TEMPLATES["gemma"],
+        )
+    assert "x:9" in found.value.where
+
+
+def test_notes_are_counted():
+    found = encode([chat("a", "b"), chat("a", "b", "c", "d")], template=ChatTemplate(QWEN3, specials=TURNS))
+    ((note, count),) = found.notes.items()
+    assert count == 1 and found.lines()[-1] == f"{note} (in 1 examples)"
+
+
+# -- packing
+
+
+def numbered(lengths, seed=0):
+    """Examples whose tokens say which example and which place they are of."""
+    generator = np.random.default_rng(seed)
+    tokens = [np.array([1000 * n + at for at in range(length)]) for n, length in enumerate(lengths, start=1)]
+    trained = [generator.random(length) < 0.5 for length in lengths]
+    return Encoded(tokens, trained)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(2, 20), min_size=1, max_size=60),
+    rows=st.integers(1, 5),
+    length=st.integers(20, 50),
+    seed=st.integers(0, 5),
+)
+def test_every_epoch_holds_every_example_once_and_whole(lengths, rows, length, seed):
+    encoded = numbered(lengths)
+    batches = ExampleBatches(encoded, length, rows, seed)
+    seen = []
+    for index in range(batches.steps(3)):
+        batch = {name: tensor.numpy() for name, tensor in batches(index).items()}
+        assert batch["input_ids"].shape[0] == rows and batch["input_ids"].shape[1] <= length
+        for inputs, labels, documents in zip(
+            batch["input_ids"], batch["labels"], batch["documents"], strict=True
+        ):
+            for number in range(documents.max() + 1):
+                (places,) = np.nonzero(documents == number)
+                example = inputs[places[0]] // 1000 - 1
+                seen.append(example)
+                assert places.tolist() == list(range(places[0], places[0] + lengths[example]))
+                assert inputs[places].tolist() == encoded.tokens[example].tolist()
+                after = np.where(encoded.trained[example], encoded.tokens[example], -100)[1:]
+                assert labels[places].tolist() == [*after, -100]
+            assert (labels[documents < 0] == -100).all() and (inputs[documents < 0] == 0).all()
+    n = len(lengths)
+    assert sorted(seen[:n]) == sorted(seen[n : 2 * n]) == sorted(seen[2 * n : 3 * n]) == list(range(n))
+    assert batches.steps_an_epoch == pytest.approx(batches.steps(1), abs=1)
+
+
+def test_batch_i_depends_on_seed_and_i_alone():
+    encoded = numbered([5, 9, 3, 7, 12, 4, 6, 8] * 20)
+    first = ExampleBatches(encoded, 24, 3, seed=1)
+    wanted = [first(index) for index in range(200)]
+    for index in (199, 0, 77, 76, 150):
+        again = ExampleBatches(encoded, 24, 3, seed=1)(index)
+        assert all(torch.equal(again[name], wanted[index][name]) for name in again)
+    other = [ExampleBatches(encoded, 24, 3, seed=2)(index) for index in range(5)]
+    assert not all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(other, wanted))
+    single = ExampleBatches(encoded, 24, 1, seed=1)  # a row a batch, so that epochs begin with a batch
+    epoch = single.steps(1)
+    rows = [single(index)["input_ids"].tolist() for index in range(2 * epoch)]
+    assert rows[:epoch] != rows[epoch : 2 * epoch]
+
+
+def test_rows_are_well_filled():
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(10, 300, 3000)
+    rows = packed(lengths, 512, generator)
+    assert lengths.sum() / (512 * len(rows)) > 0.97
+    assert sorted(example for row in rows for example in row) == list(range(3000))
+
+
+@torch.no_grad()
+def test_the_packed_loss_is_the_sum_of_each_example_s_alone():
+    shape = DecoderConfig(CHATML.size, 32, 2, 2, 2, 16, 64, max_length=128, initial_std=0.3)
+    model = Decoder(shape, seed=0).double().eval()
+    contents = [
+        ("the user asks 3", "so it goes"),
+        ("and", "on.\n\n", "the user", "answers 4"),
+        ("a", "b"),
+        ("é", "the " * 9),
+    ]
+    examples = [chat(*said) for said in contents] + [Example("text", text="the user asks " * 3)]
+    encoded = encode(examples)
+    alone = [next_token(model, batch) for batch in (only(encoded, n) for n in range(len(examples)))]
+    total, count = (sum(float(pair[part]) for pair in alone) for part in (0, 1))
+    batches = ExampleBatches(encoded, 96, 2, seed=3)
+    for given_batches in ([batches(i) for i in range(batches.steps(1))], as_training_batches(encoded, 96, 2)):
+        found = [next_token(model, batch) for batch in given_batches]
+        assert sum(float(c) for _, c in found) >= count
+        if not isinstance(given_batches, list):
+            assert sum(float(loss) for loss, _ in found) == pytest.approx(total, rel=1e-5)
+            assert sum(float(c) for _, c in found) == count
+    epoch = ExampleBatches(encoded, 96, 1, seed=3)
+    found = [next_token(model, epoch(i)) for i in range(epoch.steps(1))]
+    assert sum(float(loss) for loss, _ in found) == pytest.approx(total, rel=1e-5)
+
+
+def only(encoded, number):
+    (batch,) = as_training_batches(
+        Encoded(encoded.tokens[number : number + 1], encoded.trained[number : number + 1]), 10_000, 1
+    )
+    return batch
+
+
+def test_held_out_batches_hold_all_in_order():
+    encoded = numbered([5, 9, 3, 7, 12, 4, 6, 8])
+    batches = list(as_training_batches(encoded, 14, 2))
+    found = [
+        int(token) // 1000
+        for batch in batches
+        for token in batch["input_ids"].flatten()
+        if token and token % 1000 == 0
+    ]
+    assert found == list(range(1, 9))
+    assert list(as_training_batches(Encoded([], []), 14, 2)) == []
+
+
+def test_examples_that_do_not_fit_a_row_and_no_examples_are_refused():
+    with pytest.raises(UsageError, match="has 30 tokens, a row holds 20"):
+        ExampleBatches(numbered([5, 30]), 20, 2)
+    with pytest.raises(UsageError, match="no examples"):
+        ExampleBatches(Encoded([], []), 20, 2)
+
+
+def test_the_preview_shows_trained_tokens_on_a_ground():
+    plain = ChatTemplate(
+        PLAIN,
+        variables={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+        specials=("<|endoftext|>",),
+    )
+    shown = preview(encode([chat("the [user]", "so on")] * 4, template=plain), CHATML, most=2)
+    first, second = shown.split("[dim]<|endoftext|>[/]")[1:]
+    coloured = "".join(re.findall(r"\[black on [a-z_]+\](.*?)\[/\]", first))
+    assert coloured == "so on<|endoftext|>" and "\\[" in first and second
+    cut = preview(encode([chat("the user", "so on " * 99)]), CHATML, longest=10)
+    assert cut.endswith("more tokens[/]")
