@@ -2,8 +2,9 @@
 
 ``loss`` measures perplexity and bits per byte on pages, with byte baselines; ``length`` asks at which length
 of a task a model breaks (``length.py``); ``masked`` measures how well a model fills in hidden tokens (``masked.py``);
-``pairs`` how often it prefers the good sentence of two (``pairs.py``). Works on any folder of ``transformers`` with a
-causal language model, and for the last two with a masked one.
+``pairs`` how often it prefers the good sentence of two (``pairs.py``); ``compare`` measures how far other folders are
+from this one, against their bytes (``comparison.py``). Works on any folder of ``transformers`` with a causal language
+model, and for masked and pairs with a masked one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.errors import UsageError
+from mickle.evaluation.comparison import Compare, forecast, run_compare
 from mickle.evaluation.inputs import check_vocabulary, longest_text, pages_to_measure
 from mickle.evaluation.length import Length, run_length
 from mickle.evaluation.masked import Masked, run_masked
 from mickle.evaluation.pairs import Pairs, run_pairs
 from mickle.events import Emit, Noted
+from mickle.machine import Forecast
 from mickle.step import Step
 from mickle.storage import write_json, write_text
 
@@ -52,15 +55,15 @@ class Loss(Config):
 
 
 class Evaluate(Step):
-    """Measure a model: loss on pages, the length at which it breaks, hidden tokens, minimal pairs."""
+    """Measure a model: loss on pages, the length at which it breaks, hidden tokens, minimal pairs, others beside it."""
 
     kind: ClassVar[str] = "evaluation"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle evaluate model --task loss --task.baselines-from corpus"
 
     model: Input = Field(description="model folder, Mickle's or any other")
-    task: Annotated[Loss | Length | Masked | Pairs, Field(discriminator="kind")] = Field(
-        default_factory=Loss, description="loss, length, masked or pairs, and its settings"
+    task: Annotated[Loss | Length | Masked | Pairs | Compare, Field(discriminator="kind")] = Field(
+        default_factory=Loss, description="loss, length, masked, pairs or compare, and its settings"
     )
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
@@ -70,10 +73,17 @@ class Evaluate(Step):
             return run_masked(self.task, self.model, work, emit, self.seed)
         if isinstance(self.task, Pairs):
             return run_pairs(self.task, self.model, work, emit)
+        if isinstance(self.task, Compare):
+            return run_compare(self.task, self.model, work, emit, self.seed)
         return run_loss(self.task, self.model, work, emit, self.seed)
 
+    def dry_run(self) -> tuple[Forecast, str]:
+        if isinstance(self.task, Compare):
+            return forecast(self.task, self.model), ""
+        return super().dry_run()
+
     def after(self, out: Path) -> str:
-        if isinstance(self.task, Masked | Pairs):
+        if isinstance(self.task, Masked | Pairs | Compare):
             return f"mickle show {out}"
         return f'mickle sample {self.model} --prompts "Return the"'
 
@@ -84,10 +94,11 @@ def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) ->
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.evaluation import baselines
     from mickle.evaluation.loss import score, summarise
+    from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
 
     pages = pages_to_measure(task.data, folder)
-    tokenizer = open_text_tokenizer(folder)
+    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
     model = open_model(folder, device=machine.device())
     longest, _ = model_limits(model)
     check_vocabulary(model, tokenizer, folder)

@@ -64,10 +64,11 @@ def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, see
     """
     from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
 
-    tokenizer = open_text_tokenizer(model_folder)
+    tokenizer = open_text_tokenizer(tokenizer_folder(model_folder))
     examples, trained = chosen_examples(settings, tokenizer.encode, seed)
     model = open_model(model_folder, device=machine.device())
     check_model(model, tokenizer.start is not None)

@@ -54,11 +54,12 @@ def run_masked(task: Masked, folder: Path, work: Path, emit: Emit, seed: int = 0
     """Measure a model folder at every rate and write numbers, table and figure into ``work``; returns the summary."""
     from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
 
     pages = pages_to_measure(task.data, folder)
-    tokenizer = open_text_tokenizer(folder)
+    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
     model = open_model(folder, device=machine.device())
     if model.causal:
         raise UsageError(

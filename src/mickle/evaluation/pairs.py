@@ -69,11 +69,12 @@ def run_pairs(task: Pairs, folder: Path, work: Path, emit: Emit) -> dict[str, An
     """Score the pairs with a model folder and write numbers, table, figure and every pair's scores into ``work``."""
     from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
 
     pairs = read_pairs(task.data, task.by)
-    tokenizer = open_text_tokenizer(folder)
+    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
     model = open_model(folder, device=machine.device())
     check_vocabulary(model, tokenizer, folder)
     scores = score_pairs(model, tokenizer, pairs, emit)

@@ -108,10 +108,12 @@ class Sample(Step):
 
     def _tokenizer(self) -> TextTokenizer:
         from mickle.data.tokenizer import open_text_tokenizer
+        from mickle.models.adapters import tokenizer_folder
         from mickle.models.folder_check import check_tokenizer
 
-        check_tokenizer(self.model)
-        return open_text_tokenizer(self.model)
+        folder = tokenizer_folder(self.model)
+        check_tokenizer(folder)
+        return open_text_tokenizer(folder)
 
     def _training_seed(self) -> int:
         """The seed the model was trained from, where its manifest says; else this step's own."""
