@@ -1,0 +1,1 @@
+"""Models out: merged, in other formats, and proven equal; the verb `export`."""

@@ -1,0 +1,241 @@
+"""``mickle export``: a model, an adapter or a journal in, a folder for other tools out, proven equal by running it.
+
+An adapter is merged into its base: by default into the weights it was trained on, so that the merged model is what was
+measured in training; with ``--base original`` into the 16-bit weights that a base in few bits was made of. Nothing is
+published where the proof fails (``exporting/proof.py``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from mickle.config import Config, Input
+from mickle.errors import UsageError
+from mickle.events import Emit, Noted, Warned
+from mickle.machine import Forecast
+from mickle.step import Step
+from mickle.storage import write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mickle.exporting.proof import Proof
+    from mickle.exporting.source import Source
+
+RESULTS = "export.json"
+PROMPTS = ("Once upon a time", "def add(a, b):", "The answer to 12 + 30 is")
+
+
+class HuggingFace(Config):
+    """A plain folder for transformers, vLLM and whatever reads such folders."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    dtype: Literal["stored", "float32", "bfloat16", "float16"] = Field(
+        "stored", description="type of the weights (stored: as the model has them)"
+    )
+
+
+class Gguf(Config):
+    """One file for llama.cpp and its kin, of a Llama with a byte-level vocabulary; needs the package gguf."""
+
+    kind: Literal["gguf"] = "gguf"
+    type: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"] = Field("F16", description="type of the matrices")
+
+
+class Export(Step):
+    """Write a model, or an adapter merged into its base, for other tools, and prove it equal by running it."""
+
+    kind: ClassVar[str] = "exported"
+    positional: ClassVar[str] = "model"
+    reported: ClassVar[bool] = True
+    example: ClassVar[str] = "mickle export adapter --format gguf --format.type Q8_0 --out exported"
+
+    model: Input = Field(
+        description="folder of a model or adapter; with a journal, of the model its run began with"
+    )
+    format: Annotated[HuggingFace | Gguf, Field(discriminator="kind")] = Field(
+        default_factory=HuggingFace, description="huggingface or gguf, and its settings"
+    )
+    base: Literal["dequantized", "original"] = Field(
+        "dequantized", description="what an adapter on a base in few bits is merged into"
+    )
+    base_folder: Input | None = Field(
+        None, description="the adapter's base, where it is not where the adapter says"
+    )
+    original_folder: Input | None = Field(
+        None, description="with base original: the model that the base in few bits was made of"
+    )
+    journal: Input | None = Field(None, description="a journal of MeZO to replay on the model")
+    to_step: int | None = Field(None, ge=0, description="the journal's step to stop at (default: its end)")
+    check_prompts: list[str] = Field(
+        list(PROMPTS), min_length=1, max_length=100, description="texts that the proof runs both models on"
+    )
+    check_tokens: int = Field(24, ge=1, le=1000, description="greedy tokens of the proof after each prompt")
+    bound: float | None = Field(
+        None,
+        gt=0,
+        description="typical difference of logits allowed, in units of their spread (default: by type)",
+    )
+
+    def source(self) -> Source:
+        """What is to be exported; UsageError where the settings do not fit it."""
+        from mickle.exporting.source import find_source
+
+        return find_source(
+            self.model, self.base, self.base_folder, self.original_folder, self.journal, self.to_step
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """The weights beneath an adapter, wherever they stand."""
+        from mickle.models.adapters import weights_digest
+
+        source = self.source()
+        return {"base": weights_digest(source.base)} if source.adapter else {}
+
+    def dry_run(self) -> tuple[Forecast, str]:
+        source = self.source()
+        size = sum(path.stat().st_size for path in source.base.glob("*.safetensors"))
+        what = f"{source.folder} on {source.base}" if source.adapter else str(source.folder)
+        return Forecast(memory_bytes=4 * size, disk_bytes=2 * size), f"{what} -> {self.format.kind}\n"
+
+    def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        source = self.source()
+        check_format(self.format, source)
+        model = source.open()
+        merged = merge(model, source, self.format, emit)
+        if isinstance(self.format, Gguf):
+            from mickle.exporting.gguf_file import write_gguf
+
+            notes = write_gguf(model, source, work, self.format.type)
+        else:
+            from mickle.exporting.huggingface import write_huggingface
+
+            notes = []
+            write_huggingface(model, source, work)
+        for note in notes:
+            emit(Warned(note))
+        kind = self.format.type if isinstance(self.format, Gguf) else _type(model)
+        del model  # two models at a time are enough
+        proof = check(source, work, self, kind)
+        emit(Noted(proof.line()))
+        write_json(work / RESULTS, {"merged": merged, "proof": proof.as_json(), "notes": notes})
+        return {
+            "type": kind,
+            "difference": proof.typical,
+            "largest_difference": proof.largest,
+            "same_tokens": proof.same_tokens,
+        }
+
+    def after(self, out: Path) -> str:
+        if isinstance(self.format, Gguf):
+            return f"llama-cli -m {out}/model.gguf"
+        return f"mickle sample {out}"
+
+
+def merge(
+    model: nn.Module, source: Source, form: HuggingFace | Gguf, emit: Emit
+) -> dict[str, dict[str, float]]:
+    """Make `model` plain and of the type it is stored in, in place; figures by merged layer, told as they are.
+
+    With the original base the figures compare it with the one in few bits, layer by layer.
+    """
+    import torch
+
+    from mickle.exporting.source import stored_type
+    from mickle.models.linear_layers import dense_weight
+    from mickle.models.lora import lora_layers, merge_lora
+
+    stored = stored_type(model)
+    wanted = torch.float32 if isinstance(form, Gguf) else getattr(torch, form.dtype, stored)
+    trained_on = source.trained_on()
+    if trained_on is not None:
+        beneath = {name: dense_weight(layer.base_layer) for name, layer in lora_layers(model).items()}
+        compared = merge_lora(trained_on, beneath, only_adapted=True)
+    figures = merge_lora(model, dtype=wanted)
+    model.to(wanted)
+    if trained_on is not None:
+        figures = {name: {**layer, "base": compared[name]["base"]} for name, layer in figures.items()}
+    if figures:
+        for line in told(figures):
+            emit(line)
+    return figures
+
+
+def told(figures: dict[str, dict[str, float]]) -> list[Noted | Warned]:
+    """A line for each merged layer, the largest first, and a warning where the change is drowned."""
+    ranked = sorted(figures.items(), key=lambda item: -item[1]["base"] / max(item[1]["change"], 1e-30))
+    lines: list[Noted | Warned] = [
+        Noted(
+            f"merged {name}: change {f['change']:.3g} of weight {f['weight']:.3g}"
+            + (f", base off by {f['base'] / max(f['change'], 1e-30):.2g} changes" if f["base"] else "")
+        )
+        for name, f in ranked[:20]
+    ]
+    if len(ranked) > 20:
+        lines.append(Noted(f"and {len(ranked) - 20} more layers; all are in {RESULTS}"))
+    for key, why in (
+        ("base", "the base it is put onto differs"),
+        ("rounding", "rounding to the stored type moves it"),
+    ):
+        drowned = [name for name, f in figures.items() if f[key] > f["change"]]
+        if drowned:
+            lines.append(
+                Warned(f"in {len(drowned)} layers {why} by more than what was learned; first {drowned[0]}")
+            )
+    return lines
+
+
+def check_format(form: HuggingFace | Gguf, source: Source) -> None:
+    """Refuse what the format cannot hold, before weights are read."""
+    if isinstance(form, Gguf):
+        from mickle.exporting.gguf_file import refuse_other_models
+
+        refuse_other_models(source.base)
+
+
+def check(source: Source, work: Path, step: Export, kind: str) -> Proof:
+    """Open what was written anew, run it beside the source, and compare; UsageError where they differ."""
+    from mickle.exporting.huggingface import refuse_other_words
+    from mickle.exporting.proof import prove
+    from mickle.models.folder import open_model
+
+    prompts = token_prompts(source, step.check_prompts, step.check_tokens)
+    if isinstance(step.format, Gguf):
+        from mickle.exporting.gguf_check import open_gguf, refuse_other_vocabulary
+
+        exported: nn.Module = open_gguf(work)
+        refuse_other_vocabulary(source, work, step.check_prompts)
+    else:
+        refuse_other_words(source, work, step.check_prompts)
+        exported = open_model(work)
+    return prove(source.open(), exported, prompts, kind, step.bound, step.check_tokens)
+
+
+def token_prompts(source: Source, texts: list[str], room: int) -> list[list[int]]:
+    """Token ids of the prompts, cut so that `room` more fit a short model; counted ones where there is no tokenizer."""
+    from mickle.models.folder import model_config, open_tokenizer
+    from mickle.models.shape import DecoderConfig
+
+    config = model_config(source.base)
+    if isinstance(config, DecoderConfig):
+        limit, vocabulary = config.max_length, config.vocab_size
+    else:
+        limit = next((config[n] for n in ("max_position_embeddings", "n_positions") if n in config), 1024)
+        vocabulary = config.get("vocab_size", 2)
+    longest = max(1, int(limit) - room - 4)
+    home = next((folder for folder in source.files if (folder / "tokenizer.json").exists()), None)
+    if home is None:
+        return [[(7 * k + 3 * n) % vocabulary for k in range(min(12, longest))] for n in range(len(texts))]
+    found = [open_tokenizer(home).encode(text).ids[:longest] for text in texts]
+    if not all(found):
+        raise UsageError("a prompt has no tokens", where="check_prompts")
+    return found
+
+
+def _type(model: nn.Module) -> str:
+    from mickle.exporting.source import stored_type
+
+    return str(stored_type(model)).removeprefix("torch.")

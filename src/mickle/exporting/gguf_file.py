@@ -1,0 +1,191 @@
+"""A Llama as one GGUF file, the format of llama.cpp (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+
+Names and metadata are those of the architecture "llama" there. Its rotary positions turn neighbouring pairs of a head's
+numbers where Llama's folders turn the first half against the second, so the rows of the query and key matrices are
+put in that order, pair by pair. A tied output matrix is left out: readers take the embedding for it.
+
+The file and the quantized types are made by the package `gguf`, which llama.cpp's own converter uses. Norms stay in
+float32. In Q4_0 the embedding and the output matrix are Q8_0; a matrix whose rows are no multiple of 32 is F16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from mickle.exporting.gguf_tokens import Vocabulary
+    from mickle.exporting.source import Source
+    from mickle.models.decoder import Decoder
+    from mickle.models.shape import DecoderConfig
+
+FILE = "model.gguf"
+BLOCK = 32  # numbers that share a scale in Q8_0 and Q4_0
+FILE_TYPES = {
+    "F32": "ALL_F32",
+    "F16": "MOSTLY_F16",
+    "BF16": "MOSTLY_BF16",
+    "Q8_0": "MOSTLY_Q8_0",
+    "Q4_0": "MOSTLY_Q4_0",
+}
+NAMES = {  # ours -> llama.cpp's, inside a block
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+
+
+def gguf_package() -> Any:
+    """The package `gguf`; UsageError where it is not installed."""
+    try:
+        import gguf
+    except ImportError:
+        raise UsageError(
+            "GGUF files need the package gguf", where="format", todo="pip install 'mickle[gguf]'"
+        ) from None
+    return gguf
+
+
+def refuse_other_models(folder: Path) -> None:
+    """UsageError where a folder is no plain Llama, or the package is missing. Reads no weights."""
+    from mickle.models import architectures
+    from mickle.models.folder import model_config
+    from mickle.models.shape import DecoderConfig
+
+    gguf_package()
+    config = model_config(folder)
+    kind = architectures.model_type(config) if isinstance(config, DecoderConfig) else config.get("model_type")
+    if kind != "llama" or not isinstance(config, DecoderConfig):
+        more = "" if kind != "llama" else " with more than our decoder does (biases, scaled positions)"
+        raise UsageError(
+            f"GGUF is written of plain Llama models; this is a {str(kind)[:60]}{more}",
+            where=str(folder),
+            todo="export with --format huggingface and use llama.cpp's own converter on that folder",
+        )
+
+
+def write_gguf(model: nn.Module, source: Source, work: Path, kind: str) -> list[str]:
+    """Write `model`, a Decoder that is a Llama, as `work`/model.gguf; returns what a user should know of the file."""
+    from mickle.exporting.gguf_tokens import read_vocabulary
+    from mickle.exporting.source import chat_template, token_settings
+    from mickle.models.decoder import Decoder
+    from mickle.storage import check_space
+
+    gguf = gguf_package()
+    assert isinstance(model, Decoder)  # `refuse_other_models` came first
+    home = next((folder for folder in source.files if (folder / "tokenizer.json").exists()), None)
+    if home is None:
+        raise UsageError(
+            "a GGUF file holds its tokenizer, and this folder has none", where=str(source.folder)
+        )
+    words = replace(
+        read_vocabulary(home, model.vocab_size, token_settings(source)), template=chat_template(source)
+    )
+    check_space(work, 4 * sum(p.numel() for p in model.parameters()))
+    writer = gguf.GGUFWriter(work / FILE, "llama")
+    add_shape(writer, model.config)
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_vocabulary(writer, words)
+    uneven = []
+    for name, tensor in model.state_dict().items():
+        target = type_of(name, tensor, kind)
+        if tensor.dim() > 1 and target == "F16" and kind in ("Q8_0", "Q4_0"):
+            uneven.append(name)
+        data = as_read(name, tensor.float(), model.config).contiguous().cpu().numpy()
+        number = gguf.GGMLQuantizationType[target]
+        writer.add_tensor(file_name(name), gguf.quants.quantize(data, number), raw_dtype=number)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return [
+        *([words.note] if words.note else []),
+        *([f"{len(uneven)} matrices stay in F16: their rows are no multiple of {BLOCK}"] if uneven else []),
+    ]
+
+
+def add_shape(writer: Any, config: DecoderConfig) -> None:
+    """The sizes of the model as llama.cpp's architecture "llama" names them."""
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.max_length)
+    writer.add_embedding_length(config.width)
+    writer.add_block_count(config.layers)
+    writer.add_feed_forward_length(config.ffn_width)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    writer.add_key_length(config.head_width)
+    writer.add_value_length(config.head_width)
+    writer.add_rope_dimension_count(config.head_width)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
+
+
+def add_vocabulary(writer: Any, words: Vocabulary) -> None:
+    """Tokens, merges, marks and the chat template."""
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(words.pre)
+    writer.add_token_list(words.tokens)
+    writer.add_token_types(words.kinds)
+    writer.add_token_merges(words.merges)
+    for name, add in (
+        ("bos", writer.add_bos_token_id),
+        ("eos", writer.add_eos_token_id),
+        ("pad", writer.add_pad_token_id),
+    ):
+        if name in words.marks:
+            add(words.marks[name])
+    writer.add_add_bos_token(words.begins)
+    writer.add_add_eos_token(words.ends)
+    writer.add_add_space_prefix(False)
+    if words.template:
+        writer.add_chat_template(words.template)
+
+
+def type_of(name: str, tensor: torch.Tensor, kind: str) -> str:
+    """The type in which a weight of ours is stored in a file of type `kind`."""
+    if tensor.dim() == 1:
+        return "F32"
+    if kind not in ("Q8_0", "Q4_0"):
+        return kind
+    if tensor.shape[-1] % BLOCK:
+        return "F16"
+    return "Q8_0" if name.startswith(("embed_tokens", "lm_head")) else kind
+
+
+def file_name(name: str) -> str:
+    """What a GGUF file calls our weight: "layers.3.self_attn.q_proj.weight" is "blk.3.attn_q.weight"."""
+    parts = name.removesuffix(".weight").split(".", 2)
+    if parts[0] == "layers":
+        return f"blk.{parts[1]}.{NAMES[parts[2]]}.weight"
+    return f"{OUTSIDE[parts[0]]}.weight"
+
+
+def as_read(name: str, tensor: torch.Tensor, config: DecoderConfig, back: bool = False) -> torch.Tensor:
+    """A weight with its rows in llama.cpp's order (with `back`: in ours again). [heads * width, D] or any other.
+
+    Inside a head the rows are 0, n/2, 1, n/2 + 1, ...
+    """
+    heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
+    if heads is None:
+        return tensor
+    halves = (config.head_width // 2, 2) if back else (2, config.head_width // 2)
+    return tensor.reshape(heads, *halves, -1).transpose(1, 2).reshape(tensor.shape)
+
+
+def our_names(model: Decoder) -> dict[str, str]:
+    """What each of a decoder's weights is called in the file."""
+    return {name: file_name(name) for name in model.state_dict()}

@@ -1,0 +1,101 @@
+"""A plain Hugging Face folder: weights, settings, tokenizer, chat template and the tokens that end a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mickle import storage
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mickle.exporting.source import Source
+
+# What a folder may hold beside its weights that says how text becomes tokens and when it ends.
+KEPT = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+LARGEST_KEPT = 64 << 20  # bytes
+
+
+def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
+    """Write a plain model and all that belongs to it into `work`."""
+    from mickle.exporting.source import token_settings
+    from mickle.models.folder import save_model
+    from mickle.models.folder_check import CONFIG
+
+    save_model(model, work)
+    keep_files(source.files, work)
+    written = storage.read_json(work / CONFIG)
+    storage.write_json(work / CONFIG, {**written, **token_settings(source)})
+
+
+def keep_files(folders: Sequence[Path], work: Path) -> list[str]:
+    """Copy the small files that `folders` hold, the first that has one; returns their names."""
+    from mickle.models.folder_check import TOKENIZER, check_tokenizer, regular_file
+
+    kept = []
+    for name in KEPT:
+        home = next((folder for folder in folders if (folder / name).exists()), None)
+        if home is None:
+            continue
+        path = check_tokenizer(home) if name == TOKENIZER else regular_file(home, name)
+        if path.stat().st_size > LARGEST_KEPT:
+            raise UsageError(f"{name} has {path.stat().st_size:,} bytes", where=str(path))
+        storage.write_bytes(work / name, path.read_bytes())
+        kept.append(name)
+    return kept
+
+
+def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> None:
+    """Tokenizer, chat template and end tokens of the export must be those of the source."""
+    from mickle.exporting.source import template_folder
+    from mickle.models.folder import end_tokens, open_tokenizer
+
+    homes = {name: _home(source.files, name) for name in ("tokenizer.json", "generation_config.json")}
+    if homes["tokenizer.json"] is not None:
+        before, after = open_tokenizer(homes["tokenizer.json"]), open_tokenizer(work)
+        for prompt in prompts:
+            if before.encode(prompt).ids != after.encode(prompt).ids:
+                raise UsageError("the export's tokenizer gives other tokens", where=f"prompt {prompt[:60]!r}")
+        _refuse_other_template(template_folder(source), work)
+    ends = homes["generation_config.json"]
+    if ends is not None and end_tokens(ends) != end_tokens(work):
+        raise UsageError(f"the export ends texts at {end_tokens(work)}", expected=str(end_tokens(ends)))
+
+
+def _home(folders: Sequence[Path], name: str) -> Path | None:
+    return next((folder for folder in folders if (folder / name).exists()), None)
+
+
+def _refuse_other_template(home: Path | None, work: Path) -> None:
+    """One conversation must be rendered alike, or refused alike, by both folders' templates."""
+    from mickle.data.chat_template import open_template
+
+    if home is not None and _rendered(open_template(home)) != _rendered(open_template(work)):
+        raise UsageError("the export renders a conversation differently", where=str(home))
+
+
+def _rendered(template: Any) -> str:
+    from mickle.data.conversation_forms import Message
+
+    try:
+        text: str = template.render(
+            [Message("user", "What is a mickle?"), Message("assistant", "Much."), Message("user", "Thanks")],
+            add_generation_prompt=True,
+        )
+    except UsageError as error:
+        return f"refused: {error.what}"
+    return text

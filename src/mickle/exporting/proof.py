@@ -1,0 +1,196 @@
+"""The proof that an exported model is the one it was made from: both are run on the same tokens and compared.
+
+Both are computed in float32, so that what differs is what was stored. With the source's logits z and the export's z',
+both with their mean over the vocabulary taken off (adding a number to all logits changes nothing), over all tokens::
+
+    typical = (root mean square of z - z') / s,    largest = max |z - z'| / s,    s = root mean square of z
+
+`typical` must stay within the bound of the type (`BOUNDS`), `largest` within ten times that; of two models that have
+nothing to do with each other `typical` is near 1.4. Each linear layer is compared by itself too, on the input that it
+has in the source: of the output that differs most, (root mean square of the difference) / (that of all) must stay
+within the bound, so that a fault has a name. Where nothing was rounded the greedy text must be the same; else the share
+of equal tokens is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mickle.errors import UsageError
+from mickle.models.linear_layers import linear_layers
+
+# By type of the stored weights, `typical` at most. A weight is off by 2^-25, 2^-12, 2^-9 of itself at most, or by 1/254
+# or 1/16 of its block's largest: the bounds leave room for what many layers make of it, and are far from 1.4.
+BOUNDS = {
+    "float32": 2e-5,
+    "float16": 0.01,
+    "bfloat16": 0.05,
+    "F32": 2e-5,
+    "F16": 0.01,
+    "BF16": 0.05,
+    "Q8_0": 0.05,
+    "Q4_0": 0.7,
+}
+LARGEST = 10  # how many bounds a single logit may be off
+EXACT = ("float32", "F32")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was measured. `same_text`: prompts of equal greedy text; `same_tokens`: share of equal first choices."""
+
+    type: str
+    bound: float
+    largest: float
+    typical: float
+    off_layer: float
+    layer: str
+    prompts: int
+    same_text: int
+    same_tokens: float
+
+    def line(self) -> str:
+        """The proof in a sentence."""
+        text = f"; the same greedy text on {self.same_text} of {self.prompts} prompts" if self.prompts else ""
+        return (
+            f"proven: logits differ by {self.typical:.2g} of their spread (bound {self.bound:g}), the most by "
+            f"{self.largest:.2g}; {100 * self.same_tokens:.1f} % of first choices equal{text}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """The measures by name."""
+        return asdict(self)
+
+
+def prove(
+    source: nn.Module,
+    exported: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    kind: str,
+    bound: float | None,
+    tokens: int,
+) -> Proof:
+    """Run both models on the prompts (token ids) and, causal ones, on `tokens` greedy tokens after each.
+
+    kind: a key of `BOUNDS`. Raises UsageError that names the layer, or the measure, that is beyond the bound.
+    """
+    bound = BOUNDS[kind] if bound is None else bound
+    source, exported = source.float().eval(), exported.float().eval()
+    refuse_other_layers(source, exported)
+    causal = getattr(source, "causal", True)
+    texts = [list(prompt) for prompt in prompts]
+    continued = _greedy(source, texts, tokens) if causal else [[] for _ in texts]
+    others = _greedy(exported, texts, tokens) if causal else continued
+    layer, off_layer = worst_layer(source, exported, texts)
+    if off_layer > bound:
+        raise UsageError(
+            f"layer {layer!r} of the export computes something else: off by {off_layer:.3g} of its output's size",
+            expected=f"at most {bound:g}",
+            todo="report this with the command; nothing was written",
+        )
+    typical, largest, equal = _compare(
+        source, exported, [a + b for a, b in zip(texts, continued, strict=True)]
+    )
+    same = sum(one == other for one, other in zip(continued, others, strict=True))
+    proof = Proof(
+        kind,
+        bound,
+        largest,
+        typical,
+        off_layer,
+        layer,
+        len(texts) if causal else 0,
+        same if causal else 0,
+        equal,
+    )
+    if not (typical <= bound and largest <= LARGEST * bound):
+        raise UsageError(
+            f"logits of the export are off by {typical:.3g} of their spread, the most by {largest:.3g}",
+            where=f"worst layer by itself: {layer!r}, {off_layer:.2g}",
+            expected=f"at most {bound:g}, the most {LARGEST * bound:g}, for weights in {kind}",
+            todo="choose a finer type; or, if that is wanted, set --bound",
+        )
+    if kind in EXACT and causal and same < len(texts):
+        raise UsageError(
+            f"the export writes another greedy text on {len(texts) - same} of {len(texts)} prompts",
+            where=f"largest logit difference {largest:.3g}",
+            todo="report this with the command; nothing was written",
+        )
+    return proof
+
+
+def refuse_other_layers(source: nn.Module, exported: nn.Module) -> None:
+    """Both must have the same linear layers by name, and the export's must be plain."""
+    one, other = linear_layers(source), linear_layers(exported)
+    if one.keys() != other.keys():
+        name = sorted(one.keys() ^ other.keys())[0]
+        raise UsageError(f"the export has other layers: {name[:120]!r} is on one side only")
+
+
+@torch.no_grad()
+def worst_layer(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]) -> tuple[str, float]:
+    """The linear layer that differs most on the inputs it has in the source, and by how much.
+
+    Root mean square over the tokens of the output that differs most, in units of the root mean square of all outputs.
+    """
+    differences: dict[str, float] = {}
+    others = linear_layers(exported)
+
+    def watch(name: str) -> Any:
+        def compare(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.numel():
+                off = (
+                    (others[name](arguments[0]) - output).flatten(0, -2).square().mean(0).max().sqrt()
+                )  # of [N, out]
+                off = off / output.square().mean().sqrt().clamp(min=1e-12)
+                differences[name] = max(differences.get(name, 0.0), float(off.nan_to_num(torch.inf)))
+
+        return compare
+
+    hooks = [layer.register_forward_hook(watch(name)) for name, layer in linear_layers(source).items()]
+    try:
+        for text in texts:
+            source(_row(source, text))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    name = max(differences, key=differences.__getitem__, default="")
+    return name, differences.get(name, 0.0)
+
+
+@torch.no_grad()
+def _compare(
+    source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]
+) -> tuple[float, float, float]:
+    """Typical and largest difference of the logits over all texts, and the share of equal first choices."""
+    largest = squares = size = 0.0
+    equal = count = numbers = 0
+    for text in texts:
+        one, other = (model(_row(model, text))[0].float() for model in (source, exported))  # [T, V]
+        equal += int((one.argmax(-1) == other.argmax(-1)).sum())
+        one, other = (z - z.mean(-1, keepdim=True) for z in (one, other))
+        off = (one - other).nan_to_num(torch.inf)
+        largest = max(largest, float(off.abs().max()))
+        squares, size = squares + float(off.square().sum()), size + float(one.square().sum())
+        count, numbers = count + len(one), numbers + one.numel()
+    spread = max((size / max(numbers, 1)) ** 0.5, 1e-12)
+    return (squares / max(numbers, 1)) ** 0.5 / spread, largest / spread, equal / max(count, 1)
+
+
+def _greedy(model: nn.Module, texts: Sequence[list[int]], tokens: int) -> list[list[int]]:
+    """The likeliest continuation of each text, one text at a time, so that batching rounds nothing differently."""
+    from mickle.sampling.text import generate
+
+    return [
+        generate(model, [text], max_tokens=tokens, decode=lambda ids: "", temperature=0.0)[0].tokens
+        for text in texts
+    ]
+
+
+def _row(model: nn.Module, text: Sequence[int]) -> Tensor:
+    return torch.tensor([list(text)], device=next(model.parameters()).device)

@@ -1,0 +1,144 @@
+"""What is exported: a model, an adapter on its base, a model in few bits, or a base moved along a journal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ADAPTER = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export. `base`: the model folder beneath; `files`: folders that may hold its tokenizer, best first."""
+
+    folder: Path
+    base: Path
+    onto: Literal["dequantized", "original"]
+    original: Path | None
+    journal: Path | None
+    to_step: int | None
+
+    @property
+    def adapter(self) -> bool:
+        """Whether the folder is an adapter's."""
+        return (self.folder / ADAPTER).exists()
+
+    @property
+    def files(self) -> list[Path]:
+        """Where tokenizer, chat template and generation settings may stand."""
+        return [self.folder, self.base] if self.adapter else [self.folder]
+
+    def open(self) -> nn.Module:
+        """The model as it computes, adapters still beside their layers, in the types of its files."""
+        from mickle.models.adapters import open_adapter
+        from mickle.models.folder import open_model
+
+        if self.adapter:
+            if self.original is not None:
+                return open_adapter(self.folder, self.original, as_trained=False)
+            return open_adapter(self.folder, self.base)
+        model = open_model(self.folder)
+        if self.journal is not None:
+            from mickle.training.journal import read_journal
+            from mickle.training.replay import replay
+
+            replay(model, read_journal(self.journal), self.to_step)
+        return model
+
+    def trained_on(self) -> nn.Module | None:
+        """The adapter on the base in few bits that it was trained on, where it is put onto the original instead."""
+        from mickle.models.adapters import open_adapter
+
+        return None if self.original is None else open_adapter(self.folder, self.base)
+
+
+def find_source(
+    folder: Path,
+    onto: Literal["dequantized", "original"],
+    base: Path | None,
+    original: Path | None,
+    journal: Path | None,
+    to_step: int | None,
+) -> Source:
+    """The source that the settings mean; UsageError where they do not fit the folder. Reads no weights."""
+    from mickle.models.adapters import adapter_base, base_in_few_bits, read_settings
+
+    if not folder.is_dir():
+        raise UsageError(f"no such model folder: {folder}", todo="check the path")
+    if not (folder / ADAPTER).exists():
+        refused = {"base_folder": base, "original_folder": original}
+        for name, value in refused.items():
+            if value is not None:
+                raise UsageError(f"{folder} is no adapter", where=name, todo=f"leave {name} out")
+        if to_step is not None and journal is None:
+            raise UsageError("to_step needs a journal", where="to_step")
+        return Source(folder, folder, "dequantized", None, journal, to_step)
+    if journal is not None:
+        raise UsageError(
+            f"{folder} is an adapter; a journal is replayed on the model that its run began with",
+            where="journal",
+        )
+    if read_settings(folder)["peft_type"] != "LORA":
+        raise UsageError("a prefix is no change of weights: it cannot be merged", where=str(folder))
+    found = base or adapter_base(folder)
+    if onto == "dequantized" and original is not None:
+        raise UsageError("original_folder is not read", where="original_folder", todo="add --base original")
+    bits = base_in_few_bits(folder, found)
+    if onto == "dequantized" or not bits:
+        return Source(folder, found, "dequantized", None, None, None)
+    if bits == "stored" and original is None:
+        raise UsageError(
+            f"the base {found} holds few bits only; the weights it was made of are not in it",
+            where="base",
+            todo="give their folder with --original-folder, or merge with --base dequantized",
+        )
+    return Source(folder, found, onto, original or found, None, None)
+
+
+def token_settings(source: Source) -> dict[str, Any]:
+    """The ids that `config.json` of the base gives to the marks: what begins, ends and pads a text."""
+    from mickle.models.folder_check import read_config
+
+    config = read_config(source.base)
+    return {name: value for name, value in config.items() if name.endswith("_token_id")}
+
+
+def stored_type(model: nn.Module) -> torch.dtype:
+    """The type of a model's embedding: what its plain weights are stored in."""
+    import torch
+
+    found = next(
+        (m.weight.dtype for m in model.modules() if isinstance(m, torch.nn.Embedding)), torch.float32
+    )
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def chat_template(source: Source) -> str:
+    """The source of the template that counts: the first folder's that has one; "" where none has."""
+    from mickle.data.chat_template import open_template
+
+    home = template_folder(source)
+    return "" if home is None else open_template(home).source
+
+
+def template_folder(source: Source) -> Path | None:
+    """The first folder with a chat template of its own, in a file or in its tokenizer's settings."""
+    from mickle.models.folder_check import LARGEST_CONFIG
+    from mickle.storage import read_json
+
+    for folder in source.files:
+        settings = folder / "tokenizer_config.json"
+        stated = read_json(settings, LARGEST_CONFIG) if settings.is_file() else {}
+        if (folder / "chat_template.jinja").exists() or (
+            isinstance(stated, dict) and stated.get("chat_template")
+        ):
+            return folder
+    return None
