@@ -171,7 +171,21 @@ def _execute(step: Any, out: Path, emit: Any) -> str:
     folder = execute(step, out, emit)
     manifest = read_manifest(folder)
     text = manifest.meta.get("summary", {}).get("text", "") if manifest else ""
-    return (f"{text}\n" if text else "") + f"done: {folder}\nnext: {step.after(folder)}"
+    lines = [text] if text else []
+    if step.reported:
+        lines.append(f"report: {_report_beside(step, folder)}")
+    return "\n".join([*lines, f"done: {folder}", f"next: {step.after(folder)}"])
+
+
+def _report_beside(step: Any, folder: Path) -> Path:
+    """The page of one finished folder, written next to it: in it, it would not be what was sealed."""
+    from mickle.report import stamp, write_report
+
+    target = folder.with_name(f"{folder.name}.html")
+    if stamp(target) != stamp({folder.name: folder}):
+        command = f"mickle {type(step).__name__.lower()} --config {folder / 'settings.yaml'}"
+        write_report(target, folder.name, {folder.name: folder}, command=command)
+    return target
 
 
 def _show_dry_run(step: Any, out: Path) -> None:

@@ -92,6 +92,10 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
             found.append(Finding(_count(summary.get("tokens_read", 0)), "tokens seen in training"))
         elif kind == "evaluation":
             found += _evaluation_findings(summary)
+        elif kind == "tuned":
+            found += _tuned_findings(summary)
+        elif kind == "compressed":
+            found.append(Finding(f"{summary.get('bits_per_weight', 0):.2f}", "bits a weight, all counted"))
     seconds = sum(m.meta.get("seconds", 0.0) for m in manifests.values())
     peak = max((m.meta.get("peak_memory_bytes", 0) for m in manifests.values()), default=0)
     found.append(Finding(_duration(seconds), "from pages to this report"))
@@ -107,6 +111,18 @@ def _evaluation_findings(summary: dict[str, Any]) -> list[Finding]:
         name, value = _best(summary["baselines"])
         found.append(Finding(f"{value:.3f}", f"best trivial baseline ({name})"))
     return found
+
+
+def _tuned_findings(summary: dict[str, Any]) -> list[Finding]:
+    names = {
+        "task": "nats a token on the task, before and after",
+        "general": "on general text: what it forgot",
+    }
+    return [
+        Finding(f"{summary[name]['before']:.2f} → {summary[name]['after']:.2f}", label)
+        for name, label in names.items()
+        if summary.get(name)
+    ]
 
 
 def _best(baselines: dict[str, float]) -> tuple[str, float]:
@@ -227,18 +243,22 @@ def _sentence(summary: dict[str, Any]) -> str:
 
 
 def _samples(folder: Path, manifest: Manifest) -> Section:
-    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()
+    return Section(
+        "Samples",
+        "What the model writes. A small model writes the form of its pages before their sense.",
+        texts=_answers(folder / "samples.jsonl"),
+    )
+
+
+def _answers(file: Path) -> tuple[tuple[str, str, str], ...]:
+    """The first texts of a file of samples, each under its prompt."""
     texts: list[tuple[str, str, str]] = []
-    for row in map(json.loads, lines[:6]):
+    for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()[:6]):
         texts.append(("prompt", "prompt", row["prompt"] or "(a new document)"))
         if "untrained" in row:
             texts.append(("before training", "before", row["untrained"][:LONGEST_TEXT]))
         texts.append(("after training", "after", row["text"][:LONGEST_TEXT]))
-    return Section(
-        "Samples",
-        "What the model writes. A small model writes the form of its pages before their sense.",
-        texts=tuple(texts),
-    )
+    return tuple(texts)
 
 
 def _study(folder: Path, manifest: Manifest) -> Section:
@@ -247,6 +267,31 @@ def _study(folder: Path, manifest: Manifest) -> Section:
         (name, _cell(value)) for name, value in manifest.meta.get("summary", {}).items() if name != "text"
     ]
     return Section("The study", "A paper's claim, measured here.", drawn, (Table(("", ""), rows),))
+
+
+def _tuned(folder: Path, manifest: Manifest) -> Section:
+    """What tuning gave and what it broke, its curve, and answers before and after."""
+    summary = manifest.meta.get("summary", {})
+    rows = []
+    for name, label in (
+        ("task", "the task, held out"),
+        ("general", f"general text ({summary.get('general_text', '')})"),
+    ):
+        if found := summary.get(name):
+            low, high = found["interval"]
+            change = f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+            rows.append(
+                (label, f"{found['before']:.4f}", f"{found['after']:.4f}", change, f"{found['texts']:,}")
+            )
+    headings = ("nats a token", "before", "after", "difference (95 % over texts)", "texts")
+    plain = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
+    tables = (Table(headings, rows, frozenset({1, 2, 3, 4})), Table(("", ""), plain))
+    lead = (
+        f"{summary.get('training_examples', 0):,} examples taught {summary.get('trained_parameters', 0):,} of "
+        f"{summary.get('parameters', 0):,} parameters ({summary.get('method', '')})."
+    )
+    drawn = tuple(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg"))[:3])
+    return Section("The tuning", lead, drawn, tables, _answers(folder / "samples.jsonl"))
 
 
 def _mixture(folder: Path, manifest: Manifest) -> Section:
@@ -261,6 +306,16 @@ def _planned(folder: Path, manifest: Manifest) -> Section:
         folder,
         manifest,
     )
+
+
+def _compressed(folder: Path, manifest: Manifest) -> Section:
+    lead = "The same model in few bits: what each layer takes, and how far its output moved on the calibration text."
+    return _drawn("The compression", lead, folder, manifest)
+
+
+def _exported(folder: Path, manifest: Manifest) -> Section:
+    lead = "The exported model was opened anew and run beside its source; this is how far they are apart."
+    return _drawn("The export", lead, folder, manifest)
 
 
 def _drawn(title: str, lead: str, folder: Path, manifest: Manifest) -> Section:
@@ -279,6 +334,9 @@ SECTIONS: dict[str, Callable[[Path, Manifest], Section]] = {
     "plan": _planned,
     "samples": _samples,
     "study": _study,
+    "tuned": _tuned,
+    "compressed": _compressed,
+    "exported": _exported,
 }
 
 

@@ -29,7 +29,8 @@ class Step(Config):
 
     Class variables: ``version`` (raised by hand when results change), ``kind`` (what the output folder is),
     ``example`` (a command shown in the help), ``positional`` (the field that may stand without its flag),
-    ``resumable_changes`` (fields that may differ when an unfinished run goes on).
+    ``resumable_changes`` (fields that may differ when an unfinished run goes on), ``reported`` (the command line writes
+    a report page beside the folder).
     """
 
     version: ClassVar[int] = 1
@@ -37,6 +38,7 @@ class Step(Config):
     example: ClassVar[str] = ""
     positional: ClassVar[str] = ""
     resumable_changes: ClassVar[frozenset[str]] = frozenset()
+    reported: ClassVar[bool] = False
 
     seed: int = Field(0, ge=0, lt=2**32, description="all randomness follows from it")
 
