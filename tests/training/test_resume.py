@@ -18,7 +18,7 @@ STOPS = (3, 10, 13, 20)
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-@pytest.mark.parametrize("optimizer", ["adamw", "sophia_g", "sophia_h", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sophia_g", "sophia_h", "sgd", "mezo"])
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_four_times_equals_never(case: str, optimizer: str, accumulate: int, tmp_path: Path) -> None:
     never, told = train(case, optimizer, accumulate=accumulate)

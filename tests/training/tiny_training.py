@@ -18,6 +18,7 @@ from mickle.models.decoder import Decoder
 from mickle.models.shape import DecoderConfig
 from mickle.training import objectives
 from mickle.training.loop import fit
+from mickle.training.mezo import MeZO
 from mickle.training.objectives import Batch, Objective
 from mickle.training.optimizers import AdamW, Schedule, Sophia, build_optimizer
 
@@ -92,6 +93,10 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "sophia_paper": lambda model: build_optimizer(Sophia(preset="paper", gamma=2.0), model),
     "sgd": lambda model: SGD(model.parameters(), lr=0.1, momentum=0.9),
 }
+# Those that move weights of float32 and float64 alone.
+FORWARD_ONLY: dict[str, Callable[[nn.Module], Optimizer]] = {
+    "mezo": lambda model: MeZO(model.named_parameters(), lr=0.02, variant="momentum"),
+}
 
 
 def train(
@@ -107,7 +112,9 @@ def train(
     """A run by names. At ``stop_at`` it gets a SIGINT, as from Ctrl-C, and ends there."""
     chosen = CASES[case]
     model = model if model is not None else chosen.model()
-    built = OPTIMIZERS[optimizer](model) if isinstance(optimizer, str) else optimizer(model)
+    built = (
+        {**OPTIMIZERS, **FORWARD_ONLY}[optimizer](model) if isinstance(optimizer, str) else optimizer(model)
+    )
     options = {"schedule": Schedule(), "batches": chosen.batches, "objective": chosen.objective, **options}
     events: list[Event] = []
     try:

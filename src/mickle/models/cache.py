@@ -22,6 +22,10 @@ class KeyValueCache:
         self._layers[layer] = keys, values
         return keys, values
 
+    def layer(self, number: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, G, S, K] that a layer holds."""
+        return self._layers[number]
+
     def extend_documents(
         self, documents: Tensor | None, rows: int, new: int, device: torch.device
     ) -> Tensor | None:

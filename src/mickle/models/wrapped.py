@@ -53,7 +53,7 @@ class WrappedModel(nn.Module):
         self.model = model
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
-        self._takes_cache = "past_key_values" in accepted
+        self.takes_cache = "past_key_values" in accepted
 
     @property
     def config(self) -> Any:
@@ -116,7 +116,7 @@ class WrappedModel(nn.Module):
         The rows are chosen before the output layer where the model has one that reads [B, T, D], and else
         after it.
         """
-        settings = {"use_cache": False} if self._takes_cache else {}
+        settings = {"use_cache": False} if self.takes_cache else {}
         layer = self.model.get_output_embeddings()
         if positions is None or layer is None:
             scores = self.model(**inputs, **settings).logits
@@ -141,7 +141,7 @@ class WrappedModel(nn.Module):
         """Logits [B, T, V], or [n, V] of the positions, with every document in a row of its own: [N, L], padded on
         the right.
         """
-        rows, columns = _lay_out(documents)  # [N, L] each; columns is -1 for padding
+        rows, columns = lay_out(documents)  # [N, L] each; columns is -1 for padding
         mask = columns >= 0
         columns = columns.clamp(min=0)
         inputs = {"input_ids": input_ids[rows, columns] * mask, "attention_mask": mask.long()}
@@ -160,7 +160,7 @@ class WrappedModel(nn.Module):
         new = input_ids.shape[1]
         assert cache.mask is not None
         assert cache.input_ids is not None
-        if not self._takes_cache:
+        if not self.takes_cache:
             own = torch.where(cache.mask > 0, 0, -1)
             return self._one_row_each(cache.input_ids, own)[:, -new:]
         extra = {}
@@ -177,7 +177,7 @@ class WrappedModel(nn.Module):
         return out.logits
 
 
-def _lay_out(documents: Tensor) -> tuple[Tensor, Tensor]:
+def lay_out(documents: Tensor) -> tuple[Tensor, Tensor]:
     """For each document of a batch [B, T], where its tokens stand: rows and columns, [N, L] each, columns
     padded by -1.
     """

@@ -107,8 +107,11 @@ class Closure:
         self._scale_gradients()
         return self.loss
 
-    def mean_loss(self) -> float:
-        """The same mean loss, same dropout, without a gradient: what zeroth-order methods compare."""
+    def mean_loss(self, watched: bool = True) -> float:
+        """The same mean loss, same dropout, without a gradient: what zeroth-order methods compare.
+
+        With ``watched`` False, no jump of it is looked for: the second loss of one batch is no second event.
+        """
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for part, micro_batch in enumerate(self.micro_batches):
@@ -117,7 +120,7 @@ class Closure:
                 sums[0] += total
                 sums[1] += count
         distributed.forget_forward(self.model)
-        self._set_loss(sums, None)
+        self._set_loss(sums, None, watched)
         return self.loss
 
     @contextlib.contextmanager
@@ -128,7 +131,7 @@ class Closure:
         with seeded(seed, self.device), torch.autocast(self.device.type, torch.bfloat16, enabled=reduced):
             yield
 
-    def _set_loss(self, sums: Tensor, bad_state: str | None) -> None:
+    def _set_loss(self, sums: Tensor, bad_state: str | None, watched: bool = True) -> None:
         total, count, bad = distributed.sum_over_processes(sums).tolist()
         if count == 0:
             raise UsageError(
@@ -141,7 +144,7 @@ class Closure:
             )
         if not math.isfinite(self.loss):
             raise self._bad(f"the loss is {self.loss}")
-        if self._watch is not None and self._watch.spikes(self.loss):
+        if watched and self._watch is not None and self._watch.spikes(self.loss):
             raise self._bad(f"the loss jumped to {self.loss:.6g}; {self._watch.bound():.6g} was the limit")
 
     @torch.no_grad()

@@ -1,0 +1,181 @@
+"""What a forward-only step does to the weights, as a pure function of seed, step, learning rate and projections.
+
+Source: "Fine-Tuning Language Models with Just Forward Passes", arXiv 2305.17333; equations in `training/mezo.py`. The
+optimizer moves the weights by it and the journal replays by it, so both are the same by construction. Draw `n t + i`
+is probe i of step t.
+
+With the mean G_t = (1/n) sum_i g_i z_i over the n probes of a step:
+
+* plain: w <- w - lr G_t (Algorithm 1, and 2 for n > 1);
+* momentum: w <- w - lr (1 - b1) sum_s b1^(t-s) G_s, recomputed from the history (section 2.3, appendix B.2), over the
+  latest steps until b1^age is below 1/1000;
+* adam: w <- w - lr M_t / (sqrt(v_t) + 1e-8), M_t the same sum, v_t the moving average of (1/n^2) sum_i g_i^2, both
+  divided by 1 - b^t. The paper keeps v for each weight; where z is +1 or -1 and n is 1, z^2 = 1 makes all of them
+  this one number;
+* fzoo ("FZOO: Fast Zeroth-Order Optimizer", arXiv 2506.09034): one-sided projections g_i = (L(w + eps z_i) - L(w)) /
+  eps, and w <- w - lr G_t / s, s the standard deviation of the g_i. (The paper divides by that of the losses, eps s:
+  its rate is ours / eps.)
+
+A decayed tensor is multiplied by 1 - lr weight_decay. Where all projections of a step are 0 (tied accuracies, or a
+step that was skipped for numbers that are not finite) nothing moves at all, the averages neither.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from mickle.errors import UsageError
+from mickle.kernels.philox import Kind, Stream
+
+Variant = Literal["plain", "momentum", "adam", "fzoo"]
+FORGOTTEN = 1e-3  # a projection with less than this share of its first weight no longer counts
+ADAM_EPS = 1e-8
+MOST_PROBES = 1024
+MOST_DRAWS = 1 << 32
+
+
+@dataclass(frozen=True)
+class Rule:
+    """All of a run's numbers that do not change from step to step."""
+
+    seed: int = 0
+    eps: float = 1e-3
+    draws: Kind = "rademacher"
+    probes: int = 1
+    variant: Variant = "plain"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        problem = _problem(self)
+        if problem:
+            raise UsageError(f"MeZO's settings: {problem}")
+
+    @property
+    def stream(self) -> Stream:
+        """Where its directions come from."""
+        return Stream(self.seed, self.draws)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values; `from_json` gives the rule back."""
+        return {**asdict(self), "betas": list(self.betas)}
+
+    @staticmethod
+    def from_json(values: Any) -> "Rule":
+        """A rule from plain values; UsageError where they are none."""
+        known = Rule().as_json()
+        if not isinstance(values, dict) or values.keys() != known.keys():
+            raise UsageError(f"a rule of MeZO has the fields {', '.join(known)}")
+        for name, value in known.items():
+            number = isinstance(value, (int, float))
+            wrong = not isinstance(values[name], (int, float) if number else type(value))
+            if (
+                wrong
+                or isinstance(values[name], bool)
+                or (isinstance(value, int) and not isinstance(values[name], int))
+            ):
+                raise UsageError(f"MeZO's settings: {name} is {str(values[name])[:60]!r}")
+        betas = values["betas"]
+        if len(betas) != 2 or not all(isinstance(beta, (int, float)) for beta in betas):
+            raise UsageError("MeZO's settings: betas are two numbers")
+        return Rule(**{**values, "betas": (float(betas[0]), float(betas[1]))})
+
+
+def _problem(rule: Rule) -> str:
+    if not (math.isfinite(rule.eps) and rule.eps > 0):
+        return f"eps is {rule.eps}, not above 0"
+    if rule.draws not in ("rademacher", "gaussian"):
+        return f"draws are {str(rule.draws)[:40]!r}, not rademacher or gaussian"
+    if rule.variant not in ("plain", "momentum", "adam", "fzoo"):
+        return f"variant is {str(rule.variant)[:40]!r}, not plain, momentum, adam or fzoo"
+    least = 2 if rule.variant == "fzoo" else 1
+    if not least <= rule.probes <= MOST_PROBES:
+        return f"probes are {rule.probes}, not {least} to {MOST_PROBES}"
+    if not all(0 <= beta < 1 for beta in rule.betas):
+        return f"betas are {rule.betas}, not from 0 to below 1"
+    if not 0 <= rule.weight_decay < math.inf:
+        return f"weight decay is {rule.weight_decay}, not 0 or more"
+    return "" if 0 <= rule.seed < 1 << 63 else "seed is not in 0 to 2^63"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step's move without its probes: add scale_i z(draw_i), after multiplying decayed tensors by `factor`."""
+
+    draws: list[int]
+    scales: list[float]
+    factor: float = 1.0
+
+
+class Updates:
+    """Turns each step's rate and projections into its update; remembers what momentum and Adam need."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.step = 0
+        window = 1
+        if rule.variant in ("momentum", "adam") and rule.betas[0] > 0:
+            window = max(1, math.ceil(math.log(FORGOTTEN) / math.log(rule.betas[0])))
+        self._past: deque[tuple[int, list[float]]] = deque(
+            maxlen=window
+        )  # (step, projections), counted ones only
+        self._square, self._counted = 0.0, 0
+
+    def push(self, rate: float, projections: Sequence[float]) -> Update:
+        """The next step's update."""
+        step, n, rule = self.step, self.rule.probes, self.rule
+        self.step += 1
+        if not any(projections):
+            return Update([], [])
+        factor = 1.0 - rate * rule.weight_decay
+        if rule.variant in ("plain", "fzoo"):
+            own = [n * step + i for i in range(n)]
+            scale = -rate / n
+            if rule.variant == "fzoo":
+                spread = float(np.std(np.asarray(projections, dtype=np.float64), ddof=1))
+                if spread == 0:
+                    return Update([], [])
+                scale /= spread
+            return Update(own, [scale * g for g in projections], factor)
+        return self._from_history(step, rate, list(projections), factor)
+
+    def _from_history(self, step: int, rate: float, projections: list[float], factor: float) -> Update:
+        n, (beta, beta2) = self.rule.probes, self.rule.betas
+        self._past.append((step, projections))
+        self._counted += 1
+        scale = -rate * (1 - beta) / n
+        if self.rule.variant == "adam":
+            square = math.fsum(g * g for g in projections) / n**2
+            self._square = beta2 * self._square + (1 - beta2) * square
+            corrected = self._square / (1 - beta2**self._counted)
+            scale /= (1 - beta**self._counted) * (math.sqrt(corrected) + ADAM_EPS)
+        draws: list[int] = []
+        scales: list[float] = []
+        for age, (past, values) in zip(range(len(self._past) - 1, -1, -1), self._past):
+            draws += [n * past + i for i in range(n)]
+            scales += [scale * beta**age * g for g in values]
+        return Update(draws, scales, factor)
+
+
+def to_codes(values: Any) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    """Numbers as bfloat16 in 16 bits, rounded to the nearest, ties to even: eight significant bits, float32's range.
+
+    Half precision would have three bits more and overflow at 65,504, which a projection on many weights may pass.
+    """
+    bits = np.atleast_1d(np.asarray(values, dtype=np.float32)).view(np.uint32).astype(np.uint64)
+    return ((bits + 0x7FFF + ((bits >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
+
+
+def from_codes(codes: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The numbers that 16-bit codes stand for."""
+    return (np.asarray(codes, dtype=np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def rounded(value: float) -> float:
+    """A finite number as two bytes hold it."""
+    limit = float(from_codes([0x7F7F])[0])
+    return float(from_codes(to_codes([min(max(value, -limit), limit)]))[0])

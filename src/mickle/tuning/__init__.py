@@ -1,0 +1,1 @@
+"""Fine-tuning: the verb `tune` and its methods."""
