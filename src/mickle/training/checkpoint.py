@@ -1,7 +1,7 @@
 """Checkpoints: folders ``step-00000010`` of safetensors and JSON, whole or not there, newest whole one first.
 
-``model.safetensors`` parameters and buffers; ``optimizer.safetensors`` the optimizer's tensors, named by
-parameter; ``state.json`` the step, the optimizer's plain numbers, the loop's counters and the identity of the
+``model.safetensors`` parameters that learn, and buffers; ``optimizer.safetensors`` the optimizer's tensors, named
+by parameter; ``state.json`` the step, the optimizer's plain numbers, the loop's counters and the identity of the
 run. There is no random state: what is random is drawn from (seed, step, micro-batch, rank).
 """
 
@@ -204,12 +204,17 @@ def _set_aside(torn: list[Path]) -> None:
 
 
 def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and persistent buffers by name; a tied one once."""
+    """Parameters that learn and persistent buffers by name; a tied one once.
+
+    A frozen parameter never changes, and the model that a run goes on with has it already: a checkpoint of adapters is
+    as small as they are.
+    """
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor):
             raise UsageError(f"model keeps state that is no tensor: {name}")
-        if id(tensor) not in seen:
+        frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        if not frozen and id(tensor) not in seen:
             seen.add(id(tensor))
             yield name, tensor.detach()
 

@@ -1,0 +1,64 @@
+"""General text, to see what a tuning broke: pages named by the user, those the model's own training held out, or the
+documentation of this Python, which every machine has.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    from mickle.data.records import Page
+
+HELDOUT = "heldout.parquet"
+MOST_PAGES, MOST_CHARACTERS = 100, 4000  # of each page the first characters
+MODULES = 40  # of the standard library, spread over the alphabet
+SHORTEST = 200  # characters of a page worth measuring
+
+
+def general_pages(given: Path | None, model: Path, scratch: Path) -> tuple[list[Page], str]:
+    """The pages, each cut to its first characters, and where they are from. UsageError where there is no text."""
+    own = model / HELDOUT
+    if given is None and not own.is_file():
+        return documentation_pages(scratch), "documentation of this Python"
+    from mickle.data.heldout import read_pages
+
+    source = given or own
+    found = list(islice((page for batch in read_pages(source) for page in batch), MOST_PAGES))
+    if not found:
+        raise UsageError("There is no page with text to measure on.", where=f"general: {source}")
+    return [
+        _opening(page) for page in found
+    ], "pages of --general" if given else "the model's own held-out pages"
+
+
+def documentation_pages(scratch: Path) -> list[Page]:
+    """Pages of some modules of the standard library; the same on the same machine."""
+    from mickle.data.documentation import STDLIB, Limits, list_modules, render
+    from mickle.data.extraction import main_text
+    from mickle.data.records import Page
+
+    modules = list_modules([STDLIB])
+    chosen = modules[:: max(1, len(modules) // MODULES)][:MODULES]
+    pages = []
+    for number, (module, problem) in enumerate(render(chosen, scratch, Limits(), 1, lambda done: None)):
+        if not problem:
+            text = main_text((scratch / f"{number}.html").read_text(encoding="utf-8"))
+            if len(text) >= SHORTEST:
+                pages.append(_opening(Page(module.url, module.package, "", text)))
+    if not pages:
+        raise UsageError(
+            "The documentation of this Python cannot be read.",
+            where="general",
+            todo="name pages with --general",
+        )
+    return pages
+
+
+def _opening(page: Page) -> Page:
+    from dataclasses import replace
+
+    return replace(page, text=page.text[:MOST_CHARACTERS])

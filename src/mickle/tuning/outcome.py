@@ -1,0 +1,134 @@
+"""What a tuning came to, as numbers, sentences, a table, a figure and samples: loss before and after on its task and on
+general text, and memory against the forecast.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mickle.evaluation.loss import bootstrap_ratio
+from mickle.storage import write_text
+
+TABLE, FIGURE, SAMPLES = "table.md", "tune.svg", "samples.jsonl"
+LOST_CLEARLY = 0.02  # nats per token of general text that are worth a warning
+
+
+def compared(before: np.ndarray, after: np.ndarray, seed: int) -> dict[str, Any]:
+    """Mean loss before and after and their difference, from the scores [n, 3] of the same texts.
+
+    The interval of the difference is the 95 % percentile bootstrap over texts, pairs resampled: what other texts of
+    this kind would show, not another training seed. ``accuracy_*``: share of tokens where the best guess was right.
+    """
+    tokens = before[:, 1]
+    total = tokens.sum()
+    low, high = bootstrap_ratio(after[:, 0] - before[:, 0], tokens, seed)
+    found = {
+        "before": float(before[:, 0].sum() / total),
+        "after": float(after[:, 0].sum() / total),
+        "difference": float((after[:, 0] - before[:, 0]).sum() / total),
+        "interval": [low, high],
+        "texts": len(before),
+        "tokens": int(total),
+    }
+    if not np.isnan(before[:, 2]).any():
+        found |= {
+            "accuracy_before": float(before[:, 2].sum() / total),
+            "accuracy_after": float(after[:, 2].sum() / total),
+        }
+    return found
+
+
+def lines(results: dict[str, Any]) -> list[str]:
+    """The outcome in sentences."""
+    said = []
+    parts = (
+        ("task", results.get("task"), results.get("unit", "token")),
+        ("general text", results.get("general"), "token"),
+    )
+    for name, figures, unit in parts:
+        if figures:
+            low, high = figures["interval"]
+            said.append(
+                f"{name}: loss {figures['before']:.4f} -> {figures['after']:.4f} nats a {unit} "
+                f"({figures['difference']:+.4f}; 95 % over {figures['texts']:,} texts: {low:+.4f} to {high:+.4f})"
+            )
+    memory = results["memory"]
+    said.append(
+        f"memory: peak {memory['peak_bytes'] / 1e9:.2f} GB, forecast {memory['forecast_bytes'] / 1e9:.2f} GB "
+        f"({memory['peak_bytes'] / memory['forecast_bytes'] - 1:+.0%})"
+    )
+    return said
+
+
+def warning(general: dict[str, Any] | None) -> str:
+    """A sentence where the model clearly lost on general text; "" where it did not."""
+    if not general or general["interval"][0] <= LOST_CLEARLY:
+        return ""
+    return (
+        f"the model forgot: general text costs {general['difference']:.3f} nats a token more than before; "
+        "a lower learning rate, fewer epochs or --method lora forget less"
+    )
+
+
+def as_table(results: dict[str, Any]) -> str:
+    """The losses in Markdown. Memory stays out: it is the machine's, and the same command gives the same bytes."""
+    unit = results.get("unit", "token")
+    rows = [
+        f"| nats a {unit} | before | after | difference | 95 % over texts | texts | tokens |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    general = "general text" if unit == "token" else "general text, nats a token"
+    for name, key in (("task, held out", "task"), (general, "general")):
+        if results.get(key):
+            f = results[key]
+            low, high = f["interval"]
+            rows.append(
+                f"| {name} | {f['before']:.4f} | {f['after']:.4f} | {f['difference']:+.4f} "
+                f"| {low:+.4f} to {high:+.4f} | {f['texts']:,} | {f['tokens']:,} |"
+            )
+    rows += [""]
+    for name, key in (("task", "task"), ("general text", "general")):
+        if results.get(key) and "accuracy_before" in results[key]:
+            f = results[key]
+            rows.append(
+                f"Best guess right, {name}: {f['accuracy_before']:.1%} before, {f['accuracy_after']:.1%} after."
+            )
+    return "\n".join(rows) + "\n"
+
+
+def draw(results: dict[str, Any], metrics: Path) -> str:
+    """The training's loss, and bars of before and after, as SVG."""
+    from mickle import figures
+
+    events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    trained = [(e["step"], e["loss"]) for e in events if e["event"] == "trained"]
+    held = [(e["step"], e["values"]["heldout_loss"]) for e in events if e["event"] == "evaluated"]
+    pairs = [(name, results[name]) for name in ("task", "general") if results.get(name)]
+
+    def paint(left: Any, right: Any) -> None:
+        left.plot(*zip(*trained), linewidth=1, label="training")
+        if held:
+            left.plot(*zip(*held), "o-", markersize=3, label="held out")
+        left.set(xlabel="step", ylabel=f"loss (nats a {results.get('unit', 'token')})")
+        left.legend()
+        places = np.arange(len(pairs))
+        for shift, when, colour in ((-0.2, "before", figures.INK), (0.2, "after", figures.COLOURS[2])):
+            bars = right.bar(places + shift, [f[when] for _, f in pairs], 0.38, label=when, color=colour)
+            right.bar_label(bars, fmt="%.2f", padding=2)
+        right.set_xticks(places, [f"{name}\n" for name, _ in pairs])
+        right.set_ylabel("nats (less is better)")
+        right.legend()
+
+    return figures.draw(paint, width=9, height=3, columns=2)
+
+
+def write(work: Path, results: dict[str, Any], metrics: Path, samples: list[dict[str, str]]) -> None:
+    """Table, figure and samples into ``work``."""
+    write_text(work / TABLE, as_table(results))
+    write_text(work / FIGURE, draw(results, metrics))
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
+    write_text(work / SAMPLES, text.encode("utf-8", "replace").decode("utf-8"))

@@ -1,0 +1,190 @@
+"""What a tuning's plan takes from headers, by which rules it fills in numbers, and how near its memory comes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import tuning_folders as made
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mickle import machine, storage
+from mickle.errors import ResourceError, UsageError
+from mickle.events import ignore
+from mickle.models.decoder import Decoder, DecoderConfig
+from mickle.models.folder import model_config, open_model, save_model
+from mickle.models.linear_layers import features, linear_layers
+from mickle.step import execute
+from mickle.tuning import tune_plan
+from mickle.tuning.methods import Full, Lora, Qlora, derived_rate
+from mickle.tuning.tune import Tune
+from mickle.tuning.tune_plan import Plan, Weights, memory, resolve, shape_of, weigh
+
+pytestmark = pytest.mark.usefixtures("quick")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made.decoder_folder(tmp_path_factory.mktemp("plan") / "model")
+
+
+def settings(folder: Path, **more: Any) -> Tune:
+    return Tune(**{"model": folder, "data": folder, **more})
+
+
+@pytest.mark.parametrize("make", [made.decoder_folder, made.gpt2_folder, made.bert_folder])
+def test_headers_tell_what_the_open_model_has(make: Any, tmp_path: Path) -> None:
+    path = make(tmp_path / "model")
+    model, weights = open_model(path), weigh(path)
+    layers = linear_layers(model)
+    numbers = [a * b for a, b in map(features, layers.values())]
+    assert weights.linear == sum(numbers)
+    assert weights.largest == max(numbers)
+    assert weights.sides == sum(sum(features(layer)) for layer in layers.values())
+    assert weights.linear + weights.rest == sum(p.numel() for p in model.parameters())
+    some = [next(iter(layers)).rpartition(".")[2]]
+    chosen = [layer for name, layer in layers.items() if name.endswith(some[0])]
+    assert weigh(path, some).sides == sum(sum(features(layer)) for layer in chosen)
+
+
+def test_dimensions_of_models_of_others_go_by_their_usual_names() -> None:
+    found = shape_of({"vocab_size": 100, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_positions": 77})
+    assert (found.vocabulary, found.width, found.layers, found.heads, found.ffn) == (100, 8, 3, 2, 32)
+    assert found.longest == 77
+    assert not found.ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters", "rate"), [("lora", 7e9, 2e-4), ("full", 7e9, 2e-5), ("full", 110e6, 5.65e-5)]
+)
+def test_rates_are_those_of_the_papers_at_their_sizes(kind: str, parameters: float, rate: float) -> None:
+    assert derived_rate(kind, int(parameters)) == pytest.approx(rate, rel=0.01)
+
+
+@given(
+    lengths=st.lists(st.integers(2, 300), min_size=1, max_size=200),
+    asked=st.none() | st.integers(8, 400),
+    tokens=st.none() | st.integers(1, 10_000),
+)
+def test_rows_hold_the_longest_example_and_the_rules(
+    lengths: list[int], asked: int | None, tokens: int | None
+) -> None:
+    chosen = Tune(model=Path("m"), data=Path("d"), sequence_length=asked, batch_tokens=tokens)
+    longest = min(max(lengths), asked or 512)
+    length = tune_plan.row_length(chosen, longest, 512)
+    assert length >= longest
+    assert length == (asked or length)
+    rows = tune_plan.batch_rows(chosen, length, lengths)
+    assert rows >= 1
+    if tokens:
+        assert abs(rows * length - tokens) <= max(length / 2, length - tokens)
+    else:
+        examples = rows * length / (sum(lengths) / len(lengths))
+        assert rows == 1 or examples <= 16 * 1.5
+
+
+def test_a_row_longer_than_the_model_reads_is_refused(folder: Path) -> None:
+    with pytest.raises(UsageError, match="at most 64"):
+        tune_plan.longest_row(settings(folder, sequence_length=65), shape_of(model_config(folder)))
+
+
+def big(path: Path) -> Path:
+    """A decoder of 5 million parameters."""
+    shape = DecoderConfig(280, 256, 6, 4, 4, 64, 768, 256)
+    save_model(Decoder(shape), path, made.tokenizer())
+    return path
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return big(tmp_path_factory.mktemp("plan") / "larger")
+
+
+def plan_of(path: Path, method: Any, **more: Any) -> tuple[Plan, Any, Any]:
+    weights, shape = weigh(path), shape_of(model_config(path))
+    chosen = settings(path, method=method, precision="float32", **more)
+    return resolve(chosen, weights, shape, 1024, 16, 10.0, 100), weights, shape
+
+
+def test_a_batch_that_does_not_fit_is_made_in_parts_and_then_computed_twice(
+    larger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The effective batch stays; with half the memory free that it takes, parts; with next to none, an error."""
+    whole, weights, shape = plan_of(larger, Lora())
+    assert (whole.accumulate, whole.recompute, whole.batch_size) == (1, False, 16)
+    held = machine.peak_memory()
+    monkeypatch.setattr(machine, "peak_memory", lambda: held)
+    needed = memory(Lora(), whole, weights, shape)
+    monkeypatch.setattr(machine, "available_memory", lambda: int((needed - held) * 0.5 / 0.9))
+    parts, *_ = plan_of(larger, Lora())
+    assert parts.accumulate > 1
+    assert parts.batch_size == 16
+    assert memory(Lora(), parts, weights, shape) < 0.9 * (held + machine.available_memory())
+    one_row = memory(Lora(), plan_of(larger, Lora(), accumulate=16)[0], weights, shape)
+    monkeypatch.setattr(machine, "available_memory", lambda: int((one_row - 2e6) / 0.9 - held))
+    assert plan_of(larger, Lora())[0].recompute
+    monkeypatch.setattr(machine, "available_memory", lambda: 0)
+    with pytest.raises(ResourceError, match="one row at a time"):
+        plan_of(larger, Lora())
+
+
+def test_less_is_forecast_where_less_is_held(larger: Path) -> None:
+    """Full above LoRA, activations kept above those computed twice; and 7 billion weights in four bits take a sixth of
+    what they take in float32, and with it the scales' share of 4.13 bits.
+    """
+
+    def needed(method: Any, weights: Any = None, **more: Any) -> int:
+        plan, own, shape = plan_of(larger, method, accumulate=16, **more)
+        return memory(method, plan, weights or own, shape, base=0)
+
+    assert needed(Full()) > needed(Lora())
+    assert needed(Lora(), recompute=None) > needed(Lora(), recompute=True)
+    large = Weights(
+        linear=7 * 10**9, rest=10**8, file_bytes=10**9, sides=10**6, largest=10**7, linear_bytes=28 * 10**9
+    )
+    small = needed(Lora(), large) - needed(Qlora(), large)
+    assert small == pytest.approx(7e9 * (32 - 4.127) / 8, rel=0.01)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are told apart on Linux alone")
+@pytest.mark.parametrize(("kind", "rows"), [("full", 3), ("lora", 6), ("qlora", 6), ("mezo", 6)])
+def test_the_forecast_is_near_the_measured_peak(kind: str, rows: int, larger: Path, tmp_path: Path) -> None:
+    """What the run adds to a process that has its libraries, loosely; `docs/tune.md` has the measured combinations."""
+    made.write_rows(
+        tmp_path / "data.jsonl", ({"text": f"{i} " + "the owl sees the hen and " * 20} for i in range(40))
+    )
+    made.general(tmp_path / "general.parquet")
+    method = {"kind": kind, **({"learning_rate": 1e-4} if kind == "mezo" else {})}
+    chosen = settings(
+        larger, data=tmp_path / "data.jsonl", general=tmp_path / "general.parquet", method=method, steps=2, samples=0,
+        sequence_length=256, batch_tokens=256 * rows, precision="float32", accumulate=1, evaluate_every=2, save_every=2,
+    )  # fmt: skip
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            machine.reset_peak_memory()
+            before = machine.peak_memory()
+            out = execute(chosen, tmp_path / "out", ignore)
+            found = storage.read_json(out / "manifest.json")["summary"]["memory"]
+            added = (found["peak_bytes"] - before) / (found["forecast_bytes"] - before - tune_plan.LIBRARIES)
+            storage.write_json(tmp_path / "added.json", added)
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert 0.7 < storage.read_json(tmp_path / "added.json") < 1.25
+
+
+def test_a_frozen_base_is_small_only_where_products_are(folder: Path) -> None:
+    from mickle.tuning.methods import prepare, reduce_frozen
+
+    model = open_model(folder)
+    prepare(model, Lora(rank=2), 0)
+    reduce_frozen(model, torch.bfloat16)
+    kinds = {name: p.dtype for name, p in model.named_parameters()}
+    assert {kind for name, kind in kinds.items() if "base_layer" in name} == {torch.bfloat16}
+    assert {kind for name, kind in kinds.items() if "base_layer" not in name} == {torch.float32}
