@@ -1,0 +1,1 @@
+"""Compression after training: the verb `compress` and its methods."""

@@ -1,0 +1,215 @@
+"""What `mickle compress` leaves: weights and config, the other files of the model, the report, the losses."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mickle import machine, storage
+from mickle.compression.walk import ROUNDED, LayerFigures, block_settings
+from mickle.events import Emit, Noted
+from mickle.models.blocks import Blocks, read_tensor
+from mickle.models.folder_check import CONFIG, INDEX, inspect_folder, regular_file
+from mickle.models.safetensors_check import read_header
+
+LAYERS, TABLE, FIGURE = "layers.json", "table.md", "layers.svg"
+HELDOUT = "heldout.parquet"
+OTHERS = (
+    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", HELDOUT,
+)  # fmt: skip
+MEASURED_BYTES = 1 << 20  # of held-out text, read before and after
+
+
+def write_weights(blocks: Blocks, work: Path, done: Path) -> None:
+    """One file a block, one for all that is not in few bits, the index, and the config that names the method."""
+    count = len(blocks)
+    settings = block_settings(done, count)
+    dense = [name for name in blocks.files.tensors if name.removesuffix(".weight") not in settings]
+    names = [f"model-{number:05}-of-{count + 1:05}.safetensors" for number in range(1, count + 2)]
+    if not (work / names[-1]).is_file():
+        rest = {name: read_tensor(blocks.files, name) for name in dense}
+        storage.save_tensors(work / names[-1], rest, {"format": "pt"})
+    for index in range(count):
+        storage.check_space(work, (done / f"{index:05}.safetensors").stat().st_size)
+        shutil.copyfile(done / f"{index:05}.safetensors", work / names[index])
+    entries = {name: read_header(work / name) for name in names}
+    weight_map = {tensor: name for name, header in entries.items() for tensor in header}
+    total = sum(entry.end - entry.start for header in entries.values() for entry in header.values())
+    storage.write_json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    quantization = {"quant_method": "mickle-grouped", "layers": settings}
+    storage.write_json(work / CONFIG, {**blocks.files.config, "quantization_config": quantization})
+
+
+def compress_nf4(model: Path, double: bool, work: Path) -> tuple[list[LayerFigures], list[float]]:
+    """The model in NF4, opened whole; errors are those of the weights."""
+    from mickle.compression.sweep import relative_error
+    from mickle.models.folder import open_model
+    from mickle.models.linear_layers import dense_weight, linear_layers
+    from mickle.models.quantized import quantize_model, quantized_layers, save_quantized
+
+    begun = time.monotonic()
+    opened = open_model(model)
+    before = {name: dense_weight(layer).clone() for name, layer in linear_layers(opened).items()}
+    quantize_model(opened, double=double)
+    figures = []
+    for name, layer in quantized_layers(opened).items():
+        size, stored = layer.out_features * layer.in_features, layer.stored_bytes()
+        error = relative_error(before[name], layer.dequantized(), None)
+        bits = 8 * stored / size
+        figures.append(
+            LayerFigures(
+                name,
+                layer.out_features,
+                layer.in_features,
+                bits,
+                bits,
+                0,
+                0.0,
+                error,
+                0,
+                0.0,
+                None,
+                stored,
+                "",
+            )
+        )
+    save_quantized(opened, work)
+    return figures, [time.monotonic() - begun]
+
+
+def copy_other_files(model: Path, work: Path) -> None:
+    """Tokenizer, chat template, generation settings, held-out pages: as they are."""
+    for name in OTHERS:
+        if (model / name).exists() and not (work / name).exists():
+            storage.write_bytes(work / name, regular_file(model, name).read_bytes())
+
+
+def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
+    """Loss on the model's own held-out pages before and after; empty where there are none, or no room for the model."""
+    from mickle.data.heldout import read_pages
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.evaluation.inputs import longest_text
+    from mickle.evaluation.loss import score, summarise
+    from mickle.models.folder import open_model
+
+    if not (model / HELDOUT).is_file():
+        return {}
+    pages, size = [], 0
+    for page in (page for batch in read_pages(model / HELDOUT) for page in batch):
+        if size < MEASURED_BYTES:
+            pages.append(page)
+            size += len(page.text.encode("utf-8"))
+    if 4 * inspect_folder(model).elements > machine.available_memory():
+        emit(Noted("the loss is not measured: the whole model does not fit in memory"))
+        return {}
+    tokenizer = open_text_tokenizer(model)
+    found = {}
+    for when, folder in (("before", model), ("after", work)):
+        opened = open_model(folder)
+        if not opened.causal:
+            return {}
+        length = longest_text(opened, 2048)
+        measured = summarise(
+            score(opened, tokenizer, pages, length=length, stride=max(1, length // 2), emit=emit), seed
+        )
+        found[when] = {
+            name: measured[name] for name in ("perplexity", "bits_per_byte", "documents", "tokens")
+        }
+        del opened
+    return found
+
+
+def write_report(
+    work: Path, model: Path, method: str, figures: list[LayerFigures], loss: dict[str, Any]
+) -> dict[str, Any]:
+    """`layers.json`, `table.md`, `layers.svg` and the summary; its "lines" are for the person who waits."""
+    weights = sum(f.outputs * f.inputs for f in figures)
+    stored = sum(f.bytes for f in figures)
+    formula = sum(f.formula_bits * f.outputs * f.inputs for f in figures) / max(1, weights)
+    worst = sorted(figures, key=lambda f: -f.error)[:3]
+    before, after = _weight_bytes(model), _weight_bytes(work)
+    summary: dict[str, Any] = {
+        "method": method,
+        "layers": len(figures),
+        "weights_in_few_bits": weights,
+        "bits_per_weight": 8 * stored / max(1, weights),
+        "bits_per_weight_by_formula": formula,
+        "outlier_share": sum(f.outliers for f in figures) / max(1, weights),
+        "bytes_before": before,
+        "bytes_after": after,
+        "worst_layers": {f.name: f.error for f in worst},
+        "remarks": {f.name: f.remark for f in figures if f.remark},
+        "loss": loss,
+    }
+    storage.write_json(work / LAYERS, {**summary, "layers": [asdict(f) for f in figures]})
+    table = as_table(figures, summary)
+    storage.write_text(work / TABLE, table)
+    storage.write_text(work / FIGURE, draw(figures))
+    return {**summary, "lines": _lines(summary)}
+
+
+def _lines(summary: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{summary['weights_in_few_bits']:,} weights of {summary['layers']} layers at "
+        f"{summary['bits_per_weight']:.3f} bits, all counted "
+        f"({summary['bits_per_weight_by_formula']:.3f} by the formula), "
+        f"{100 * summary['outlier_share']:.2f} % outliers",
+        f"weights on disk: {summary['bytes_before'] / 1e6:,.2f} MB before, "
+        f"{summary['bytes_after'] / 1e6:,.2f} MB after",
+        "largest errors of a layer's output: "
+        + ", ".join(f"{name} {error:.4f}" for name, error in summary["worst_layers"].items()),
+    ]
+    rounded = [name for name, remark in summary["remarks"].items() if ROUNDED in remark]
+    if rounded:
+        lines.append(f"{len(rounded)} layers got no calibration token and were rounded, {rounded[0]} first")
+    lines += [f"{name}: {remark}" for name, remark in list(summary["remarks"].items())[:5]]
+    if len(summary["remarks"]) > 5:
+        lines.append(f"and {len(summary['remarks']) - 5} more layers with remarks, in {TABLE}")
+    if summary["loss"]:
+        was, now = summary["loss"]["before"]["perplexity"], summary["loss"]["after"]["perplexity"]
+        lines.append(
+            f"perplexity on held-out pages: {was:.3f} before, {now:.3f} after ({100 * (now / was - 1):+.2f} %)"
+        )
+    return lines
+
+
+def as_table(figures: list[LayerFigures], summary: dict[str, Any]) -> str:
+    """The report in Markdown: what came of it, then a row a layer."""
+    head = [f"{line}  " for line in _lines({**summary, "remarks": {}})]
+    rows = [
+        f"| {f.name} | {f.outputs} x {f.inputs} | {f.bits:.3f} | {100 * f.outlier_share:.2f} % | {f.error:.4f} "
+        f"| {f.tokens:,} | {f.damping:g} | {f.remark} |"
+        for f in figures
+    ]
+    columns = "| layer | size | bits | outliers | output error | tokens | damping | remark |"
+    return "\n".join([*head, "", columns, "|---|---|---|---|---|---|---|---|", *rows]) + "\n"
+
+
+def draw(figures: list[LayerFigures]) -> str:
+    """Error and bits of every layer in order, as SVG."""
+    from mickle import figures as svg
+
+    kinds = sorted({f.name.rsplit(".", 1)[-1] for f in figures})
+
+    def paint(left: Any, right: Any) -> None:
+        for number, kind in enumerate(kinds):
+            own = [(place, f) for place, f in enumerate(figures) if f.name.endswith(kind)]
+            style = {"color": svg.COLOURS[number % len(svg.COLOURS)], "label": kind}
+            left.plot([p for p, _ in own], [f.error for _, f in own], "o-", markersize=3, **style)
+            right.plot([p for p, _ in own], [f.bits for _, f in own], "o-", markersize=3, **style)
+        left.set_ylabel("relative output error")
+        right.set_ylabel("stored bits a weight")
+        for axes in (left, right):
+            axes.set_xlabel("layer")
+        if 1 < len(kinds) <= 8:
+            left.legend(fontsize=7)
+
+    return svg.draw(paint, width=9, height=3.2, columns=2)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))

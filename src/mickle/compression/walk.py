@@ -1,0 +1,242 @@
+"""Block by block through a model: gather what its layers are given, quantize them, go on with what they now answer.
+
+The inputs of a block come from the blocks before it as they are stored. Inside a block every layer is given what the
+block computed before any of it was quantized (the authors' default). In memory are one block, its Hessians and one
+buffer of hidden states. A block that is done lies in a file of its own; a walk that was killed reads it and runs it
+again, so it goes on with the very numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mickle import storage
+from mickle.compression.hessian import Gathered, gather
+from mickle.compression.sweep import Factor, SweepSettings, Swept, factorize, prepare, relative_error, sweep
+from mickle.compression.target import error_counts
+from mickle.errors import NumericError
+from mickle.events import Emit, Progressed, Started
+from mickle.models.blocks import (
+    Blocks,
+    block_layers,
+    first_inputs,
+    next_inputs,
+    open_block,
+    replace_in_block,
+    run_block,
+)
+from mickle.models.linear_layers import dense_weight, is_conv1d
+from mickle.quantization.grouped_linear import GroupedLinear
+
+TOKENS_AT_A_TIME = 8192
+ROUNDED = "no calibration token reached it"
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """What became of one layer. error: ||(W - Q) X|| / ||W X|| over calibration inputs X (of the weights where
+    there are none); tokens: calibration tokens that reached it; remark: what a person should know.
+    """
+
+    name: str
+    outputs: int
+    inputs: int
+    bits: float
+    formula_bits: float
+    outliers: int
+    outlier_share: float
+    error: float
+    tokens: int
+    damping: float
+    tau: float | None
+    bytes: int
+    remark: str
+
+
+def walk(
+    blocks: Blocks,
+    ids: Tensor | None,
+    settings: SweepSettings,
+    folder: Path,
+    emit: Emit,
+    tau_of: Callable[[list[LayerFigures]], float],
+) -> tuple[list[LayerFigures], list[float]]:
+    """Quantize every block's linear layers; block i's are left in folder/i.safetensors, their figures beside it.
+
+    ids [n, T]: calibration text; None: nothing is run, layers are rounded. tau_of: the threshold of the next layer,
+    given the figures of all before it. Returns all figures and the seconds of each block (0 for one done before).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = 0 if ids is None else batch_rows(*ids.shape)
+    hidden = [] if ids is None else first_inputs(blocks, ids, rows)
+    figures: list[LayerFigures] = []
+    seconds = []
+    emit(Started("compressing", len(blocks), "blocks"))
+    for index in range(len(blocks)):
+        begun = time.monotonic()
+        block = open_block(blocks, index)
+        done = _read_block(folder, index, blocks, block)
+        if done is None:
+            done = _quantize_block(blocks, block, index, hidden, settings, figures, tau_of)
+            _write_block(folder, index, done, block_layers(blocks, block, index))
+            seconds.append(time.monotonic() - begun)
+        else:
+            seconds.append(0.0)
+        figures += done
+        if ids is not None:
+            hidden = next_inputs(blocks, block, index, ids, rows, hidden)
+        emit(Progressed(index + 1))
+    return figures, seconds
+
+
+def survey(blocks: Blocks, ids: Tensor, settings: SweepSettings, file: Path, emit: Emit) -> list[list[int]]:
+    """For every layer in order, how many outliers each threshold would have; kept in `file`. Nothing is changed."""
+    if file.is_file():
+        kept: list[list[int]] = storage.read_json(file)
+        return kept
+    rows = batch_rows(*ids.shape)
+    hidden = first_inputs(blocks, ids, rows)
+    counts: list[list[int]] = []
+    emit(Started("looking for outliers", len(blocks), "blocks"))
+    for index in range(len(blocks)):
+        block = open_block(blocks, index)
+        layers = block_layers(blocks, block, index)
+        gathered = _gather_block(blocks, block, index, hidden, layers)
+        factors: dict[str, Factor] = {}
+        for name, (_, layer) in layers.items():
+            swept, _ = _sweep_layer(name, layer, gathered, factors, settings)
+            counts.append(error_counts(swept.parts.errors, swept.prepared.unit))
+        hidden = next_inputs(blocks, block, index, ids, rows, hidden)
+        emit(Progressed(index + 1))
+    storage.write_json(file, counts)
+    return counts
+
+
+def batch_rows(samples: int, length: int) -> int:
+    """The most rows of a batch that divide `samples` and hold at most some thousand tokens."""
+    most = max(1, TOKENS_AT_A_TIME // length)
+    return max(rows for rows in range(1, min(most, samples) + 1) if samples % rows == 0)
+
+
+Layers = dict[str, tuple[str, nn.Module]]
+
+
+def _gather_block(
+    blocks: Blocks, block: nn.Module, index: int, hidden: list[Tensor], layers: Layers
+) -> Gathered:
+    with gather({name: layer for name, (_, layer) in layers.items()}) as gathered:
+        for part in hidden:
+            run_block(blocks, block, index, part)
+    return gathered
+
+
+def _quantize_block(
+    blocks: Blocks,
+    block: nn.Module,
+    index: int,
+    hidden: list[Tensor],
+    settings: SweepSettings,
+    before: list[LayerFigures],
+    tau_of: Callable[[list[LayerFigures]], float],
+) -> list[LayerFigures]:
+    layers = block_layers(blocks, block, index)
+    gathered = _gather_block(blocks, block, index, hidden, layers)
+    factors: dict[str, Factor] = {}
+    done: list[LayerFigures] = []
+    for name, (own, layer) in layers.items():
+        own_settings = replace(settings, tau=tau_of([*before, *done]))
+        swept, remark = _sweep_layer(name, layer, gathered, factors, own_settings)
+        grouped = swept.grouped
+        weight = dense_weight(layer)
+        outliers = 0 if grouped.values is None else len(grouped.values)
+        tau = own_settings.tau if grouped.values is not None else None
+        done.append(
+            LayerFigures(
+                name, weight.shape[0], weight.shape[1], grouped.bits, grouped.formula_bits, outliers,
+                grouped.outlier_share, relative_error(weight, grouped.dequantized(), gathered.hessian(name)),
+                gathered.count.get(gathered.leader.get(name, name), 0),
+                swept.prepared.damping, tau, grouped.stored_bytes, remark,
+            )
+        )  # fmt: skip
+        new = GroupedLinear(grouped, getattr(layer, "bias", None))
+        new.conv1d = is_conv1d(layer)
+        replace_in_block(block, own, new.eval())
+    return done
+
+
+def _sweep_layer(
+    name: str, layer: nn.Module, gathered: Gathered, factors: dict[str, Factor], settings: SweepSettings
+) -> tuple[Swept, str]:
+    """The quantized layer, and what had to be done besides."""
+    weight = dense_weight(layer)
+    hessian = gathered.hessian(name)
+    try:
+        if hessian is None or not settings.compensate:
+            plain = replace(settings, compensate=False, tau=float("inf"))
+            remark = f"{ROUNDED}: rounded" if settings.compensate else ""
+            return sweep(prepare(weight, None, plain), plain), remark
+        leader = gathered.leader[name]
+        if leader not in factors:
+            factors[leader] = factorize(hessian, settings)
+        swept = sweep(prepare(weight, factors[leader], settings), settings)
+    except NumericError as error:
+        raise NumericError(
+            error.what, where=f"layer {name}", expected=error.expected, todo=error.todo
+        ) from None
+    remarks = []
+    if swept.prepared.damping > settings.damping:
+        remarks.append(
+            f"damping raised to {swept.prepared.damping:g}: no Cholesky factor at {settings.damping:g}"
+        )
+    if swept.prepared.dead:
+        remarks.append(f"{swept.prepared.dead} inputs are always 0")
+    tokens = gathered.count[leader]
+    if tokens < weight.shape[1]:
+        remarks.append(f"only {tokens} tokens for {weight.shape[1]} inputs")
+    return swept, "; ".join(remarks)
+
+
+def _files(folder: Path, index: int) -> tuple[Path, Path]:
+    return folder / f"{index:05}.safetensors", folder / f"{index:05}.json"
+
+
+def _write_block(folder: Path, index: int, figures: list[LayerFigures], layers: Layers) -> None:
+    """Figures first: where the tensors are, the block is done."""
+    tensors, said = _files(folder, index)
+    stored: dict[str, Tensor] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for name, (_, layer) in layers.items():
+        assert isinstance(layer, GroupedLinear)
+        stored |= layer.tensors(name)
+        settings[name] = layer.settings()
+    storage.write_json(said, {"figures": [asdict(f) for f in figures], "settings": settings})
+    storage.save_tensors(tensors, stored, {"format": "pt"})
+
+
+def _read_block(folder: Path, index: int, blocks: Blocks, block: nn.Module) -> list[LayerFigures] | None:
+    """Figures of a block that is done, its layers put into `block`; None where it is not."""
+    tensors, said = _files(folder, index)
+    if not (tensors.is_file() and said.is_file()):
+        return None
+    stored, kept = storage.load_tensors(tensors), storage.read_json(said)
+    for name, (own, layer) in block_layers(blocks, block, index).items():
+        new = GroupedLinear.from_tensors(name, stored, kept["settings"][name])
+        bias: Tensor | None = getattr(layer, "bias", None)
+        new.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        new.conv1d = is_conv1d(layer)
+        replace_in_block(block, own, new.eval())
+    return [LayerFigures(**values) for values in kept["figures"]]
+
+
+def block_settings(folder: Path, count: int) -> dict[str, dict[str, Any]]:
+    """Settings of all layers of a finished walk."""
+    found: dict[str, dict[str, Any]] = {}
+    for index in range(count):
+        found |= storage.read_json(_files(folder, index)[1])["settings"]
+    return found

@@ -1,0 +1,263 @@
+"""A model's blocks one at a time: their inputs, their weights, their linear layers.
+
+For work that needs every layer's inputs and not all of the model at once. Of a folder that our decoder computes, all
+but the blocks is read (embedding, norm, head), and a block's weights only when it is opened. Of any other model the
+folder is opened whole, because what its layers share (tables of positions, masks) is made with it; `whole` says so.
+
+The blocks are the members of the model's longest ModuleList. What a block is given beside the hidden states
+(masks, rotations) is caught in one pass up to it, so nothing is assumed about it; that a block's output is the next
+one's input is tried, and where it is not so the inputs are computed from the start for every block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from mickle.errors import UsageError
+from mickle.models import architectures, folder, folder_check
+from mickle.models.decoder import Decoder
+from mickle.models.folder_check import ModelFiles
+from mickle.models.linear_layers import linear_layers
+from mickle.models.safetensors_check import refuse_not_finite
+
+
+@dataclass
+class Blocks:
+    """A model in evaluation mode and float32 whose blocks are opened one at a time.
+
+    whole: all weights are in memory. layers: for each block its linear layers by folder name.
+    """
+
+    files: ModelFiles
+    model: nn.Module
+    list: nn.ModuleList
+    layers: list[dict[str, str]]
+    whole: bool
+    chained: bool | None = None
+    given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.list)
+
+
+class _Caught(Exception):
+    """The forward pass has reached the block that was asked for."""
+
+
+def open_blocks(path: Path) -> Blocks:
+    """The blocks of a model folder. UsageError for an adapter, for weights in few bits already, for a model without
+    blocks.
+    """
+    files = folder_check.inspect_folder(path)
+    if "quantization_config" in files.config:
+        raise UsageError(
+            "the model's weights are in few bits already",
+            where=str(path),
+            todo="name the model it was made from",
+        )
+    shape = folder.decoder_shape(files.config, files.folder)
+    if shape is None:
+        model = folder.open_model(path, dtype=torch.float32)
+        found = _longest_list(model, path)
+        return Blocks(files, model, found, _layers_of(model, found), whole=True)
+    folder.refuse_misfit(shape, files)
+    with torch.device("meta"):
+        frame = Decoder(shape).eval()
+    state = {name: architectures.folder_name(shape, name) for name in frame.state_dict()}
+    outside = {name: there for name, there in state.items() if not name.startswith("layers.")}
+    frame.load_state_dict(
+        {n: read_tensor(files, t).float() for n, t in outside.items()}, assign=True, strict=False
+    )
+    return Blocks(files, frame, frame.layers, _layers_of(frame, frame.layers), whole=False)
+
+
+def open_block(blocks: Blocks, index: int) -> nn.Module:
+    """Block `index` with its weights in float32; the caller drops it when done."""
+    block = blocks.list[index]
+    if blocks.whole:
+        return block
+    assert isinstance(blocks.model, Decoder)
+    shape = blocks.model.config
+    weights = {
+        name: read_tensor(blocks.files, architectures.folder_name(shape, f"layers.{index}.{name}")).float()
+        for name in block.state_dict()
+    }
+    from mickle.models.decoder import Block
+
+    with torch.device("meta"):
+        fresh = Block(shape, index).eval()
+    fresh.load_state_dict(weights, assign=True)
+    return fresh
+
+
+def block_layers(blocks: Blocks, block: nn.Module, index: int) -> dict[str, tuple[str, nn.Module]]:
+    """For each linear layer of an open block: its folder name -> its name in the block, and the layer."""
+    return {there: (own, block.get_submodule(own)) for there, own in blocks.layers[index].items()}
+
+
+def replace_in_block(block: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` where the block has `name`."""
+    parent, _, attribute = name.rpartition(".")
+    holder: Any = block.get_submodule(parent)
+    if attribute.isdigit() and isinstance(holder, nn.ModuleList | nn.Sequential):
+        holder[int(attribute)] = layer
+    else:
+        setattr(holder, attribute, layer)
+
+
+@torch.no_grad()
+def first_inputs(blocks: Blocks, ids: Tensor, rows: int) -> list[Tensor]:
+    """What the first block gets for ids [n, T], in batches of `rows`, which divides n: [rows, T, D] each."""
+    _give_all(blocks, ids[:rows])
+    return [_catch(blocks, part, 0) for part in ids.split(rows)]
+
+
+@torch.no_grad()
+def run_block(blocks: Blocks, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
+    """Block `index` on hidden states [rows, T, D]."""
+    assert blocks.given is not None
+    arguments, named = blocks.given[index if blocks.whole else 0]
+    return _first(block(hidden, *arguments, **named))
+
+
+@torch.no_grad()
+def next_inputs(
+    blocks: Blocks, block: nn.Module, index: int, ids: Tensor, rows: int, hidden: list[Tensor]
+) -> list[Tensor]:
+    """What block `index` + 1 gets once `index` is what `block` is; `hidden` is overwritten where blocks are a chain."""
+    if index + 1 == len(blocks):
+        return []
+    if not blocks.whole or _is_chain(blocks, ids[:1]):
+        for number, part in enumerate(hidden):
+            hidden[number] = run_block(blocks, block, index, part)
+        return hidden
+    return [_catch(blocks, part, index + 1) for part in ids.split(rows)]
+
+
+def check_finite(files: ModelFiles) -> None:
+    """Every tensor of the folder, one at a time. NumericError names the first that is not finite."""
+    for name in files.tensors:
+        refuse_not_finite({name: read_tensor(files, name)}, files.folder)
+
+
+def read_tensor(files: ModelFiles, name: str) -> Tensor:
+    """One tensor of a checked folder, without reading the others."""
+    if name not in files.tensors:
+        raise UsageError(f"weights lack tensor {name[:120]!r}", where=str(files.folder))
+    with safe_open(files.tensors[name][0], framework="pt") as stream:
+        found: Tensor = stream.get_tensor(name)
+    return found
+
+
+def _longest_list(model: nn.Module, path: Path) -> nn.ModuleList:
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise UsageError("the model is not made of blocks", where=str(path), expected="a list of layers")
+    return max(lists, key=len)
+
+
+def _layers_of(model: nn.Module, found: nn.ModuleList) -> list[dict[str, str]]:
+    """Folder names of linear layers -> names inside their block, block by block."""
+    names = {id(layer): name for name, layer in linear_layers(model).items()}
+    return [
+        {names[id(module)]: own for own, module in block.named_modules() if own and id(module) in names}
+        for block in found
+    ]
+
+
+def _catch(blocks: Blocks, ids: Tensor, index: int) -> Tensor:
+    """Run the model up to block `index`: its hidden states; what else it gets is kept in `given`."""
+    kept: list[Tensor] = []
+
+    def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        hidden, arguments, named = _split(arguments, named)
+        blocks.given = {**(blocks.given or {}), index: (arguments, named)}
+        kept.append(hidden)
+        raise _Caught
+
+    handle = blocks.list[index].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        blocks.model(ids, head=_no_head)
+    except _Caught:
+        return kept[0].detach().clone()
+    finally:
+        handle.remove()
+    raise UsageError("the model's forward pass does not reach its blocks", where=str(blocks.files.folder))
+
+
+def _is_chain(blocks: Blocks, ids: Tensor) -> bool:
+    """Whether each block's output is the next one's input, tried on one row; what blocks get beside it is kept."""
+    if blocks.chained is None:
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def watch(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
+            seen.append((_split(arguments, named)[0].clone(), _first(answer).clone()))
+
+        handles = [block.register_forward_hook(watch, with_kwargs=True) for block in blocks.list]
+        try:
+            blocks.model(ids, head=_no_head)
+        finally:
+            for handle in handles:
+                handle.remove()
+        joined = pairwise(seen)
+        blocks.chained = len(seen) == len(blocks) and all(
+            torch.equal(out, into) for (_, out), (into, _) in joined
+        )
+    return blocks.chained
+
+
+def _give_all(blocks: Blocks, ids: Tensor) -> None:
+    """Keep what every block of a whole model gets beside the hidden states, for batches of the shape of `ids`."""
+    if not blocks.whole:
+        return
+
+    def keep(index: int) -> Callable[..., None]:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+            blocks.given = {**(blocks.given or {}), index: _split(arguments, named)[1:]}
+
+        return hook
+
+    handles = [b.register_forward_pre_hook(keep(i), with_kwargs=True) for i, b in enumerate(blocks.list)]
+    try:
+        with torch.no_grad():
+            blocks.model(ids, head=_no_head)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _split(
+    arguments: tuple[Any, ...], named: dict[str, Any]
+) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """The hidden states of a block's call, and the rest of it."""
+    if arguments:
+        return arguments[0], arguments[1:], named
+    rest = dict(named)
+    return rest.pop("hidden_states"), (), rest
+
+
+def _first(answer: Any) -> Tensor:
+    found: Tensor = answer[0] if isinstance(answer, tuple) else answer
+    return found
+
+
+def _no_head(hidden: Tensor, _: Tensor | None) -> Tensor:
+    return hidden[:, :1]
+
+
+def weights_of(blocks: Blocks) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Folder name and [out, in] of every linear layer in a block."""
+    from mickle.models.linear_layers import features
+
+    for index, block in enumerate(blocks.list):
+        for there, own in blocks.layers[index].items():
+            inputs, outputs = features(block.get_submodule(own))
+            yield there, (outputs, inputs)
