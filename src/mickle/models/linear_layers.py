@@ -19,8 +19,8 @@ from mickle.models.experts import Experts
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Every linear layer by its folder name ("model.layers.0.self_attn.q_proj"), in the model's order.
 
-    A layer is an `nn.Linear`, a `Conv1D` of GPT-2 (weight [in, out]), or what took a linear layer's place: a module with
-    `in_features` and `out_features`. Of one that stands inside another (an adapter's base), only the outer one counts.
+    A layer is an `nn.Linear`, a `Conv1D` of GPT-2 (weight [in, out]), or what took a linear layer's place: a module
+    with `in_features` and `out_features`. Of one inside another (an adapter's base), only the outer one counts.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     output = _output_layer(model)
