@@ -190,21 +190,24 @@ def as_table(figures: list[LayerFigures], summary: dict[str, Any]) -> str:
 
 
 def draw(figures: list[LayerFigures]) -> str:
-    """Error and bits of every layer in order, as SVG."""
+    """Error and bits of every layer by its block, one line for each kind of layer, as SVG."""
     from mickle import figures as svg
 
     kinds = sorted({f.name.rsplit(".", 1)[-1] for f in figures})
 
     def paint(left: Any, right: Any) -> None:
         for number, kind in enumerate(kinds):
-            own = [(place, f) for place, f in enumerate(figures) if f.name.endswith(kind)]
-            style = {"color": svg.COLOURS[number % len(svg.COLOURS)], "label": kind}
-            left.plot([p for p, _ in own], [f.error for _, f in own], "o-", markersize=3, **style)
-            right.plot([p for p, _ in own], [f.bits for _, f in own], "o-", markersize=3, **style)
+            own = [f for f in figures if f.name.endswith(kind)]
+            colours = len(svg.COLOURS)
+            style = {"color": svg.COLOURS[number % colours], "linestyle": "-" if number < colours else ":"}
+            blocks = range(len(own))
+            left.plot(blocks, [f.error for f in own], "o", markersize=3, label=kind, **style)
+            right.plot(blocks, [f.bits for f in own], "o", markersize=3, **style)
         left.set_ylabel("relative output error")
         right.set_ylabel("stored bits a weight")
         for axes in (left, right):
-            axes.set_xlabel("layer")
+            axes.set_xlabel("block")
+            axes.xaxis.get_major_locator().set_params(integer=True)
         if 1 < len(kinds) <= 8:
             left.legend(fontsize=7)
 
