@@ -59,8 +59,46 @@ def draw(
     return figures.draw(paint, height=3.2)
 
 
+SIZES = {  # lines of SpQR's figure: arms by size
+    "rounding": "rtn-",
+    "GPTQ": "gptq-",
+    "SpQR, 3 bits": "spqr-3",
+    "SpQR, 4 bits": "spqr-4",
+    "NF4": "nf4",
+}
+
+
+def error_against_bits(result: dict[str, Any]) -> str:
+    """Rise of perplexity against stored bits a weight: each arm's mean over seeds, one line for each method."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for run in result["runs"]:
+        cell, measured = run["cell"], run["measured"]
+        if run["phase"] == "reported" and cell["world"] == "decoder" and measured.get("increase_floored"):
+            found[cell["arm"]].append((measured["bits"], measured["increase_floored"]))
+    points = {arm: tuple(sum(v) / len(v) for v in zip(*seeds)) for arm, seeds in found.items()}
+
+    def paint(axes: Any) -> None:
+        for name, start in SIZES.items():
+            line = sorted(point for arm, point in points.items() if arm.startswith(start))
+            if line:
+                axes.plot(*zip(*line), "o-", markersize=4, label=name)
+        axes.axhline(1.0, linestyle="--", linewidth=0.8, color=figures.INK)
+        axes.set_yscale("log")
+        axes.set_xlabel("bits a weight, all that is stored")
+        axes.set_ylabel("rise of perplexity (%)")
+        axes.grid(True)
+        axes.legend(fontsize=8)
+
+    return figures.draw(paint, height=3.2)
+
+
 def main() -> None:
     """Write every figure."""
+    spqr = RESULTS / "spqr-full.json"
+    if spqr.is_file():
+        target = RESULTS / "spqr-full-curve.svg"
+        storage.write_text(target, error_against_bits(storage.read_json(spqr)))
+        print(target.relative_to(RESULTS.parent))
     for name, (x, y, x_label, y_label, world) in CURVES.items():
         path = RESULTS / f"{name}-full.json"
         if not path.is_file():

@@ -75,7 +75,7 @@ def is_conv1d(module: nn.Module) -> bool:
 def features(layer: nn.Module) -> tuple[int, int]:
     """Inputs and outputs of a linear layer."""
     if is_conv1d(layer):
-        weight: Tensor = layer.weight  # type: ignore[assignment]
+        weight: Tensor = layer.weight
         return weight.shape[0], weight.shape[1]
     return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
 
@@ -85,7 +85,7 @@ def dense_weight(layer: nn.Module) -> Tensor:
     """The weight [out, in] of a linear layer: a view of a plain one's, `dequantized()` of one in few bits."""
     if hasattr(layer, "dequantized"):
         return layer.dequantized()
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+    weight: Tensor = layer.weight
     return weight.T if is_conv1d(layer) else weight
 
 
