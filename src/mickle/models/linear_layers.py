@@ -77,7 +77,7 @@ def features(layer: nn.Module) -> tuple[int, int]:
     if is_conv1d(layer):
         weight: Tensor = layer.weight
         return weight.shape[0], weight.shape[1]
-    return int(layer.in_features), int(layer.out_features)  # type: ignore[arg-type]
+    return int(layer.in_features), int(layer.out_features)
 
 
 @torch.no_grad()
