@@ -14,7 +14,7 @@ from mickle.errors import MickleError, ResourceError, UsageError
 
 OTHERS = {
     "run": ("a recipe: all steps from raw pages to a report", "mickle run recipes/laptop.yaml"),
-    "show": ("what is this folder, where from, is it whole", "mickle show runs/laptop/model"),
+    "show": ("what is this folder or journal, where from, is it whole", "mickle show runs/laptop/model"),
     "doctor": ("this machine: versions, kernels, speed", "mickle doctor"),
 }
 
@@ -231,7 +231,9 @@ def _other(name: str, arguments: list[str]) -> None:
         parser.add_argument("--quiet", action="store_true", help="no progress")
         _run_recipe(parser.parse_args(arguments))
     elif name == "show":
-        parser.add_argument("folder", type=Path, help="a folder that Mickle made, or any model folder")
+        parser.add_argument(
+            "folder", type=Path, help="a folder that Mickle made, any model folder, or a journal of MeZO"
+        )
         parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte")
         parser.add_argument(
             "--url", help="of a corpus: why is this page gone, and which kept page is its twin"

@@ -1,4 +1,4 @@
-"""What is this folder, where is it from, is it whole."""
+"""What is this folder or journal, where is it from, is it whole."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from mickle.errors import UsageError
 
 
 def show(folder: Path, check: str = "hashes") -> str:
-    """A few lines on a folder: kind, size, parents, settings, summary, and whether every byte is as written."""
+    """A few lines on a folder: kind, size, parents, settings, summary, and whether every byte is as written.
+
+    Of a journal of MeZO, a file: what it moves, how far, between which weights, and how to use it.
+    """
     folder = Path(folder)
+    if folder.is_file():
+        return _journal(folder)
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}", todo="check the path")
     if (folder / storage.SCRATCH).is_dir():
@@ -36,6 +41,43 @@ def show(folder: Path, check: str = "hashes") -> str:
     if manifest.kind == "corpus":
         lines += _funnel(folder)
     return "\n".join(lines)
+
+
+def _journal(path: Path) -> str:
+    """What a journal moves, by which rule, from where to where; the commands that use it."""
+    from mickle.training.journal import describe, read_journal
+
+    journal = read_journal(path)
+    added = journal.runs[0].added
+    base, tuned = _ends(path)
+    moves, comes_out = "all weights", "model"
+    if added is not None:
+        settings = ", ".join(f"{name} {_cut(value)}" for name, value in added.items() if name != "kind")
+        moves, comes_out = f"a {added['kind']} ({settings})", "adapter"
+    lines = [
+        f"{path}: a journal of MeZO, whole, {path.stat().st_size:,} bytes",
+        f"  moves     {moves}",
+        *(f"  {line}" for line in describe(journal).splitlines()),
+    ]
+    if added is not None:
+        lines.append(f"  base      weights with the hash {journal.runs[0].beneath[:16]}")
+    return "\n".join([
+        *lines,
+        f"  the {comes_out} of any step, up to {journal.steps:,}: {_use(base or 'BASE', path, 'STEP')}",
+        f"  undo it: {_use(tuned or 'TUNED', path, '0')}",
+    ])  # fmt: skip
+
+
+def _use(folder: str, journal: Path, step: str) -> str:
+    return f"mickle export {folder} --journal {journal} --to-step {step} --out OUT"
+
+
+def _ends(path: Path) -> tuple[str, str]:
+    """The folders that a journal leads between, where it stands in the one that its run made; else nothing."""
+    manifest = storage.read_manifest(path.parent)
+    if manifest is None or path.name not in manifest.files or manifest.kind != "tuned":
+        return "", ""
+    return str(manifest.meta.get("parents", {}).get("model", "")), str(path.parent)
 
 
 def _funnel(folder: Path) -> list[str]:

@@ -291,7 +291,7 @@ def test_a_journal_is_replayed_on_its_base_to_any_step(base: Path, tmp_path: Pat
     for _ in range(6):
         with torch.no_grad():
             optimizer.step(lambda: model(ids).square().mean())
-    write_journal(journal_of(optimizer), tmp_path / "run.journal")
+    write_journal(journal_of(optimizer, fingerprint(model)), tmp_path / "run.journal")
     out, _ = run(base, journal=tmp_path / "run.journal")
     moved = (logits(model) - logits(open_model(base))).abs().max()
     assert moved > 0.01
@@ -302,5 +302,5 @@ def test_a_journal_is_replayed_on_its_base_to_any_step(base: Path, tmp_path: Pat
     shutil.rmtree(out)
     with pytest.raises(UsageError, match="has no step 7"):
         run(base, journal=tmp_path / "run.journal", to_step=7)
-    with pytest.raises(UsageError, match="is an adapter; a journal is replayed on the model"):
+    with pytest.raises(UsageError, match="is an adapter; this journal is of all weights"):
         run(make_adapter(base, tmp_path / "adapter"), journal=tmp_path / "run.journal")

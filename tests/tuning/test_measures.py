@@ -20,6 +20,8 @@ from mickle.errors import UsageError
 from mickle.models.folder import open_model
 from mickle.training.objectives import next_token
 from mickle.tuning import measures, outcome
+from mickle.tuning.methods import Full, Lora, Qlora
+from mickle.tuning.mezo import LowRank, Mezo
 from mickle.tuning.tune import Tune
 from mickle.tuning.tune_data import Task, read_task, split, text_of, trained_tokens
 
@@ -148,6 +150,22 @@ def test_the_interval_of_paired_differences_covers_the_truth() -> None:
 def test_only_a_clear_loss_on_general_text_is_a_warning(low: float, warned: bool) -> None:
     assert bool(outcome.warning({"interval": [low, 0.5], "difference": 0.2})) is warned
     assert outcome.warning(None) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "said", "unsaid"),
+    [
+        (Full(), "--method lora", "rank"),
+        (Lora(), "--method.rank", "--method lora"),
+        (Qlora(), "--method.rank", "--method lora"),
+        (Mezo(), "--method.parameters lora", "epochs"),
+        (Mezo(parameters=LowRank()), "fewer steps", "--method"),
+    ],
+)
+def test_the_warning_names_what_the_method_can_change(method: Any, said: str, unsaid: str) -> None:
+    message = outcome.warning({"interval": [0.3, 0.5], "difference": 0.4}, method)
+    assert said in message
+    assert unsaid not in message
 
 
 def test_the_figure_and_the_table_say_both(tmp_path: Path) -> None:

@@ -13,12 +13,13 @@ from mickle.config import validate
 from mickle.errors import UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.training.closure import Closure
-from mickle.training.journal import journal_of, read_journal, write_journal
+from mickle.training.journal import read_journal, write_journal
 from mickle.training.loop import fit
 from mickle.training.objectives import next_token
 from mickle.training.optimizers import constant
-from mickle.training.replay import fingerprint, replay, verify
-from mickle.tuning.mezo import Mezo, build_mezo, prepare_mezo, set_rate
+from mickle.training.replay import replay, verify
+from mickle.tuning.mezo import LowRank, Mezo, build_mezo, prepare_mezo, set_rate
+from mickle.tuning.mezo_journal import journal_of_tuning
 
 SHAPE = DecoderConfig(
     vocab_size=50,
@@ -57,12 +58,17 @@ def test_every_kind_of_parameters(parameters: dict[str, Any], tmp_path: Path) ->
         pass
     for name, p in model.named_parameters():
         assert torch.equal(p, before[name]) != p.requires_grad, name
-    write_journal(journal_of(optimizer, fingerprint(model)), tmp_path / "journal.mezo")
+    write_journal(journal_of_tuning(settings, optimizer, model, 7, tmp_path), tmp_path / "journal.mezo")
     again = prepared(settings)
     journal = read_journal(tmp_path / "journal.mezo")
     assert verify(again, journal) == "base"
     replay(again, journal, exact=True)
     assert verify(again, journal) == "tuned"
+
+
+def test_all_linear_as_the_command_line_gives_it() -> None:
+    assert LowRank(targets=["all-linear"]).targets == "all-linear"
+    assert LowRank(targets=["q_proj"]).targets == ["q_proj"]
 
 
 def test_defaults_follow_the_parameters() -> None:

@@ -2,7 +2,8 @@
 
 An adapter is merged into its base: by default into the weights it was trained on, so that the merged model is what was
 measured in training; with ``--base original`` into the 16-bit weights that a base in few bits was made of. Nothing is
-published where the proof fails (``exporting/proof.py``).
+published where the proof fails (``exporting/proof.py``). With a journal of MeZO the folder is first moved to a step
+of it; where the journal is of an adapter, an adapter folder comes out (``exporting/journaled.py``).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Export(Step):
     example: ClassVar[str] = "mickle export adapter --format gguf --format.type Q8_0 --out exported"
 
     model: Input = Field(
-        description="folder of a model or adapter; with a journal, of the model its run began with"
+        description="folder of a model or adapter; with a journal, what its run began with, or what it made"
     )
     format: Annotated[HuggingFace | Gguf, Field(discriminator="kind")] = Field(
         default_factory=HuggingFace, description="huggingface or gguf, and its settings"
@@ -68,7 +69,9 @@ class Export(Step):
     original_folder: Input | None = Field(
         None, description="with base original: the model that the base in few bits was made of"
     )
-    journal: Input | None = Field(None, description="a journal of MeZO to replay on the model")
+    journal: Input | None = Field(
+        None, description="a journal of MeZO: replayed on the base, undone on the tuned"
+    )
     to_step: int | None = Field(None, ge=0, description="the journal's step to stop at (default: its end)")
     check_prompts: list[str] = Field(
         list(PROMPTS), min_length=1, max_length=100, description="texts that the proof runs both models on"
@@ -99,12 +102,19 @@ class Export(Step):
         source = self.source()
         size = sum(path.stat().st_size for path in source.base.glob("*.safetensors"))
         what = f"{source.folder} on {source.base}" if source.adapter else str(source.folder)
-        return Forecast(memory_bytes=4 * size, disk_bytes=2 * size), f"{what} -> {self.format.kind}\n"
+        form = "adapter" if source.moves_adapter else self.format.kind
+        return Forecast(memory_bytes=4 * size, disk_bytes=2 * size), f"{what} -> {form}\n"
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         source = self.source()
         check_format(self.format, source)
-        model = source.open()
+        if source.moves_adapter:
+            from mickle.exporting.journaled import write_adapter
+
+            return write_adapter(source, work, emit)
+        model, how = source.open_moved() if source.journal else (source.open(), "")
+        if how:
+            emit(Noted(how))
         merged = merge(model, source, self.format, emit)
         if isinstance(self.format, Gguf):
             from mickle.exporting.gguf_file import write_gguf
@@ -118,8 +128,9 @@ class Export(Step):
         for note in notes:
             emit(Warned(note))
         kind = self.format.type if isinstance(self.format, Gguf) else _type(model)
+        again = model if source.journal and _type(model) == "float32" else None  # not replayed twice
         del model  # two models at a time are enough
-        proof = check(source, work, self, kind)
+        proof = check(source, work, self, kind, again)
         emit(Noted(proof.line()))
         write_json(work / RESULTS, {"merged": merged, "proof": proof.as_json(), "notes": notes})
         return {
@@ -190,14 +201,22 @@ def told(figures: dict[str, dict[str, float]]) -> list[Noted | Warned]:
 
 def check_format(form: HuggingFace | Gguf, source: Source) -> None:
     """Refuse what the format cannot hold, before weights are read."""
+    if source.moves_adapter and form != HuggingFace():
+        raise UsageError(
+            "this journal is of an adapter, and an adapter folder comes out",
+            where="format",
+            todo="leave format out; then export that folder in this format",
+        )
     if isinstance(form, Gguf):
         from mickle.exporting.gguf_file import refuse_other_models
 
         refuse_other_models(source.base)
 
 
-def check(source: Source, work: Path, step: Export, kind: str) -> Proof:
-    """Open what was written anew, run it beside the source, and compare; UsageError where they differ."""
+def check(source: Source, work: Path, step: Export, kind: str, opened: nn.Module | None = None) -> Proof:
+    """Open what was written anew, run it beside the source (`opened`, or opened now), and compare; UsageError where
+    they differ.
+    """
     from mickle.exporting.huggingface import refuse_other_words
     from mickle.exporting.proof import prove
     from mickle.models.folder import open_model
@@ -211,7 +230,7 @@ def check(source: Source, work: Path, step: Export, kind: str) -> Proof:
     else:
         refuse_other_words(source, work, step.check_prompts)
         exported = open_model(work)
-    return prove(source.open(), exported, prompts, kind, step.bound, step.check_tokens)
+    return prove(opened or source.open(), exported, prompts, kind, step.bound, step.check_tokens)
 
 
 def token_prompts(source: Source, texts: list[str], room: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What is exported: a model, an adapter on its base, a model in few bits, or a base moved along a journal."""
+"""What is exported: a model, an adapter on its base, a model in few bits, or one of them moved along a journal."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mickle.training.journal import Journal
+
 ADAPTER = "adapter_config.json"
 
 
@@ -23,8 +25,13 @@ class Source:
     base: Path
     onto: Literal["dequantized", "original"]
     original: Path | None
-    journal: Path | None
+    journal: Journal | None
     to_step: int | None
+
+    @property
+    def moves_adapter(self) -> bool:
+        """Whether a journal moves an adapter, so that an adapter comes out."""
+        return self.journal is not None and self.journal.runs[0].added is not None
 
     @property
     def adapter(self) -> bool:
@@ -41,17 +48,33 @@ class Source:
         from mickle.models.adapters import open_adapter
         from mickle.models.folder import open_model
 
+        if self.journal is not None:
+            return self.open_moved()[0]
         if self.adapter:
             if self.original is not None:
                 return open_adapter(self.folder, self.original, as_trained=False)
             return open_adapter(self.folder, self.base)
-        model = open_model(self.folder)
-        if self.journal is not None:
-            from mickle.training.journal import read_journal
-            from mickle.training.replay import replay
+        return open_model(self.folder)
 
-            replay(model, read_journal(self.journal), self.to_step)
-        return model
+    def open_moved(self) -> tuple[nn.Module, str]:
+        """The model or adapter at the journal's step, and a sentence on how it came there."""
+        from mickle.training.replay import fingerprint_for
+        from mickle.tuning.mezo_journal import open_at
+
+        assert self.journal is not None
+        model, end = open_at(self.folder, self.journal, self.to_step, self.base if self.adapter else None)
+        steps, last = self.journal.steps, self.journal.runs[-1]
+        step = steps if self.to_step is None else self.to_step
+        place = f"step {step:,} of {steps:,}"
+        if end == "tuned":
+            undone = steps - step
+            return (
+                model,
+                f"{place}: the last {undone:,} undone, right to rounding" if undone else f"{place}: as given",
+            )
+        exact = step < steps or not last.tuned or fingerprint_for(model, last) == last.tuned
+        how = "bit for bit" if exact else "right to rounding: this machine adds otherwise"
+        return model, f"{place}: replayed from the base, {how}"
 
     def trained_on(self) -> nn.Module | None:
         """The adapter on the base in few bits that it was trained on, where it is put onto the original instead."""
@@ -69,23 +92,47 @@ def find_source(
     to_step: int | None,
 ) -> Source:
     """The source that the settings mean; UsageError where they do not fit the folder. Reads no weights."""
-    from mickle.models.adapters import adapter_base, base_in_few_bits, read_settings
-
     if not folder.is_dir():
         raise UsageError(f"no such model folder: {folder}", todo="check the path")
+    if to_step is not None and journal is None:
+        raise UsageError("to_step needs a journal", where="to_step")
+    if journal is not None:
+        return _journaled(folder, base, original, journal, to_step)
+    return _plain(folder, onto, base, original)
+
+
+def _journaled(
+    folder: Path, base: Path | None, original: Path | None, file: Path, to_step: int | None
+) -> Source:
+    """A folder that is one end of a journal."""
+    from mickle.models.adapters import adapter_base
+    from mickle.training.journal import read_journal
+    from mickle.tuning.mezo_journal import refuse_other_kind, refuse_other_step
+
+    if original is not None:
+        raise UsageError("original_folder is not read with a journal", where="original_folder")
+    adapter = (folder / ADAPTER).exists()
+    if base is not None and not adapter:
+        raise UsageError(f"{folder} is no adapter", where="base_folder", todo="leave base_folder out")
+    journal = read_journal(file)
+    refuse_other_step(journal, to_step)
+    refuse_other_kind(folder, journal)
+    beneath = (base or adapter_base(folder)) if adapter else folder
+    return Source(folder, beneath, "dequantized", None, journal, to_step)
+
+
+def _plain(
+    folder: Path, onto: Literal["dequantized", "original"], base: Path | None, original: Path | None
+) -> Source:
+    """A model or an adapter."""
+    from mickle.models.adapters import adapter_base, base_in_few_bits, read_settings
+
     if not (folder / ADAPTER).exists():
         refused = {"base_folder": base, "original_folder": original}
         for name, value in refused.items():
             if value is not None:
                 raise UsageError(f"{folder} is no adapter", where=name, todo=f"leave {name} out")
-        if to_step is not None and journal is None:
-            raise UsageError("to_step needs a journal", where="to_step")
-        return Source(folder, folder, "dequantized", None, journal, to_step)
-    if journal is not None:
-        raise UsageError(
-            f"{folder} is an adapter; a journal is replayed on the model that its run began with",
-            where="journal",
-        )
+        return Source(folder, folder, "dequantized", None, None, None)
     if read_settings(folder)["peft_type"] != "LORA":
         raise UsageError("a prefix is no change of weights: it cannot be merged", where=str(folder))
     found = base or adapter_base(folder)

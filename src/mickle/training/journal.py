@@ -7,7 +7,9 @@ file with a header that says all a replay needs, so that it is checked before it
     (little-endian)
 
 The header is JSON, compressed: for each run the base's fingerprint, the tuned weights' fingerprint, the rule (seed,
-eps, draws, ...), the trained tensors (name, shape, type, whether it decays), steps and pieces. The body has for each
+eps, draws, ...), the trained tensors (name, shape, type, whether it decays), steps and pieces; of a run that tuned an
+adapter also what it was (kind, rank, seed, ...) and the hash of the weight files beneath it, for the fingerprints are
+then of the adapter alone: a frozen base may be held in any type. The body has for each
 run the rates as pieces of (steps, 4 bytes; rate, 2 bytes) and then the projections, 2 bytes each. 20,000 steps at a
 constant rate take 0.04 MB.
 
@@ -40,9 +42,11 @@ GENERATOR = (
 )
 LARGEST = 256 << 20  # bytes of a file
 LARGEST_HEADER = 16 << 20
+ADAPTERS = ("lora", "prefix")
 MOST_RUNS, MOST_MEASURED = 10_000, 10_000
 _START = struct.Struct("<4sHI")
 _PIECE = struct.Struct("<IH")
+_HASHES = ("base", "tuned", "beneath")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Run:
     measured: int  # directions that were tried for a learning rate before the first step
     rates: tuple[int, ...]  # two-byte codes, one a step
     projections: tuple[int, ...]  # rule.probes a step
+    added: dict[str, Any] | None = (
+        None  # the adapter that was put onto a frozen base: its kind, seed, settings
+    )
+    beneath: str = ""  # with `added`: hash of that base's weight files (`models/adapters.py:weights_digest`)
 
     @property
     def steps(self) -> int:
@@ -85,15 +93,18 @@ class Journal:
         return sum(run.steps for run in self.runs)
 
 
-def journal_of(optimizer: MeZO, tuned: str = "") -> Journal:
-    """What an optimizer did so far; `tuned` is the fingerprint of the model now."""
+def journal_of(
+    optimizer: MeZO, tuned: str = "", added: dict[str, Any] | None = None, beneath: str = ""
+) -> Journal:
+    """What an optimizer did so far; `tuned` is the fingerprint of the model now, `added` and `beneath` as in `Run`."""
     decayed = optimizer.decayed()
     tensors = tuple(
         TrainedTensor(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), name in decayed)
         for name, t in optimizer.named_tensors()
     )
     codes = tuple(optimizer.rates), tuple(optimizer.projections)
-    return Journal((Run(optimizer.base, tuned, optimizer.rule, tensors, optimizer.measured, *codes),))
+    run = Run(optimizer.base, tuned, optimizer.rule, tensors, optimizer.measured, *codes, added, beneath)
+    return Journal((run,))
 
 
 def write_journal(journal: Journal, path: Path) -> None:
@@ -122,7 +133,8 @@ def encode(journal: Journal) -> bytes:
         tensors = [[t.name, list(t.shape), t.dtype, t.decayed] for t in run.tensors]
         runs.append({
             "base": run.base, "tuned": run.tuned, "rule": run.rule.as_json(), "tensors": tensors,
-            "measured": run.measured, "steps": run.steps, "pieces": len(pieces),
+            "measured": run.measured, "steps": run.steps, "pieces": len(pieces), "added": run.added,
+            "beneath": run.beneath,
         })  # fmt: skip
         body += [_PIECE.pack(*piece) for piece in pieces]
         body.append(struct.pack(f"<{len(run.projections)}H", *run.projections))
@@ -155,11 +167,17 @@ def decode(data: bytes) -> Journal:
         body = body[used:]
     if len(body):
         raise _broken(f"{len(body)} bytes are left over")
+    if any((run.added, run.beneath) != (runs[0].added, runs[0].beneath) for run in runs):
+        raise _broken("its runs are of different adapters or bases")
     return Journal(tuple(runs))
 
 
-def cut(journal: Journal, step: int) -> Journal:
-    """The journal of the first `step` steps: that checkpoint, for nothing."""
+def cut(journal: Journal, step: int, tuned: str = "") -> Journal:
+    """The journal of the first `step` steps: that checkpoint, for nothing.
+
+    tuned: the fingerprint of the weights at that step, where it is known; without it the cut journal knows its base
+    only, unless it ends where a run ended.
+    """
     if not 0 <= step <= journal.steps:
         raise UsageError(f"the journal has no step {step}", expected=f"0 to {journal.steps}")
     kept: list[Run] = []
@@ -172,6 +190,8 @@ def cut(journal: Journal, step: int) -> Journal:
             projections = run.projections[: steps * run.rule.probes]
             kept.append(replace(run, tuned="", rates=run.rates[:steps], projections=projections))
             break
+    if tuned:
+        kept[-1] = replace(kept[-1], tuned=tuned)
     return Journal(tuple(kept))
 
 
@@ -183,6 +203,9 @@ def merge(first: Journal, second: Journal) -> Journal:
             "the second journal did not begin where the first ended",
             expected=f"base {ended or '(the first journal does not say)'}, found {began or '(not said)'}",
         )
+    one, other = first.runs[0], second.runs[0]
+    if (one.added, one.beneath) != (other.added, other.beneath):
+        raise UsageError("the journals are of different adapters or of different bases beneath them")
     return Journal(first.runs + second.runs)
 
 
@@ -202,7 +225,7 @@ def describe(journal: Journal) -> str:
             f"run {number}: {run.steps:,} steps on {len(run.tensors):,} tensors ({weights:,} weights), {rule.variant}, "
             f"{rule.draws}, {rule.probes} probe{'s' if rule.probes > 1 else ''}, "
             f"eps {rule.eps:g}, seed {rule.seed}{moved}; "
-            f"base {run.base or 'unknown'}"
+            f"base {run.base or 'unknown'}, tuned {run.tuned or 'unknown'}"
         )
     return "\n".join(lines)
 
@@ -225,10 +248,10 @@ def _header(compressed: bytes) -> dict[str, Any]:
 
 def _run(values: Any, body: memoryview) -> tuple[Run, int]:
     """One run and how many bytes of the body it took."""
-    fields = {"base", "tuned", "rule", "tensors", "measured", "steps", "pieces"}
+    fields = {"base", "tuned", "rule", "tensors", "measured", "steps", "pieces", "added", "beneath"}
     if not isinstance(values, dict) or values.keys() != fields:
         raise _broken(f"a run has the fields {', '.join(sorted(fields))}")
-    if not all(isinstance(values[name], str) and len(values[name]) <= 64 for name in ("base", "tuned")):
+    if not all(isinstance(values[name], str) and len(values[name]) <= 64 for name in _HASHES):
         raise _broken("a fingerprint is no short text")
     steps, pieces, measured = values["steps"], values["pieces"], values["measured"]
     if any(type(n) is not int for n in (steps, pieces, measured)) or not 0 <= pieces <= steps <= MOST_DRAWS:
@@ -247,8 +270,23 @@ def _run(values: Any, body: memoryview) -> tuple[Run, int]:
     projections = struct.unpack_from(f"<{steps * rule.probes}H", body, size)
     if any((code & 0x7F80) == 0x7F80 for code in (*projections, *(code for _, code in counts))):
         raise _broken("a number in it is not finite")
-    tensors = _tensors(values["tensors"])
-    return Run(values["base"], values["tuned"], rule, tensors, measured, rates, projections), whole
+    tensors, added = _tensors(values["tensors"]), _added(values["added"])
+    if (added is None) != (values["beneath"] == ""):
+        raise _broken("it says one of what was added and to which base, and not the other")
+    run = Run(
+        values["base"], values["tuned"], rule, tensors, measured, rates, projections, added, values["beneath"]
+    )
+    return run, whole
+
+
+def _added(value: Any) -> dict[str, Any] | None:
+    """What was added; its settings are checked by who adds it again (`tuning/mezo_journal.py`)."""
+    if value is None:
+        return None
+    seed = value.get("seed") if isinstance(value, dict) else None
+    if type(seed) is not int or not 0 <= seed < 1 << 63 or value.get("kind") not in ADAPTERS:
+        raise _broken(f"what was added has no seed or is none of {', '.join(ADAPTERS)}")
+    return dict(value)
 
 
 def _tensors(values: Any) -> tuple[TrainedTensor, ...]:

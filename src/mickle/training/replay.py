@@ -13,6 +13,9 @@ Source: arXiv 2305.17333, section 2.1. Three ways, for the weights w_0 of the ba
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import numpy as np
 import torch
 import xxhash
@@ -25,16 +28,27 @@ from mickle.training.mezo import history_of, moves_of_measuring, moves_of_step
 from mickle.training.mezo_rule import Updates
 
 
-def fingerprint(model: nn.Module) -> str:
-    """xxh3-128 over names, shapes, types and bytes of all weights and kept buffers, in 32 hexadecimal digits."""
+def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
+    """xxh3-128 over names, shapes, types and bytes of all weights and kept buffers, in 32 hexadecimal digits.
+
+    names: of these parameters only: of an adapter, whose frozen base may be held in any type.
+    """
+    tensors: Mapping[str, Any] = model.state_dict()
+    if names is not None:
+        tensors = _named(model, names)
     hashed = xxhash.xxh3_128()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         if not isinstance(tensor, Tensor):
             continue
         plain = tensor.detach().cpu().contiguous()
         hashed.update(f"{name} {list(plain.shape)} {plain.dtype}\n".encode())
         hashed.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()) if plain.numel() else b"")
     return hashed.hexdigest()
+
+
+def fingerprint_for(model: nn.Module, run: Run) -> str:
+    """The fingerprint that the run's are to be compared with: of what it added, or of all where it added nothing."""
+    return fingerprint(model, None if run.added is None else [tensor.name for tensor in run.tensors])
 
 
 @torch.no_grad()
@@ -62,7 +76,7 @@ def undo(model: nn.Module, journal: Journal, to_step: int = 0) -> None:
     """
     _wanted(journal, to_step)
     tuned = journal.runs[-1].tuned
-    if tuned and fingerprint(model) != tuned:
+    if tuned and fingerprint_for(model, journal.runs[-1]) != tuned:
         raise UsageError(
             "the model is not where the journal ends", expected=f"weights with the fingerprint {tuned}",
             todo="replay the journal on its base instead",
@@ -86,7 +100,7 @@ def _way_back(run: Run, first: int, decayed: bool) -> Moves:
 
 def verify(model: nn.Module, journal: Journal) -> str:
     """ "base" or "tuned": which end of the journal the model is. UsageError where it is neither."""
-    found = fingerprint(model)
+    found = fingerprint_for(model, journal.runs[0])
     if journal.runs[0].base == found:
         return "base"
     if journal.runs[-1].tuned == found:
@@ -144,12 +158,25 @@ def _refuse_other_base(model: nn.Module, journal: Journal) -> None:
     base = journal.runs[0].base
     if not base:
         return
-    found = fingerprint(model)
+    found = fingerprint_for(model, journal.runs[0])
     if found != base:
         raise UsageError(
             f"the journal belongs to another base: these weights have the fingerprint {found}", expected=base,
             todo="open the model that the run began with, in the same precision",
         )  # fmt: skip
+
+
+def _named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """These parameters; UsageError names one that the model has not."""
+    present = dict(model.named_parameters())
+    wanted = list(names)
+    missing = next((name for name in wanted if name not in present), None)
+    if missing is not None:
+        raise UsageError(
+            f"the model has no tensor {missing[:100]!r}, which the journal moves",
+            todo="put the adapter onto it that the run began with: mickle.tuning.mezo_journal.open_at does",
+        )
+    return {name: present[name] for name in wanted}
 
 
 def _matching(model: nn.Module, run: Run) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mickle.config import Config
 
@@ -41,6 +41,11 @@ class LowRank(Config):
         default_factory=lambda: ["q_proj", "v_proj"],
         description="layers with adapters: all-linear, or ends of their names",
     )
+
+    @field_validator("targets")
+    @classmethod
+    def _all(cls, targets: str | list[str]) -> str | list[str]:
+        return "all-linear" if targets == ["all-linear"] else targets  # as the command line gives it
 
 
 class Prefix(Config):
@@ -104,16 +109,24 @@ def prepare_mezo(settings: Mezo, model: nn.Module, seed: int) -> nn.Module:
     return model.requires_grad_(True)
 
 
+def fingerprint_of(settings: Mezo, model: nn.Module) -> str:
+    """The fingerprint of what learns: of the whole model, or of the adapter alone on a base that is frozen."""
+    from mickle.training.replay import fingerprint
+
+    if settings.parameters.kind == "full":
+        return fingerprint(model)
+    return fingerprint(model, [name for name, p in model.named_parameters() if p.requires_grad])
+
+
 def build_mezo(settings: Mezo, model: nn.Module, seed: int, steps: int) -> MeZO:
     """The optimizer for a model that `prepare_mezo` made ready.
 
-    It takes the fingerprint of the weights, one read of them all, so that its journal knows its base. Where
+    It takes the fingerprint of what learns, one read of it all, so that its journal knows its base. Where
     `learning_rate` is None the optimizer's is 0 until :func:`set_rate` has measured one.
     """
     from mickle.training.mezo import MeZO
     from mickle.training.mezo_rule import MOST_DRAWS
     from mickle.training.optimizers import decay_groups
-    from mickle.training.replay import fingerprint
 
     if steps * settings.probes > MOST_DRAWS:
         from mickle.errors import UsageError
@@ -135,7 +148,7 @@ def build_mezo(settings: Mezo, model: nn.Module, seed: int, steps: int) -> MeZO:
         betas=settings.betas,
         weight_decay=settings.weight_decay,
         clip=settings.clip,
-        base=fingerprint(model),
+        base=fingerprint_of(settings, model),
     )
 
 

@@ -64,14 +64,27 @@ def lines(results: dict[str, Any]) -> list[str]:
     return said
 
 
-def warning(general: dict[str, Any] | None) -> str:
-    """A sentence where the model clearly lost on general text; "" where it did not."""
+def warning(general: dict[str, Any] | None, method: Any = None) -> str:
+    """A sentence where the model clearly lost on general text, with what forgets less than ``method``; "" where it did
+    not.
+    """
     if not general or general["interval"][0] <= LOST_CLEARLY:
         return ""
     return (
         f"the model forgot: general text costs {general['difference']:.3f} nats a token more than before; "
-        "a lower learning rate, fewer epochs or --method lora forget less"
+        f"{_milder(method)} forget less"
     )
+
+
+def _milder(method: Any) -> str:
+    """What forgets less than this method."""
+    if method is None or method.kind == "full":
+        return "a lower learning rate, fewer epochs or --method lora"
+    if method.kind != "mezo":
+        return "a lower learning rate, fewer epochs or a smaller --method.rank"
+    if method.parameters.kind == "full":
+        return "a lower learning rate, fewer steps or --method.parameters lora"
+    return "a lower learning rate or fewer steps"
 
 
 def as_table(results: dict[str, Any]) -> str:

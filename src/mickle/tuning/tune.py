@@ -148,7 +148,7 @@ class Tune(Step):
         outcome.write(work, results, work / "metrics.jsonl", texts)
         for line in outcome.lines(results):
             emit(Noted(line))
-        if message := outcome.warning(results["general"]):
+        if message := outcome.warning(results["general"], self.method):
             emit(Warned(message))
         return {
             "method": self.method.kind,
@@ -184,6 +184,8 @@ class Tune(Step):
         return Forecast(f.memory_bytes, f.seconds, f.disk_bytes, notes), shown
 
     def after(self, out: Path) -> str:
+        if isinstance(self.method, Mezo) and self.method.parameters.kind == "prefix":
+            return f"mickle sample {out}"  # a prefix is no change of weights that could be merged
         whole = self.method.kind == "full" or (
             isinstance(self.method, Mezo) and self.method.parameters.kind == "full"
         )
@@ -257,7 +259,8 @@ class Tune(Step):
             return {}
         from mickle.tuning.tune_mezo import JOURNAL, write_journal_of
 
-        return {"journal": write_journal_of(optimizer, model, kept, work / JOURNAL)}
+        checkpoints = work / SCRATCH / "checkpoints"
+        return {"journal": write_journal_of(self, optimizer, model, kept, checkpoints, work / JOURNAL)}
 
     def _measured(self, file: Path, model: nn.Module, ready: Ready, pages: list[Page]) -> dict[str, Any]:
         """Scores of every held-out example and page, and samples; kept, so that a restart need not measure again."""

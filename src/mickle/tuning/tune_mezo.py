@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from mickle import storage
+from mickle.training.checkpoint import STATE
 from mickle.training.closure import Closure
 from mickle.training.objectives import Batch, Objective
 from mickle.tuning.mezo import Mezo, build_mezo, set_rate
+from mickle.tuning.mezo_journal import journal_of_tuning
 
 if TYPE_CHECKING:
     from mickle.training.mezo import MeZO
@@ -61,13 +63,21 @@ def kept_rate(
     return method
 
 
-def write_journal_of(optimizer: MeZO, model: nn.Module, kept: int, path: Path) -> dict[str, Any]:
-    """The journal up to the step whose weights were kept; its bytes and steps."""
-    from mickle.training.journal import cut, journal_of, write_journal
-    from mickle.training.replay import fingerprint
+def write_journal_of(
+    settings: Tune, optimizer: MeZO, model: nn.Module, kept: int, checkpoints: Path, path: Path
+) -> dict[str, Any]:
+    """The journal up to the step ``kept``, whose weights the model has; its bytes and steps.
 
-    journal = journal_of(optimizer, fingerprint(model))
-    if kept < journal.steps:
-        journal = cut(journal, kept)
+    A batch that was left out (``on_bad_numbers: back``) is a step of the run and none of the journal, so how far the
+    journal was is read from the checkpoint of that step.
+    """
+    from mickle.training.journal import cut, write_journal
+
+    assert isinstance(settings.method, Mezo)
+    journal = journal_of_tuning(settings.method, optimizer, model, settings.seed, settings.model)
+    state = checkpoints / f"step-{kept:08d}" / STATE
+    if state.is_file():
+        steps = len(storage.read_json(state)["optimizer"]["rest"]["history"]["rates"])
+        journal = cut(journal, steps, journal.runs[-1].tuned)
     write_journal(journal, path)
     return {"steps": journal.steps, "bytes": path.stat().st_size}
