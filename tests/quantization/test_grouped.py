@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from mickle.errors import UsageError
-from mickle.kernels import grouped_product
+from mickle.kernels import grouped_product, grouped_strips
 from mickle.kernels.dispatch import plain_kernels
 from mickle.quantization.grouped import Grouped, Layout, pack, pack_codes, unpack_codes
 from mickle.quantization.grouped_linear import GroupedLinear
@@ -95,11 +95,17 @@ def test_dense_and_product_are_those_of_the_definition(
 
 @pytest.mark.parametrize("way", [0, 2, 3])
 @pytest.mark.parametrize("two_level", [True, False])
-def test_every_way_of_multiplying(way: int, two_level: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("turns", [True, False])
+def test_every_way_of_multiplying(
+    way: int, two_level: bool, turns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if turns and not grouped_strips.multiplies_bits():
+        pytest.skip("the processor does not multiply bits")
+    monkeypatch.setattr(grouped_strips, "multiplies_bits", lambda: turns)
     if way and not grouped_product.way_of(torch.zeros(1)):
         pytest.skip("the processor does not multiply bytes")
     monkeypatch.setattr(grouped_product, "way_of", lambda x: way)
-    for bits, group in ((2, 8), (3, 16), (4, 64)):
+    for bits, group in ((2, 8), (3, 16), (3, 128), (4, 64)):
         grouped, dense = matrix(Layout(33, 200, bits, group, two_level), ordered=False)
         x = torch.randn(2, 200, generator=torch.Generator().manual_seed(0))
         x[0, 5] = 300.0  # one large input must not spoil the others
@@ -108,6 +114,22 @@ def test_every_way_of_multiplying(way: int, two_level: bool, monkeypatch: pytest
         exact = x.double() @ dense.double().T
         error = float((found - exact).norm() / exact.norm())
         assert error < (5e-4 if way == 2 else 1e-6)
+
+
+def test_memory_of_one_layer_is_no_part_of_the_next() -> None:
+    """Rows of 60 and of 40 columns are both made ready in two chunks: the rest of the last one is 0 again."""
+    for inputs in (60, 40):
+        grouped, dense = matrix(Layout(20, inputs, 3, 16, True), ordered=False)
+        x = 1 + torch.rand(1, inputs)
+        found = GroupedLinear(grouped).few_rows(x)
+        torch.testing.assert_close(found, x @ dense.T, atol=1e-4, rtol=1e-4)
+
+
+def test_rows_of_another_width_are_refused() -> None:
+    layer = GroupedLinear(matrix(Layout(20, 48, 3, 16, True))[0]).eval()
+    for x in (torch.ones(1, 96), torch.ones(2, 24)):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="shapes"):
+            layer(x)
 
 
 def test_threads_share_strips(monkeypatch: pytest.MonkeyPatch) -> None:

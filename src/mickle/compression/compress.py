@@ -20,11 +20,13 @@ from mickle.step import Step
 from mickle.storage import SCRATCH
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from mickle.compression.calibration import Calibration
     from mickle.compression.sweep import SweepSettings
-    from mickle.compression.walk import LayerFigures
+    from mickle.compression.walk import Allowed, LayerFigures
     from mickle.models.blocks import Blocks
 
 HELDOUT = "heldout.parquet"
@@ -124,8 +126,8 @@ class Compress(Step):
                 )
         settings = self._settings(blocks)
         ids = None if calibration is None else calibration.ids
-        tau_of = self._thresholds(blocks, ids, settings, work / SCRATCH, emit)
-        figures, seconds = walk(blocks, ids, settings, work / SCRATCH / "blocks", emit, tau_of)
+        allowed = self._thresholds(blocks, ids, settings, work / SCRATCH, emit)
+        figures, seconds = walk(blocks, ids, settings, work / SCRATCH / "blocks", emit, allowed)
         outcome.write_weights(blocks, work, work / SCRATCH / "blocks")
         return figures, seconds
 
@@ -171,18 +173,18 @@ class Compress(Step):
 
     def _thresholds(
         self, blocks: Blocks, ids: Tensor | None, settings: SweepSettings, scratch: Path, emit: Emit
-    ) -> Any:
-        """The threshold of the next layer, given the figures of those before it."""
+    ) -> Callable[[list[LayerFigures]], Allowed]:
+        """What the next layer may take, given the figures of those before it."""
         from dataclasses import replace
 
         from mickle.compression.target import Budget, outlier_budget
-        from mickle.compression.walk import survey
+        from mickle.compression.walk import NO_OUTLIERS, Allowed, survey
         from mickle.models.blocks import weights_of
         from mickle.quantization.grouped import Layout
 
         method = self.method
         if not isinstance(method, Spqr) or (method.target_bits is None and method.outliers is None):
-            return lambda before: settings.tau
+            return lambda before: Allowed(settings.tau)
         sizes = [size for _, size in weights_of(blocks)]
         layouts = [
             Layout(o, i, settings.bits, min(settings.group or i, i), settings.two_level) for o, i in sizes
@@ -195,14 +197,14 @@ class Compress(Step):
         assert ids is not None
         counts = survey(blocks, ids, replace(settings, tau=float("inf")), scratch / "survey.json", emit)
 
-        def tau_of(before: list[LayerFigures]) -> float:
+        def allowed(before: list[LayerFigures]) -> Allowed:
             budget = Budget(room, list(counts))
             for figures in before:
                 budget.spend(figures.tau or float("inf"), figures.outliers)
-            # With no room left, a threshold that nothing passes: the list of outliers is there, and empty.
-            return min(budget.tau(), 1e30)
+            most = None if method.target_bits is None else budget.left
+            return Allowed(min(budget.tau(), NO_OUTLIERS), most)
 
-        return tau_of
+        return allowed
 
 
 def _said(calibration: Calibration | None) -> str:

@@ -8,6 +8,7 @@ but the size of a group to choose.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,10 +70,11 @@ def outlier_budget(layouts: Sequence[Layout], target_bits: float, ordered: bool)
     each = 4 if all(layout.inputs <= NARROW for layout in layouts) else 6
     room = int((target_bits * weights / 8 - base) // each)
     if room < 0:
+        least = _up(8 * base / weights)
         raise UsageError(
-            f"{target_bits:g} bits a weight cannot be reached: without outliers it takes {8 * base / weights:.3f}",
+            f"{target_bits:g} bits a weight cannot be reached: without outliers it takes {least:.3f}",
             where="method.target_bits",
-            expected=f"at least {8 * base / weights:.3f}, or fewer bits a code, or larger groups",
+            expected=f"at least {least:.3f}, or fewer bits a code, or larger groups",
         )
     return room
 
@@ -88,8 +90,14 @@ def group_for(sizes: Sequence[tuple[int, int]], bits: int, target_bits: float, o
         found = 8 * sum(layout.stored_bytes(None, ordered) for layout in layouts) / weights
         if found <= target_bits:
             return group
+    found = _up(found)
     raise UsageError(
         f"{target_bits:g} bits a weight cannot be reached with {bits}-bit codes: whole rows take {found:.3f}",
         where="method.target_bits",
         expected=f"at least {found:.3f}, or fewer bits a code",
     )
+
+
+def _up(bits: float) -> float:
+    """To three places, upwards: what is said to be enough is."""
+    return math.ceil(1000 * bits - 1e-9) / 1000

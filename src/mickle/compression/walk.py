@@ -8,9 +8,11 @@ again, so it goes on with the very numbers it would have had.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,12 @@ from mickle.models.linear_layers import dense_weight, is_conv1d
 from mickle.quantization.grouped_linear import GroupedLinear
 
 TOKENS_AT_A_TIME = 8192
+NO_OUTLIERS = 1e30  # a threshold that nothing passes: the list of outliers is there, and empty
+TINY = 1e-8  # where a threshold begins to rise that was 0
+HALVINGS, NEARLY = (
+    8,
+    0.98,
+)  # how long a threshold is looked for, and what share of the allowed outliers is enough
 ROUNDED = "no calibration token reached it"
 
 
@@ -59,18 +67,26 @@ class LayerFigures:
     remark: str
 
 
+@dataclass(frozen=True)
+class Allowed:
+    """A layer's threshold of outliers, and how many of them there may be at most; None: as many as there are."""
+
+    tau: float
+    most: int | None = None
+
+
 def walk(
     blocks: Blocks,
     ids: Tensor | None,
     settings: SweepSettings,
     folder: Path,
     emit: Emit,
-    tau_of: Callable[[list[LayerFigures]], float],
+    allowed: Callable[[list[LayerFigures]], Allowed],
 ) -> tuple[list[LayerFigures], list[float]]:
     """Quantize every block's linear layers; block i's are left in folder/i.safetensors, their figures beside it.
 
-    ids [n, T]: calibration text; None: nothing is run, layers are rounded. tau_of: the threshold of the next layer,
-    given the figures of all before it. Returns all figures and the seconds of each block (0 for one done before).
+    ids [n, T]: calibration text; None: nothing is run, layers are rounded. allowed: what the next layer may
+    take, given the figures of all before it. Returns all figures and the seconds of each block (0 for one done before).
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = 0 if ids is None else batch_rows(*ids.shape)
@@ -83,7 +99,7 @@ def walk(
         block = open_block(blocks, index)
         done = _read_block(folder, index, blocks, block)
         if done is None:
-            done = _quantize_block(blocks, block, index, hidden, settings, figures, tau_of)
+            done = _quantize_block(blocks, block, index, hidden, settings, figures, allowed)
             _write_block(folder, index, done, block_layers(blocks, block, index))
             seconds.append(time.monotonic() - begun)
         else:
@@ -143,19 +159,19 @@ def _quantize_block(
     hidden: list[Tensor],
     settings: SweepSettings,
     before: list[LayerFigures],
-    tau_of: Callable[[list[LayerFigures]], float],
+    allowed: Callable[[list[LayerFigures]], Allowed],
 ) -> list[LayerFigures]:
     layers = block_layers(blocks, block, index)
     gathered = _gather_block(blocks, block, index, hidden, layers)
     factors: dict[str, Factor] = {}
     done: list[LayerFigures] = []
     for name, (own, layer) in layers.items():
-        own_settings = replace(settings, tau=tau_of([*before, *done]))
-        swept, remark = _sweep_layer(name, layer, gathered, factors, own_settings)
+        sweep_at = partial(_sweep_at, name, layer, gathered, factors, settings)
+        asked, (swept, remark) = _sweep_within(allowed([*before, *done]), sweep_at)
         grouped = swept.grouped
         weight = dense_weight(layer)
-        outliers = 0 if grouped.values is None else len(grouped.values)
-        tau = own_settings.tau if grouped.values is not None else None
+        outliers = _outliers(swept)
+        tau = asked if grouped.values is not None else None
         done.append(
             LayerFigures(
                 name, weight.shape[0], weight.shape[1], grouped.bits, grouped.formula_bits, outliers,
@@ -168,6 +184,51 @@ def _quantize_block(
         new.conv1d = is_conv1d(layer)
         replace_in_block(block, own, new.eval())
     return done
+
+
+def _sweep_within(
+    allowed: Allowed, sweep_at: Callable[[float], tuple[Swept, str]]
+) -> tuple[float, tuple[Swept, str]]:
+    """The layer at the smallest threshold found by which it has no more outliers than allowed, and that threshold.
+
+    Predictions of their number miss by some percent: the threshold rises until they are few enough, and is then
+    halved in, between too many and few enough, until nearly all that is allowed is spent.
+    """
+    tau, found = allowed.tau, sweep_at(allowed.tau)
+    if allowed.most is None or _outliers(found[0]) <= allowed.most:
+        return tau, found
+    low, step = tau, 1.5
+    while _outliers(found[0]) > allowed.most:
+        low, tau = tau, min(max(tau, TINY) * step, NO_OUTLIERS)
+        step = step**2
+        found = sweep_at(tau)
+        if tau == NO_OUTLIERS:
+            return tau, found
+    for _ in range(HALVINGS):
+        if _outliers(found[0]) >= NEARLY * allowed.most:
+            break
+        middle = math.sqrt(max(low, TINY) * tau)
+        other = sweep_at(middle)
+        if _outliers(other[0]) > allowed.most:
+            low = middle
+        else:
+            tau, found = middle, other
+    return tau, found
+
+
+def _sweep_at(
+    name: str,
+    layer: nn.Module,
+    gathered: Gathered,
+    factors: dict[str, Factor],
+    settings: SweepSettings,
+    tau: float,
+) -> tuple[Swept, str]:
+    return _sweep_layer(name, layer, gathered, factors, replace(settings, tau=tau))
+
+
+def _outliers(swept: Swept) -> int:
+    return 0 if swept.grouped.values is None else len(swept.grouped.values)
 
 
 def _sweep_layer(

@@ -22,6 +22,7 @@ from mickle.kernels import register_permute as registers
 LANES, COLUMNS = registers.LANES, registers.COLUMNS
 SHARED = 1 << 20  # bytes of codes from which a product is worth sharing among threads
 FEATURES = registers.features()
+_NO_CODES, _NO_FLOATS = np.zeros((0, 0, LANES), np.uint8), np.zeros((0, 0, LANES), np.float32)
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -171,48 +172,38 @@ def _near(row, b, count, nested, near):  # type: ignore[no-untyped-def]
     return again
 
 
-@_compile
-def _strip_avx512(codes, row, lines, nested, offset, near, scales):  # type: ignore[no-untyped-def]
-    """Scales [blocks, 16] of the strip that begins with `row` from their 8-bit codes [blocks, 16]."""
-    first, count = 0, codes.shape[0]
-    place, entries, by, out = codes.ctypes.data, lines.ctypes.data, near.ctypes.data, scales.ctypes.data
-    while first < count:
-        again = _near(row, first, count, nested, near)
-        for b in range(first, again):
-            registers.scales_avx512(place + 16 * b, entries, by, offset, out + 64 * b)
-        first = again
-
-
-@_compile
-def _strip_avx2(codes, row, lines, nested, offset, near, scales):  # type: ignore[no-untyped-def]
-    """Scales [blocks, 16] of the strip that begins with `row` from their 8-bit codes [blocks, 16]."""
-    first, count = 0, codes.shape[0]
-    place, entries, by, out = codes.ctypes.data, lines.ctypes.data, near.ctypes.data, scales.ctypes.data
-    while first < count:
-        again = _near(row, first, count, nested, near)
-        for b in range(first, again):
-            registers.scales_avx2(place + 16 * b, entries, by, offset, out + 64 * b)
-        first = again
+# One function for each kind of registers: products of a strip's blocks, one row after another.
 
 
 @_compile
 def _rows_avx512(words, codes, absmax, lines, nested, offset, x, table, first, stop, out):  # type: ignore[no-untyped-def]
     blocks = words.shape[1] // 8
     scales, near, acc = np.empty((blocks, 16), np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    entries, sums = table.ctypes.data, acc.ctypes.data
+    entries, sums, by, map_of = table.ctypes.data, acc.ctypes.data, near.ctypes.data, lines.ctypes.data
     for strip in range(first, stop):
-        if nested.size:
-            _strip_avx512(codes[strip], strip * 16, lines, nested, offset, near, scales)
-            scale = scales.ctypes.data
+        word, column, scale = words[strip].ctypes.data, x[0].ctypes.data, scales.ctypes.data
+        acc[:] = 0.0
+        if nested.size:  # scales are made where they are needed: meanwhile the codes arrive
+            code, done = codes[strip].ctypes.data, 0
+            while done < blocks:
+                again = _near(strip * 16, done, blocks, nested, near)
+                for b in range(done, again):
+                    registers.scales_avx512(code + 16 * b, map_of, by, offset, scale + 64 * b)
+                    registers.product_avx512(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
+                done = again
         else:
             scale = absmax[strip].ctypes.data
-        word = words[strip].ctypes.data
-        for row in range(x.shape[0]):  # a strip is in the first caches from the second row on
+            for b in range(blocks):
+                registers.product_avx512(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
+        lanes = min(16, out.shape[1] - 16 * strip)
+        for lane in range(lanes):
+            out[0, 16 * strip + lane] = acc[lane]
+        for row in range(1, x.shape[0]):  # by now the strip is in the first caches
             acc[:] = 0.0
             column = x[row].ctypes.data
             for b in range(blocks):
                 registers.product_avx512(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-            for lane in range(min(16, out.shape[1] - 16 * strip)):
+            for lane in range(lanes):
                 out[row, 16 * strip + lane] = acc[lane]
 
 
@@ -220,20 +211,31 @@ def _rows_avx512(words, codes, absmax, lines, nested, offset, x, table, first, s
 def _rows_avx2(words, codes, absmax, lines, nested, offset, x, table, first, stop, out):  # type: ignore[no-untyped-def]
     blocks = words.shape[1] // 8
     scales, near, acc = np.empty((blocks, 16), np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    entries, sums = table.ctypes.data, acc.ctypes.data
+    entries, sums, by, map_of = table.ctypes.data, acc.ctypes.data, near.ctypes.data, lines.ctypes.data
     for strip in range(first, stop):
-        if nested.size:
-            _strip_avx2(codes[strip], strip * 16, lines, nested, offset, near, scales)
-            scale = scales.ctypes.data
+        word, column, scale = words[strip].ctypes.data, x[0].ctypes.data, scales.ctypes.data
+        acc[:] = 0.0
+        if nested.size:  # scales are made where they are needed: meanwhile the codes arrive
+            code, done = codes[strip].ctypes.data, 0
+            while done < blocks:
+                again = _near(strip * 16, done, blocks, nested, near)
+                for b in range(done, again):
+                    registers.scales_avx2(code + 16 * b, map_of, by, offset, scale + 64 * b)
+                    registers.product_avx2(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
+                done = again
         else:
             scale = absmax[strip].ctypes.data
-        word = words[strip].ctypes.data
-        for row in range(x.shape[0]):  # a strip is in the first caches from the second row on
+            for b in range(blocks):
+                registers.product_avx2(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
+        lanes = min(16, out.shape[1] - 16 * strip)
+        for lane in range(lanes):
+            out[0, 16 * strip + lane] = acc[lane]
+        for row in range(1, x.shape[0]):  # by now the strip is in the first caches
             acc[:] = 0.0
             column = x[row].ctypes.data
             for b in range(blocks):
                 registers.product_avx2(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-            for lane in range(min(16, out.shape[1] - 16 * strip)):
+            for lane in range(lanes):
                 out[row, 16 * strip + lane] = acc[lane]
 
 
@@ -241,30 +243,51 @@ def _rows_avx2(words, codes, absmax, lines, nested, offset, x, table, first, sto
 def _rows_bf16(words, codes, absmax, lines, nested, offset, x, table, first, stop, out):  # type: ignore[no-untyped-def]
     blocks = words.shape[1] // 8
     scales, near, acc = np.empty((blocks, 16), np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    entries, sums = table.ctypes.data, acc.ctypes.data
+    entries, sums, by, map_of = table.ctypes.data, acc.ctypes.data, near.ctypes.data, lines.ctypes.data
     for strip in range(first, stop):
-        if nested.size:
-            _strip_avx512(codes[strip], strip * 16, lines, nested, offset, near, scales)
-            scale = scales.ctypes.data
+        word, column, scale = words[strip].ctypes.data, x[0].ctypes.data, scales.ctypes.data
+        acc[:] = 0.0
+        if nested.size:  # scales are made where they are needed: meanwhile the codes arrive
+            code, done = codes[strip].ctypes.data, 0
+            while done < blocks:
+                again = _near(strip * 16, done, blocks, nested, near)
+                for b in range(done, again):
+                    registers.scales_avx512(code + 16 * b, map_of, by, offset, scale + 64 * b)
+                    registers.product_bf16(word + 512 * b, column + 128 * b, entries, scale + 64 * b, sums)
+                done = again
         else:
             scale = absmax[strip].ctypes.data
-        word = words[strip].ctypes.data
-        for row in range(x.shape[0]):  # a strip is in the first caches from the second row on
+            for b in range(blocks):
+                registers.product_bf16(word + 512 * b, column + 128 * b, entries, scale + 64 * b, sums)
+        lanes = min(16, out.shape[1] - 16 * strip)
+        for lane in range(lanes):
+            out[0, 16 * strip + lane] = acc[lane]
+        for row in range(1, x.shape[0]):  # by now the strip is in the first caches
             acc[:] = 0.0
             column = x[row].ctypes.data
             for b in range(blocks):
                 registers.product_bf16(word + 512 * b, column + 128 * b, entries, scale + 64 * b, sums)
-            for lane in range(min(16, out.shape[1] - 16 * strip)):
+            for lane in range(lanes):
                 out[row, 16 * strip + lane] = acc[lane]
 
 
 ROWS = {"avx512": _rows_avx512, "avx2": _rows_avx2, "bf16": _rows_bf16}
 
 
+@_compile
+def _pair(x, pairs):  # type: ignore[no-untyped-def]
+    for row in range(x.shape[0]):
+        for eight in range(x.shape[1] // 8):
+            for column in range(4):
+                low, high = x[row, 8 * eight + column], x[row, 8 * eight + 4 + column]
+                pairs[row, 4 * eight + column] = np.uint32(low) | np.uint32(high) << np.uint32(16)
+
+
 def paired(x: NDArray[np.uint16]) -> NDArray[np.uint32]:
     """bfloat16 bits [n, in] -> [n, in / 2]: pairs of columns (c, c + 4), which one step of the kernel multiplies."""
-    eights = x.reshape(len(x), -1, 2, 4).astype(np.uint32)
-    return (eights[:, :, 0] | eights[:, :, 1] << np.uint32(16)).reshape(len(x), -1)
+    pairs = np.empty((x.shape[0], x.shape[1] // 2), np.uint32)
+    _pair(x, pairs)
+    return pairs
 
 
 def rows_product(
@@ -285,9 +308,7 @@ def rows_product(
     `lines` to read them by. kind "avx512" or "avx2": x float32 [n, in], table float32 [16]; "bf16": x from
     :func:`paired`, table uint16 [32].
     """
-    no_codes, no_floats = np.zeros((0, 0, 16), np.uint8), np.zeros((0, 0, 16), np.float32)
-    codes = scales if nested.size else no_codes
-    absmax = no_floats if nested.size else scales
+    codes, absmax = (scales, _NO_FLOATS) if nested.size else (_NO_CODES, scales)
     number = words.shape[0]
     pieces = min(threads, number) if words.nbytes >= SHARED else 1
     bounds = [number * piece // pieces for piece in range(pieces + 1)]

@@ -40,7 +40,14 @@ class GroupedLinear(QuantizedLinear):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in]; a new tensor."""
-        return self.grouped.dequantized(dtype)
+        from mickle.kernels.dispatch import use_plain
+
+        if not self.codes.is_cuda or use_plain():
+            return self.grouped.dequantized(dtype)
+        from mickle.kernels import grouped_triton
+
+        layout, stored = self.layout, (self.codes, self.statistics, self.second, self._outliers())
+        return grouped_triton.dense(*stored, self.order, layout.outputs, layout.inputs, layout.group, dtype)
 
     def stored_bytes(self) -> int:
         """Bytes of codes, statistics, outliers and order."""
@@ -66,22 +73,36 @@ class GroupedLinear(QuantizedLinear):
         from mickle.kernels.dispatch import use_plain
         from mickle.kernels.grouped_product import product, segment_of
 
-        segment = segment_of(self.layout.group)
-        if (
-            not segment
-            or x.device.type != "cpu"
-            or use_plain()
-            or x.dtype not in (torch.float32, torch.bfloat16)
-        ):
+        if x.is_cuda:
+            return self._few_rows_on_gpu(x)
+        layout, parts = self.layout, self._buffers
+        known = x.dtype in (torch.bfloat16, torch.float32) and segment_of(layout.group)
+        if not known or x.device.type != "cpu" or use_plain():
+            return None
+        outliers = None if parts["values"] is None else (parts["values"], parts["columns"], parts["rows"])
+        found = product(
+            x, parts["codes"], parts["statistics"], parts["second"], outliers, layout.outputs, layout.group,
+            torch.get_num_threads(), parts["order"],
+        )  # fmt: skip
+        return found.to(x.dtype)
+
+    def _few_rows_on_gpu(self, x: Tensor) -> Tensor | None:
+        from mickle.kernels.dispatch import use_plain
+
+        if use_plain() or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            return None
+        from mickle.kernels import grouped_triton
+
+        layout = self.layout
+        if not grouped_triton.segment_of(layout.group, layout.groups):
             return None
         if self.order is not None:
             x = x[:, unsigned(self.order)]
-        outliers = None if self.values is None else (self.values, self.columns, self.rows)
-        found = product(
-            x, self.codes, self.statistics, self.second, outliers, self.out_features, self.layout.group,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        return found.to(x.dtype)
+        stored = self.codes, self.statistics, self.second, self._outliers()
+        return grouped_triton.few_rows(*stored, layout.outputs, layout.group, x)
+
+    def _outliers(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        return None if self.values is None else (self.values, self.columns, self.rows)
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:

@@ -34,7 +34,9 @@ class QuantizedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.register_parameter(
+            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        )
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] that the layer computes with, rounded to `dtype`; a new tensor."""
@@ -76,10 +78,21 @@ class QuantizedLinear(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             y: Tensor = _Product.apply(x, self)
         else:
-            rows = x.reshape(-1, self.in_features)
-            few = self.few_rows(rows) if 0 < len(rows) <= FEW_ROWS and not self.training else None
-            y = product(x, self) if few is None else few.reshape(*x.shape[:-1], self.out_features)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+            y = self._few_or_many(x)
+        bias = self._parameters["bias"]
+        return y if bias is None else y + bias.to(y.dtype)
+
+    def _few_or_many(self, x: Tensor) -> Tensor:
+        """x W^T without a gradient, by the decode kernel where there is one for so many rows."""
+        count = x.numel() // self.in_features
+        if self.training or not 0 < count <= FEW_ROWS or x.shape[-1] != self.in_features:
+            return product(x, self)
+        if x.dim() == 2:
+            few = self.few_rows(x)
+        else:
+            few = self.few_rows(x.reshape(count, self.in_features))
+            few = None if few is None else few.reshape(*x.shape[:-1], self.out_features)
+        return product(x, self) if few is None else few
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, never cast, what is stored."""

@@ -141,9 +141,14 @@ def on_gpu(blocks: Blocks) -> bool:
 
 def gpu_parts(blocks: Blocks) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, Tensor]:
     """What of a weight the GPU's kernels take, on its device."""
-    device = blocks.packed.device
-    values, map8 = table(blocks.code).to(device), dynamic_map().to(device)
+    values, map8 = _tables_on(blocks.code, blocks.packed.device)
     return blocks.packed, blocks.absmax, map8, blocks.nested, blocks.offset, values
+
+
+@cache
+def _tables_on(code: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Values of a code and of scales in 8 bits, moved once: each move would make the host wait for the device."""
+    return table(code).to(device), dynamic_map().to(device)
 
 
 def quantize_plain(flat: Tensor, code: str, block: int) -> tuple[Tensor, Tensor]:

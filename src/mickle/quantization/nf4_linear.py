@@ -106,10 +106,11 @@ class NF4Linear(QuantizedLinear):
 
         words, scales, nested, lines, values, pairs = self._as_read()
         out = torch.empty(len(x), self.out_features, dtype=torch.float32)
-        bf16, threads = kind == "bf16", torch.get_num_threads()
-        given = x.detach().contiguous()
-        rows = kernels.paired(given.view(torch.uint16).numpy()) if bf16 else given.float().numpy()
-        entries = pairs if bf16 else values
+        given, threads = x.detach().contiguous(), torch.get_num_threads()
+        if kind == "bf16":
+            rows, entries = kernels.paired(given.view(torch.uint16).numpy()), pairs
+        else:
+            rows, entries = given.float().numpy(), values
         kernels.rows_product(
             words, scales, lines, nested, self.offset, rows, entries, out.numpy(), threads, kind
         )
