@@ -1,12 +1,14 @@
-"""4-bit weights on a GPU, by Triton: made dense, times a few rows, times many. Imported only where CUDA is.
+"""4-bit weights on a GPU, by Triton: made dense, and times a few rows. Imported only where CUDA is.
 
 The definitions are those of `kernels/nf4.py`: `quantization/nf4.py:dequantize_plain` and a dense product. Codes and
 scales are read as folders have them, with scales of 8 bits decoded in the kernel, so a product of few rows moves the
-stored bytes once and nothing else. Blocks of 64 numbers that do not run over row ends; others are made dense by the
-plain version.
+stored bytes once and nothing else. Many rows are multiplied by the dense weight. Blocks of 64 numbers that do not run
+over row ends; others are made dense by the plain version.
 
 A program takes 64 columns (32 bytes, one block) of some rows of the weight at a time. High halves of its bytes are the
 even columns, low halves the odd ones: two products with x's even and odd columns need no interleaving.
+
+A test runs this under Triton's interpreter, on tensors of the CPU.
 """
 
 import torch
@@ -19,15 +21,17 @@ COLUMNS = 64
 
 def dense(packed: Tensor, absmax: Tensor, map8: Tensor, nested: Tensor | None, offset: float, table: Tensor,
           rows: int, columns: int, dtype: torch.dtype) -> Tensor:  # fmt: skip
-    """The weight [rows, columns] in `dtype`. packed uint8 [rows columns / 2]; absmax float32, or uint8 with `nested`;
-    table float32 [16]; map8 float32 [256]; all on one CUDA device.
+    """The weight [rows, columns] in `dtype`, bit for bit the plain version's. packed uint8 [rows columns / 2]; absmax
+    float32, or uint8 with `nested`; table float32 [16]; map8 float32 [256]; all on one CUDA device.
     """
     out = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     blocks = rows * columns // COLUMNS
     other = absmax if nested is None else nested
-    _dense[(triton.cdiv(blocks, 16),)](
-        packed, absmax, map8, other, offset, table, out, blocks, DOUBLE=nested is not None, BLOCKS=16
-    )
+    with torch.cuda.device_of(packed):
+        _dense[(triton.cdiv(blocks, 16),)](
+            packed, absmax, map8, other, offset, table, out, blocks,
+            DOUBLE=nested is not None, BLOCKS=16, enable_fp_fusion=False,
+        )  # fmt: skip
     return out
 
 
@@ -38,35 +42,11 @@ def few_rows(packed: Tensor, absmax: Tensor, map8: Tensor, nested: Tensor | None
     n, columns = x.shape
     out = torch.empty(n, rows, dtype=x.dtype, device=x.device)
     other = absmax if nested is None else nested
-    _few_rows[(triton.cdiv(rows, 16), n)](
-        packed, absmax, map8, other, offset, table, x, out, rows, columns, DOUBLE=nested is not None, ROWS=16
-    )
-    return out
-
-
-def many_rows(packed: Tensor, absmax: Tensor, map8: Tensor, nested: Tensor | None, offset: float, table: Tensor,
-              rows: int, x: Tensor) -> Tensor:  # fmt: skip
-    """The same by matrix units, for x of bfloat16 or float16 [n, columns], n of 16 and more."""
-    x = x.contiguous()
-    n, columns = x.shape
-    out = torch.empty(n, rows, dtype=x.dtype, device=x.device)
-    other = absmax if nested is None else nested
-    _many_rows[(triton.cdiv(n, 64), triton.cdiv(rows, 64))](
-        packed,
-        absmax,
-        map8,
-        other,
-        offset,
-        table,
-        x,
-        out,
-        n,
-        rows,
-        columns,
-        DOUBLE=nested is not None,
-        N=64,
-        ROWS=64,
-    )
+    with torch.cuda.device_of(packed):
+        _few_rows[(triton.cdiv(rows, 16), n)](
+            packed, absmax, map8, other, offset, table, x, out, rows,
+            BLOCKS=columns // COLUMNS, DOUBLE=nested is not None, ROWS=16,
+        )  # fmt: skip
     return out
 
 
@@ -77,8 +57,10 @@ def _scale(  # type: ignore[no-untyped-def]
     """Scales of the blocks with these numbers, float32."""
     if DOUBLE:
         code = tl.load(absmax + block, mask=mask, other=0).to(tl.int32)
-        return tl.load(map8 + code) * tl.load(nested + block // 256, mask=mask, other=0.0) + offset
-    return tl.load(absmax + block, mask=mask, other=0.0)
+        scale = tl.load(map8 + code) * tl.load(nested + block // 256, mask=mask, other=0.0) + offset
+    else:
+        scale = tl.load(absmax + block, mask=mask, other=0.0)
+    return scale
 
 
 @triton.jit
@@ -106,17 +88,17 @@ def _few_rows(  # type: ignore[no-untyped-def]
     x,
     out,
     rows,
-    columns,
+    BLOCKS: tl.constexpr,
     DOUBLE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = row < rows
-    given = x + tl.program_id(1).to(tl.int64) * columns
+    given = x + tl.program_id(1).to(tl.int64) * (64 * BLOCKS)
     byte = tl.arange(0, 32)
     acc = tl.zeros((ROWS,), tl.float32)
-    for b in range(0, columns // 64):
-        block = row * (columns // 64) + b
+    for b in range(BLOCKS):
+        block = row * BLOCKS + b
         codes = tl.load(packed + block[:, None] * 32 + byte[None, :], mask=mask[:, None], other=0).to(
             tl.int32
         )
@@ -126,42 +108,3 @@ def _few_rows(  # type: ignore[no-untyped-def]
         acc += tl.sum(total, axis=1) * _scale(absmax, map8, nested, offset, block, mask, DOUBLE)
     place = out + tl.program_id(1).to(tl.int64) * rows + row
     tl.store(place, acc.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _many_rows(  # type: ignore[no-untyped-def]
-    packed,
-    absmax,
-    map8,
-    nested,
-    offset,
-    table,
-    x,
-    out,
-    n,
-    rows,
-    columns,
-    DOUBLE: tl.constexpr,
-    N: tl.constexpr,
-    ROWS: tl.constexpr,
-):
-    at = tl.program_id(0).to(tl.int64) * N + tl.arange(0, N)
-    row = tl.program_id(1).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    inside, mask = at < n, row < rows
-    byte = tl.arange(0, 32)
-    acc = tl.zeros((N, ROWS), tl.float32)
-    for b in range(0, columns // 64):
-        block = row * (columns // 64) + b
-        codes = tl.load(packed + block[:, None] * 32 + byte[None, :], mask=mask[:, None], other=0).to(
-            tl.int32
-        )
-        scale = _scale(absmax, map8, nested, offset, block, mask, DOUBLE)[:, None]
-        place = x + at[:, None] * columns + 64 * b + 2 * byte[None, :]
-        even = tl.load(place, mask=inside[:, None], other=0.0)
-        odd = tl.load(place + 1, mask=inside[:, None], other=0.0)
-        high = (tl.load(table + (codes >> 4)) * scale).to(even.dtype)
-        low = (tl.load(table + (codes & 15)) * scale).to(even.dtype)
-        acc = tl.dot(even, tl.trans(high), acc)
-        acc = tl.dot(odd, tl.trans(low), acc)
-    place = out + at[:, None] * rows + row[None, :]
-    tl.store(place, acc.to(out.dtype.element_ty), mask=inside[:, None] & mask[None, :])

@@ -1,11 +1,14 @@
 """`kernels/perturb.py` on CUDA: the same counters, so the same directions; imported only where a GPU is.
 
-One program holds a tile of the tensor in registers and adds all draws to it. Of signs, each lane makes the word of
-its 32 elements (so a word is made 32 times over: arithmetic is free beside memory); fused multiply-adds are switched
-off, and the weights are bit for bit those of the CPU. Normal numbers use the device's logarithm, sine and cosine:
-they agree with the CPU's to some 1e-6.
+One program holds a tile of the tensor in registers and adds all draws to it. Each lane makes the words of its own
+element (so a word of signs is made 32 times over: arithmetic is free beside memory). Fused multiply-adds are switched
+off and quotients and roots are rounded as IEEE 754 has it; so weights are bit for bit those of the CPU, with signs and
+with normal numbers.
+
+A test runs this under Triton's interpreter, on tensors of the CPU.
 """
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -18,16 +21,22 @@ _TILE = 1024
 
 
 def add_draws_triton(tensor: Tensor, name: str, stream: Stream, moves: Moves) -> None:
-    """`add_draws_plain` for a contiguous float32 tensor on CUDA."""
-    device = tensor.device
-    draws = torch.from_numpy(moves.draws.astype("int64")).to(device)
-    scales, factors = (torch.from_numpy(part).to(device) for part in (moves.scales, moves.factors))
+    """`add_draws_plain` for a contiguous float32 tensor on CUDA. The host does not wait for the device."""
+    count = len(moves.draws)
+    table = torch.from_numpy(np.concatenate([part.view(np.int32) for part in _parts(moves)]))
+    if tensor.is_cuda:
+        table = table.pin_memory().to(tensor.device, non_blocking=True)
     words = [word - (1 << 32) if word >= 1 << 31 else word for word in (*stream.key, *two_words(name))]
-    with torch.cuda.device(device):
+    with torch.cuda.device_of(tensor):
         _add[(triton.cdiv(tensor.numel(), _TILE),)](
-            tensor, tensor.numel(), *words, draws, scales, factors, len(moves.draws),
+            tensor, tensor.numel(), *words, table, count,
             SIGNS=stream.kind == "rademacher", TILE=_TILE, enable_fp_fusion=False,
         )  # fmt: skip
+
+
+def _parts(moves: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draws, scales and factors: all of 32 bits, so that they travel as one."""
+    return moves.draws, moves.scales, moves.factors
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "name0", "name1", "count"])
@@ -38,9 +47,7 @@ def _add(  # type: ignore[no-untyped-def]
     key1,
     name0,
     name1,
-    draws,
-    scales,
-    factors,
+    table,
     count,
     SIGNS: tl.constexpr,
     TILE: tl.constexpr,
@@ -48,10 +55,11 @@ def _add(  # type: ignore[no-untyped-def]
     place = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = place < size
     w = tl.load(weights + place, mask=inside, other=0.0)
-    for i in range(count):
-        draw = tl.load(draws + i).to(tl.uint32)
-        scale = tl.load(scales + i)
-        factor = tl.load(factors + i)
+    i = 0
+    while i < count:  # Triton's interpreter takes no loop over a range whose end is an argument
+        draw = tl.load(table + i).to(tl.uint32, bitcast=True)
+        scale = tl.load(table + count + i).to(tl.float32, bitcast=True)
+        factor = tl.load(table + 2 * count + i).to(tl.float32, bitcast=True)
         if SIGNS:
             block = (place // 128).to(tl.uint32)
         else:
@@ -66,6 +74,7 @@ def _add(  # type: ignore[no-untyped-def]
             first = place % 4 < 2
             z = scale * _normal(tl.where(first, c0, c2), tl.where(first, c1, c3), place % 2)
         w = factor * w + z
+        i += 1
     tl.store(weights + place, w, mask=inside)
 
 
@@ -91,8 +100,29 @@ def _philox(block, key0, key1, name0, name1, draw):  # type: ignore[no-untyped-d
 
 @triton.jit
 def _normal(x, y, odd):  # type: ignore[no-untyped-def]
-    u = ((x >> 8) + 1).to(tl.float32) * (1.0 / 16777216.0)
-    radius = tl.sqrt(-2.0 * tl.log(u))
+    """One of the two numbers of a pair of words, by the operations of `philox.py` in their order."""
+    radius = tl.sqrt_rn(-2.0 * _log(x))
     share = ((y >> 6) & 0xFFFFFF).to(tl.float32) * (1.0 / 16777216.0)
-    angle = ((y >> 30).to(tl.float32) + (share - 0.5)) * 1.5707963267948966
-    return radius * tl.where(odd == 0, tl.cos(angle), tl.sin(angle))
+    t = (share - 0.5) * 1.5707964
+    p = t * t
+    sine = t + t * (p * (-1 / 6 + p * (1 / 120 + p * (-1 / 5040 + p * (1 / 362880)))))
+    cosine = 1.0 + p * (-1 / 2 + p * (1 / 24 + p * (-1 / 720 + p * (1 / 40320))))
+    quarter = y >> 30
+    sideways = quarter & 1  # by a quarter of a turn cosine becomes -sine, and sine cosine
+    value = tl.where((odd == 1) == (sideways == 1), cosine, sine)
+    negative = ((sideways == 1) & (odd == 0)) != (quarter >= 2)
+    return radius * tl.where(negative, -value, value)
+
+
+@triton.jit
+def _log(x):  # type: ignore[no-untyped-def]
+    """ln((x / 2^8 + 1) / 2^24): the exponent from the number's bits, and the series for the rest."""
+    bits = ((x >> 8) + 1).to(tl.float32).to(tl.int32, bitcast=True)
+    mantissa = ((bits & 0x7FFFFF) | 0x3F000000).to(tl.float32, bitcast=True)  # in [1/2, 1)
+    below = mantissa < 0.70710677
+    exponent = (bits >> 23) - 150 - below.to(tl.int32)
+    mantissa = tl.where(below, mantissa + mantissa, mantissa)
+    s = tl.div_rn(mantissa - 1.0, mantissa + 1.0)
+    q = s * s
+    series = q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9))))
+    return exponent.to(tl.float32) * 0.6931472 + (s + s) * (1.0 + series)
