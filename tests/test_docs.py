@@ -56,7 +56,12 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
 
 
 # What an example finds already made: the outputs of the pages before it.
-FOUND = {"README.md": ["pages"], "pretrain.md": ["corpus"], "evaluate.md": ["corpus", "model"], "tune.md": ["model"]}
+FOUND = {
+    "README.md": ["pages"],
+    "pretrain.md": ["corpus"],
+    "evaluate.md": ["corpus", "model"],
+    "tune.md": ["model"],
+}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, {"python"})], ids=lambda p: p.name)

@@ -97,10 +97,14 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
         elif kind == "compressed":
             found.append(Finding(f"{summary.get('bits_per_weight', 0):.2f}", "bits a weight, all counted"))
         elif kind == "exported":
-            found.append(Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's"))
+            found.append(
+                Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's")
+            )
     seconds = sum(m.meta.get("seconds", 0.0) for m in manifests.values())
     peak = max((m.meta.get("peak_memory_bytes", 0) for m in manifests.values()), default=0)
-    found.append(Finding(_duration(seconds), "from pages to this report" if len(folders) > 1 else "time taken"))
+    found.append(
+        Finding(_duration(seconds), "from pages to this report" if len(folders) > 1 else "time taken")
+    )
     found.append(Finding(f"{peak / 1e9:.2f} GB", "peak memory"))
     return found
 
