@@ -23,8 +23,19 @@ from mickle.models.decoder import Decoder
 from mickle.models.folder import open_model, save_model
 from mickle.models.quantized import quantize_model, save_quantized
 from mickle.step import execute
-from mickle.training.journal import Journal, cut, decode, encode, merge, read_journal, write_journal
-from mickle.training.replay import fingerprint_for, verify
+from mickle.training.closure import Closure
+from mickle.training.journal import (
+    Journal,
+    cut,
+    decode,
+    encode,
+    journal_of,
+    merge,
+    read_journal,
+    write_journal,
+)
+from mickle.training.objectives import next_token
+from mickle.training.replay import fingerprint_for, replay, verify
 from mickle.tuning.mezo import Mezo, build_mezo, prepare_mezo
 from mickle.tuning.mezo_journal import open_at
 from mickle.tuning.tune import Tune
@@ -302,3 +313,23 @@ def test_the_fingerprint_of_adapters_sees_them_and_not_the_base(
     with pytest.raises(UsageError, match="has no tensor"):
         verify(open_model(home / "base"), journal)
     assert json.loads((runs("lora") / "adapter_config.json").read_text())["r"] == 2
+
+
+@pytest.mark.parametrize("way", ["lora", "prefix"])
+def test_a_journal_that_names_no_adapter_replays_on_the_model_that_has_it(home: Path, way: str) -> None:
+    """From Python, where the model is at hand: what its journal moves is a part of it, and known by that."""
+    settings = validate(Mezo, {"parameters": WAYS[way], "learning_rate": 0.01}, where="test")
+    model = prepare_mezo(settings, open_model(home / "wide"), seed=0)
+    start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = build_mezo(settings, model, 0, 3)
+    for step in range(3):
+        optimizer.step(Closure(model, next_token, made_batch(), step=step))
+    tuned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(start)
+    replay(model, journal_of(optimizer), exact=True)
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in model.state_dict().items())
+
+
+def made_batch() -> dict[str, torch.Tensor]:
+    ids = torch.arange(24).reshape(2, 12)
+    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:]}

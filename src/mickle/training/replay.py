@@ -47,8 +47,12 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
 
 
 def fingerprint_for(model: nn.Module, run: Run) -> str:
-    """The fingerprint that the run's are to be compared with: of what it added, or of all where it added nothing."""
-    return fingerprint(model, None if run.added is None else [tensor.name for tensor in run.tensors])
+    """The fingerprint that the run's are to be compared with: of the whole model, or of what it moved where that is a
+    part, an adapter beside a frozen base.
+    """
+    moved = [tensor.name for tensor in run.tensors]
+    part = run.added is not None or set(moved) < {name for name, _ in model.named_parameters()}
+    return fingerprint(model, moved if part else None)
 
 
 @torch.no_grad()
