@@ -23,7 +23,7 @@ from mickle.tuning import measures, outcome
 from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.mezo import LowRank, Mezo
 from mickle.tuning.tune import Tune
-from mickle.tuning.tune_data import Task, read_task, split, text_of, trained_tokens
+from mickle.tuning.tune_data import Task, read_task, split, trained_tokens
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +35,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(folder: Path) -> Task:
     data = made.chats(folder.parent / "chats.jsonl")
     return read_task(Tune(model=folder, data=data), made.tokenizer(), made.LENGTH, True)
+
+
+def test_a_system_turn_that_all_examples_share_is_no_overlap(folder: Path, tmp_path: Path) -> None:
+    shared = "You answer in one short word and never say more than what was asked of you here."
+    rows = [
+        [
+            {"role": r, "content": c}
+            for r, c in (("system", shared), ("user", f"w{i}"), ("assistant", f"a{i}"))
+        ]
+        for i in range(40)
+    ]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    found = read_task(Tune(model=folder, data=data), made.tokenizer(), 512, True)
+    assert found.overlap == {"exact": 0, "near": 0}
+    assert found.heldout_examples
 
 
 def examples(texts: list[str]) -> list[Example]:
@@ -52,16 +68,16 @@ def test_a_text_is_never_on_both_sides_and_order_does_not_matter(
     words = {" ".join(text.split()) for text in texts}
     if share != 0 and len(words) < 2:
         with pytest.raises(UsageError):
-            split(examples(texts), share, Path("d"), text_of)
+            split(examples(texts), share, Path("d"), Example.own_text)
         return
-    training, heldout = split(examples(texts), share, Path("d"), text_of)
+    training, heldout = split(examples(texts), share, Path("d"), Example.own_text)
     said = [{" ".join(e.text.split()) for e in side} for side in (training, heldout)]
     assert not said[0] & said[1]
     assert said[0] | said[1] == words
     assert bool(heldout) == (share != 0)
     assert training or not texts
     seed.shuffle(texts)
-    again = split(examples(texts), share, Path("d"), text_of)[1]
+    again = split(examples(texts), share, Path("d"), Example.own_text)[1]
     assert {" ".join(e.text.split()) for e in again} == said[1]
 
 

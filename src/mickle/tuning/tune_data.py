@@ -68,7 +68,7 @@ def read_task(settings: Tune, tokenizer: TextTokenizer, longest: int, causal: bo
         lines += [f"held out: {line}" for line in other.lines()]
         training, heldout = list(reading.examples), list(other.examples)
     else:
-        training, heldout = split(reading.examples, settings.heldout_share, settings.data, text_of)
+        training, heldout = split(reading.examples, settings.heldout_share, settings.data, Example.own_text)
         lines.append(
             f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts"
         )
@@ -80,7 +80,7 @@ def read_task(settings: Tune, tokenizer: TextTokenizer, longest: int, causal: bo
     found, held = encode(training), encode(heldout)
     _refuse_empty(found, settings.data, longest)
     lines += found.lines()
-    shared = overlap([text_of(e) for e in training], [text_of(e) for e in heldout])
+    shared = overlap([e.own_text() for e in training], [e.own_text() for e in heldout])
     lines.append(shared.line())
     return Task(
         reading.form,
@@ -118,15 +118,6 @@ def _refuse_empty(found: Encoded, path: Path, longest: int) -> None:
             expected=f"examples with an answer within {longest:,} tokens",
             todo="give more or shorter examples, or raise sequence_length",
         )
-
-
-def text_of(example: Example) -> str:
-    """All that an example says, for comparing it with others."""
-    if example.text:
-        return example.text
-    if example.messages:
-        return "\n".join(message.content for message in example.messages)
-    return f"{example.prompt}\n{example.completion}"
 
 
 def split(
