@@ -80,9 +80,7 @@ def prepare(folder: Path, paths: list[Path]) -> int:
         with open(folder / "rows" / f"{part}.jsonl", "w", encoding="utf-8") as stream:
             for url, content in chosen:
                 text = main_text(decode(content)).encode("utf-8", "replace").decode()
-                stream.write(
-                    json.dumps({"text": text or "empty", "id": url, "metadata": {"url": url}}) + "\n"
-                )
+                stream.write(json.dumps({"text": text or "empty", "id": url, "metadata": {"url": url}}) + "\n")
     return len(pages)
 
 
@@ -118,12 +116,7 @@ def run_datatrove(form: str, folder: Path, out: Path) -> dict[str, Any]:
     )
     from datatrove.pipeline.dedup.minhash import MinhashConfig
     from datatrove.pipeline.extractors import Trafilatura
-    from datatrove.pipeline.filters import (
-        GopherQualityFilter,
-        GopherRepetitionFilter,
-        LambdaFilter,
-        URLFilter,
-    )
+    from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter, LambdaFilter, URLFilter
     from datatrove.pipeline.readers import JsonlReader, WarcReader
     from datatrove.pipeline.writers import JsonlWriter
 
@@ -149,9 +142,7 @@ def run_datatrove(form: str, folder: Path, out: Path) -> dict[str, Any]:
     ]  # fmt: skip
     tasks = [WORKERS, WORKERS, 14, 1, WORKERS]
     for number, (pipeline, count) in enumerate(zip(steps, tasks)):
-        executor = LocalPipelineExecutor(
-            pipeline, tasks=count, workers=WORKERS, logging_dir=str(out / f"log{number}")
-        )
+        executor = LocalPipelineExecutor(pipeline, tasks=count, workers=WORKERS, logging_dir=str(out / f"log{number}"))
         executor.run()
     return {"kept": _count(out / "final"), "before_duplicates": _count(out / "kept")}
 
@@ -178,9 +169,7 @@ def measure(pages: int, rounds: int, roots: list[Path]) -> dict[str, Any]:
     """Pages a second of both arms with and without extraction, and the ratios of rounds."""
     paths = find_pages(roots, pages)
     if len(paths) < 100:
-        raise SystemExit(
-            f"only {len(paths)} HTML files under {', '.join(map(str, roots))}: name more with --roots"
-        )
+        raise SystemExit(f"only {len(paths)} HTML files under {', '.join(map(str, roots))}: name more with --roots")
     result: dict[str, Any] = {"workers": WORKERS, "stages": STAGES}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -197,9 +186,7 @@ def measure(pages: int, rounds: int, roots: list[Path]) -> dict[str, Any]:
                         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
                     found.append(json.loads(lines[0].removeprefix("RESULT ")))
                     print(form, round_, arm, found[-1], file=sys.stderr)
-            result["with extraction" if form == "warc" else "without extraction"] = _summary(
-                runs, result["pages"]
-            )
+            result["with extraction" if form == "warc" else "without extraction"] = _summary(runs, result["pages"])
     return result
 
 
@@ -214,19 +201,13 @@ def _summary(runs: dict[str, list[dict[str, Any]]], pages: int) -> dict[str, Any
         shown[arm] = {
             "pages_a_second": round(pages / seconds, 1),
             "largest_process_mb": max(run["largest_process_mb"] for run in found),
-            **{
-                name: value
-                for name, value in found[-1].items()
-                if name not in ("seconds", "largest_process_mb")
-            },
+            **{name: value for name, value in found[-1].items() if name not in ("seconds", "largest_process_mb")},
         }
     return shown
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--roots", type=Path, nargs="+", default=[Path(root) for root in ROOTS])

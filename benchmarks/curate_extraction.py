@@ -158,13 +158,8 @@ def compare(pages: Sequence[Page], rounds: int) -> dict[str, Any]:
             "ratio_to_trafilatura": statistics.median(
                 rate / base for rate, base in zip(rates[arm], rates["trafilatura"], strict=True)
             ),
-            **{
-                name: statistics.mean(column)
-                for name, column in zip("PRF", zip(*scores, strict=True), strict=True)
-            },
-            "F_of_groups": {
-                group: statistics.mean(values) for group, values in groups.items() if len(values) > 4
-            },
+            **{name: statistics.mean(column) for name, column in zip("PRF", zip(*scores, strict=True), strict=True)},
+            "F_of_groups": {group: statistics.mean(values) for group, values in groups.items() if len(values) > 4},
         }
     return result
 
@@ -209,9 +204,7 @@ def measure(
 
 def main() -> None:
     """Measures, prints and writes the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--each", type=int, default=25, help="pages of every family")
     parser.add_argument("--pages", nargs="*", default=FOLDERS, help="folders with HTML files")

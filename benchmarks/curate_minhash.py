@@ -69,9 +69,7 @@ def read_texts(pattern: str) -> list[str]:
     """The first characters of each file."""
     texts = [Path(file).read_text(errors="replace")[:CHARACTERS] for file in sorted(glob(pattern))]
     if len(texts) < PART:
-        raise SystemExit(
-            f"{len(texts)} files match {pattern!r}: at least {PART} are needed; name others by --texts"
-        )
+        raise SystemExit(f"{len(texts)} files match {pattern!r}: at least {PART} are needed; name others by --texts")
     return texts
 
 
@@ -104,9 +102,7 @@ def ratio(slow: list[float], fast: list[float]) -> float:
 def datatrove_signer(settings: NearDuplicates) -> Callable[[str], list[list[int]] | None]:
     """Text to datatrove's minima by bucket; None for a text that it has no shingles of."""
     module = peer("datatrove.pipeline.dedup.minhash")
-    config = module.MinhashConfig(
-        n_grams=settings.shingle, num_buckets=settings.bands, hashes_per_bucket=settings.rows
-    )
+    config = module.MinhashConfig(n_grams=settings.shingle, num_buckets=settings.bands, hashes_per_bucket=settings.rows)
     step = module.MinhashDedupSignature(tempfile.mkdtemp(), config)
 
     def sign(text: str) -> list[list[int]] | None:
@@ -126,15 +122,10 @@ def measure_signature(texts: list[str], rounds: int) -> dict[str, Any]:
     """Megabytes of text a second to 112 minima, ours on one thread against datatrove's."""
     sign = datatrove_signer(FINEWEB)
     part = texts[:: max(1, len(texts) // PART)][:PART]
-    works = {
-        "mickle": lambda: signatures(part, FINEWEB),
-        "datatrove": lambda: [sign(text) for text in part],
-    }
+    works = {"mickle": lambda: signatures(part, FINEWEB), "datatrove": lambda: [sign(text) for text in part]}
     seconds = rounds_of(works, rounds)
     size = sum(len(text.encode()) for text in part) / 1e6
-    rates = {
-        f"{name}_megabytes_a_second": round(size / statistics.median(s), 2) for name, s in seconds.items()
-    }
+    rates = {f"{name}_megabytes_a_second": round(size / statistics.median(s), 2) for name, s in seconds.items()}
     return {"texts": len(part), **rates, "times_datatrove": ratio(seconds["datatrove"], seconds["mickle"])}
 
 
@@ -182,9 +173,7 @@ def measure_from_text(texts: list[str], rounds: int) -> dict[str, Any]:
     }
     seconds = rounds_of(works, rounds)
     size = sum(len(text.encode()) for text in texts) / 1e6
-    rates = {
-        f"{name}_megabytes_a_second": round(size / statistics.median(s), 1) for name, s in seconds.items()
-    }
+    rates = {f"{name}_megabytes_a_second": round(size / statistics.median(s), 1) for name, s in seconds.items()}
     ratios = {f"times_{name}": ratio(seconds[name], seconds["mickle"]) for name in works if name != "mickle"}
     return {**rates, **ratios}
 
@@ -258,9 +247,7 @@ def measure_agreement(texts: list[str], sets: list[kernel.Hashes]) -> dict[str, 
     """Clusters of 14 x 8 and 450 x 20 against the true similarities, and 14 x 8 against datatrove's."""
     true = similarities(sets)
     upper = np.triu(np.ones_like(true, bool), 1)
-    truth = {
-        limit: set(zip(*(x.tolist() for x in np.nonzero(upper & (true >= limit))))) for limit in (0.7, 0.8)
-    }
+    truth = {limit: set(zip(*(x.tolist() for x in np.nonzero(upper & (true >= limit))))) for limit in (0.7, 0.8)}
     found = {"datatrove_14x8": pairs_of(datatrove_labels(texts, FINEWEB))}
     result: dict[str, Any] = {"texts": len(texts), "pairs_from_0.8": len(truth[0.8])}
     for name, settings in (("mickle_14x8", FINEWEB), ("mickle_450x20", PAPER)):
@@ -283,9 +270,7 @@ def measure_agreement(texts: list[str], sets: list[kernel.Hashes]) -> dict[str, 
     return result
 
 
-def hits(
-    bands: kernel.Hashes, true: np.ndarray, upper: np.ndarray, settings: NearDuplicates
-) -> list[dict[str, float]]:
+def hits(bands: kernel.Hashes, true: np.ndarray, upper: np.ndarray, settings: NearDuplicates) -> list[dict[str, float]]:
     """By true similarity: pairs, the share that meets in a band, and the mean of what the curve says."""
     meet = np.array([(bands == one).any(axis=1) & (one != 0).any() for one in bands])
     found = []
@@ -294,9 +279,7 @@ def hits(
         if inside.any():
             curve = np.mean([match_probability(s, settings.bands, settings.rows) for s in true[inside]])
             share = round(float(meet[inside].mean()), 4)
-            found.append(
-                {"from": low, "pairs": int(inside.sum()), "met": share, "curve": round(float(curve), 4)}
-            )
+            found.append({"from": low, "pairs": int(inside.sum()), "met": share, "curve": round(float(curve), 4)})
     return found
 
 
@@ -355,9 +338,7 @@ def measure(rounds: int, pattern: str = TEXTS) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--texts", default=TEXTS, help="files to compare on, as a pattern")
     parser.add_argument("--out", type=Path, default=RESULT)

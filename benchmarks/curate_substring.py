@@ -143,11 +143,7 @@ def rust_parts(path: Path, rust: Path) -> Answer:
     size = path.stat().st_size
     with ThreadPoolExecutor(2) as pool:
         bounds = [(0, size // 2), (size // 2, size)]
-        list(
-            pool.map(
-                lambda b: run_rust(rust, "make-part", data_file=path, start_byte=b[0], end_byte=b[1]), bounds
-            )
-        )
+        list(pool.map(lambda b: run_rust(rust, "make-part", data_file=path, start_byte=b[0], end_byte=b[1]), bounds))
 
 
 def rust_collect(path: Path, rust: Path) -> np.ndarray:

@@ -50,9 +50,7 @@ def batches(shape: dict[str, Any]) -> Callable[[int], dict[str, torch.Tensor]]:
     random = np.random.default_rng(0)
     size = 4 * shape["batch"] * shape["length"] // DOMAINS
     streams = [
-        TokenStream(
-            (shape["vocabulary"] ** random.random(size) - 1).astype(np.uint16), np.zeros(1, np.int64), 0
-        )
+        TokenStream((shape["vocabulary"] ** random.random(size) - 1).astype(np.uint16), np.zeros(1, np.int64), 0)
         for _ in range(DOMAINS)
     ]
     weights = (1 / DOMAINS,) * DOMAINS
@@ -95,12 +93,7 @@ class Arm:
                     self.reference(batch)
             else:
                 closure = Closure(
-                    self.model,
-                    self.objective,
-                    batch,
-                    step=self.step,
-                    clip_norm=1.0,
-                    precision=self.precision,
+                    self.model, self.objective, batch, step=self.step, clip_norm=1.0, precision=self.precision
                 )
                 self.optimizer.step(closure)
             self.step += 1
@@ -123,9 +116,7 @@ def compare_steps(name: str, precision: str, pairs: int) -> dict[str, Any]:
     for pair in range(pairs):
         for arm in list(arms) if pair % 2 == 0 else list(arms)[::-1]:
             times[arm].append(clocks(lambda arm=arm: arms[arm].run(shape["steps"])))  # type: ignore[misc]
-    seconds = {
-        arm: statistics.median(wall for wall, _ in values) / shape["steps"] for arm, values in times.items()
-    }
+    seconds = {arm: statistics.median(wall for wall, _ in values) / shape["steps"] for arm, values in times.items()}
     row: dict[str, Any] = {"shape": name, "precision": precision, "pairs": pairs, "seconds_a_step": seconds}
     for clock, label in ((0, "wall"), (1, "processor")):
         plain, kept, live, forward = ([t[clock] for t in times[arm]] for arm in arms)
@@ -135,9 +126,7 @@ def compare_steps(name: str, precision: str, pairs: int) -> dict[str, Any]:
             "live_to_plain_and_forward": statistics.median(
                 v / (p + f) for v, p, f in zip(live, plain, forward, strict=True)
             ),
-            "beyond_forward": statistics.median(
-                (v - f) / p - 1 for v, p, f in zip(live, plain, forward, strict=True)
-            ),
+            "beyond_forward": statistics.median((v - f) / p - 1 for v, p, f in zip(live, plain, forward, strict=True)),
         }
     return row
 
@@ -192,9 +181,7 @@ def interleaved(weights: tuple[float, ...]) -> Iterator[Any] | None:
 
 def main() -> None:
     """Run, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--pairs", type=int, default=9)
@@ -208,10 +195,7 @@ def main() -> None:
     drawn = sampler(options.pairs)
     print(json.dumps(drawn))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        options.out,
-        {**provenance(__file__), "threads": options.threads, "steps": rows, "sampler": drawn},
-    )
+    write_json(options.out, {**provenance(__file__), "threads": options.threads, "steps": rows, "sampler": drawn})
 
 
 if __name__ == "__main__":

@@ -99,9 +99,7 @@ def compare_networks(width: int, rows: int, rounds: int) -> dict[str, Any]:
         return train_networks(networks, inputs, targets, [rate] * NETWORKS, steps=STEPS, learning_rate=0.01)
 
     def one_by_one(rate: float = 0.5) -> torch.Tensor:
-        return torch.cat(
-            [train_one(place, width, rate, inputs[place], targets[place]) for place in range(NETWORKS)]
-        )
+        return torch.cat([train_one(place, width, rate, inputs[place], targets[place]) for place in range(NETWORKS)])
 
     apart = (together(0.0) - one_by_one(0.0)).abs().max() / together(0.0).max()
     seconds: dict[str, list[float]] = {"together": [], "one_by_one": []}
@@ -111,18 +109,14 @@ def compare_networks(width: int, rows: int, rounds: int) -> dict[str, Any]:
     return {
         "width": width,
         "rows": rows,
-        "networks_a_second": {
-            name: NETWORKS * STEPS / statistics.median(times) for name, times in seconds.items()
-        },
+        "networks_a_second": {name: NETWORKS * STEPS / statistics.median(times) for name, times in seconds.items()},
         "network_steps": STEPS,
         "times_faster": ratio(seconds["one_by_one"], seconds["together"]),
         "largest_difference_without_dropout": float(apart),
     }
 
 
-def train_one(
-    seed: int, width: int, rate: float, inputs: torch.Tensor, targets: torch.Tensor
-) -> torch.Tensor:
+def train_one(seed: int, width: int, rate: float, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """The plain way: modules, torch's dropout, torch's fused Adam and its schedule."""
     start = fresh_networks([seed], 64, width, 10)
     model = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Dropout(rate), nn.Linear(width, 10))
@@ -151,9 +145,7 @@ def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULT)

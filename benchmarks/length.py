@@ -170,9 +170,7 @@ def stacking(repetitions: int) -> float:
     models = [nope.decoder(CELL, TOKENIZER.size) for _ in range(STACKED)]
     batches = [padded(i) for i in range(STACKED)]
     longest = max(b["input_ids"].shape[1] for b in batches)
-    ids = torch.stack(
-        [nn.functional.pad(b["input_ids"], (0, longest - b["input_ids"].shape[1])) for b in batches]
-    )
+    ids = torch.stack([nn.functional.pad(b["input_ids"], (0, longest - b["input_ids"].shape[1])) for b in batches])
     labels = torch.stack(
         [nn.functional.pad(b["labels"], (0, longest - b["labels"].shape[1]), value=-100) for b in batches]
     )
@@ -204,9 +202,7 @@ def stacking(repetitions: int) -> float:
 
 def main() -> None:
     """Run the pairs, print the ratios and write them down."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
     options = parser.parse_args()

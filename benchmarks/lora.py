@@ -33,14 +33,7 @@ LEARNING_RATE, RANK, ALPHA = 1e-3, 16, 32
 VOCABULARY, LONGEST = 8192, 256
 ARMS = ("mickle", "mickle-padded", "peft")
 SHAPES: dict[str, dict[str, int]] = {
-    "small": {
-        "width": 320,
-        "layers": 6,
-        "heads": 5,
-        "ffn": 896,
-        "batch": 8,
-        "steps": 2,
-    },  # some 10 million parameters
+    "small": {"width": 320, "layers": 6, "heads": 5, "ffn": 896, "batch": 8, "steps": 2},  # some 10 million parameters
     "medium": {"width": 512, "layers": 8, "heads": 8, "ffn": 1408, "batch": 8, "steps": 1},  # some 30 million
 }
 
@@ -74,9 +67,7 @@ def encoded(step: int, batch: int) -> Any:
 # -- one arm, in its own process -------------------------------------------------------------------------------------
 
 
-def run_arm(
-    arm: str, shape: dict[str, int], precision: str, folder: Path, answers: int, threads: int
-) -> None:
+def run_arm(arm: str, shape: dict[str, int], precision: str, folder: Path, answers: int, threads: int) -> None:
     """Tune under the gate until told to end, then report the loss on fixed examples and the memory."""
     import torch
 
@@ -110,9 +101,7 @@ def tune_mickle(shape: dict[str, int], precision: str, folder: Path, gate: Gate,
         found = encoded(step, shape["batch"])
         lengths = np.array([len(tokens) for tokens in found.tokens])
         alone = [[number] for number in range(len(lengths))]
-        return rows_of(
-            found, packed(lengths, LONGEST, np.random.default_rng(0)) if arm == "mickle" else alone
-        )
+        return rows_of(found, packed(lengths, LONGEST, np.random.default_rng(0)) if arm == "mickle" else alone)
 
     model = open_model(folder)
     prepare(model, Lora(rank=RANK, alpha=ALPHA), 0)
@@ -248,9 +237,7 @@ def ratios(segments: dict[str, list[dict[str, float]]], name: str, clock: str) -
 
 def main() -> None:
     """Run every asked combination, print the results, write them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--pairs", type=int, default=15)

@@ -42,9 +42,7 @@ SHAPES: dict[str, dict[str, int]] = {
 # -- one arm, in its own process -----------------------------------------------------------------------------------
 
 
-def run_arm(
-    arm: str, shape: dict[str, int], precision: str, weights: Path, answers: int, threads: int
-) -> None:
+def run_arm(arm: str, shape: dict[str, int], precision: str, weights: Path, answers: int, threads: int) -> None:
     """Train under the gate until told to end, then report the loss on one fixed masked batch."""
     import torch
 
@@ -73,9 +71,7 @@ def train_mickle(shape: dict[str, int], precision: str, weights: Path, gate: Gat
         )  # fmt: skip
     else:
         model = open_model(weights)
-    optimizer = build_optimizer(
-        AdamW(learning_rate=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0), model
-    )
+    optimizer = build_optimizer(AdamW(learning_rate=LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0), model)
     batches = MaskedBatches(
         lambda step: {"input_ids": tokens(shape, step)},
         vocabulary_of(open_text_tokenizer(weights)),
@@ -177,10 +173,7 @@ def write_folder(shape: dict[str, int], folder: Path) -> int:
     words = {word: i for i, word in enumerate(marks + [f"w{i}" for i in range(SPECIALS, VOCABULARY)])}
     PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")),
-        **{
-            f"{name}_token": mark
-            for name, mark in zip(("pad", "unk", "cls", "sep", "mask"), marks, strict=True)
-        },
+        **{f"{name}_token": mark for name, mark in zip(("pad", "unk", "cls", "sep", "mask"), marks, strict=True)},
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
@@ -292,9 +285,7 @@ def lines(masking: dict[str, Any], rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def main() -> None:
     """Run every asked combination, print the results, write them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--pairs", type=int, default=15)

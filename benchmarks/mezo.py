@@ -74,9 +74,7 @@ def run_arm(name: str, shape: dict[str, int], answers: int, threads: int) -> Non
     # Every arm has loaded the same code before memory is looked at: what differs then is the steps'.
     importlib.import_module("mickle.training.loop")
     mezo = importlib.import_module("mickle.training.mezo")
-    mezo.MeZO([("w", torch.nn.Parameter(torch.zeros(8)))]).step(
-        lambda: 0.0
-    )  # torch loads more with the first one
+    mezo.MeZO([("w", torch.nn.Parameter(torch.zeros(8)))]).step(lambda: 0.0)  # torch loads more with the first one
     add_draws(torch.zeros(1 << 18), "", Stream(0), Moves.of([0], [0.0]))
     gate = Gate(answers)
     before = loss_of(model, batch_of(shape, -1))
@@ -136,9 +134,7 @@ def run_mickle(model: Any, shape: dict[str, int], gate: Gate) -> None:
     from mickle.training.objectives import next_token
 
     optimizer = MeZO(model.named_parameters(), lr=RATE, eps=EPS)
-    events = fit(
-        model, next_token, lambda step: batch_of(shape, step), optimizer, steps=10**6, watch_loss=False
-    )
+    events = fit(model, next_token, lambda step: batch_of(shape, step), optimizer, steps=10**6, watch_loss=False)
     for event in events:
         if type(event).__name__ == "Trained" and gate.step_done():
             break
@@ -272,9 +268,7 @@ def lines(found: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
 
 def main() -> None:
     """Run every asked shape, print the results, write them."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

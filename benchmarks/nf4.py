@@ -100,9 +100,7 @@ def quantize(weight: Any, rounds: int) -> dict[str, Any]:
         assert torch.equal(packed.flatten(), quantize_4bit(given).packed)
         ways: Ways = {
             "mickle": lambda given=given: quantize_4bit(given),
-            "bitsandbytes": lambda given=given: theirs.quantize_4bit(
-                given, quant_type="nf4", compress_statistics=True
-            ),
+            "bitsandbytes": lambda given=given: theirs.quantize_4bit(given, quant_type="nf4", compress_statistics=True),
         }
         found[str(dtype).removeprefix("torch.")] = summary(turns(ways, rounds, 1), "mickle")
     return found
@@ -129,8 +127,7 @@ def decode(weight: Any, rounds: int, double: bool) -> dict[str, Any]:
         for layer, x in ((ours[0], row), (ours[0], half), (theirs[0], half)):
             assert (layer(x).double() - exact).norm() / exact.norm() < 0.02
     turn = {
-        name: cycle(copies)
-        for name, copies in (("o", ours), ("f", ours), ("t", theirs), ("d", dense), ("r", pages))
+        name: cycle(copies) for name, copies in (("o", ours), ("f", ours), ("t", theirs), ("d", dense), ("r", pages))
     }
     ways: Ways = {
         "mickle": lambda: next(turn["o"])(half),
@@ -179,11 +176,7 @@ def train(weight: Any, rounds: int, kind: str) -> dict[str, Any]:
         assert (through(layer).double() - known.double()).norm() / known.double().norm() < 0.01
     found = summary(turns(ways, rounds, 1), "mickle")
     spent = found["milliseconds"]
-    return {
-        **found,
-        "share_of_dequantization": spent["mickle, two dequantizations"] / spent["mickle"],
-        "rows": ROWS,
-    }
+    return {**found, "share_of_dequantization": spent["mickle, two dequantizations"] / spent["mickle"], "rows": ROWS}
 
 
 def measure(threads: int, rounds: int) -> dict[str, Any]:
@@ -222,9 +215,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, os.cpu_count() or 1}))
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -40,9 +40,7 @@ SHAPES: dict[str, dict[str, int | str]] = {
 # -- one arm, in its own process -----------------------------------------------------------------------------------
 
 
-def run_arm(
-    arm: str, shape: dict[str, Any], precision: str, weights: Path, answers: int, threads: int
-) -> None:
+def run_arm(arm: str, shape: dict[str, Any], precision: str, weights: Path, answers: int, threads: int) -> None:
     """Train under the gate until told to end, then report the loss on a fixed batch and the memory."""
     import torch
 
@@ -70,9 +68,7 @@ def train_mickle(shape: dict[str, Any], precision: str, weights: Path, gate: Gat
 
     yield None
     model = open_model(weights)
-    optimizer = build_optimizer(
-        AdamW(learning_rate=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0), model
-    )
+    optimizer = build_optimizer(AdamW(learning_rate=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0), model)
     schedule = Schedule(kind="constant", warmup=0.0)
     events = fit(
         model, next_token, lambda step: shifted(shape, step), optimizer, steps=10**6, schedule=schedule,
@@ -90,13 +86,7 @@ def train_mickle(shape: dict[str, Any], precision: str, weights: Path, gate: Gat
 def train_transformers(shape: dict[str, Any], precision: str, weights: Path, gate: Gate) -> Iterator[Any]:
     """The Trainer: yields once after the imports, then the final loss."""
     import torch
-    from transformers import (
-        LlamaForCausalLM,
-        Trainer,
-        TrainerCallback,
-        TrainingArguments,
-        default_data_collator,
-    )
+    from transformers import LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments, default_data_collator
 
     class Gated(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
@@ -193,8 +183,7 @@ def _summary(
         for clock in ("wall", "processor")
     )
     step_seconds = {
-        name: statistics.median(segment["wall"] for segment in segments[name]) / int(shape["steps"])
-        for name in ARMS
+        name: statistics.median(segment["wall"] for segment in segments[name]) / int(shape["steps"]) for name in ARMS
     }
     losses = {name: ends[name]["loss"] for name in ARMS}
     if abs(losses["mickle"] / losses["transformers"] - 1) > 0.01:
@@ -241,10 +230,7 @@ def _quantile(values: list[float], share: float) -> float:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """The table."""
-    print(
-        f"{'shape':8} {'precision':9} {'tokens/s':>17} {'ratio':>6} {'cpu':>6} {'peak MB':>13} {'ratio':>6}",
-        end="",
-    )
+    print(f"{'shape':8} {'precision':9} {'tokens/s':>17} {'ratio':>6} {'cpu':>6} {'peak MB':>13} {'ratio':>6}", end="")
     print(f" {'after imports':>15} {'ratio':>6} {'share of peak':>14}")
     for row in rows:
         speed, whole = row["tokens_per_second"], row["peak_bytes"]
@@ -252,10 +238,7 @@ def show(rows: list[dict[str, Any]]) -> None:
         print(f"{row['shape']:8} {row['precision']:9}", end=" ")
         print(f"{speed['mickle']:8,.0f} {speed['transformers']:8,.0f} {row['speed_ratio']:6.2f}", end=" ")
         print(f"{row['processor_time_ratio']:6.2f}", end=" ")
-        print(
-            f"{whole['mickle'] / 1e6:6.0f} {whole['transformers'] / 1e6:6.0f} {row['memory_ratio']:6.2f}",
-            end=" ",
-        )
+        print(f"{whole['mickle'] / 1e6:6.0f} {whole['transformers'] / 1e6:6.0f} {row['memory_ratio']:6.2f}", end=" ")
         print(f"{own['mickle'] / 1e6:7.0f} {own['transformers'] / 1e6:7.0f}", end=" ")
         print(f"{row['memory_ratio_after_imports']:6.2f}", end=" ")
         print(f"{share['mickle']:6.0%} {share['transformers']:7.0%}")
@@ -263,9 +246,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Run every asked combination, print the table, write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--pairs", type=int, default=15)
@@ -287,9 +268,7 @@ def main() -> None:
         for precision in chosen.precisions
     ]
     show(rows)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULT.parent
-    ).stdout
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULT.parent).stdout
     command = " ".join(["python", "benchmarks/pretrain.py", *sys.argv[1:]])
     about = {"machine": machine.describe(), "commit": commit.strip(), "command": command}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

@@ -43,9 +43,7 @@ class Gate:
 class Arm:
     """A process that trains on demand: ``script`` started again with ``--arm NAME``."""
 
-    def __init__(
-        self, script: str, name: str, shape: str, precision: str, weights: Path, threads: int
-    ) -> None:
+    def __init__(self, script: str, name: str, shape: str, precision: str, weights: Path, threads: int) -> None:
         answers, ours = os.pipe()
         command = [sys.executable, script, "--arm", name, "--shapes", shape, "--precisions", precision]
         command += ["--weights", str(weights), "--answers", str(ours), "--threads", str(threads)]
@@ -72,9 +70,7 @@ class Arm:
         return found
 
 
-def alternate(
-    arms: dict[str, Arm], steps: int, pairs: int
-) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
+def alternate(arms: dict[str, Arm], steps: int, pairs: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:
     """Segments of ``steps`` of all arms in turn, the order turned around in every other round: each arm's seconds, and
     what it says at its end.
     """

@@ -41,13 +41,7 @@ from mickle.training.sophia import Sophia
 
 RESULT = Path(__file__).parent / "results" / "sophia.json"
 TENSORS, SIZE = 8, 500_000
-BYTES = {
-    "copy": 8,
-    "kernel": 24,
-    "sophia": 28,
-    "adamw": 28,
-    "peer": 24,
-}  # a parameter; sophia's check reads g again
+BYTES = {"copy": 8, "kernel": 24, "sophia": 28, "adamw": 28, "peer": 24}  # a parameter; sophia's check reads g again
 BLOCK = 10  # steps of one arm in a row: one refresh
 BATCH, LENGTH = 16, 128
 
@@ -81,9 +75,7 @@ def updates() -> dict[str, Callable[[], Any]]:
     for state, hessian in zip(ours.state.values(), hessians):
         state["curvature"].copy_(hessian)
     rule = Rule(lr=1e-6, beta=0.96, gamma=0.05, eps=1e-12, weight_decay=0.1)
-    tensors = [
-        Tensors(p.detach(), p.grad, ours.state[p]["momentum"], ours.state[p]["curvature"]) for p in ours.state
-    ]
+    tensors = [Tensors(p.detach(), p.grad, ours.state[p]["momentum"], ours.state[p]["curvature"]) for p in ours.state]
 
     def kernel() -> None:
         for one in tensors:
@@ -158,9 +150,7 @@ def measure_steps(rounds: int) -> dict[str, float]:
 
 def peak_bytes(arm: str) -> int:
     """How far training one block lifts this process's resident high-water mark."""
-    warm = Sophia(
-        [nn.Parameter(torch.zeros(1))], lr=1.0
-    )  # loads what both arms' libraries need before the mark
+    warm = Sophia([nn.Parameter(torch.zeros(1))], lr=1.0)  # loads what both arms' libraries need before the mark
     warm.param_groups[0]["params"][0].grad = torch.zeros(1)
     warm.step()
     reset_peak_memory()
@@ -182,9 +172,7 @@ def measure_memory() -> dict[str, float]:
 
 def main() -> None:
     """Measure, print, write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--peak", choices=("adamw", "sophia"), help=argparse.SUPPRESS)

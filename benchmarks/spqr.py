@@ -107,23 +107,17 @@ def arms() -> tuple[dict[str, list[Callable[[], Any]]], dict[str, int]]:
             sizes[f"{name}, {kind}"] = layers[0].stored_bytes()
     nf4 = []
     for _ in range(COPIES):
-        layer = bitsandbytes.nn.Linear4bit(
-            SIDE, SIDE, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16
-        )
+        layer = bitsandbytes.nn.Linear4bit(SIDE, SIDE, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
         nf4.append(layer.to("cpu").eval().requires_grad_(False))
     calls["bitsandbytes nf4"] = [lambda layer=layer: layer(brain) for layer in nf4]
-    sizes["bitsandbytes nf4"] = (
-        SIDE * SIDE // 2 + SIDE * SIDE // 64 + SIDE * SIDE // 64 // 256 * 4
-    )  # double scales
+    sizes["bitsandbytes nf4"] = SIDE * SIDE // 2 + SIDE * SIDE // 64 + SIDE * SIDE // 64 // 256 * 4  # double scales
     ops = torch.ops.aten
     packed = [
         ops._convert_weight_to_int4pack_for_cpu(torch.randint(0, 16, (SIDE, SIDE), dtype=torch.int32), 1)
         for _ in range(COPIES)
     ]
     scales = torch.rand(SIDE // 128, SIDE, 2).bfloat16()
-    calls["torch int4 g128"] = [
-        lambda p=p: ops._weight_int4pack_mm_for_cpu(brain, p, 128, scales) for p in packed
-    ]
+    calls["torch int4 g128"] = [lambda p=p: ops._weight_int4pack_mm_for_cpu(brain, p, 128, scales) for p in packed]
     sizes["torch int4 g128"] = SIDE * SIDE // 2 + 2 * scales.numel()
     return calls, sizes
 
@@ -161,9 +155,7 @@ def products(rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -173,11 +165,7 @@ def main() -> None:
     from mickle.storage import write_json
 
     peers = {name: version(name) for name in ("torch", "bitsandbytes")}
-    results = {
-        "peers": peers,
-        "product": products(2 * chosen.rounds),
-        "sweep": sweeps(chosen.rounds, chosen.threads),
-    }
+    results = {"peers": peers, "product": products(2 * chosen.rounds), "sweep": sweeps(chosen.rounds, chosen.threads)}
     print(json.dumps(results, indent=2))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(chosen.out, {**provenance(__file__), **results})

@@ -29,13 +29,9 @@ def seconds(arguments: list[str], repeats: int) -> tuple[float, float]:
         done = subprocess.run([sys.executable, "-c", RUN, *arguments], capture_output=True, text=True)
         walls.append(time.perf_counter() - begun)
         after = os.times()
-        processors.append(
-            after.children_user + after.children_system - before.children_user - before.children_system
-        )
+        processors.append(after.children_user + after.children_system - before.children_user - before.children_system)
         if done.returncode:
-            raise SystemExit(
-                f"mickle {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-300:]}"
-            )
+            raise SystemExit(f"mickle {' '.join(arguments)} ended with {done.returncode}: {done.stderr[-300:]}")
     return statistics.median(walls[1:]), statistics.median(processors[1:])
 
 
@@ -53,9 +49,7 @@ def heaviest_imports(arguments: list[str], most: int = 8) -> list[str]:
 
 def main() -> int:
     """Time every help, print the table, write the result."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     chosen = parser.parse_args()
@@ -68,12 +62,8 @@ def main() -> int:
         arguments, limit = [verb, "--help"] if verb else ["--help"], VERB_LIMIT if verb else LIMIT
         wall, processor = seconds(arguments, chosen.repeats)
         command = " ".join(["mickle", *arguments])
-        rows.append(
-            {"command": command, "wall_seconds": wall, "processor_seconds": processor, "limit": limit}
-        )
-        print(
-            f"{command:28} {wall:7.2f} {processor:7.2f} {limit:6.1f}{'  over' if processor > limit else ''}"
-        )
+        rows.append({"command": command, "wall_seconds": wall, "processor_seconds": processor, "limit": limit})
+        print(f"{command:28} {wall:7.2f} {processor:7.2f} {limit:6.1f}{'  over' if processor > limit else ''}")
         if processor > limit:
             print("\n".join(f"    {line}" for line in heaviest_imports(arguments)))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

@@ -43,12 +43,8 @@ def build(target: Path) -> int:
         body = re.sub(r'href="(?:\.\./|docs/)?([^":]+?)\.md', r'href="\1.html', renderer.render(text))
         out = target / place.with_suffix(".html")
         out.parent.mkdir(parents=True, exist_ok=True)
-        title = next(
-            (line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), place.stem
-        )
-        out.write_text(
-            template.render(title=title, body=body, root="../" * (len(place.parts) - 1)), encoding="utf-8"
-        )
+        title = next((line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ")), place.stem)
+        out.write_text(template.render(title=title, body=body, root="../" * (len(place.parts) - 1)), encoding="utf-8")
     for folder in ("images", "results"):
         if (source / folder).is_dir():
             shutil.copytree(source / folder, target / folder, dirs_exist_ok=True)

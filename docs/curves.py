@@ -30,15 +30,11 @@ def curves(result: dict[str, Any], x: str, y: str) -> dict[str, dict[str, list[d
     for run in result["runs"]:
         measured = run["measured"]
         if run["phase"] == "reported" and x in measured:
-            found[run["cell"]["world"]][run["cell"]["arm"]].append(
-                dict(zip(measured[x], measured[y], strict=True))
-            )
+            found[run["cell"]["world"]][run["cell"]["arm"]].append(dict(zip(measured[x], measured[y], strict=True)))
     return found
 
 
-def draw(
-    arms: dict[str, list[dict[float, float]]], title: str, x_label: str, y_label: str, logarithmic: bool
-) -> str:
+def draw(arms: dict[str, list[dict[float, float]]], title: str, x_label: str, y_label: str, logarithmic: bool) -> str:
     """One figure: a line and a band for each arm."""
 
     def paint(axes: Any) -> None:

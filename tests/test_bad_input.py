@@ -53,9 +53,7 @@ def _pages(*texts: str) -> Prepare:
     return _write("rows.jsonl", "".join(json.dumps({"text": text}) + "\n" for text in texts))
 
 
-LONG = (
-    "The river runs past the old town, and nobody who lives there remembers a colder winter than this. " * 5
-)
+LONG = "The river runs past the old town, and nobody who lives there remembers a colder winter than this. " * 5
 SHARD = "corpus/pages/00000.parquet"
 WEIGHTS = "model/model.safetensors"
 ROWS = "curate --source rows --source.path rows.jsonl"
@@ -66,11 +64,7 @@ CASES: list[tuple[str, Prepare, str]] = [
     ("curate --source files --source.path pages --languges en", _nothing, "did you mean --languages"),
     ("curate --source files --source.path pages --language-threshold 2", _nothing, "language_threshold"),
     ("curate --source warc --source.path x.warc.gz", _write("x.warc.gz", b""), "x.warc.gz"),
-    (
-        "curate --source warc --source.path x.warc.gz",
-        _write("x.warc.gz", bytes(range(256)) * 40),
-        "x.warc.gz",
-    ),
+    ("curate --source warc --source.path x.warc.gz", _write("x.warc.gz", bytes(range(256)) * 40), "x.warc.gz"),
     ("curate --source documentation --source.packages no-such-package", _nothing, "no-such-package"),
     (ROWS, _write("rows.jsonl", ""), "rows.jsonl"),
     (ROWS, _write("rows.jsonl", '{"text": "a"\n' * 20), "rows.jsonl"),
@@ -114,11 +108,7 @@ CASES: list[tuple[str, Prepare, str]] = [
     ("run none.yaml", _nothing, "none.yaml"),
     ("run empty.yaml", _write("empty.yaml", ""), "empty.yaml"),
     ("run cut.yaml", _write("cut.yaml", "steps:\n  a: {verb: cur"), "cut.yaml:2"),
-    (
-        "run wrong.yaml",
-        _write("wrong.yaml", "steps:\n  a:\n    verb: curate\n    sorce: {}\n"),
-        "wrong.yaml:4",
-    ),
+    ("run wrong.yaml", _write("wrong.yaml", "steps:\n  a:\n    verb: curate\n    sorce: {}\n"), "wrong.yaml:4"),
     # show
     ("show none", _nothing, "none"),
     ("show empty", lambda here: (here / "empty").mkdir(), "empty"),
@@ -136,9 +126,7 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("command", "prepare", "says"), CASES, ids=[f"{i}-{c[0][:50]}" for i, c in enumerate(CASES)]
-)
+@pytest.mark.parametrize(("command", "prepare", "says"), CASES, ids=[f"{i}-{c[0][:50]}" for i, c in enumerate(CASES)])
 def test_one_clear_error_and_nothing_half_written(
     here: Path, capsys: pytest.CaptureFixture[str], command: str, prepare: Prepare, says: str
 ) -> None:
@@ -155,9 +143,7 @@ def test_one_clear_error_and_nothing_half_written(
 
 
 @pytest.mark.parametrize(
-    ("texts", "says"),
-    [([LONG], "page"), ([LONG] * 30, "same text")],
-    ids=["one page", "all duplicates"],
+    ("texts", "says"), [([LONG], "page"), ([LONG] * 30, "same text")], ids=["one page", "all duplicates"]
 )
 def test_a_corpus_too_small_to_train_on(
     here: Path, capsys: pytest.CaptureFixture[str], texts: list[str], says: str

@@ -18,9 +18,7 @@ def _main(*arguments: str) -> int:
     return leaving.value.code if isinstance(leaving.value.code, int) else 0
 
 
-def test_a_verb_runs_and_says_what_is_next(
-    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_verb_runs_and_says_what_is_next(toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "w"
     code = _main(
         "write",
@@ -148,9 +146,7 @@ def test_every_verb_has_few_described_fields(name: str) -> None:
     assert cls.kind
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], *[[name, "--help"] for name in [*verbs.STEPS, *cli.OTHERS]]]
-)
+@pytest.mark.parametrize("arguments", [["--help"], *[[name, "--help"] for name in [*verbs.STEPS, *cli.OTHERS]]])
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\nfrom mickle.cli import run\n"

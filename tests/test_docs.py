@@ -22,16 +22,12 @@ BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
 def _blocks(page: Path, languages: set[str]) -> list[str]:
-    return [
-        text for language, text in BLOCK.findall(page.read_text(encoding="utf-8")) if language in languages
-    ]
+    return [text for language, text in BLOCK.findall(page.read_text(encoding="utf-8")) if language in languages]
 
 
 def _commands(page: Path) -> list[str]:
     lines = "\n".join(_blocks(page, {"", "sh", "bash", "console"})).replace("\\\n", " ").splitlines()
-    return [
-        line.removeprefix("$ ").strip() for line in lines if line.removeprefix("$ ").startswith("mickle ")
-    ]
+    return [line.removeprefix("$ ").strip() for line in lines if line.removeprefix("$ ").startswith("mickle ")]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -56,12 +52,7 @@ def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
 
 
 # What an example finds already made: the outputs of the pages before it.
-FOUND = {
-    "README.md": ["pages"],
-    "pretrain.md": ["corpus"],
-    "evaluate.md": ["corpus", "model"],
-    "tune.md": ["model"],
-}
+FOUND = {"README.md": ["pages"], "pretrain.md": ["corpus"], "evaluate.md": ["corpus", "model"], "tune.md": ["model"]}
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p, {"python"})], ids=lambda p: p.name)

@@ -31,10 +31,7 @@ def _small(made: Path, folder: Path, **model: Any) -> recipe.Plan:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    return {
-        name: storage.open_folder(folder / "runs" / name, check="hashes").digest
-        for name in ("corpus", "model")
-    }
+    return {name: storage.open_folder(folder / "runs" / name, check="hashes").digest for name in ("corpus", "model")}
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +53,7 @@ def test_recipe_is_short_and_says_what_it_needs() -> None:
 def test_pages_to_report(whole: Path) -> None:
     page = (whole / "runs" / "report.html").read_text()
     assert len(page.encode()) < LARGEST
-    for title in (
-        "The corpus",
-        "The training",
-        "The evaluation",
-        "Samples",
-        "What it cost",
-        "How to repeat it",
-    ):
+    for title in ("The corpus", "The training", "The evaluation", "Samples", "What it cost", "How to repeat it"):
         assert f"<h2>{title}</h2>" in page
     assert "before training" in page
     assert "best trivial baseline" in page
@@ -79,9 +69,7 @@ def test_another_learning_rate_redoes_training_and_what_hangs_on_it(made: Path, 
     heard: list[Event] = []
     said = recipe.run(_small(made, whole, learning_rate=0.5), heard.append)
     assert "3 of 4 steps" in said
-    begun = [
-        event.message.split(":")[0] for event in heard if isinstance(event, Noted) and "->" in event.message
-    ]
+    begun = [event.message.split(":")[0] for event in heard if isinstance(event, Noted) and "->" in event.message]
     assert [name for name in begun if name.startswith("step ")] == ["step model", "step loss", "step text"]
 
 

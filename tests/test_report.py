@@ -60,14 +60,7 @@ def _folders(root: Path, text: str) -> dict[str, Path]:
     summary = {"parameters": 1000, "tokens_read": 64, "note": text}
     with storage.write_folder(folders["model"], kind="model", summary=summary, seconds=3.0) as folder:
         lines = [
-            {
-                "event": "trained",
-                "step": s,
-                "loss": 3.0 / s,
-                "learning_rate": 0.1,
-                "gradient_norm": 1.0,
-                "tokens": s,
-            }
+            {"event": "trained", "step": s, "loss": 3.0 / s, "learning_rate": 0.1, "gradient_norm": 1.0, "tokens": s}
             for s in range(1, 9)
         ] + [{"event": "evaluated", "step": 8, "values": {"heldout_loss": 0.5}}]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -103,8 +96,7 @@ def test_page_is_small_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("interval", "says"),
-    [([1.9, 2.1], "The model is the better one"), ([1.0, 3.5], "neither is clearly better")],
+    ("interval", "says"), [([1.9, 2.1], "The model is the better one"), ([1.0, 3.5], "neither is clearly better")]
 )
 def test_a_difference_within_the_interval_is_no_difference(interval: list[float], says: str) -> None:
     summary = {"bits_per_byte": 2.0, "bits_per_byte_interval": interval, "baselines": {"zlib": 3.0}}

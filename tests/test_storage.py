@@ -59,9 +59,7 @@ def _count_calls(monkeypatch: pytest.MonkeyPatch, fail_at: int | None) -> list[s
     return calls
 
 
-def test_failure_at_every_disk_call_leaves_old_or_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failure_at_every_disk_call_leaves_old_or_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         calls = _count_calls(patch, None)
         _save(tmp_path / "probe", 0.0)
@@ -105,14 +103,7 @@ def test_torn_and_flipped_files_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "manifest",
-    [
-        "{",
-        "[]",
-        '{"kind": "x"}',
-        '{"kind":"x","format":1,"files":{"a":{}}}',
-        '{"kind":"x","format":99,"files":{}}',
-        "",
-    ],
+    ["{", "[]", '{"kind": "x"}', '{"kind":"x","format":1,"files":{"a":{}}}', '{"kind":"x","format":99,"files":{}}', ""],
 )
 def test_a_bad_manifest_is_an_error(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
@@ -124,8 +115,7 @@ def test_a_manifest_cannot_point_outside(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "secret").write_text("s")
     storage.write_json(
-        tmp_path / "a" / "manifest.json",
-        {"kind": "x", "format": 1, "files": {"../secret": {"bytes": 1, "xxh3": "0"}}},
+        tmp_path / "a" / "manifest.json", {"kind": "x", "format": 1, "files": {"../secret": {"bytes": 1, "xxh3": "0"}}}
     )
     with pytest.raises(UsageError, match="outside"):
         storage.open_folder(tmp_path / "a")

@@ -19,9 +19,7 @@ def __getattr__(name: str) -> Any:
     import functools
     import importlib
 
-    verbs = importlib.import_module(
-        "mickle.verbs"
-    )  # `from mickle import verbs` would ask this function again
+    verbs = importlib.import_module("mickle.verbs")  # `from mickle import verbs` would ask this function again
 
     if name not in verbs.STEPS:
         raise AttributeError(f"module 'mickle' has no attribute '{name}'")

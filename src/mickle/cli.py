@@ -62,10 +62,7 @@ def overview() -> str:
     """The first page of help."""
     from mickle.verbs import STEPS
 
-    rows = {
-        **{name: line for name, (_, line) in STEPS.items()},
-        **{name: line for name, (line, _) in OTHERS.items()},
-    }
+    rows = {**{name: line for name, (_, line) in STEPS.items()}, **{name: line for name, (line, _) in OTHERS.items()}}
     verbs = "\n".join(f"  {name:<10} {line}" for name, line in rows.items())
     return (
         "mickle: more model from less. Any folder in, any folder out, on the machine you have.\n\n"
@@ -81,13 +78,9 @@ def explain(error: Exception) -> MickleError:
         return error
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-        return ResourceError(
-            f"out of memory: {text}", todo="choose a smaller size or batch (--dry-run forecasts both)"
-        )
+        return ResourceError(f"out of memory: {text}", todo="choose a smaller size or batch (--dry-run forecasts both)")
     if isinstance(error, PermissionError):
-        return UsageError(
-            f"permission denied: {error.filename}", todo="choose a folder you may write to with --out"
-        )
+        return UsageError(f"permission denied: {error.filename}", todo="choose a folder you may write to with --out")
     return MickleError(
         f"this is a bug in Mickle: {type(error).__name__}: {text}",
         todo="run again with --debug and report what it prints",
@@ -132,20 +125,14 @@ def _verb(name: str, arguments: list[str]) -> None:
 
 def _common(parser: Any) -> None:
     group = parser.add_argument_group("every verb")
-    group.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="where the result goes (default: runs/VERB-HASH)"
-    )
+    group.add_argument("--out", type=Path, metavar="FOLDER", help="where the result goes (default: runs/VERB-HASH)")
     group.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags stand over it")
     group.add_argument(
         "--dry-run", action="store_true", help="show resolved settings, forecast and a preview; do nothing"
     )
-    group.add_argument(
-        "--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there"
-    )
+    group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
     group.add_argument("--quiet", action="store_true", help="no progress")
-    group.add_argument(
-        "--schema", action="store_true", help="print the JSON Schema of the settings, for editors"
-    )
+    group.add_argument("--schema", action="store_true", help="print the JSON Schema of the settings, for editors")
     group.add_argument("--debug", action="store_true", help="full traceback on errors")
 
 
@@ -222,12 +209,8 @@ def _other(name: str, arguments: list[str]) -> None:
             "--out", type=Path, metavar="FOLDER", help="where the steps' folders go (default: the recipe's)"
         )
         parser.add_argument("--seed", type=int, metavar="N", help="seed of every step that names none")
-        parser.add_argument(
-            "--dry-run", action="store_true", help="each step with its state and forecast; do nothing"
-        )
-        parser.add_argument(
-            "--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there"
-        )
+        parser.add_argument("--dry-run", action="store_true", help="each step with its state and forecast; do nothing")
+        parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
         parser.add_argument("--quiet", action="store_true", help="no progress")
         _run_recipe(parser.parse_args(arguments))
     elif name == "show":
@@ -235,9 +218,7 @@ def _other(name: str, arguments: list[str]) -> None:
             "folder", type=Path, help="a folder that Mickle made, any model folder, or a journal of MeZO"
         )
         parser.add_argument("--quick", action="store_true", help="compare sizes only, not every byte")
-        parser.add_argument(
-            "--url", help="of a corpus: why is this page gone, and which kept page is its twin"
-        )
+        parser.add_argument("--url", help="of a corpus: why is this page gone, and which kept page is its twin")
         options = parser.parse_args(arguments)
         from mickle.show import show
 

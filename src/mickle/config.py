@@ -75,9 +75,7 @@ def load(cls: type[C], path: Path | str) -> C:
 def validate(cls: type[C], values: Any, *, where: str = "", lines: Lines | None = None) -> C:
     """Build ``cls`` from plain values; every problem found is reported, each with its place."""
     if not isinstance(values, Mapping):
-        raise UsageError(
-            f"settings must be a mapping of fields to values, got {type(values).__name__}", where=where
-        )
+        raise UsageError(f"settings must be a mapping of fields to values, got {type(values).__name__}", where=where)
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
@@ -171,9 +169,7 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
         raise UsageError(f"no such settings file: {path}", todo="check the path")
     if path.stat().st_size > LARGEST_FILE:
         raise UsageError(
-            f"settings file is {path.stat().st_size:,} bytes",
-            where=str(path),
-            expected="at most 1 MiB of YAML",
+            f"settings file is {path.stat().st_size:,} bytes", where=str(path), expected="at most 1 MiB of YAML"
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -211,9 +207,7 @@ def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.value in seen:
                 raise UsageError(
-                    f"field '{key.value}' stands twice"
-                    if key.value in seen
-                    else "a field's name must be plain text",
+                    f"field '{key.value}' stands twice" if key.value in seen else "a field's name must be plain text",
                     where=f"{path}:{key.start_mark.line + 1}",
                 )
             seen.add(key.value)
@@ -262,9 +256,7 @@ def inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
         elif isinstance(value, Path) and _holds_input(field):
             yield prefix + name, value
         elif isinstance(value, (list, tuple)) and _holds_input(field):
-            yield from (
-                (f"{prefix}{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Path)
-            )
+            yield from ((f"{prefix}{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Path))
 
 
 def _holds_input(field: Any) -> bool:

@@ -148,19 +148,10 @@ def _curation_differs() -> bool:
     text, tokens = " ".join(words), draw.integers(0, 2, 400).astype(np.uint8)
     left, right = draw.integers(0, 200, (2, 150))
     pairs: list[tuple[Any, Any]] = [
-        (
-            signatures.signatures([text, ""], 5, 14, 8, 0),
-            signatures.signatures_plain([text, ""], 5, 14, 8, 0),
-        ),
+        (signatures.signatures([text, ""], 5, 14, 8, 0), signatures.signatures_plain([text, ""], 5, 14, 8, 0)),
         (components.connected(left, right, 200), components.connected_plain(left, right, 200)),
         (suffixes.repeated(tokens, 8), suffixes.repeated_plain(tokens, 8)),
-        (
-            repetitions.most_frequent(repetitions.join(words, " "), 3),
-            repetitions.most_frequent_plain(words, 3),
-        ),
-        (
-            repetitions.repeated(repetitions.join(words), 5, "greedy"),
-            repetitions.repeated_plain(words, 5, "greedy"),
-        ),
+        (repetitions.most_frequent(repetitions.join(words, " "), 3), repetitions.most_frequent_plain(words, 3)),
+        (repetitions.repeated(repetitions.join(words), 5, "greedy"), repetitions.repeated_plain(words, 5, "greedy")),
     ]
     return not all(np.array_equal(fast, plain) for fast, plain in pairs)

@@ -139,9 +139,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            raise UsageError(
-                "TensorBoard is not installed", todo="pip install 'mickle[tensorboard]'"
-            ) from None
+            raise UsageError("TensorBoard is not installed", todo="pip install 'mickle[tensorboard]'") from None
         self._writer = SummaryWriter(str(folder))
 
     def __call__(self, event: Event) -> None:
@@ -228,9 +226,7 @@ class Console:
             self._progress.update(self._task, completed=done, note=shown)
         elif now - self._said >= self._every or done == self._work.total:
             self._said = now
-            left = (
-                f", {(self._work.total - done) / rate:,.0f} s left" if self._work.total and rate > 0 else ""
-            )
+            left = f", {(self._work.total - done) / rate:,.0f} s left" if self._work.total and rate > 0 else ""
             total = f"/{self._work.total:,}" if self._work.total else ""
             pace = f" ({rate:,.1f}/s{left})" if rate > 0 else ""
             self._print(f"  {done:,}{total} {self._work.unit}{pace} {_escape(note)}".rstrip())

@@ -23,9 +23,7 @@ def draw(paint: Callable[..., None], width: float = 7.2, height: float = 2.6, co
         "axes.prop_cycle": cycler(color=COLOURS),
         "legend.frameon": False,
         "grid.alpha": 0.25,
-        **dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        ),
+        **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     }
     with matplotlib.rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")

@@ -122,11 +122,7 @@ def read_values(cls: type[Config], values: dict[str, Any]) -> dict[str, Any]:
         variants = config_variants(field.annotation)
         if variants and isinstance(value, dict):
             kind = value.get("kind")
-            chosen = [
-                v
-                for v in variants
-                if kind is None or kind in typing.get_args(v.model_fields["kind"].annotation)
-            ]
+            chosen = [v for v in variants if kind is None or kind in typing.get_args(v.model_fields["kind"].annotation)]
             merged: dict[str, Any] = {}
             for variant in chosen or variants:
                 known = {k: v for k, v in value.items() if k in variant.model_fields}
@@ -144,9 +140,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for name, value in over.items():
         old = out.get(name)
-        same = (
-            isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind"))
-        )
+        same = isinstance(old, dict) and isinstance(value, dict) and value.get("kind") in (None, old.get("kind"))
         out[name] = merge(old, value) if same and isinstance(old, dict) else value
     return out
 

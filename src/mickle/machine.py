@@ -128,9 +128,7 @@ def fast_bfloat16() -> bool:
 
     if device().type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = next(
-        (line for line in _read("/proc/cpuinfo").splitlines() if line.startswith(("flags", "Features"))), ""
-    )
+    flags = next((line for line in _read("/proc/cpuinfo").splitlines() if line.startswith(("flags", "Features"))), "")
     return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
 
 

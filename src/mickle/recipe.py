@@ -31,9 +31,7 @@ class Recipe(Config):
     title: str = Field("", description="one line for the report")
     out: Path = Field(Path("runs"), description="where the steps' folders go")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of every step that names none")
-    steps: dict[str, dict[str, Any]] = Field(
-        description="step name -> {verb: ..., settings}; $name refers to a step"
-    )
+    steps: dict[str, dict[str, Any]] = Field(description="step name -> {verb: ..., settings}; $name refers to a step")
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,7 @@ def preview(plan: Plan) -> str:
     for name in plan.order:
         verb = plan.recipe.steps[name]["verb"]
         if _needs(plan.recipe.steps[name]) - made.keys():
-            lines.append(
-                f"  {name:<12} {verb:<10} to do, after {', '.join(sorted(_needs(plan.recipe.steps[name])))}"
-            )
+            lines.append(f"  {name:<12} {verb:<10} to do, after {', '.join(sorted(_needs(plan.recipe.steps[name])))}")
             continue
         step = _build(plan, name, made)
         folder = _folder(plan, name, step)
@@ -95,9 +91,7 @@ def preview(plan: Plan) -> str:
             made[name] = folder
             lines.append(f"  {name:<12} {verb:<10} done: {folder}")
         else:
-            state = (
-                "unfinished, would go on" if folder.with_name(folder.name + ".partial").exists() else "to do"
-            )
+            state = "unfinished, would go on" if folder.with_name(folder.name + ".partial").exists() else "to do"
             lines.append(f"  {name:<12} {verb:<10} {state}: {step.dry_run()[0]}")
     return f"{plan.file}\n" + "\n".join(lines)
 
@@ -120,13 +114,9 @@ def _order(recipe: Recipe, path: Path, lines: Lines) -> tuple[str, ...]:
     for name, settings in recipe.steps.items():
         where = f"{path}:{lines.find(('steps', name))}"
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
-            raise UsageError(
-                f"step name '{name}' is not plain", where=where, expected="letters, digits, - and _"
-            )
+            raise UsageError(f"step name '{name}' is not plain", where=where, expected="letters, digits, - and _")
         if not isinstance(settings.get("verb"), str):
-            raise UsageError(
-                f"step '{name}' names no verb", where=where, expected="verb: " + " | ".join(verbs.STEPS)
-            )
+            raise UsageError(f"step '{name}' names no verb", where=where, expected="verb: " + " | ".join(verbs.STEPS))
         graph[name] = _needs(settings)
         for other in graph[name] - recipe.steps.keys():
             near = difflib.get_close_matches(other, recipe.steps, n=1)

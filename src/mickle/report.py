@@ -56,8 +56,7 @@ def render(title: str, folders: dict[str, Path], command: str = "") -> str:
     sections = [
         section
         for name, path in folders.items()
-        if (make := SECTIONS.get(manifests[name].kind)) is not None
-        and (section := make(path, manifests[name]))
+        if (make := SECTIONS.get(manifests[name].kind)) is not None and (section := make(path, manifests[name]))
     ]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mickle", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -83,9 +82,7 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
         summary = manifests[name].meta.get("summary", {})
         kind = manifests[name].kind
         if kind == "corpus":
-            found.append(
-                Finding(f"{summary.get('kept', 0):,}", f"pages kept of {summary.get('records', 0):,}")
-            )
+            found.append(Finding(f"{summary.get('kept', 0):,}", f"pages kept of {summary.get('records', 0):,}"))
             found.append(Finding(f"{summary.get('kept_bytes', 0) / 1e6:.1f} MB", "of main text"))
         elif kind == "model":
             found.append(Finding(_count(summary.get("parameters", 0)), "parameters"))
@@ -97,14 +94,10 @@ def _findings(folders: dict[str, Path], manifests: dict[str, Manifest]) -> list[
         elif kind == "compressed":
             found.append(Finding(f"{summary.get('bits_per_weight', 0):.2f}", "bits a weight, all counted"))
         elif kind == "exported":
-            found.append(
-                Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's")
-            )
+            found.append(Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's"))
     seconds = sum(m.meta.get("seconds", 0.0) for m in manifests.values())
     peak = max((m.meta.get("peak_memory_bytes", 0) for m in manifests.values()), default=0)
-    found.append(
-        Finding(_duration(seconds), "from pages to this report" if len(folders) > 1 else "time taken")
-    )
+    found.append(Finding(_duration(seconds), "from pages to this report" if len(folders) > 1 else "time taken"))
     found.append(Finding(f"{peak / 1e9:.2f} GB", "peak memory"))
     return found
 
@@ -120,10 +113,7 @@ def _evaluation_findings(summary: dict[str, Any]) -> list[Finding]:
 
 
 def _tuned_findings(summary: dict[str, Any]) -> list[Finding]:
-    names = {
-        "task": "nats a token on the task, before and after",
-        "general": "on general text: what it forgot",
-    }
+    names = {"task": "nats a token on the task, before and after", "general": "on general text: what it forgot"}
     return [
         Finding(f"{summary[name]['before']:.2f} → {summary[name]['after']:.2f}", label)
         for name, label in names.items()
@@ -185,11 +175,7 @@ def _curves(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> l
     def loss(axes: Any) -> None:
         axes.plot(steps, [e["loss"] for e in trained], linewidth=0.6, alpha=0.35, color=figures.COLOURS[0])
         axes.plot(
-            steps,
-            _smooth([e["loss"] for e in trained]),
-            linewidth=1.6,
-            color=figures.COLOURS[0],
-            label="training",
+            steps, _smooth([e["loss"] for e in trained]), linewidth=1.6, color=figures.COLOURS[0], label="training"
         )
         held = [(e["step"], e["values"]["heldout_loss"]) for e in evaluated if "heldout_loss" in e["values"]]
         if held:
@@ -200,9 +186,7 @@ def _curves(trained: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> l
         axes.legend()
 
     def rate(axes: Any) -> None:
-        axes.plot(
-            steps, [e["learning_rate"] for e in trained], color=figures.COLOURS[2], label="learning rate"
-        )
+        axes.plot(steps, [e["learning_rate"] for e in trained], color=figures.COLOURS[2], label="learning rate")
         axes.set_xlabel("step")
         axes.set_ylabel("learning rate")
         other = axes.twinx()
@@ -229,9 +213,7 @@ def _evaluation(folder: Path, manifest: Manifest) -> Section:
     rows = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
     bars = sorted(summary.get("baselines", {}).items(), key=lambda item: item[1])
     rows += [(f"baseline: {name}, bits per byte", _cell(value)) for name, value in bars]
-    return Section(
-        "The evaluation", _sentence(summary), drawn, (Table(("measure", "value"), rows, frozenset({1})),)
-    )
+    return Section("The evaluation", _sentence(summary), drawn, (Table(("measure", "value"), rows, frozenset({1})),))
 
 
 def _sentence(summary: dict[str, Any]) -> str:
@@ -269,9 +251,7 @@ def _answers(file: Path) -> tuple[tuple[str, str, str], ...]:
 
 def _study(folder: Path, manifest: Manifest) -> Section:
     drawn = tuple(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.svg")))
-    rows = [
-        (name, _cell(value)) for name, value in manifest.meta.get("summary", {}).items() if name != "text"
-    ]
+    rows = [(name, _cell(value)) for name, value in manifest.meta.get("summary", {}).items() if name != "text"]
     return Section("The study", "A paper's claim, measured here.", drawn, (Table(("", ""), rows),))
 
 
@@ -286,9 +266,7 @@ def _tuned(folder: Path, manifest: Manifest) -> Section:
         if found := summary.get(name):
             low, high = found["interval"]
             change = f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
-            rows.append(
-                (label, f"{found['before']:.4f}", f"{found['after']:.4f}", change, f"{found['texts']:,}")
-            )
+            rows.append((label, f"{found['before']:.4f}", f"{found['after']:.4f}", change, f"{found['texts']:,}"))
     headings = ("nats a token", "before", "after", "difference (95 % over texts)", "texts")
     plain = [(name.replace("_", " "), _cell(value)) for name, value in summary.items() if _plain(value)]
     tables = (Table(headings, rows, frozenset({1, 2, 3, 4})), Table(("", ""), plain))
@@ -307,10 +285,7 @@ def _mixture(folder: Path, manifest: Manifest) -> Section:
 
 def _planned(folder: Path, manifest: Manifest) -> Section:
     return _drawn(
-        "The plan",
-        "What this much data and this budget can give, before any of it is spent.",
-        folder,
-        manifest,
+        "The plan", "What this much data and this budget can give, before any of it is spent.", folder, manifest
     )
 
 

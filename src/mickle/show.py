@@ -102,20 +102,12 @@ def _unfinished(folder: Path) -> str:
 def _foreign(folder: Path) -> str:
     if not (folder / "config.json").is_file():
         raise UsageError(
-            f"{folder} is neither a Mickle folder nor a model folder",
-            expected="manifest.json or config.json in it",
+            f"{folder} is neither a Mickle folder nor a model folder", expected="manifest.json or config.json in it"
         )
     config = storage.read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UsageError("config.json must hold an object", where=str(folder / "config.json"))
-    names = (
-        "model_type",
-        "architectures",
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-    )
+    names = ("model_type", "architectures", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
     lines = [f"{folder}: a model folder of another tool (no manifest: nothing says whether it is whole)"]
     lines += [f"  {name:<20} {_cut(config[name])}" for name in names if name in config]
     weights = sorted(folder.glob("*.safetensors"))
@@ -133,13 +125,7 @@ def _settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _short_values(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    left_out = (
-        "text",
-        "forecast",
-        "removed",
-        "skipped",
-        "stage_seconds",
-    )  # shown elsewhere, or too long for a line
+    left_out = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown elsewhere, or too long for a line
     return [(name, _cut(value)) for name, value in summary.items() if name not in left_out]
 
 

@@ -176,9 +176,7 @@ def _prepare(work: Path, identity: dict[str, Any], may_change: frozenset[str]) -
     return False
 
 
-def _run_and_publish(
-    step: Step, identity: dict[str, Any], work: Path, out: Path, emit: Emit, resumed: bool
-) -> None:
+def _run_and_publish(step: Step, identity: dict[str, Any], work: Path, out: Path, emit: Emit, resumed: bool) -> None:
     begun = time.time()
     machine.reset_peak_memory()
     summary = step.run(work, emit)
@@ -207,11 +205,7 @@ def _publish(work: Path, out: Path) -> None:
 
 def command_line() -> str:
     """The command that was given, without the path of its interpreter."""
-    return (
-        " ".join(["mickle", *sys.argv[1:]])
-        if Path(sys.argv[0]).name in ("mickle", "__main__.py", "cli.py")
-        else ""
-    )
+    return " ".join(["mickle", *sys.argv[1:]]) if Path(sys.argv[0]).name in ("mickle", "__main__.py", "cli.py") else ""
 
 
 def _replace(settings: Any, path: list[str], value: str) -> None:

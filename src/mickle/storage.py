@@ -69,17 +69,14 @@ def seal(folder: Path, *, kind: str, **meta: Any) -> Manifest:
     """Hash and fsync every file under ``folder``, then write its manifest, last."""
     files = {}
     for path in _walk(folder):
-        _call(
-            os.chmod, path, 0o666 & ~_UMASK
-        )  # safetensors leaves 0600: another user's server could not read it
+        _call(os.chmod, path, 0o666 & ~_UMASK)  # safetensors leaves 0600: another user's server could not read it
         _fsync_path(path)
         files[path.relative_to(folder).as_posix()] = File(path.stat().st_size, hash_file(path))
     for directory in [p for p in folder.rglob("*") if p.is_dir()]:
         _fsync_path(directory)
     manifest = Manifest(kind, files, meta)
     write_json(
-        folder / MANIFEST,
-        {"kind": kind, "format": FORMAT, "files": {k: asdict(v) for k, v in files.items()}, **meta},
+        folder / MANIFEST, {"kind": kind, "format": FORMAT, "files": {k: asdict(v) for k, v in files.items()}, **meta}
     )
     return manifest
 
@@ -221,9 +218,7 @@ def read_json(path: Path, largest: int = 256 << 20) -> Any:
     try:
         if path.stat().st_size > largest:
             raise UsageError(
-                f"JSON file has {path.stat().st_size:,} bytes",
-                where=str(path),
-                expected=f"at most {largest:,}",
+                f"JSON file has {path.stat().st_size:,} bytes", where=str(path), expected=f"at most {largest:,}"
             )
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

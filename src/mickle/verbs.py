@@ -18,19 +18,13 @@ STEPS = {
     "mix": ("mickle.training.mix:Mix", "corpus with domains -> weights to sample them by"),
     "plan": ("mickle.planning.plan:Plan", "data and a budget -> size, epochs, dropout, memory, hours"),
     "pretrain": ("mickle.training.pretrain:Pretrain", "corpus -> model"),
-    "tune": (
-        "mickle.tuning.tune:Tune",
-        "model and examples -> tuned model or adapter, in the memory there is",
-    ),
+    "tune": ("mickle.tuning.tune:Tune", "model and examples -> tuned model or adapter, in the memory there is"),
     "compress": ("mickle.compression.compress:Compress", "model -> the same in 2 to 4 bits a weight"),
     "evaluate": (
         "mickle.evaluation.evaluate:Evaluate",
         "model -> how good: loss, length, hidden tokens, pairs, beside another",
     ),
-    "export": (
-        "mickle.exporting.export:Export",
-        "model or adapter -> a folder for other tools, proven equal",
-    ),
+    "export": ("mickle.exporting.export:Export", "model or adapter -> a folder for other tools, proven equal"),
     "sample": ("mickle.sampling.sample:Sample", "model -> text"),
     "study": ("mickle.studies.study:RunStudy", "a paper's claim, measured here, with a verdict"),
 }
@@ -68,9 +62,7 @@ def call(
     from mickle.step import execute
 
     cls = step_class(name)
-    given = {
-        key: value.model_dump() if isinstance(value, Config) else value for key, value in settings.items()
-    }
+    given = {key: value.model_dump() if isinstance(value, Config) else value for key, value in settings.items()}
     if config is not None:
         given = {**load(cls, config).model_dump(exclude_unset=True), **given}
     step = validate(cls, given, where=f"mickle.{name}(...)")

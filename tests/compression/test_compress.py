@@ -176,9 +176,7 @@ def test_sizes_that_cannot_be_reached_and_shares(small: Path, made: Path, tmp_pa
         compress(small, made / "corpus", tmp_path / "no", method={"kind": "spqr", "target_bits": 2.0})
     with pytest.raises(UsageError, match="cannot be reached"):
         compress(small, None, tmp_path / "no", method={"kind": "rtn", "target_bits": 2.0})
-    share = results(
-        compress(small, made / "corpus", tmp_path / "share", method={"kind": "spqr", "outliers": 0.02})
-    )
+    share = results(compress(small, made / "corpus", tmp_path / "share", method={"kind": "spqr", "outliers": 0.02}))
     assert share["outlier_share"] == pytest.approx(0.02, rel=0.15)
 
 
@@ -207,9 +205,7 @@ def test_experts_without_tokens_are_rounded_and_named(made: Path, tmp_path: Path
     from mickle.data.tokenizer import open_text_tokenizer
 
     tokenizer = open_text_tokenizer(made / "model")
-    shape = DecoderConfig(
-        tokenizer.size, 32, 1, 4, 4, 8, 48, 64, initial_std=0.2, experts=8, experts_per_token=1
-    )
+    shape = DecoderConfig(tokenizer.size, 32, 1, 4, 4, 8, 48, 64, initial_std=0.2, experts=8, experts_per_token=1)
     save_model(Decoder(shape), tmp_path / "model", tokenizer)
     text = tmp_path / "ten.txt"
     text.write_text("a b")
@@ -235,11 +231,7 @@ def test_gpt2_and_biases_through_the_wrapper(made: Path, tmp_path: Path) -> None
         shutil.copyfile(made / "model" / name, tmp_path / "model" / name)
     heard: list[Any] = []
     out = compress(
-        tmp_path / "model",
-        made / "corpus",
-        tmp_path / "out",
-        heard.append,
-        method={"kind": "spqr", "bits": 4},
+        tmp_path / "model", made / "corpus", tmp_path / "out", heard.append, method={"kind": "spqr", "bits": 4}
     )
     assert "opened whole" in sentences(heard)
     assert "transformer.h.1.mlp.c_proj" in {layer["name"] for layer in results(out)["layers"]}
@@ -291,9 +283,7 @@ def test_what_cannot_be_calibrated_on_is_refused(made: Path, small: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_not_finite_are_named_before_anything(
-    small: Path, made: Path, tmp_path: Path
-) -> None:
+def test_weights_that_are_not_finite_are_named_before_anything(small: Path, made: Path, tmp_path: Path) -> None:
     tensors = storage.load_tensors(small / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
     shutil.copytree(small, tmp_path / "model")

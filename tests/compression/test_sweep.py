@@ -34,11 +34,7 @@ def problem(outputs: int, inputs: int, seed: int = 0, planted: float = 0.01) -> 
 
     weight = 0.05 * normal(outputs, inputs)
     weight[torch.rand(outputs, inputs, generator=draw) < planted] *= 8
-    x = (
-        normal(3 * inputs, inputs)
-        @ normal(inputs, inputs)
-        * (0.1 + torch.rand(inputs, generator=draw).double())
-    )
+    x = normal(3 * inputs, inputs) @ normal(inputs, inputs) * (0.1 + torch.rand(inputs, generator=draw).double())
     return weight, 2 * x.T @ x / len(x)
 
 
@@ -57,13 +53,7 @@ KINDS = [
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    some.integers(1, 40),
-    some.integers(1, 70),
-    some.sampled_from(KINDS),
-    some.integers(0, 1000),
-    some.booleans(),
-)
+@given(some.integers(1, 40), some.integers(1, 70), some.sampled_from(KINDS), some.integers(0, 1000), some.booleans())
 def test_the_fast_sweep_is_the_published_one(
     outputs: int, inputs: int, kind: SweepSettings, seed: int, equal_values: bool
 ) -> None:
@@ -78,9 +68,7 @@ def test_the_fast_sweep_is_the_published_one(
     if not equal_values:
         np.testing.assert_array_equal(fast.parts.codes, plain.parts.codes)
         np.testing.assert_allclose(fast.parts.residuals, plain.parts.residuals, atol=1e-12)
-        np.testing.assert_allclose(
-            fast.parts.statistics[..., :outputs], plain.parts.statistics[..., :outputs]
-        )
+        np.testing.assert_allclose(fast.parts.statistics[..., :outputs], plain.parts.statistics[..., :outputs])
     for name, part in fast.grouped.tensors().items():
         assert part.shape == plain.grouped.tensors()[name].shape or name in ("values", "columns")
 
@@ -91,9 +79,7 @@ def test_what_is_left_is_e_times_u(kind: SweepSettings) -> None:
     ready = prepare(weight, hessian, kind, torch.float64)
     found = sweep(ready, kind)
     left = ready.weight - found.parts.weight
-    np.testing.assert_allclose(
-        left, found.parts.errors @ ready.upper, rtol=0, atol=1e-12 * np.abs(left).max() * 1e3
-    )
+    np.testing.assert_allclose(left, found.parts.errors @ ready.upper, rtol=0, atol=1e-12 * np.abs(left).max() * 1e3)
     order = slice(None) if ready.order is None else torch.from_numpy(ready.order)
     damped = hessian[order][:, order] + ready.damping * hessian.diagonal().mean() * torch.eye(80).double()
     trace = np.trace(left @ damped.numpy() @ left.T)
@@ -144,9 +130,7 @@ def test_no_threshold_no_outliers_and_threshold_zero_keeps_all() -> None:
 
 def test_outliers_are_fewer_as_the_threshold_rises() -> None:
     weight, hessian = problem(64, 128)
-    shares = [
-        quantize_layer(weight, hessian, spqr(3, tau)).outlier_share for tau in (0.02, 0.1, 0.5, 2.0, 1e9)
-    ]
+    shares = [quantize_layer(weight, hessian, spqr(3, tau)).outlier_share for tau in (0.02, 0.1, 0.5, 2.0, 1e9)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] > shares[-1] == 0
 
@@ -202,9 +186,7 @@ def test_dead_inputs_singular_hessians_and_few_tokens() -> None:
 
 
 def test_damping_is_raised_where_there_is_no_factor() -> None:
-    hessian = torch.diag(
-        torch.tensor([1.0, 1.0, 1.0, -0.05]).double()
-    )  # what rounding can make of a singular one
+    hessian = torch.diag(torch.tensor([1.0, 1.0, 1.0, -0.05]).double())  # what rounding can make of a singular one
     _, damping = inverse_factor(hessian, 0.01)
     assert damping == 0.1
     with pytest.raises(NumericError, match="no Cholesky factor"):
@@ -244,8 +226,6 @@ def test_compensation_small_groups_and_outliers_each_help() -> None:
         spqr(3, 0.2),
         spqr(4, 0.2),
     ]
-    errors = [
-        relative_error(weight, quantize_layer(weight, hessian, kind).dequantized(), hessian) for kind in kinds
-    ]
+    errors = [relative_error(weight, quantize_layer(weight, hessian, kind).dequantized(), hessian) for kind in kinds]
     assert errors == sorted(errors, reverse=True)
     assert errors[1] < 0.75 * errors[0]

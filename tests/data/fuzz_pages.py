@@ -79,9 +79,7 @@ def fuzz_html(pages: list[bytes], draw: random.Random) -> int:
     """One mutated page, as HTML or text, of any claimed encoding."""
     content = mutated(draw.choice(pages), draw)
     charset = draw.choice(["", "utf-8", "utf-16", "shift_jis", "nonsense", "cp1252"])
-    refine_page(
-        RawPage("https://a.org/", "a.org", draw.choice(["html", "html", "text"]), content, charset), RULES
-    )
+    refine_page(RawPage("https://a.org/", "a.org", draw.choice(["html", "html", "text"]), content, charset), RULES)
     return 1
 
 

@@ -12,9 +12,7 @@ honest yellow heavy simple ancient sudden walking reading building singing waiti
 evening family science picture travel machine problem silver friend council music bread summer office captain
 neighbour valley corner shadow pocket blanket button journey signal thunder
 """
-FUNCTION_WORDS = (
-    "the of and to that with in for from by under over after before when where because while which the the"
-)
+FUNCTION_WORDS = "the of and to that with in for from by under over after before when where because while which the the"
 CONTENT, FUNCTION = CONTENT_WORDS.split(), FUNCTION_WORDS.split()
 
 

@@ -49,12 +49,8 @@ def test_what_is_trained_is_the_answers_and_their_ends_exactly(name):
     for upto in range(3, len(CONVERSATION) + 1, 2):
         messages = turns(CONVERSATION[:upto], family)
         found = lay_out(template_of(family), messages)
-        lead = (
-            " " if name == "falcon" else ""
-        )  # its prompt ends with the colon: the space is the model's to write
-        assert [found.text[a:b] for a, b in found.trained] == [
-            lead + answer for answer in answers(family, messages)
-        ]
+        lead = " " if name == "falcon" else ""  # its prompt ends with the colon: the space is the model's to write
+        assert [found.text[a:b] for a, b in found.trained] == [lead + answer for answer in answers(family, messages)]
         assert found.contents is not None and len(found.contents) == len(messages)
         for (start, end), turn in zip(found.contents, messages, strict=True):
             assert found.text[start:end].strip() == turn.content.strip()
@@ -64,9 +60,7 @@ def test_what_is_trained_is_the_answers_and_their_ends_exactly(name):
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(
-        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip),
-        min_size=2,
-        max_size=6,
+        st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip), min_size=2, max_size=6
     ),
     name=st.sampled_from([name for name in FAMILIES if name not in ("deepseek", "falcon")]),
 )
@@ -79,9 +73,7 @@ def test_whatever_people_write_it_is_the_answers_that_are_trained(texts, name):
 
 
 def test_the_built_in_template_reads_well_and_trains_answers_and_end_marks():
-    template = ChatTemplate(
-        PLAIN, variables={"bos_token": "<s>", "eos_token": "</s>"}, specials=("<s>", "</s>")
-    )
+    template = ChatTemplate(PLAIN, variables={"bos_token": "<s>", "eos_token": "</s>"}, specials=("<s>", "</s>"))
     text, spans = trained_spans(template, turns(CONVERSATION[:5]))
     assert text == (
         "<s>System:\nAnswer in few words.\n\nUser:\nWhat is two and two?\n\nAssistant:\nFour.\n\nOr 4.</s>\n\n"
@@ -96,16 +88,12 @@ def test_reasoning_that_later_turns_do_not_show_leaves_the_last_answer_alone():
     template = ChatTemplate(QWEN3, specials=TURNS)
     first, last = "<think>\nA\n</think>\n\nFour.", "<think>\nB\n</think>\n\nSix."
     one = lay_out(template, turns([("user", "2+2?"), ("assistant", first)]))
-    assert [one.text[a:b] for a, b in one.trained] == [
-        "<think>\nA\n</think>\n\nFour.<|im_end|>"
-    ] and not one.notes
+    assert [one.text[a:b] for a, b in one.trained] == ["<think>\nA\n</think>\n\nFour.<|im_end|>"] and not one.notes
     both = turns([("user", "2+2?"), ("assistant", first), ("user", "3+3?"), ("assistant", last)])
     found = lay_out(template, both)
     assert [found.text[a:b] for a, b in found.trained] == ["<think>\nB\n</think>\n\nSix.<|im_end|>"]
     assert found.notes == [EARLIER] and found.contents is None
-    without = lay_out(
-        template, turns([("user", "2+2?"), ("assistant", "4"), ("user", "3+3?"), ("assistant", "6")])
-    )
+    without = lay_out(template, turns([("user", "2+2?"), ("assistant", "4"), ("user", "3+3?"), ("assistant", "6")]))
     assert [without.text[a:b] for a, b in without.trained] == ["<think>\n\n</think>\n\n6<|im_end|>"]
     assert without.notes == [EARLIER]
 
@@ -115,9 +103,7 @@ def test_a_template_that_leaves_a_turn_out_is_said():
         "{% for message in messages %}", "{% for message in messages if message.role != 'system' %}"
     )
     found = lay_out(ChatTemplate(source, specials=TURNS), turns(CONVERSATION[:3]))
-    assert found.notes == [LEFT_OUT] and [found.text[a:b] for a, b in found.trained] == [
-        "Four.\n\nOr 4.<|im_end|>"
-    ]
+    assert found.notes == [LEFT_OUT] and [found.text[a:b] for a, b in found.trained] == ["Four.\n\nOr 4.<|im_end|>"]
 
 
 def test_an_answer_that_is_not_shown_is_refused_with_its_example():
@@ -148,10 +134,7 @@ def test_marks_that_say_the_same_are_fine(before, after):
     ("before", "after"),
     [
         ("+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|im_end|>' }}"),
-        (
-            "{{- '<|im_start|>assistant\\n' }}{% generation %}",
-            "{% generation %}{{- '<|im_start|>assistant\\n' }}",
-        ),
+        ("{{- '<|im_start|>assistant\\n' }}{% generation %}", "{% generation %}{{- '<|im_start|>assistant\\n' }}"),
     ],
 )
 def test_marks_that_cover_something_else_are_refused(before, after):
@@ -276,9 +259,7 @@ def test_a_template_may_take_long_texts():
 
 
 def test_a_template_that_wants_more_than_a_question_can_be_opened():
-    source = (
-        "{% if messages | length < 2 %}{{ raise_exception('alone') }}{% endif %}" + FAMILIES["chatml"].source
-    )
+    source = "{% if messages | length < 2 %}{{ raise_exception('alone') }}{% endif %}" + FAMILIES["chatml"].source
     assert ChatTemplate(source, specials=TURNS).prompts
     text = ChatTemplate(source).render(turns(CONVERSATION[:3]))
     assert text == ChatTemplate(FAMILIES["chatml"].source).render(turns(CONVERSATION[:3]))

@@ -188,12 +188,7 @@ PREFERRED = ((Message(U, "Hi"),), (Message(A, "Hello"),), (Message(A, "No"),))
         GOOD["preference"],
         {"prompt": turns((U, "Hi")), "chosen": turns((A, "Hello")), "rejected": turns((A, "No"))},
         {"chosen": turns(*CHAT), "rejected": turns((U, "Hi"), (A, "No"))},
-        {
-            "prompt": "Hi",
-            "chosen": turns(*CHAT),
-            "rejected": turns((U, "Hi"), (A, "No")),
-            "messages": turns(*CHAT),
-        },
+        {"prompt": "Hi", "chosen": turns(*CHAT), "rejected": turns((U, "Hi"), (A, "No")), "messages": turns(*CHAT)},
     ],
 )
 def test_preferences_as_texts_and_as_messages(tmp_path, row):
@@ -231,12 +226,7 @@ def test_more_bad_rows_than_allowed_are_refused_with_counts_and_places(tmp_path)
     assert f"{path}:17: no answer" in found.value.what and f"{path}:19: an empty answer" in found.value.what
     assert f"{path}:20" not in found.value.what and found.value.expected == "at most 10%"
     reading = read_conversations(path, most_bad=0.2)
-    assert reading.dropped == {
-        "no answer": 1,
-        "not JSON": 1,
-        "an empty answer": 1,
-        "begins with an answer": 1,
-    }
+    assert reading.dropped == {"no answer": 1, "not JSON": 1, "an empty answer": 1, "begins with an answer": 1}
     lines = reading.lines()
     assert lines[0] == "form messages (columns messages): 16 of 20 rows"
     assert lines[1].startswith("dropped 4: no answer (1); not JSON (1)") and len(lines) == 5
@@ -254,10 +244,7 @@ def test_mixed_forms_are_refused_by_line(tmp_path):
     for form in names:
         for other in names:
             path = written(tmp_path, [GOOD[form], GOOD[form], GOOD[other]])
-            if form == other or (form, other) == (
-                "completion",
-                "exchange",
-            ):  # its prompt is no text: a bad row
+            if form == other or (form, other) == ("completion", "exchange"):  # its prompt is no text: a bad row
                 continue
             with pytest.raises(UsageError, match=f"columns of {other}, those before it of {form}") as found:
                 read_conversations(path)

@@ -29,12 +29,8 @@ from mickle.errors import UsageError
 from mickle.events import Event, Noted, Progressed, Started, Warned, ignore
 from mickle.step import execute
 
-ENGLISH = (
-    "The river number {0} runs past the old town, and nobody who lives there remembers a colder winter. " * 3
-)
-GERMAN = (
-    "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen kälteren Winter. " * 3
-)
+ENGLISH = "The river number {0} runs past the old town, and nobody who lives there remembers a colder winter. " * 3
+GERMAN = "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen kälteren Winter. " * 3
 RESULT = ("pages/00000.parquet", "removed/00000.parquet", "card.json", "README.md")
 PLAIN_STAGES = ["length", "language", "exact_duplicates"]
 
@@ -114,9 +110,7 @@ execute(validate(curate.Curate, settings), Path(sys.argv[2]), say)
 
 def run_and_kill(crawl: Path, out: Path, workers: int, after: int) -> bool:
     """Runs curate in a process of its own and kills it after so many progress events; true when it ended by itself."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(crawl), str(out), str(workers)], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(crawl), str(out), str(workers)], stdout=subprocess.PIPE)
     assert process.stdout is not None
     for _ in range(after):
         if not process.stdout.readline():
@@ -157,9 +151,7 @@ def test_killed_runs_end_with_the_same_bytes_with_one_worker_or_two(tmp_path: Pa
 
 
 @pytest.mark.parametrize("moment", ["sign", "write_corpus", "keep_earlier"])
-def test_a_run_killed_between_its_passes_goes_on(
-    moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_killed_between_its_passes_goes_on(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pages = [(url, content) for url, content, _ in web.pages(12)]
     write_warc(tmp_path / "web.warc.gz", pages)
     write_warc(tmp_path / "before.warc.gz", pages[:4])

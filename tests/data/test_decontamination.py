@@ -44,9 +44,7 @@ def test_a_planted_item_is_found_a_hundred_times_of_a_hundred(items: Path) -> No
     for seed in range(100):
         start = seed % 28
         quoted = " ".join(runs[start : start + 13])
-        gone = decontaminate(
-            page(f"{words(200, seed + 50)} so {quoted.upper()}! So {words(50, seed + 500)}"), settings
-        )
+        gone = decontaminate(page(f"{words(200, seed + 50)} so {quoted.upper()}! So {words(50, seed + 500)}"), settings)
         assert isinstance(gone, Removed)
         assert (gone.stage, gone.twin, gone.value) == ("decontamination", "test.jsonl#2", 1.0)
 

@@ -191,7 +191,6 @@ def test_what_a_module_only_passes_on_stays_on_its_home_page() -> None:
 
 def test_traces_are_taken_out_by_rule() -> None:
     page = without_traces(
-        "<f object at 0x7f00ab> /opt/py/lib/x environ({'A': 'b'})",
-        [("/opt/py/lib", "<stdlib>"), ("/opt/py", "P")],
+        "<f object at 0x7f00ab> /opt/py/lib/x environ({'A': 'b'})", [("/opt/py/lib", "<stdlib>"), ("/opt/py", "P")]
     )
     assert page == "<f object> <stdlib>/x environ"

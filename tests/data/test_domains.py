@@ -7,15 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mickle.data.domains import (
-    NAMELESS,
-    Grouping,
-    Weights,
-    domain_sizes,
-    domain_streams,
-    read_weights,
-    write_weights,
-)
+from mickle.data.domains import NAMELESS, Grouping, Weights, domain_sizes, domain_streams, read_weights, write_weights
 from mickle.data.heldout import is_heldout, write_pages
 from mickle.data.packing import pack
 from mickle.data.records import Page
@@ -25,9 +17,7 @@ from mickle.events import Progressed, Started, ignore
 
 
 def page(domain, number, language="en"):
-    return Page(
-        f"https://{domain}/{number}", domain, language, f"{domain} says {'word ' * (number % 5)}{number}"
-    )
+    return Page(f"https://{domain}/{number}", domain, language, f"{domain} says {'word ' * (number % 5)}{number}")
 
 
 PAGES = [page(d, i, "de" if i % 3 else "en") for i in range(12) for d in ("b.org", "a.net", "c.org", "")]
@@ -71,9 +61,7 @@ def test_streams_hold_each_domains_documents_in_order(data, tokenizer, tmp_path)
         assert np.array_equal(stream.starts, alone.starts)
         assert stream.end == alone.end
     assert sum(isinstance(e, Started) for e in events) == 1
-    assert max(e.done for e in events if isinstance(e, Progressed)) == sum(
-        len(s.starts) for s in streams.values()
-    )
+    assert max(e.done for e in events if isinstance(e, Progressed)) == sum(len(s.starts) for s in streams.values())
     assert not (tmp_path / "s" / "whole").exists()
 
 
@@ -101,11 +89,7 @@ def test_with_weights_their_grouping_counts_and_their_names_must_fit(data, token
     weights = Weights(("org", "rest"), (0.3, 0.7), grouping)
     assert list(domain_streams(data, 0.0, tokenizer, tmp_path / "s", weights, ignore)) == ["org", "rest"]
     for names, said, near in (
-        (
-            ("orgs", "rest"),
-            "The weights name a domain that the pages do not have: 'orgs'",
-            "did you mean 'org'?",
-        ),
+        (("orgs", "rest"), "The weights name a domain that the pages do not have: 'orgs'", "did you mean 'org'?"),
         (("org",), "The pages have a domain that the weights do not name: 'rest'", "a share of 0 leaves"),
     ):
         wrong = Weights(names, (1 / len(names),) * len(names), grouping)
@@ -137,9 +121,7 @@ def test_weights_survive_their_file(tmp_path_factory, shares):
 
 
 def test_other_programs_files(tmp_path):
-    (tmp_path / "w.json").write_text(
-        json.dumps({"train_domain_weights": {"b": 3, "a": 1}, "eval_domain_weights": {}})
-    )
+    (tmp_path / "w.json").write_text(json.dumps({"train_domain_weights": {"b": 3, "a": 1}, "eval_domain_weights": {}}))
     assert read_weights(tmp_path / "w.json").as_dict() == {"a": 0.25, "b": 0.75}
     (tmp_path / "w.yaml").write_text("web: 0.7\nbooks: 3e-1\n")
     assert read_weights(tmp_path / "w.yaml").as_dict() == pytest.approx({"books": 0.3, "web": 0.7})

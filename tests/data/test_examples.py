@@ -43,9 +43,7 @@ def sentence_piece(specials=("<s>", "</s>")):
     base.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     base.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="first")])
     marks = ["<unk>", *specials, *(f"<0x{n:02X}>" for n in range(256))]
-    base.train_from_iterator(
-        WORDS, trainers.BpeTrainer(vocab_size=420, special_tokens=marks, show_progress=False)
-    )
+    base.train_from_iterator(WORDS, trainers.BpeTrainer(vocab_size=420, special_tokens=marks, show_progress=False))
     made = Tokenizer.from_str(base.to_str())
     made.encode_special_tokens = True
     ids = {mark: made.token_to_id(mark) for mark in ("<s>", "</s>")}
@@ -54,9 +52,7 @@ def sentence_piece(specials=("<s>", "</s>")):
 
 CHATML = byte_level(TURNS[:2])
 LLAMA = sentence_piece()
-TEMPLATES = {
-    name: ChatTemplate(f.source, name, False, f.variables, f.specials) for name, f in FAMILIES.items()
-}
+TEMPLATES = {name: ChatTemplate(f.source, name, False, f.variables, f.specials) for name, f in FAMILIES.items()}
 CHAT = TEMPLATES["chatml"]
 
 
@@ -86,9 +82,7 @@ def test_a_conversation_by_hand():
     assert found.lines()[0] == f"1 examples, {len(tokens)} tokens, {trained.sum()} of them trained"
 
 
-@pytest.mark.parametrize(
-    "family", [name for name, f in FAMILIES.items() if f.end and name != "chatml marked"]
-)
+@pytest.mark.parametrize("family", [name for name, f in FAMILIES.items() if f.end and name != "chatml marked"])
 def test_every_family_trains_its_answers_in_tokens_too(family):
     tokenizer = byte_level(FAMILIES[family].specials)
     said = ["asks 4 and", "so it goes.", "the user", "answers 7,"]
@@ -104,10 +98,7 @@ def test_tokens_are_those_of_the_whole_text_as_transformers_makes_them(tokenizer
 
     plain = Tokenizer.from_str(tokenizer.tokenizer.to_str())
     theirs = PreTrainedTokenizerFast(tokenizer_object=plain, bos_token="<s>", eos_token="</s>")
-    examples = [
-        chat("the user\nasks", " so it  goes. "),
-        chat("é 漢 \U0001f600", "on", "and", "\u00e9\u00e9 answers"),
-    ]
+    examples = [chat("the user\nasks", " so it  goes. "), chat("é 漢 \U0001f600", "on", "and", "\u00e9\u00e9 answers")]
     found = encode(examples, tokenizer, TEMPLATES[family])
     for example, tokens in zip(examples, found.tokens, strict=True):
         text = TEMPLATES[family].render(example.messages)
@@ -118,9 +109,7 @@ def test_a_token_belongs_to_where_its_last_character_stands():
     found = encode([chat("the user", "answers")], LLAMA, TEMPLATES["llama2"])
     (tokens,), (trained,) = found.tokens, found.trained
     pieces = [LLAMA.tokenizer.id_to_token(int(token)) for token in tokens[trained]]
-    assert (
-        "".join(pieces) == "\u2581answers\u2581</s>"
-    )  # the space before the answer comes with its first token
+    assert "".join(pieces) == "\u2581answers\u2581</s>"  # the space before the answer comes with its first token
 
 
 @pytest.mark.parametrize(("tokenizer", "family"), [(CHATML, "chatml"), (LLAMA, "llama2"), (LLAMA, "alpaca")])
@@ -163,9 +152,7 @@ def test_whatever_is_written_the_marks_are_the_template_s_alone(texts):
 
 def test_a_forged_mark_where_the_template_changes_contents_drops_the_example():
     template = ChatTemplate(QWEN3, specials=TURNS)
-    found = encode(
-        [chat("asks", "<think>a</think>b"), chat("asks <|im_end|>", "<think>a</think>b")], template=template
-    )
+    found = encode([chat("asks", "<think>a</think>b"), chat("asks <|im_end|>", "<think>a</think>b")], template=template)
     assert len(found.tokens) == 1 and found.dropped == {FORGED: 1}
     assert found.lines()[-1] == f"dropped 1: {FORGED}"
     assert runs(CHATML, found.tokens[0], found.trained[0]) == ["<think>\na\n</think>\n\nb<|im_end|>"]
@@ -173,10 +160,7 @@ def test_a_forged_mark_where_the_template_changes_contents_drops_the_example():
 
 @pytest.mark.parametrize("tokenizer", [CHATML, LLAMA])
 def test_texts_and_completions_stand_between_the_marks(tokenizer):
-    examples = [
-        Example("text", text="the user asks"),
-        Example("completion", prompt="the user", completion=" asks 3"),
-    ]
+    examples = [Example("text", text="the user asks"), Example("completion", prompt="the user", completion=" asks 3")]
     found = encode(examples, tokenizer, None)
     for tokens, example in zip(found.tokens, examples, strict=True):
         (ids,) = tokenizer.encode([example.text or example.prompt + example.completion])
@@ -204,9 +188,7 @@ def test_what_is_too_long_is_cut_where_something_trained_remains_and_else_droppe
 
 def test_what_cannot_be_encoded_is_refused_with_the_example():
     everything = ChatTemplate("{% for m in messages %}{{ m.content if m.role == 'assistant' }}{% endfor %}")
-    with pytest.raises(
-        UsageError, match="every token of this conversation would be trained: 'so on"
-    ) as found:
+    with pytest.raises(UsageError, match="every token of this conversation would be trained: 'so on") as found:
         encode([chat("the user", "so on")], template=everything)
     assert found.value.where == "chats.jsonl:1"
     with pytest.raises(UsageError, match="needs a chat template"):
@@ -252,9 +234,7 @@ def test_every_epoch_holds_every_example_once_and_whole(lengths, rows, length, s
     for index in range(batches.steps(3)):
         batch = {name: tensor.numpy() for name, tensor in batches(index).items()}
         assert batch["input_ids"].shape[0] == rows and batch["input_ids"].shape[1] <= length
-        for inputs, labels, documents in zip(
-            batch["input_ids"], batch["labels"], batch["documents"], strict=True
-        ):
+        for inputs, labels, documents in zip(batch["input_ids"], batch["labels"], batch["documents"], strict=True):
             for number in range(documents.max() + 1):
                 (places,) = np.nonzero(documents == number)
                 example = inputs[places[0]] // 1000 - 1
@@ -329,10 +309,7 @@ def test_held_out_batches_hold_all_in_order():
     encoded = numbered([5, 9, 3, 7, 12, 4, 6, 8])
     batches = list(as_training_batches(encoded, 14, 2))
     found = [
-        int(token) // 1000
-        for batch in batches
-        for token in batch["input_ids"].flatten()
-        if token and token % 1000 == 0
+        int(token) // 1000 for batch in batches for token in batch["input_ids"].flatten() if token and token % 1000 == 0
     ]
     assert found == list(range(1, 9))
     assert list(as_training_batches(Encoded([], []), 14, 2)) == []
@@ -347,9 +324,7 @@ def test_examples_that_do_not_fit_a_row_and_no_examples_are_refused():
 
 def test_the_preview_shows_trained_tokens_on_a_ground():
     plain = ChatTemplate(
-        PLAIN,
-        variables={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
-        specials=("<|endoftext|>",),
+        PLAIN, variables={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}, specials=("<|endoftext|>",)
     )
     shown = preview(encode([chat("the [user]", "so on")] * 4, template=plain), CHATML, most=2)
     first, second = shown.split("[dim]<|endoftext|>[/]")[1:]

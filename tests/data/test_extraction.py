@@ -20,9 +20,7 @@ METHODS = (Extraction(), REFERENCE)
 
 
 def sentences(first: int, count: int) -> str:
-    return " ".join(
-        f"Sentence number {i} of the true text speaks of rivers." for i in range(first, first + count)
-    )
+    return " ".join(f"Sentence number {i} of the true text speaks of rivers." for i in range(first, first + count))
 
 
 PAGE = f"""<!doctype html><html><head><title>Rivers - Site</title><style>p {{}}</style>
@@ -146,10 +144,7 @@ def test_a_long_paragraph_stands_twice_at_most() -> None:
         ("3 likes", False),
         ("Posted on 3 May by Ann Example, who lives here", False),
         ("Leave a reply below, and we will read it in time.", False),
-        (
-            "We and our partners ask you to let us keep cookies on this device, as everybody does, for years.",
-            False,
-        ),
+        ("We and our partners ask you to let us keep cookies on this device, as everybody does, for years.", False),
         ("Copyright 2020 by somebody. All rights reserved everywhere.", False),
         ("He read more than she did, by the river.", True),
         ("Three people like it.", True),
@@ -184,9 +179,7 @@ def test_headings_that_are_links_are_teasers_unless_much_text_follows() -> None:
 
 
 def test_link_lists_are_no_text() -> None:
-    links = "".join(
-        f'<li><a href="/{i}">A link with quite a long name, number {i}</a></li>' for i in range(90)
-    )
+    links = "".join(f'<li><a href="/{i}">A link with quite a long name, number {i}</a></li>' for i in range(90))
     assert main_text(f"<body><ul>{links}</ul></body>") == ""
 
 
@@ -322,9 +315,7 @@ def test_tidy_by_example() -> None:
 
 
 def test_lines_of_code_that_are_an_element_each_stay_lines() -> None:
-    prose = " ".join(
-        f"Sentence number {i} of the page speaks of matrices and vectors at length." for i in range(4)
-    )
+    prose = " ".join(f"Sentence number {i} of the page speaks of matrices and vectors at length." for i in range(4))
     lines = ["int a = 1;", "  if (a)", "    b = 2;"]
     code = "".join(f'<div class="line"><span>{line}</span></div>' for line in lines)
     around = f'<p>{prose}</p><div class="fragment">{code}</div><p>{prose}</p>'

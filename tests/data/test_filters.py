@@ -10,15 +10,9 @@ import pytest
 from mickle.data.filters import apply, identify_language, language_of, long_enough
 from mickle.data.records import Failure, Page, Removed, piece
 
-ENGLISH = (
-    "The river runs past the old town, and nobody who lives there remembers a winter when it froze over."
-)
-GERMAN = (
-    "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen Winter, in dem er zufror."
-)
-FRENCH = (
-    "La rivière coule devant la vieille ville, et personne ne se souvient d'un hiver où elle aurait gelé."
-)
+ENGLISH = "The river runs past the old town, and nobody who lives there remembers a winter when it froze over."
+GERMAN = "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen Winter, in dem er zufror."
+FRENCH = "La rivière coule devant la vieille ville, et personne ne se souvient d'un hiver où elle aurait gelé."
 
 
 def page(text: str) -> Page:

@@ -6,13 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mickle.data.heldout import (
-    content_hash,
-    read_pages,
-    split,
-    training_texts,
-    write_pages,
-)
+from mickle.data.heldout import content_hash, read_pages, split, training_texts, write_pages
 from mickle.data.records import Page
 from mickle.errors import UsageError
 
@@ -39,9 +33,7 @@ def test_a_larger_share_holds_out_a_superset():
 def test_copies_of_a_text_fall_on_one_side_even_with_other_white_space():
     copies = [Page(f"c{i}", "d", "en", page.text.replace(" ", "  \n")) for i, page in enumerate(PAGES)]
     sides = split([PAGES, copies], 0.1)
-    assert {content_hash(p.text) for p in sides.heldout} == {
-        content_hash(p.text) for p in split([PAGES], 0.1).heldout
-    }
+    assert {content_hash(p.text) for p in sides.heldout} == {content_hash(p.text) for p in split([PAGES], 0.1).heldout}
     assert sides.distinct == 400
 
 
@@ -61,13 +53,8 @@ def test_pages_come_back_and_bytes_repeat(tmp_path):
 
 
 def test_columns_that_are_missing_are_empty_and_blank_pages_are_left_out(tmp_path):
-    pq.write_table(
-        pa.table({"text": ["one", "  ", None, "two"], "score": [1, 2, 3, 4]}), tmp_path / "x.parquet"
-    )
-    assert [p for batch in read_pages(tmp_path) for p in batch] == [
-        Page("", "", "", "one"),
-        Page("", "", "", "two"),
-    ]
+    pq.write_table(pa.table({"text": ["one", "  ", None, "two"], "score": [1, 2, 3, 4]}), tmp_path / "x.parquet")
+    assert [p for batch in read_pages(tmp_path) for p in batch] == [Page("", "", "", "one"), Page("", "", "", "two")]
 
 
 def _corrupt(path):

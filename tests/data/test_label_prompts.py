@@ -45,9 +45,7 @@ def ids(text: str) -> tuple[int, ...]:
 
 def test_reading(tmp_path: Path) -> None:
     rows = [{"text": f"film {i}", "label": i % 2} for i in range(20)]
-    found = read_labelled(
-        write(tmp_path / "a.jsonl", [*rows, {"text": "film", "label": 7}, {"label": 1}]), PROMPT
-    )
+    found = read_labelled(write(tmp_path / "a.jsonl", [*rows, {"text": "film", "label": 7}, {"label": 1}]), PROMPT)
     assert [e.label for e in found.examples] == [0, 1] * 10
     assert found.examples[3].before == "film 3 it was "
     assert found.examples[3].where.endswith("a.jsonl:4")
@@ -121,16 +119,12 @@ def test_one_class_is_nothing_to_learn(tmp_path: Path) -> None:
 def test_a_row_cannot_reach_beyond_itself() -> None:
     """What stands in a row is text, braces too; a template reads fields and nothing of an object."""
     assert (
-        PROMPT.render({"text": "{label} {0} {text.__class__}", "label": 1})[0]
-        == "{label} {0} {text.__class__} it was "
+        PROMPT.render({"text": "{label} {0} {text.__class__}", "label": 1})[0] == "{label} {0} {text.__class__} it was "
     )
 
 
 def test_causal_tokens(tokenizer: TextTokenizer) -> None:
-    examples = [
-        LabelledText("very fine film it was ", "", 1, "a:1"),
-        LabelledText("not so it was ", "", 0, "a:2"),
-    ]
+    examples = [LabelledText("very fine film it was ", "", 1, "a:1"), LabelledText("not so it was ", "", 0, "a:2")]
     found = encode_labelled(examples, PROMPT, tokenizer, longest=20)
     assert found.tokens == (ids("<s> very fine film it was"), ids("<s> not so it was"))
     assert found.words == ((ids("bad"), ids("good")),) * 2
@@ -146,27 +140,19 @@ def test_words_of_several_tokens(tokenizer: TextTokenizer) -> None:
     prompt = LabelPrompt(template="{text} it was {label}", labels=["not so good", "good"])
     found = encode_labelled([LabelledText("film it was ", "", 1, "a:1")], prompt, tokenizer, longest=20)
     batch = batch_of(found, [0])
-    assert batch["input_ids"].tolist() == [
-        [[*ids("<s> film it was not so")], [*ids("<s> film it was"), 0, 0]]
-    ]
-    assert batch["scored"].tolist() == [
-        [[-100] * 3 + [*ids("not so good")], [-100] * 3 + [*ids("good"), -100, -100]]
-    ]
+    assert batch["input_ids"].tolist() == [[[*ids("<s> film it was not so")], [*ids("<s> film it was"), 0, 0]]]
+    assert batch["scored"].tolist() == [[[-100] * 3 + [*ids("not so good")], [-100] * 3 + [*ids("good"), -100, -100]]]
 
 
 def test_masked_tokens(tokenizer: TextTokenizer) -> None:
     prompt = LabelPrompt(template="{text} was {label} .", labels=["bad", "good"])
-    found = encode_labelled(
-        [LabelledText("film was ", " .", 1, "a:1")], prompt, tokenizer, longest=20, causal=False
-    )
+    found = encode_labelled([LabelledText("film was ", " .", 1, "a:1")], prompt, tokenizer, longest=20, causal=False)
     assert found.tokens == (ids("<s> film was <mask> . </s>"),)
     assert batch_of(found, [0])["answers"].nonzero().tolist() == [[0, 3]]
 
 
 def test_long_texts_lose_their_beginning(tokenizer: TextTokenizer) -> None:
-    found = encode_labelled(
-        [LabelledText("very very very film it was ", "", 1, "a:1")], PROMPT, tokenizer, longest=6
-    )
+    found = encode_labelled([LabelledText("very very very film it was ", "", 1, "a:1")], PROMPT, tokenizer, longest=6)
     assert found.tokens == (ids("<s> very film it was"),)
     with pytest.raises(UsageError, match="no room"):
         encode_labelled([LabelledText("film it was ", "", 1, "a:1")], PROMPT, tokenizer, longest=2)
@@ -187,15 +173,10 @@ def test_prompts_that_do_not_fit_the_model(tokenizer: TextTokenizer) -> None:
         )
     with pytest.raises(UsageError, match="same tokens"):
         encode_labelled(
-            example,
-            LabelPrompt(template="{text} {label}", labels=["unknown", "strange"]),
-            tokenizer,
-            longest=20,
+            example, LabelPrompt(template="{text} {label}", labels=["unknown", "strange"]), tokenizer, longest=20
         )
     with pytest.raises(UsageError, match="no mask token"):
-        encode_labelled(
-            example, after, TextTokenizer(tokenizer.tokenizer, 0, 1, {}), longest=20, causal=False
-        )
+        encode_labelled(example, after, TextTokenizer(tokenizer.tokenizer, 0, 1, {}), longest=20, causal=False)
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

@@ -40,9 +40,7 @@ def solve_copies(source, target, answer):
     parts = [part.split() for part in target.split(" [NEXT] ")]
     turned = symbols[::-1]
     allowed = (
-        [[symbols], [symbols * 2], [symbols] * 2]
-        if source[0] == "C"
-        else [[turned], [turned] * 2, [turned, symbols]]
+        [[symbols], [symbols * 2], [symbols] * 2] if source[0] == "C" else [[turned], [turned] * 2, [turned, symbols]]
     )
     assert parts in allowed
     return len(symbols)
@@ -249,10 +247,7 @@ def test_every_scan_command_against_the_other_reader():
 
 
 def test_lego_and_parity_by_hand():
-    assert (
-        solve_parity("Is the number of 1's even in the sequence [ 0, 1, 1 ] ?", "The answer is Yes.", "Yes")
-        == 3
-    )
+    assert solve_parity("Is the number of 1's even in the sequence [ 0, 1, 1 ] ?", "The answer is Yes.", "Yes") == 3
     source = "If a = +1, b = - a, c = + b. Then, what is the value of c?"
     assert solve_lego(source, "The answer is -1.", "-1") == 3
 
@@ -296,13 +291,7 @@ def test_files_there_and_back(tmp_path):
     records = list(lt.buckets(TASKS["rsc"], 0, (2, 30), 3))
     assert lt.write_examples(records, path) == 6
     assert lt.read_examples(path) == records
-    assert set(json.loads(path.read_text().splitlines()[0])) == {
-        "source",
-        "target",
-        "category",
-        "answer",
-        "length",
-    }
+    assert set(json.loads(path.read_text().splitlines()[0])) == {"source", "target", "category", "answer", "length"}
 
 
 @pytest.mark.parametrize(

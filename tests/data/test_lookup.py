@@ -36,22 +36,13 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         (
             "https://a5.org/5",
-            [
-                "kept,",
-                "1 other pages were removed as its duplicates",
-                "https://c.org/copy (near duplicates, 1)",
-            ],
+            ["kept,", "1 other pages were removed as its duplicates", "https://c.org/copy (near duplicates, 1)"],
         ),
-        (
-            "https://d.org/1",
-            ["kept,", "1 pieces of it were cut out", "repeated text", "(also in https://d.org/2)"],
-        ),
+        ("https://d.org/1", ["kept,", "1 pieces of it were cut out", "repeated text", "(also in https://d.org/2)"]),
         ("https://en.wikipedia.org/wiki/River", ["removed by urls: curated source"]),
     ],
 )
-def test_an_address_is_explained(
-    url: str, words: list[str], corpus: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_address_is_explained(url: str, words: list[str], corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.run(["show", str(corpus), "--url", url])
     said = capsys.readouterr().out
     assert all(word in said for word in words), said

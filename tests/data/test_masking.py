@@ -87,13 +87,7 @@ def test_bad_settings_are_refused_by_name(values, said):
 
 
 def test_settings_survive_a_file(tmp_path):
-    for rate in (
-        Constant(rate=0.4),
-        Linear(),
-        Cosine(),
-        OneStep(at=0.3),
-        Piecewise(points=((0, 0.4), (1, 0.2))),
-    ):
+    for rate in (Constant(rate=0.4), Linear(), Cosine(), OneStep(at=0.3), Piecewise(points=((0, 0.4), (1, 0.2)))):
         masking = Masking(rate=rate, unit="span", subset=0.15)
         (tmp_path / "masking.yaml").write_text(to_yaml(masking))
         assert load(Masking, tmp_path / "masking.yaml") == masking
@@ -141,9 +135,7 @@ def test_every_batch_trains_something():
     counts = [int((made(i)["labels"] >= 0).sum()) for i in range(40)]
     assert min(counts) >= 1
     assert np.mean(counts) < 2.5  # the nearest ones only, not the whole row
-    marks = MaskedBatches(
-        lambda i: {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}, WORDS, masking, 40, 0
-    )
+    marks = MaskedBatches(lambda i: {"input_ids": torch.zeros(2, 5, dtype=torch.int64)}, WORDS, masking, 40, 0)
     assert int((marks(0)["labels"] >= 0).sum()) == 0  # nothing but document marks: the loop says so
 
 
@@ -198,9 +190,7 @@ def test_the_gathered_head_has_the_loss_and_gradients_of_all_logits():
     gathered, whole = encoder(), encoder()
     total, count = masked_token(gathered, made)
     logits = whole(made["input_ids"], documents=made["documents"])
-    wanted = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), made["labels"].flatten(), reduction="sum"
-    )
+    wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), made["labels"].flatten(), reduction="sum")
     assert int(count) == int((made["labels"] >= 0).sum())
     assert float(total.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
     total.backward()
@@ -229,9 +219,7 @@ def test_parts_of_a_batch_change_neither_masks_nor_weights():
     whole = trained(1)
     assert torch.allclose(whole, trained(4), atol=1e-5)
     assert torch.allclose(whole, trained(8), atol=1e-5)  # rows with hardly a hidden token
-    assert not torch.allclose(
-        whole, torch.cat([p.detach().flatten() for p in encoder().parameters()]), atol=1e-2
-    )
+    assert not torch.allclose(whole, torch.cat([p.detach().flatten() for p in encoder().parameters()]), atol=1e-2)
 
 
 def test_what_masking_knows_of_a_tokenizer():

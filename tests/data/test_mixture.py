@@ -81,8 +81,7 @@ def domains(weights, sizes=None, batch_size=32, length=8, seed=0, **options):
     """Domain d holds the tokens 10,000 d, 10,000 d + 1, ..."""
     sizes = sizes or [400 + 100 * d for d in range(len(weights))]
     streams = tuple(
-        TokenStream(np.arange(n, dtype=np.uint16) + 10_000 * d, np.array([0]), end=65_535)
-        for d, n in enumerate(sizes)
+        TokenStream(np.arange(n, dtype=np.uint16) + 10_000 * d, np.array([0]), end=65_535) for d, n in enumerate(sizes)
     )
     return DomainMixture(streams, tuple(weights), batch_size, length, seed, **options)
 

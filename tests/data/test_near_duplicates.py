@@ -56,9 +56,7 @@ def families(count: int = 12, seed: int = 0) -> list[tuple[int, str]]:
 
 def jaccard_of_words(one: str, other: str, n: int) -> float:
     """From the words themselves: no hash."""
-    sets = [
-        {tuple(text.split()[i : i + n]) for i in range(len(text.split()) - n + 1)} for text in (one, other)
-    ]
+    sets = [{tuple(text.split()[i : i + n]) for i in range(len(text.split()) - n + 1)} for text in (one, other)]
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
 
 
@@ -149,9 +147,7 @@ def test_verification_drops_what_the_bands_brought_together_wrongly() -> None:
 
 def test_chains_are_joined_and_their_spread_is_told() -> None:
     words = [f"w{number}" for number in range(400)]
-    chain = [
-        " ".join(words[first : first + 200]) for first in range(0, 200, 10)
-    ]  # each like the next, ends unlike
+    chain = [" ".join(words[first : first + 200]) for first in range(0, 200, 10)]  # each like the next, ends unlike
     texts = [*chain, "another page of a few words", chain[0], "another page of a few words"]
     labels = clusters(signatures(texts, NearDuplicates(bands=100, rows=4)).T, len(texts))
     assert labels.tolist() == [0] * 20 + [20, 0, 20]
@@ -198,26 +194,12 @@ def test_a_second_pass_removes_nothing_and_order_does_not_matter() -> None:
     straight = list(range(len(planted)))
     shuffled = np.random.default_rng(1).permutation(len(planted)).tolist()
     assert grouped(straight) == grouped(shuffled)
-    again = [
-        one for one in near_duplicates([pages[n] for n in shuffled], SMALL) if not isinstance(one, Removed)
-    ]
+    again = [one for one in near_duplicates([pages[n] for n in shuffled], SMALL) if not isinstance(one, Removed)]
     assert len(again) == len(kept) == 30
 
 
 def test_short_pages_and_pages_without_words_are_not_one_cluster() -> None:
-    texts = [
-        "",
-        " ",
-        "...",
-        "Yes.",
-        "no",
-        "yes",
-        "not found",
-        "found not",
-        "a b c d",
-        "a b c d e",
-        "a b c d f",
-    ]
+    texts = ["", " ", "...", "Yes.", "no", "yes", "not found", "found not", "a b c d", "a b c d e", "a b c d f"]
     out = list(near_duplicates([page(n, text) for n, text in enumerate(texts)], SMALL))
     assert [n for n, one in enumerate(out) if isinstance(one, Removed)] == [5]
     assert isinstance(out[5], Removed) and out[5].twin.endswith("/3") and out[5].value == 1

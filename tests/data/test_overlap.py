@@ -62,9 +62,7 @@ def test_the_line_says_counts_and_places():
 
 def test_a_shared_system_turn_is_no_overlap():
     system = Message("system", text(random.Random(1)))
-    examples = [
-        Example("messages", (system, Message("user", f"q{n}"), Message("assistant", f"a{n}"))) for n in "ab"
-    ]
+    examples = [Example("messages", (system, Message("user", f"q{n}"), Message("assistant", f"a{n}"))) for n in "ab"]
     assert examples[0].own_text() == "qa\naa"
     assert overlap([examples[0].own_text()], [examples[1].own_text()]).places == []
     assert Example("completion", prompt="p", completion="c").own_text() == "p\nc"

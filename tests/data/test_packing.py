@@ -26,9 +26,7 @@ def test_a_window_by_hand_where_end_and_start_are_one_token():
 
 def test_a_window_by_hand_where_start_is_a_token_of_its_own():
     # Documents 8 1 9 | 8 3 4 9 | 8 5 9: 8 opens, 9 closes; nothing predicts the 8.
-    stream = TokenStream(
-        np.array([8, 1, 9, 8, 3, 4, 9, 8, 5, 9], dtype=np.uint16), np.array([0, 3, 7]), end=9
-    )
+    stream = TokenStream(np.array([8, 1, 9, 8, 3, 4, 9, 8, 5, 9], dtype=np.uint16), np.array([0, 3, 7]), end=9)
     window = stream.windows(np.array([0]), 8)
     assert window["labels"].tolist() == [[1, 9, NOT_TRAINED, 3, 4, 9, NOT_TRAINED, 5]]
     assert window["documents"].tolist() == [[0, 0, 0, 1, 1, 1, 1, 2]]

@@ -40,8 +40,7 @@ def test_chunked_and_compressed_bodies_are_decoded() -> None:
     body = gzip.compress(b"<p>hello</p>")
     chunked = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     page = read_http(
-        raw(http(chunked, "Content-Type: text/html", "Content-Encoding: gzip", "Transfer-Encoding: chunked")),
-        LARGEST,
+        raw(http(chunked, "Content-Type: text/html", "Content-Encoding: gzip", "Transfer-Encoding: chunked")), LARGEST
     )
     assert isinstance(page, RawPage)
     assert page.content == b"<p>hello</p>"

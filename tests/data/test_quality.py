@@ -22,9 +22,7 @@ LOOSE = {
     "words_with_letters": 0.0,
     "least_stop_words": 0,
 }  # no rule can fail
-PROSE = (
-    "The river runs past the old town and nobody who lives there remembers a winter that froze it over. " * 3
-)
+PROSE = "The river runs past the old town and nobody who lives there remembers a winter that froze it over. " * 3
 
 
 def only(**limits: object) -> Quality:
@@ -41,20 +39,13 @@ def only(**limits: object) -> Quality:
         ("abcd ab !!!!!!", "abcd abc", {"most_mean_length": 3.0}, "words are long"),
         ("# a b c d e f g h i", "# a b c d e f g h", {"hash_signs": 0.1}, "hash signs"),
         ("… a b c d e f g h i", "a b c d e f g h...", {"ellipses": 0.1}, "ellipses"),
-        (
-            "- a\n  • b\nc\n• d",
-            "- a\n  • b\n-c\n• d",
-            {"bullet_lines": 0.75},
-            "lines that begin with a bullet",
-        ),
+        ("- a\n  • b\nc\n• d", "- a\n  • b\n-c\n• d", {"bullet_lines": 0.75}, "lines that begin with a bullet"),
         ("a...\nb\nc", "a...\nb… \nc", {"ellipsis_lines": 1 / 3}, "lines that end in an ellipsis"),
         ("a b2 c d 5", "a b2 c 4 5", {"words_with_letters": 0.8}, "words without letters"),
         ("The end OF it", "The end the it", {"least_stop_words": 2}, "too few stop words"),
     ],
 )
-def test_each_rule_fails_only_past_its_limit(
-    kept: str, removed: str, limits: dict[str, object], reason: str
-) -> None:
+def test_each_rule_fails_only_past_its_limit(kept: str, removed: str, limits: dict[str, object], reason: str) -> None:
     assert find_low_quality(kept, only(**limits)) is None
     failure = find_low_quality(removed, only(**limits))
     assert failure is not None
@@ -70,10 +61,7 @@ def test_prose_passes_in_any_letter_case_unless_case_must_match() -> None:
 
 
 def test_stop_words_of_another_language_are_the_users() -> None:
-    german = (
-        "Der Fluss fließt an der alten Stadt vorbei, und niemand dort erinnert sich an einen Winter mit Eis. "
-        * 4
-    )
+    german = "Der Fluss fließt an der alten Stadt vorbei, und niemand dort erinnert sich an einen Winter mit Eis. " * 4
     settings = Quality(stop_words=["der", "die", "und", "sich", "mit"])
     assert find_low_quality(german, Quality()) == Failure("too few stop words", 0, 2)
     assert find_low_quality(german, settings) is None
@@ -125,9 +113,7 @@ def random_texts(count: int, seed: int) -> list[str]:
 
 @pytest.mark.parametrize("split", [split_words, str.split])
 @pytest.mark.parametrize("most", [100_000, 200])
-def test_decisions_and_reasons_are_those_of_datatrove(
-    split, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_decisions_and_reasons_are_those_of_datatrove(split, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = pytest.importorskip("datatrove.pipeline.filters.gopher_quality_filter")
     data = pytest.importorskip("datatrove.data")
     monkeypatch.setattr(theirs, "split_into_words", lambda text, language: split(text))
@@ -136,8 +122,6 @@ def test_decisions_and_reasons_are_those_of_datatrove(
     for text in ["", " ", PROSE, PROSE.upper(), *random_texts(1500, seed=2)]:
         expected = check(data.Document(text=text, id=""))
         failure = find_low_quality_words(text, split(text), settings)
-        assert (REASONS[failure.reason] if failure else True) == (
-            expected[1] if expected is not True else True
-        )
+        assert (REASONS[failure.reason] if failure else True) == (expected[1] if expected is not True else True)
         seen.add(failure and failure.reason)
     assert len(seen) >= (11 if most == 200 else 10)  # a rule that is never reached proves nothing

@@ -27,15 +27,11 @@ from mickle.errors import UsageError
 PAGES = [Page(f"https://a.org/{i}", "a.org", "en", f"text {i} " * 50) for i in range(25)]
 
 
-def test_pages_come_back_in_order_from_several_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_come_back_in_order_from_several_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "GROUP_ROWS", 4)
     monkeypatch.setattr(records, "SHARD_ROWS", 8)
     assert write_shards(PAGES, tmp_path / "a", Page) == 25
-    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [
-        f"{i:05d}.parquet" for i in range(4)
-    ]
+    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [f"{i:05d}.parquet" for i in range(4)]
     assert list(read_shards(tmp_path / "a", Page)) == PAGES
 
 
@@ -95,13 +91,7 @@ def test_other_parquet_is_refused_by_name(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("url", "domain"),
-    [
-        ("https://A.org:80/x", "a.org"),
-        ("file.txt", ""),
-        ("http://[::1", ""),
-        ("", ""),
-        ("https://u@b.org/", "b.org"),
-    ],
+    [("https://A.org:80/x", "a.org"), ("file.txt", ""), ("http://[::1", ""), ("", ""), ("https://u@b.org/", "b.org")],
 )
 def test_domains(url: str, domain: str) -> None:
     assert domain_of(url) == domain

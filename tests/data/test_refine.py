@@ -125,9 +125,7 @@ def test_comparing_stages_equal_their_functions_one_after_the_other() -> None:
     rules = Rules(stages=["exact_duplicates", "near_duplicates", "repeated_text"])
     raws = [raw(url, content) for url, content, _ in PAGES]
     single = [o for r in raws for o in refine_page(r, rules) if isinstance(o, Page)]
-    plain = repeated_text(
-        near_duplicates(exact_duplicates(single), rules.near_duplicates), rules.repeated_text
-    )
+    plain = repeated_text(near_duplicates(exact_duplicates(single), rules.near_duplicates), rules.repeated_text)
     fates = [(type(o), o.url, o.text, getattr(o, "stage", ""), getattr(o, "twin", "")) for o in plain]
     piped = [o for o in refine(raws, rules) if isinstance(o, Page)]
     assert fates == [(type(o), o.url, o.text, getattr(o, "stage", ""), getattr(o, "twin", "")) for o in piped]
@@ -172,13 +170,9 @@ def test_earlier_corpora_take_out_what_they_hold_and_are_not_written(crawl: Path
 
 def test_decontamination_takes_out_a_page_that_holds_an_item(tmp_path: Path) -> None:
     (tmp_path / "items.txt").write_text(web.article(2).split("\n\n")[1])
-    rules = validate(
-        Rules, {"stages": list(WEB), "decontamination": {"against": [str(tmp_path / "items.txt")]}}
-    )
+    rules = validate(Rules, {"stages": list(WEB), "decontamination": {"against": [str(tmp_path / "items.txt")]}})
     found = whole(list(refine([raw(url, content) for url, content, _ in PAGES], rules)))
-    assert [p.url for p in found if isinstance(p, Removed) and p.stage == "decontamination"] == [
-        "https://a2.org/2"
-    ]
+    assert [p.url for p in found if isinstance(p, Removed) and p.stage == "decontamination"] == ["https://a2.org/2"]
 
 
 @pytest.mark.parametrize("name", ["lines", "quality"])

@@ -11,15 +11,7 @@ from hypothesis import strategies as st
 
 from mickle.config import to_yaml, validate
 from mickle.data.records import Page, Removed
-from mickle.data.repeated_text import (
-    STAGE,
-    Range,
-    RepeatedText,
-    cut,
-    find_repeated,
-    repeated_text,
-    restore,
-)
+from mickle.data.repeated_text import STAGE, Range, RepeatedText, cut, find_repeated, repeated_text, restore
 from mickle.errors import UsageError
 
 DRAWN = random.Random(0)
@@ -27,9 +19,7 @@ DRAWN = random.Random(0)
 
 def words(count: int) -> str:
     """Words that occur nowhere else, one piece each."""
-    return " ".join(
-        "".join(DRAWN.choice("abcdefghijklmnopqrstuvwxyzéß") for _ in range(12)) for _ in range(count)
-    )
+    return " ".join("".join(DRAWN.choice("abcdefghijklmnopqrstuvwxyzéß") for _ in range(12)) for _ in range(count))
 
 
 def page(text: str, name: str = "a") -> Page:
@@ -72,11 +62,7 @@ def test_a_page_with_too_little_left_goes_whole() -> None:
 
 @pytest.mark.parametrize(("above", "gone"), [(0.6, False), (0.5999, True), (0.0, True)])
 def test_pages_are_dropped_by_their_share(above: float, gone: bool) -> None:
-    pages = [
-        page(B + SHARED, "a"),
-        page(words(400) + SHARED + ".", "b"),
-        page(A, "c"),
-    ]  # 60 pieces of 100, of 461
+    pages = [page(B + SHARED, "a"), page(words(400) + SHARED + ".", "b"), page(A, "c")]  # 60 pieces of 100, of 461
     out = list(repeated_text(pages, RepeatedText(policy="drop", drop_above=above)))
     assert [o.text for o in out] == [p.text for p in pages]
     assert [isinstance(o, Removed) for o in out] == [gone, above == 0, False]
@@ -93,8 +79,7 @@ def test_removed_pages_pass_untouched_and_are_not_compared() -> None:
 
 
 TEXTS = st.lists(
-    st.lists(st.sampled_from(["a ", "b", " 漢", "字", "\n\n", "é", "😀", " 1"]), max_size=40).map("".join),
-    max_size=6,
+    st.lists(st.sampled_from(["a ", "b", " 漢", "字", "\n\n", "é", "😀", " 1"]), max_size=40).map("".join), max_size=6
 )
 
 

@@ -50,9 +50,7 @@ def only(**limits: object) -> Repetitions:
         ("a b c d e a b c d e 1234567", {"repeated_ngrams": {5: 5 / 28}}, 5 / 27),
     ],
 )
-def test_a_share_fails_only_above_its_limit(
-    text: str, limits: dict[str, object], value: float | None
-) -> None:
+def test_a_share_fails_only_above_its_limit(text: str, limits: dict[str, object], value: float | None) -> None:
     failure = find_repetition(text, only(**limits))
     if value is None:
         assert failure is None
@@ -109,10 +107,7 @@ def random_texts(count: int, seed: int) -> list[str]:
     texts = []
     for _ in range(count):
         words = common + [f"w{drawn.randrange(10**6)}" for _ in range(drawn.choice([2, 40, 400]))]
-        lines = [
-            " ".join(drawn.choices(words, k=drawn.choice([0, 1, 4, 20])))
-            for _ in range(drawn.choice([1, 4, 15]))
-        ]
+        lines = [" ".join(drawn.choices(words, k=drawn.choice([0, 1, 4, 20]))) for _ in range(drawn.choice([1, 4, 15]))]
         lines += drawn.choices(lines, k=drawn.choice([0, 0, 1, 5, 10]))
         drawn.shuffle(lines)
         texts.append("".join(line + drawn.choice(["\n", "\n\n", " ", "\n\n\n"]) for line in lines))
@@ -156,8 +151,6 @@ def test_decisions_and_reasons_are_those_of_datatrove(split, monkeypatch: pytest
         failure = find_repetition(text, settings)
         if split is not split_words and text and (failure is None or "gram" in failure.reason):
             failure = find_repeated_words(text, split(text), settings)
-        assert (REASONS[failure.reason] if failure else True) == (
-            expected[1] if expected is not True else True
-        )
+        assert (REASONS[failure.reason] if failure else True) == (expected[1] if expected is not True else True)
         seen.add(failure and failure.reason)
     assert len(seen) >= 11  # a rule that is never reached proves nothing

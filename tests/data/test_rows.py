@@ -45,18 +45,14 @@ def test_json_as_an_array_as_lines_as_an_object_with_a_list_and_as_one_conversat
     single = {"text": "a", "tags": ["x", "y"]}
     assert [row.values for row in read_rows(written(tmp_path, "single.json", json.dumps(single)))] == [single]
     one = {"messages": [{"role": "user", "content": "x"}]}
-    assert [row.values for row in read_rows(written(tmp_path, "one.json", json.dumps(one, indent=1)))] == [
-        one
-    ]
+    assert [row.values for row in read_rows(written(tmp_path, "one.json", json.dumps(one, indent=1)))] == [one]
 
 
 def test_parquet_and_csv(tmp_path):
     table = pa.table({"text": ["a", None, "c" * 3], "parts": [[{"x": 1}], [], None]})
     pq.write_table(table, tmp_path / "t.parquet")
     assert [row.values for row in read_rows(tmp_path / "t.parquet")] == table.to_pylist()
-    content = (
-        '\ufefftext,answer\r\n"two\r\nlines, quoted ""so""",yes\r\n\r\nplain,\r\n' + "x" * 200_000 + ",long\n"
-    )
+    content = '\ufefftext,answer\r\n"two\r\nlines, quoted ""so""",yes\r\n\r\nplain,\r\n' + "x" * 200_000 + ",long\n"
     found = list(read_rows(written(tmp_path, "t.csv", content)))
     assert [list(row.values.values()) for row in found] == [
         ['two\r\nlines, quoted "so"', "yes"],

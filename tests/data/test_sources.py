@@ -100,9 +100,7 @@ def test_one_bad_row_in_twenty_is_counted_with_its_line(name: str, tmp_path: Pat
 
 def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
     good = b'{"text": "fine"}\n'
-    (tmp_path / "a.jsonl").write_bytes(
-        b"\xef\xbb\xbf" + good * 10 + b'{"text": "\xff\xfe"}\n' + b"\n\r\n" + good * 9
-    )
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + good * 10 + b'{"text": "\xff\xfe"}\n' + b"\n\r\n" + good * 9)
     found = read(Rows(path=tmp_path))
     assert [page.reason for page in found if isinstance(page, Removed)] == ["not UTF-8"]
     assert len(found) == 20
@@ -111,16 +109,13 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
 def test_more_than_a_tenth_of_bad_rows_is_refused_with_the_first_lines(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", {"text": "x"}, "nonsense", {"body": "x"}, *[{"text": "x"}] * 10)
     with pytest.raises(
-        UsageError,
-        match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' or 'content' .* is missing\)",
+        UsageError, match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' or 'content' .* is missing\)"
     ):
         read(Rows(path=tmp_path))
 
 
 def test_parquet_by_its_named_column(tmp_path: Path) -> None:
-    parquet.write_table(
-        pyarrow.table({"content": ["a", "b"], "url": ["https://c.org/", None]}), tmp_path / "a.parquet"
-    )
+    parquet.write_table(pyarrow.table({"content": ["a", "b"], "url": ["https://c.org/", None]}), tmp_path / "a.parquet")
     found = [page for page in read(Rows(path=tmp_path, text="content")) if isinstance(page, RawPage)]
     assert [(page.url, page.content) for page in found] == [("https://c.org/", b"a"), ("a.parquet#2", b"b")]
     with pytest.raises(UsageError, match="no column 'body'") as caught:

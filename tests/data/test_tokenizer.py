@@ -7,13 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mickle.data.tokenizer import (
-    END_OF_DOCUMENT,
-    MASK,
-    coloured,
-    open_text_tokenizer,
-    train_tokenizer,
-)
+from mickle.data.tokenizer import END_OF_DOCUMENT, MASK, coloured, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 
 TEXTS = [f"the quick brown fox number {i} jumps over the lazy dog and the {i * i} cats\n" for i in range(80)]
@@ -91,9 +85,7 @@ def test_colours_tell_trained_from_untrained_and_markup_in_a_text_stays_text():
 
 
 @pytest.mark.parametrize(
-    ("size", "said"),
-    [(20, "too small"), (5000, "The pages allow")],
-    ids=["below the bytes", "above the pages"],
+    ("size", "said"), [(20, "too small"), (5000, "The pages allow")], ids=["below the bytes", "above the pages"]
 )
 def test_a_vocabulary_out_of_range(size, said):
     with pytest.raises(UsageError, match=said):
@@ -182,12 +174,7 @@ def bert_folder(folder, configuration):
     return open_text_tokenizer(folder)
 
 
-NAMED = {
-    "cls_token": "[CLS]",
-    "sep_token": {"content": "[SEP]"},
-    "mask_token": "[MASK]",
-    "pad_token": "[PAD]",
-}
+NAMED = {"cls_token": "[CLS]", "sep_token": {"content": "[SEP]"}, "mask_token": "[MASK]", "pad_token": "[PAD]"}
 
 
 @pytest.mark.parametrize("configuration", [NAMED, {**NAMED, "tokenizer_class": "BertTokenizer"}, None])

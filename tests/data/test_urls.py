@@ -98,8 +98,7 @@ def test_awkward_addresses_have_an_answer(url: str) -> None:
 @example("⒈")  # which IDNA makes "1."
 @settings(max_examples=300, deadline=None)
 @given(
-    st.text(max_size=40)
-    | st.from_regex(r"[a-z]{0,5}:?/{0,2}[\w.@:\[\]%-]{0,20}[/?#&=\w%. -]{0,20}", fullmatch=True)
+    st.text(max_size=40) | st.from_regex(r"[a-z]{0,5}:?/{0,2}[\w.@:\[\]%-]{0,20}[/?#&=\w%. -]{0,20}", fullmatch=True)
 )
 def test_a_key_is_its_own_key_and_nothing_raises(url: str) -> None:
     assert UrlFilter(Urls(defaults=False)).check(url) in (None, ("curated source", 1.0, 0.0))
@@ -245,8 +244,6 @@ def test_decisions_are_those_of_datatrove_where_letters_are_small(tmp_path: Path
         failure = ours.check(url)
         if failure and failure.reason == "blocked address" and url not in lists["urls"]:
             continue  # the same page under another spelling
-        assert (failure.reason if failure else True) == (
-            reasons[expected[1]] if expected is not True else True
-        ), url
+        assert (failure.reason if failure else True) == (reasons[expected[1]] if expected is not True else True), url
         seen.add(failure and failure.reason)
     assert len(seen) >= 5

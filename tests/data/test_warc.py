@@ -16,9 +16,7 @@ from mickle.data.warc import Damaged, Record, read_records, write_warc
 LARGEST = 100_000
 
 
-def record(
-    url: str, body: bytes = b"<p>hello</p>", length: int | None = None, kind: str = "response"
-) -> bytes:
+def record(url: str, body: bytes = b"<p>hello</p>", length: int | None = None, kind: str = "response") -> bytes:
     http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
     size = len(http) if length is None else length
     header = f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\nContent-Length: {size}\r\n\r\n"

@@ -30,9 +30,7 @@ def test_order_and_results_do_not_depend_on_the_number_of_workers() -> None:
 
 
 def test_pieces_cut_out_of_a_page_come_before_it() -> None:
-    text = "\n".join(
-        ["3 likes", *(ENGLISH.format(i) + " It froze over and they walked across." for i in range(9))]
-    )
+    text = "\n".join(["3 likes", *(ENGLISH.format(i) + " It froze over and they walked across." for i in range(9))])
     rules = Rules(stages=["lines"])
     with Crew(rules, 1) as crew:
         ((cut, page),) = crew.process([RawPage("u", "d", "text", text.encode())])

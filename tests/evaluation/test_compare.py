@@ -26,20 +26,14 @@ TABLE = {
 
 @pytest.mark.parametrize(("probability", "freedom"), TABLE)
 def test_student_quantiles_are_those_of_the_printed_table(probability: float, freedom: int) -> None:
-    assert compare.student_quantile(probability, freedom) == pytest.approx(
-        TABLE[probability, freedom], abs=1e-6
-    )
-    assert compare.student_quantile(1 - probability, freedom) == pytest.approx(
-        -TABLE[probability, freedom], abs=1e-6
-    )
+    assert compare.student_quantile(probability, freedom) == pytest.approx(TABLE[probability, freedom], abs=1e-6)
+    assert compare.student_quantile(1 - probability, freedom) == pytest.approx(-TABLE[probability, freedom], abs=1e-6)
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 10, 99, 1000])
 def test_p_values_agree_with_scipy_from_the_centre_to_the_tail(freedom: int) -> None:
     for t in (0.0, 1e-3, 0.5, 1.0, 3.0, 12.0, 200.0):
-        assert compare.two_sided_p(t, freedom) == pytest.approx(
-            2 * stats.t.sf(t, freedom), rel=1e-9, abs=1e-300
-        )
+        assert compare.two_sided_p(t, freedom) == pytest.approx(2 * stats.t.sf(t, freedom), rel=1e-9, abs=1e-300)
 
 
 @given(st.floats(0.5, 40), st.floats(0.5, 40), st.floats(0, 1))
@@ -55,10 +49,7 @@ def test_paired_t_on_the_sleep_data_of_student_1908() -> None:
     second = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
     interval = paired_t(benefits(second, first, "higher", "difference"))
     assert interval.mean == pytest.approx(1.58)
-    assert (interval.low, interval.high) == (
-        pytest.approx(0.7001142, abs=1e-6),
-        pytest.approx(2.4598858, abs=1e-6),
-    )
+    assert (interval.low, interval.high) == (pytest.approx(0.7001142, abs=1e-6), pytest.approx(2.4598858, abs=1e-6))
     assert interval.p == pytest.approx(0.00283289, abs=1e-7)
 
 
@@ -78,9 +69,7 @@ def test_benefits_are_positive_where_the_method_is_better() -> None:
     assert benefits([4.0], [2.0], "lower", "ratio") == [pytest.approx(-math.log(2))]
 
 
-@given(
-    st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=2, max_size=8), st.floats(0.01, 100)
-)
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)), min_size=2, max_size=8), st.floats(0.01, 100))
 def test_a_ratio_does_not_depend_on_the_unit(pairs: list[tuple[float, float]], unit: float) -> None:
     method, baseline = zip(*pairs)
     scaled = benefits([unit * m for m in method], [unit * b for b in baseline], "lower", "ratio")
@@ -156,9 +145,7 @@ def test_holm_by_pencil() -> None:
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
-def test_holm_only_raises_p_values_keeps_their_order_and_stays_under_bonferroni(
-    p_values: list[float],
-) -> None:
+def test_holm_only_raises_p_values_keeps_their_order_and_stays_under_bonferroni(p_values: list[float]) -> None:
     adjusted = holm(p_values)
     order = np.argsort(p_values, kind="stable")
     assert np.all(np.diff(np.array(adjusted)[order]) >= 0)

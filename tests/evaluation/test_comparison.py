@@ -21,11 +21,7 @@ from mickle.models.decoder import Decoder
 from mickle.models.folder import save_model
 from mickle.models.shape import DecoderConfig
 
-TEXTS = [
-    f"the cats {verb} and {n} dogs {verb} the birds. " * (1 + n % 4)
-    for n in range(9)
-    for verb in ("see", "hear")
-]
+TEXTS = [f"the cats {verb} and {n} dogs {verb} the birds. " * (1 + n % 4) for n in range(9) for verb in ("see", "hear")]
 TOKENIZER = train_tokenizer(TEXTS, 290, or_fewer=True)
 
 
@@ -47,9 +43,7 @@ def folder(tmp_path, name, made=None, tokenizer=TOKENIZER, pages=TEXTS):
     path = tmp_path / name
     save_model(made or model(), path, tokenizer)
     if pages:
-        write_pages(
-            [Page(f"u{n}", "d", "en", text) for n, text in enumerate(pages)], path / "heldout.parquet"
-        )
+        write_pages([Page(f"u{n}", "d", "en", text) for n, text in enumerate(pages)], path / "heldout.parquet")
     return path
 
 
@@ -66,9 +60,7 @@ def brute_force(first, second, tokens, scored, length):
     rows = []
     stride = max(1, length // 2)
     for at in range(1, len(tokens)):
-        end = next(
-            e for e in [length, *range(length + stride, 10_000, stride)] if at <= e
-        )  # last label of its window
+        end = next(e for e in [length, *range(length + stride, 10_000, stride)] if at <= e)  # last label of its window
         end = min(end, len(tokens) - 1)
         begin = max(0, end - length)
         inputs = torch.tensor(tokens[begin:at])[None]
@@ -122,9 +114,7 @@ def test_the_difference_has_a_paired_interval():
     tokens = np.full(200, 10)
     generator = np.random.default_rng(0)
     hard = 20 + 15 * generator.random(200)  # texts differ far more than the two models
-    sums = Sums(
-        hard, hard + 0.5 + 0.1 * generator.standard_normal(200), np.full(200, 0.3), np.full(200, 2.0), tokens
-    )
+    sums = Sums(hard, hard + 0.5 + 0.1 * generator.standard_normal(200), np.full(200, 0.3), np.full(200, 2.0), tokens)
     found = differences(sums)
     low, high = found["difference_interval"]
     assert 0.045 < low < found["difference"] < high < 0.055 and high - low < 0.004  # not paired: 0.12
@@ -142,11 +132,7 @@ def test_a_run_writes_numbers_table_and_the_curve(tmp_path):
     results = json.loads((work / "results.json").read_text())
     assert results["reference"]["name"] == "base" and results["reference"]["bits_per_weight"] is None
     assert results["reference"]["tokens"] >= 100
-    assert (
-        results["reference"]["bytes"]
-        == weight_bytes(reference)
-        == (reference / "model.safetensors").stat().st_size
-    )
+    assert results["reference"]["bytes"] == weight_bytes(reference) == (reference / "model.safetensors").stat().st_size
     near, far = results["others"]
     assert 0 < near["kl"] < far["kl"] and near["length"] == 64
     assert near["kl_interval"][0] < near["kl"] < near["kl_interval"][1]
@@ -160,24 +146,17 @@ def test_a_run_writes_numbers_table_and_the_curve(tmp_path):
 
 def test_answers_of_conversations_are_what_is_scored(tmp_path):
     reference = folder(tmp_path, "base")
-    rows = [
-        {"prompt": "the cats see", "completion": " and 3 dogs"},
-        {"prompt": "the dogs", "completion": " hear"},
-    ]
+    rows = [{"prompt": "the cats see", "completion": " and 3 dogs"}, {"prompt": "the dogs", "completion": " hear"}]
     data = tmp_path / "rows.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     found = texts_to_score(data, None, reference, TOKENIZER)
     assert [TOKENIZER.decode(text.tokens[text.scored]) for text in found] == [
         " and 3 dogs<|endoftext|>", " hear<|endoftext|>",
     ]  # fmt: skip
-    chats = [
-        {"messages": [{"role": "user", "content": "the cats"}, {"role": "assistant", "content": "see"}]}
-    ] * 2
+    chats = [{"messages": [{"role": "user", "content": "the cats"}, {"role": "assistant", "content": "see"}]}] * 2
     data.write_text("\n".join(map(json.dumps, chats)))
     (first, _) = texts_to_score(data, None, reference, TOKENIZER)
-    assert TOKENIZER.decode(first.tokens[first.scored]) == "see<|endoftext|>" and first.bytes == len(
-        "see<|endoftext|>"
-    )
+    assert TOKENIZER.decode(first.tokens[first.scored]) == "see<|endoftext|>" and first.bytes == len("see<|endoftext|>")
     data.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     plain = texts_to_score(data, 20, reference, TOKENIZER)
     pages = texts_to_score(None, 20, reference, TOKENIZER)
@@ -221,9 +200,7 @@ def test_a_model_of_transformers_beside_itself(tmp_path):
     from mickle.models.folder import open_model
 
     torch.manual_seed(0)
-    inner = GPT2LMHeadModel(
-        GPT2Config(vocab_size=TOKENIZER.size, n_positions=32, n_embd=16, n_layer=1, n_head=2)
-    )
+    inner = GPT2LMHeadModel(GPT2Config(vocab_size=TOKENIZER.size, n_positions=32, n_embd=16, n_layer=1, n_head=2))
     inner.save_pretrained(tmp_path / "gpt2")
     wrapped = open_model(tmp_path / "gpt2")
     with torch.no_grad():

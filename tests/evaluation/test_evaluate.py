@@ -17,12 +17,7 @@ from mickle.models.shape import DecoderConfig
 from mickle.step import execute
 
 PAGES = [
-    Page(
-        f"u{i}",
-        "even" if i % 2 == 0 else "odd|one",
-        "en",
-        f"page {i} tells of {i * i} birds and {i + 1} trees",
-    )
+    Page(f"u{i}", "even" if i % 2 == 0 else "odd|one", "en", f"page {i} tells of {i * i} birds and {i + 1} trees")
     for i in range(24)
 ]
 TOKENIZER = train_tokenizer([page.text for page in PAGES], 265)
@@ -81,9 +76,7 @@ def test_baselines_never_learn_from_a_measured_page_whatever_its_white_space(mod
 def test_a_folder_of_transformers(model, tmp_path):
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    theirs = GPT2LMHeadModel(
-        GPT2Config(vocab_size=TOKENIZER.size, n_embd=32, n_layer=1, n_head=2, n_positions=16)
-    )
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=TOKENIZER.size, n_embd=32, n_layer=1, n_head=2, n_positions=16))
     theirs.save_pretrained(tmp_path / "gpt2")
     TOKENIZER.save(tmp_path / "gpt2")
     task = {"kind": "loss", "data": tmp_path / "corpus"}
@@ -154,6 +147,4 @@ def test_a_missing_model(tmp_path):
 
 def test_a_stride_longer_than_the_window(model, tmp_path):
     with pytest.raises(UsageError, match="stride"):
-        execute(
-            Evaluate(model=model, task={"kind": "loss", "length": 8, "stride": 9}), tmp_path / "out", ignore
-        )
+        execute(Evaluate(model=model, task={"kind": "loss", "length": 8, "stride": 9}), tmp_path / "out", ignore)

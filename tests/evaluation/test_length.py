@@ -8,13 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mickle.data.length_tasks import (
-    Example,
-    buckets,
-    open_task,
-    symbol_tokenizer,
-    write_examples,
-)
+from mickle.data.length_tasks import Example, buckets, open_task, symbol_tokenizer, write_examples
 from mickle.data.tokenizer import open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.evaluation import length as evaluation
@@ -41,17 +35,9 @@ encode = TOKENIZER.encode
 
 
 def small_decoder(position="none", **settings):
-    shape = {
-        "vocab_size": TOKENIZER.size,
-        "width": 32,
-        "layers": 1,
-        "heads": 2,
-        "kv_heads": 2,
-        "head_width": 16,
-    }
+    shape = {"vocab_size": TOKENIZER.size, "width": 32, "layers": 1, "heads": 2, "kv_heads": 2, "head_width": 16}
     return Decoder(
-        DecoderConfig(**{**shape, "ffn_width": 64, "max_length": 64, "position": position, **settings}),
-        seed=1,
+        DecoderConfig(**{**shape, "ffn_width": 64, "max_length": 64, "position": position, **settings}), seed=1
     )
 
 
@@ -179,9 +165,7 @@ def test_merging_tokenizers_are_refused():
     with pytest.raises(UsageError, match="one token to each symbol: 1 of 100, such as 7"):
         evaluation.check_symbols(RSC, lambda texts: [text.replace("7 7", "77").split() for text in texts])
     with pytest.raises(UsageError, match="one token"):
-        evaluation.check_symbols(
-            open_task("parity"), lambda texts: [list(text.replace(" ", "  ")) for text in texts]
-        )
+        evaluation.check_symbols(open_task("parity"), lambda texts: [list(text.replace(" ", "  ")) for text in texts])
 
 
 def test_models_that_cannot_be_asked():

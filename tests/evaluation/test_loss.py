@@ -12,15 +12,7 @@ from torch import nn
 from mickle.data.records import Page
 from mickle.data.tokenizer import train_tokenizer
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.loss import (
-    Scored,
-    bootstrap_ratio,
-    by_position,
-    score,
-    summarise,
-    token_nats,
-    windows_of,
-)
+from mickle.evaluation.loss import Scored, bootstrap_ratio, by_position, score, summarise, token_nats, windows_of
 from mickle.models.decoder import Decoder
 from mickle.models.shape import DecoderConfig
 

@@ -21,9 +21,7 @@ from mickle.models.folder import open_model, save_model
 from mickle.models.shape import DecoderConfig
 from mickle.step import execute
 
-PAGES = [
-    Page(f"u{i}", "d", "en", f"page {i} tells of {i * i} birds " + "and a tree " * (i % 7)) for i in range(24)
-]
+PAGES = [Page(f"u{i}", "d", "en", f"page {i} tells of {i * i} birds " + "and a tree " * (i % 7)) for i in range(24)]
 TOKENIZER = train_tokenizer([page.text for page in PAGES], 270, or_fewer=True, mask=True)
 
 
@@ -44,9 +42,7 @@ def brute_force(model, rate, length):
     found = np.zeros((len(PAGES), 3))
     for sample, (page, tokens) in enumerate(pieces_of(TOKENIZER, [p.text for p in PAGES], length)):
         batch = {"input_ids": torch.from_numpy(tokens)[None]}
-        made = mask_batch(
-            batch, np.array([sample]), rate, Masking(), vocabulary_of(TOKENIZER), EVALUATION_SEED
-        )
+        made = mask_batch(batch, np.array([sample]), rate, Masking(), vocabulary_of(TOKENIZER), EVALUATION_SEED)
         with torch.no_grad():
             logits = model(made["input_ids"]).double()[0]
         for at, label in enumerate(made["labels"][0].tolist()):
@@ -83,9 +79,7 @@ def test_pieces_have_their_marks_and_every_token_once():
 
 
 def test_numbers_table_and_figure(folder, tmp_path):
-    out = execute(
-        Evaluate(model=folder, task={"kind": "masked", "rates": [0.5, 0.15]}), tmp_path / "out", ignore
-    )
+    out = execute(Evaluate(model=folder, task={"kind": "masked", "rates": [0.5, 0.15]}), tmp_path / "out", ignore)
     results = json.loads((out / "results.json").read_text())
     low, high = results["scores"]
     assert [low["rate"], high["rate"]] == [0.15, 0.5]
@@ -94,9 +88,7 @@ def test_numbers_table_and_figure(folder, tmp_path):
     assert low["perplexity"] == pytest.approx(math.exp(low["nats_per_token"]))
     assert "| 15% |" in (out / "table.md").read_text()
     assert (out / "masked.svg").read_text().count("<svg") == 1
-    again = execute(
-        Evaluate(model=folder, task={"kind": "masked", "rates": [0.5, 0.15]}), tmp_path / "two", ignore
-    )
+    again = execute(Evaluate(model=folder, task={"kind": "masked", "rates": [0.5, 0.15]}), tmp_path / "two", ignore)
     assert (again / "results.json").read_bytes() == (out / "results.json").read_bytes()
 
 
@@ -113,9 +105,7 @@ def bert(folder, tokenizer, **settings):
 
 def test_a_bert_folder_of_transformers(tmp_path):
     model = bert(tmp_path / "bert", TOKENIZER)
-    assert score(model, TOKENIZER, PAGES, rate=0.3, length=20) == pytest.approx(
-        brute_force(model, 0.3, 20), abs=1e-3
-    )
+    assert score(model, TOKENIZER, PAGES, rate=0.3, length=20) == pytest.approx(brute_force(model, 0.3, 20), abs=1e-3)
     write_pages(PAGES, tmp_path / "pages.parquet")
     task = {"kind": "masked", "data": tmp_path / "pages.parquet"}
     out = execute(Evaluate(model=tmp_path / "bert", task=task), tmp_path / "out", ignore)

@@ -28,9 +28,7 @@ from mickle.models.folder import save_model
 from mickle.models.shape import DecoderConfig
 from mickle.step import execute
 
-TEXTS = [
-    f"the cats {verb} and {n} dogs {verb} the birds" for n in range(9) for verb in ("see", "hear", "chase")
-]
+TEXTS = [f"the cats {verb} and {n} dogs {verb} the birds" for n in range(9) for verb in ("see", "hear", "chase")]
 TOKENIZER = train_tokenizer(TEXTS, 275, or_fewer=True, mask=True)
 
 
@@ -81,14 +79,7 @@ def test_a_masked_model_of_transformers_with_marks_of_its_own(tmp_path):
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.models.folder import open_model
 
-    words = [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "[MASK]",
-        *sorted({w for text in TEXTS for w in text.split()}),
-    ]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *sorted({w for text in TEXTS for w in text.split()})]
     plain = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     plain.pre_tokenizer = pre_tokenizers.Whitespace()
     plain.add_special_tokens(words[:5])
@@ -135,22 +126,14 @@ def test_ties_count_half_and_kinds_are_told_apart():
 
 
 OURS = {"good": "the cats see", "bad": "the cats sees", "kind": "number"}
-BLIMP = {
-    "sentence_good": "a b",
-    "sentence_bad": "b a",
-    "UID": "order",
-    "linguistics_term": "islands",
-    "field": "x",
-}
+BLIMP = {"sentence_good": "a b", "sentence_bad": "b a", "UID": "order", "linguistics_term": "islands", "field": "x"}
 
 
 def test_every_format_says_the_same(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row) for row in (OURS, BLIMP)) + "\n\n")
     (tmp_path / "a.json").write_text(json.dumps([OURS, BLIMP]))
     names = {**BLIMP, **OURS}
-    pq.write_table(
-        pa.table({name: [names[name]] for name in ("good", "bad", "kind")}), tmp_path / "a.parquet"
-    )
+    pq.write_table(pa.table({name: [names[name]] for name in ("good", "bad", "kind")}), tmp_path / "a.parquet")
     lines = read_pairs(tmp_path / "a.jsonl")
     assert [(p.good, p.bad, p.kind) for p in lines] == [
         ("the cats see", "the cats sees", "number"),

@@ -22,17 +22,14 @@ from mickle.models.lora import attach_lora, lora_layers
 from mickle.models.quantized import quantize_model, save_quantized
 from mickle.step import execute
 
-TEMPLATE = (
-    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
-)
+TEMPLATE = "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{{ eos_token }}{% endfor %}"
 TEXT = "The reader opens 12 files and returns their lines; it's def add(a, b): once upon a time. " * 20
 
 
 def make_base(folder: Path, tied: bool = True, width: int = 64, **settings: Any) -> Path:
     words = train_tokenizer([TEXT], 300)
     model = Decoder(
-        DecoderConfig(words.size, width, 2, 4, 2, width // 4, 96, 64, initial_std=0.2, tied=tied, **settings),
-        seed=3,
+        DecoderConfig(words.size, width, 2, 4, 2, width // 4, 96, 64, initial_std=0.2, tied=tied, **settings), seed=3
     )
     save_model(model, folder, words)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
@@ -129,9 +126,7 @@ def test_an_adapter_on_four_bits_goes_onto_what_it_was_trained_on_or_onto_the_or
         for name in ("tokenizer.json", "tokenizer_config.json"):
             shutil.copy(base / name, home / name)
     attach_lora(quantized, rank=4, alpha=4)
-    save_adapter(
-        shake(quantized), tmp_path / "adapter", home, quantization=None if stored else {"code": "nf4"}
-    )
+    save_adapter(shake(quantized), tmp_path / "adapter", home, quantization=None if stored else {"code": "nf4"})
     out, _ = run(tmp_path / "adapter")
     trained = logits(open_adapter(tmp_path / "adapter"))
     torch.testing.assert_close(logits(open_model(out)), trained, atol=1e-3, rtol=0)
@@ -154,23 +149,16 @@ def test_a_change_that_rounding_drowns_is_warned_of(base: Path, tmp_path: Path, 
     adapter = make_adapter(base, tmp_path / "adapter", size=1e-5)
     _, events = run(adapter, format={"kind": "huggingface", "dtype": "bfloat16"})
     warned = [event.message for event in events if isinstance(event, Warned)]
-    assert (
-        warned
-        and "in 14 layers rounding to the stored type moves it by more than what was learned" in warned[0]
-    )
+    assert warned and "in 14 layers rounding to the stored type moves it by more than what was learned" in warned[0]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert"])
-def test_models_of_transformers_go_out_as_they_are_with_adapters_merged(
-    kind: str, tmp_path: Path, run: Any
-) -> None:
+def test_models_of_transformers_go_out_as_they_are_with_adapters_merged(kind: str, tmp_path: Path, run: Any) -> None:
     import transformers as t
 
     torch.manual_seed(1)
     if kind == "gpt2":
-        config = t.GPT2Config(
-            vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2
-        )
+        config = t.GPT2Config(vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
         model: Any = t.GPT2LMHeadModel(config)
     else:
         sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -198,17 +186,13 @@ def test_an_export_that_computes_something_else_is_not_published_and_names_the_l
         honest(model, *arguments)
 
     monkeypatch.setattr(huggingface, "write_huggingface", lying)
-    with pytest.raises(
-        UsageError, match=r"layer 'model.layers.1.mlp.up_proj' of the export computes something else"
-    ):
+    with pytest.raises(UsageError, match=r"layer 'model.layers.1.mlp.up_proj' of the export computes something else"):
         run(adapter)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("out.partial/model.safetensors"))
 
 
-def test_the_same_export_is_done_once_and_another_base_makes_it_another(
-    base: Path, tmp_path: Path, run: Any
-) -> None:
+def test_the_same_export_is_done_once_and_another_base_makes_it_another(base: Path, tmp_path: Path, run: Any) -> None:
     adapter = make_adapter(base, tmp_path / "adapter")
     out, _ = run(adapter)
     _, events = run(adapter)

@@ -28,9 +28,7 @@ TEXT = "The reader opens 12 files and returns their lines; it's def add(a, b): o
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 
 
-def make_base(
-    folder: Path, *, width: int = 64, head_width: int = 16, tied: bool = True, extra: int = 0
-) -> Path:
+def make_base(folder: Path, *, width: int = 64, head_width: int = 16, tied: bool = True, extra: int = 0) -> Path:
     words = train_tokenizer([TEXT], 300)
     shape = DecoderConfig(words.size + extra, width, 2, 4, 2, head_width, 96, 64, initial_std=0.2, tied=tied)
     save_model(Decoder(shape, seed=3), folder, words)
@@ -52,9 +50,7 @@ def proof(out: Path) -> dict[str, Any]:
     ("kind", "low", "high"),
     [("F32", 0, 1e-9), ("F16", 1e-6, 0.01), ("BF16", 1e-4, 0.1), ("Q8_0", 1e-3, 0.1), ("Q4_0", 0.05, 1.0)],
 )
-def test_each_type_holds_the_model_within_its_bound(
-    kind: str, low: float, high: float, tmp_path: Path
-) -> None:
+def test_each_type_holds_the_model_within_its_bound(kind: str, low: float, high: float, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", tied=kind != "Q4_0")
     export(base, tmp_path / "out", kind)
     assert low <= proof(tmp_path / "out")["typical"] <= high
@@ -73,11 +69,7 @@ def test_metadata_says_the_shape_the_tokens_and_the_template(tmp_path: Path) -> 
     base = make_base(tmp_path / "base", head_width=32, extra=3)
     export(base, tmp_path / "out", "F16")
     fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
-    values = {
-        name: field.contents()
-        for name, field in fields.items()
-        if "tokens" not in name and "merges" not in name
-    }
+    values = {name: field.contents() for name, field in fields.items() if "tokens" not in name and "merges" not in name}
     expected = {
         "general.architecture": "llama",
         "general.file_type": 1,
@@ -104,9 +96,7 @@ def test_metadata_says_the_shape_the_tokens_and_the_template(tmp_path: Path) -> 
     mark = open_tokenizer(base).token_to_id("<|endoftext|>")
     assert words.kinds[mark] == gguf.TokenType.CONTROL
     assert words.marks == {"bos": mark, "eos": mark}
-    assert values["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(
-        open_model(base).config.norm_eps, rel=1e-6
-    )
+    assert values["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(open_model(base).config.norm_eps, rel=1e-6)
 
 
 def test_rows_of_queries_go_pair_by_pair_as_neighbouring_rotations_want() -> None:
@@ -114,9 +104,7 @@ def test_rows_of_queries_go_pair_by_pair_as_neighbouring_rotations_want() -> Non
     rows = torch.arange(12.0)[:, None].expand(12, 8)
     order = gguf_file.as_read("layers.0.self_attn.q_proj.weight", rows, config)[:, 0].tolist()
     assert order == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-    again = gguf_file.as_read(
-        "layers.0.self_attn.q_proj.weight", torch.tensor(order)[:, None], config, back=True
-    )
+    again = gguf_file.as_read("layers.0.self_attn.q_proj.weight", torch.tensor(order)[:, None], config, back=True)
     assert again[:, 0].tolist() == list(range(12))
     untouched = gguf_file.as_read("layers.0.self_attn.v_proj.weight", rows[:6], config)
     assert torch.equal(untouched, rows[:6])
@@ -137,9 +125,7 @@ def test_a_rotation_of_neighbours_over_these_rows_is_llamas_rotation_of_halves(t
         return np.stack([turn.real, turn.imag], -1).reshape(5, heads, 16)
 
     theirs = np.einsum(
-        "thd,shd->hts",
-        turned(tensors["blk.0.attn_q.weight"], 4)[:, ::2],
-        turned(tensors["blk.0.attn_k.weight"], 2),
+        "thd,shd->hts", turned(tensors["blk.0.attn_q.weight"], 4)[:, ::2], turned(tensors["blk.0.attn_k.weight"], 2)
     )
     from mickle.kernels.rotary import rotate_pairs_plain
     from mickle.models.positions import rotary_angles
@@ -176,9 +162,7 @@ def test_rows_that_blocks_do_not_divide_stay_in_f16_and_that_is_said(tmp_path: P
     assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("F16", "Q8_0")
 
 
-def test_a_file_with_rows_in_the_wrong_order_is_not_published(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_with_rows_in_the_wrong_order_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base(tmp_path / "base")
     honest = gguf_file.as_read
 
@@ -218,10 +202,7 @@ def test_how_text_is_cut_is_named_only_where_the_name_means_just_that(name: str,
     assert bool(found.note) == (name == "default")
     if name != "default":
         text = "It's 12345 files,  isn't it?\r\n\r\n the reader  "
-        assert (
-            rebuilt(found).encode(text).ids
-            == open_tokenizer(tmp_path).encode(text, add_special_tokens=False).ids
-        )
+        assert rebuilt(found).encode(text).ids == open_tokenizer(tmp_path).encode(text, add_special_tokens=False).ids
     values["model"]["ignore_merges"] = name != "llama-bpe"  # then no name is right
     path.write_text(json.dumps(values))
     assert read_vocabulary(tmp_path, 300, {}).pre == "default"
@@ -244,9 +225,7 @@ def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused(tmp_path: Path) -> No
         export(base, tmp_path / "out", "F16")
 
 
-def test_without_the_package_the_command_says_how_to_get_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_package_the_command_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "gguf", None)

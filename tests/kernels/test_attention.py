@@ -43,9 +43,7 @@ def test_equals_the_definition(seed, batch, heads, length, width):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 10**6), st.integers(1, 5), st.integers(8, 37), st.sampled_from([0.02, 0.2]), st.booleans()
-)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(8, 37), st.sampled_from([0.02, 0.2]), st.booleans())
 def test_documents_do_not_see_each_other(seed, batch, length, share, one_group):
     inputs, gradient = problem(seed, batch, 2, length, 4)
     opens = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < share
@@ -96,8 +94,6 @@ def test_grouped_heads_and_second_derivatives_run_plain():
     shared = causal_attention(queries, keys[:, :2], values[:, :2])
     close(shared, causal_attention_plain(queries, *(t[:, :2] for t in (keys, values))), 1e-6)
     with plain_kernels():
-        assert torch.equal(
-            causal_attention(queries, keys, values), causal_attention_plain(queries, keys, values)
-        )
+        assert torch.equal(causal_attention(queries, keys, values), causal_attention_plain(queries, keys, values))
     with pytest.raises(RuntimeError, match="plain_kernels"):
         torch.autograd.grad(causal_attention(queries, keys, values), queries, gradient, create_graph=True)

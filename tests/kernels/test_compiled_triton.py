@@ -108,9 +108,7 @@ def four_bits() -> list[dict[str, Any]]:
 
     found = []
     for double, kind in ((True, "bf16"), (False, FLOAT)):
-        types = dict.fromkeys(("map8", "nested", "table"), f"*{FLOAT}") | dict.fromkeys(
-            ("blocks", "rows"), INT
-        )
+        types = dict.fromkeys(("map8", "nested", "table"), f"*{FLOAT}") | dict.fromkeys(("blocks", "rows"), INT)
         types |= {"packed": f"*{BYTE}", "absmax": f"*{BYTE if double else FLOAT}", "offset": FLOAT}
         types |= {"x": f"*{kind}", "out": f"*{kind}"}
         fixed = {"DOUBLE": double, "BLOCKS": 16}

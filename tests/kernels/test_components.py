@@ -85,8 +85,6 @@ def test_stars_are_the_plain_ones(values: list[int]) -> None:
 def test_stars_by_hand() -> None:
     left, right = stars_plain(np.array([5, 0, 7, 5, 7, 0, 5, 9], np.uint64))
     assert left.tolist() == [0, 2, 0] and right.tolist() == [3, 4, 6]
-    drawn = np.random.default_rng(0).integers(0, 40_000, 50_000).astype(np.uint64) * np.uint64(
-        0x9E3779B97F4A7C15
-    )
+    drawn = np.random.default_rng(0).integers(0, 40_000, 50_000).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     for found, plain in zip(stars(drawn), stars_plain(drawn), strict=True):
         np.testing.assert_array_equal(found, plain)

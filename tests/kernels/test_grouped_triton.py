@@ -81,9 +81,7 @@ def test_the_dense_weight_is_that_of_the_definition_bit_for_bit(
 
 
 @settings(max_examples=8, deadline=None)
-@given(
-    some.integers(1, 35), some.integers(1, 270), *FORMATS, TYPES, some.integers(1, 2), some.integers(0, 2**32)
-)
+@given(some.integers(1, 35), some.integers(1, 270), *FORMATS, TYPES, some.integers(1, 2), some.integers(0, 2**32))
 @example(3, 270, 3, 8, True, 0.1, True, torch.float32, 1, 0)
 @example(17, 97, 2, 0, False, 0.0, False, torch.bfloat16, 2, 1)
 def test_few_rows(
@@ -99,9 +97,7 @@ def test_few_rows(
     weight = grouped.dequantized().double()
     expected = x.double() @ weight.T
     scales, zeros = (part.double().abs() for part in grouped.scales_and_zeros())
-    summed = (scales * (2**bits + zeros))[
-        :, torch.arange(inputs) // grouped.layout.group
-    ]  # q x and z x apart
+    summed = (scales * (2**bits + zeros))[:, torch.arange(inputs) // grouped.layout.group]  # q x and z x apart
     size = ordered_x.double().abs() @ summed.T + x.double().abs() @ weight.abs().T
     unit = {torch.float32: 0.0, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
     assert found.dtype == dtype
@@ -114,9 +110,7 @@ def test_nothing_is_read_behind_the_statistics() -> None:
     wide = torch.full((2 * grouped.statistics.numel(),), float("nan"), dtype=torch.float16, device=DEVICE)
     statistics = wide[: grouped.statistics.numel()].view(grouped.statistics.shape)
     statistics.copy_(grouped.statistics)
-    found = grouped_triton.few_rows(
-        grouped.codes, statistics, None, None, 16, 8, torch.ones(1, 40, device=DEVICE)
-    )
+    found = grouped_triton.few_rows(grouped.codes, statistics, None, None, 16, 8, torch.ones(1, 40, device=DEVICE))
     assert torch.allclose(found, grouped.dequantized().sum(1), rtol=1e-4, atol=1e-3)
 
 

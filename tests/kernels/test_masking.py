@@ -59,9 +59,7 @@ def test_the_kernel_equals_its_definition(rows, length, seed, rate, shares, subs
     samples = generator.integers(0, 2**40, rows)
     limits = cuts(rate, *shares, unit, subset)
     fast = mask_tokens(tokens, samples, seed, words, limits, unit)
-    for ours, defined in zip(
-        fast, mask_tokens_plain(tokens, samples, seed, words, limits, unit), strict=True
-    ):
+    for ours, defined in zip(fast, mask_tokens_plain(tokens, samples, seed, words, limits, unit), strict=True):
         assert np.array_equal(ours, defined)
         assert ours.dtype == np.int64
 

@@ -54,9 +54,7 @@ def test_rows_times_a_weight(out: int, blocks: int, double: bool, code: str) -> 
         given_x = x.bfloat16() if kind == "bf16" else x
         exact = dense @ given_x.double()
         bound = (dense.abs() @ given_x.double().abs()) * (2**-8 if kind == "bf16" else 2**-21)
-        bound += (
-            2**-21 * weight.offset * given_x.double().abs().sum()
-        )  # a scale of 8 bits rounds where its mean does
+        bound += 2**-21 * weight.offset * given_x.double().abs().sum()  # a scale of 8 bits rounds where its mean does
         found = torch.from_numpy(multiplied(weight, given_x.float(), kind)).double()
         assert bool(((found - exact).abs() <= bound + 1e-6).all()), kind
 
@@ -67,9 +65,7 @@ def test_every_column_of_every_row_is_multiplied_by_its_own_number(kind: str) ->
     weight = made(19, 3, double=False)
     values = dequantize_plain(weight)
     if kind == "bf16":
-        values = table("nf4").bfloat16().float()[_indices(weight)] * weight.absmax.repeat_interleave(
-            64
-        ).reshape(19, -1)
+        values = table("nf4").bfloat16().float()[_indices(weight)] * weight.absmax.repeat_interleave(64).reshape(19, -1)
     for column in range(192):
         x = torch.zeros(192)
         x[column] = 1.0
@@ -97,9 +93,7 @@ def test_made_dense_bit_for_bit(n: int, block: int, threads: int, kind: str) -> 
         blocks = quantize_4bit(weight, double=False, block=block)
         for dtype, bits in ((torch.float32, np.float32), (torch.bfloat16, np.uint16)):
             out = np.empty(n, bits)
-            kernels.dense(
-                blocks.packed.numpy(), blocks.absmax.numpy(), block, table("nf4").numpy(), out, threads, kind
-            )
+            kernels.dense(blocks.packed.numpy(), blocks.absmax.numpy(), block, table("nf4").numpy(), out, threads, kind)
             expected = dequantize_plain(blocks, dtype)
             view = expected if dtype == torch.float32 else expected.view(torch.uint16)
             assert np.array_equal(out, view.numpy())

@@ -49,9 +49,7 @@ def test_the_dense_weight_is_that_of_the_definition_bit_for_bit(
     some.integers(0, 2**32),
 )
 @example(30, 9, 2, "nf4", True, torch.float32, 0)
-def test_few_rows(
-    outputs: int, blocks: int, rows: int, code: str, double: bool, dtype: torch.dtype, seed: int
-) -> None:
+def test_few_rows(outputs: int, blocks: int, rows: int, code: str, double: bool, dtype: torch.dtype, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     stored = quantize_4bit(torch.randn(outputs, 64 * blocks, generator=generator).to(DEVICE), code, double)
     x = torch.randn(64 * blocks, rows, generator=generator).to(DEVICE, dtype).T  # strides that are not rows

@@ -21,13 +21,7 @@ def results(function, x, weight, gradient):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(0, 10**6),
-    st.integers(0, 4),
-    st.integers(1, 7),
-    st.integers(1, 33),
-    st.sampled_from([1e-3, 1, 1e3]),
-)
+@given(st.integers(0, 10**6), st.integers(0, 4), st.integers(1, 7), st.integers(1, 33), st.sampled_from([1e-3, 1, 1e3]))
 def test_equals_the_definition(seed, batch, length, width, scale):
     generator = torch.Generator().manual_seed(seed)
     x = (scale * torch.randn(batch, length, width, generator=generator)).requires_grad_()

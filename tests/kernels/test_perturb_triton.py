@@ -24,9 +24,7 @@ DRAWS = [2**32 - 1, 0, 2**31, 7]
     some.integers(1, 4),
     some.integers(0, 2**63),
 )
-def test_weights_are_those_of_the_definition_bit_for_bit(
-    kind: Kind, size: int, draws: int, seed: int
-) -> None:
+def test_weights_are_those_of_the_definition_bit_for_bit(kind: Kind, size: int, draws: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = torch.randn(size, generator=generator)
     moves = Moves.of(

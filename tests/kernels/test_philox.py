@@ -71,9 +71,7 @@ def test_moments(kind: Kind) -> None:
 def test_any_cut_gives_the_same_numbers(kind: Kind) -> None:
     whole = direction(Stream(1, kind), "w", 3, 0, 1000)
     for start, count in [(0, 1), (1, 3), (127, 2), (500, 500), (999, 1), (40, 0)]:
-        assert (
-            direction(Stream(1, kind), "w", 3, start, count).tolist() == whole[start : start + count].tolist()
-        )
+        assert direction(Stream(1, kind), "w", 3, start, count).tolist() == whole[start : start + count].tolist()
 
 
 def test_name_seed_and_draw_all_matter() -> None:

@@ -11,9 +11,7 @@ from mickle.kernels.repetitions import join, most_frequent, most_frequent_plain,
 
 OVERLAPS = ("greedy", "mask")
 # Words that run together to the same text, that hold a space, nothing, or what is no character of a valid text.
-WORDS = st.sampled_from(
-    ["a", "b", "ab", "ba", "aa", "a b", "", " ", "é", "\u0301", "\ud800", "\0", "𝒳", "w" * 40]
-)
+WORDS = st.sampled_from(["a", "b", "ab", "ba", "aa", "a b", "", " ", "é", "\u0301", "\ud800", "\0", "𝒳", "w" * 40])
 
 
 def fast_most_frequent(words: list[str], n: int) -> int:
@@ -25,9 +23,7 @@ def fast_repeated(words: list[str], n: int, overlap: str) -> int:
 
 
 @settings(max_examples=400, deadline=None)
-@given(
-    words=st.lists(WORDS, max_size=60) | st.lists(st.sampled_from("ab"), max_size=200), n=st.integers(1, 12)
-)
+@given(words=st.lists(WORDS, max_size=60) | st.lists(st.sampled_from("ab"), max_size=200), n=st.integers(1, 12))
 def test_fast_versions_equal_the_plain_ones(words: list[str], n: int) -> None:
     assert fast_most_frequent(words, n) == most_frequent_plain(words, n)
     for overlap in OVERLAPS:

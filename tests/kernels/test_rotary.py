@@ -34,9 +34,7 @@ def test_angles_of_each_row_and_bfloat16():
     torch.testing.assert_close(ours.float(), plain, rtol=2**-8, atol=1e-6)
     back = torch.autograd.grad(ours, x, x.detach())[0]
     assert back.stride() == x.stride()
-    torch.testing.assert_close(
-        back.float(), *torch.autograd.grad(plain, exact, exact.detach()), rtol=2**-8, atol=1e-6
-    )
+    torch.testing.assert_close(back.float(), *torch.autograd.grad(plain, exact, exact.detach()), rtol=2**-8, atol=1e-6)
 
 
 def test_keeps_lengths_and_refuses_a_second_derivative():

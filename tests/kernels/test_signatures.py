@@ -88,16 +88,8 @@ def test_minima_are_the_plain_ones(count: int, k: int) -> None:
 
 
 @settings(deadline=None)
-@given(
-    st.lists(TEXTS, max_size=5),
-    st.integers(1, 6),
-    st.integers(1, 4),
-    st.integers(1, 4),
-    st.integers(0, 2**40),
-)
-def test_signatures_are_the_plain_ones(
-    texts: list[str], shingle: int, bands: int, rows: int, seed: int
-) -> None:
+@given(st.lists(TEXTS, max_size=5), st.integers(1, 6), st.integers(1, 4), st.integers(1, 4), st.integers(0, 2**40))
+def test_signatures_are_the_plain_ones(texts: list[str], shingle: int, bands: int, rows: int, seed: int) -> None:
     found = kernel.signatures(texts, shingle, bands, rows, seed)
     assert found.shape == (len(texts), bands) and found.dtype == np.uint64
     np.testing.assert_array_equal(found, kernel.signatures_plain(texts, shingle, bands, rows, seed))
@@ -111,9 +103,7 @@ def test_long_texts_with_repeats_span_blocks() -> None:
         "漢abc字" * 2000,
         " ".join(f"é{n}" for n in range(3000)),
     ]
-    np.testing.assert_array_equal(
-        kernel.signatures(texts, 2, 3, 4, 5), kernel.signatures_plain(texts, 2, 3, 4, 5)
-    )
+    np.testing.assert_array_equal(kernel.signatures(texts, 2, 3, 4, 5), kernel.signatures_plain(texts, 2, 3, 4, 5))
 
 
 def test_short_and_empty_texts() -> None:
@@ -146,19 +136,9 @@ def pairs(count: int, common: int, union: int) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(
     ("common", "union", "count"),
-    [
-        (5, 100, 600),
-        (20, 100, 600),
-        (50, 100, 600),
-        (80, 100, 600),
-        (95, 100, 600),
-        (9, 12, 3000),
-        (2000, 4000, 150),
-    ],
+    [(5, 100, 600), (20, 100, 600), (50, 100, 600), (80, 100, 600), (95, 100, 600), (9, 12, 3000), (2000, 4000, 150)],
 )
-def test_the_estimate_has_the_mean_and_variance_of_ideal_functions(
-    common: int, union: int, count: int
-) -> None:
+def test_the_estimate_has_the_mean_and_variance_of_ideal_functions(common: int, union: int, count: int) -> None:
     k, similarity = 500, common / union
     functions = kernel.functions(common, k)
     shares = np.array(
@@ -191,9 +171,7 @@ def test_the_estimate_over_seeds_on_one_pair() -> None:
         (450, 20, 0.8, 0.9946), (14, 8, 0.7, 0.564), (14, 8, 0.75, 0.772), (14, 8, 0.8, 0.924), (14, 8, 0.85, 0.988),
     ],
 )  # fmt: skip
-def test_bands_meet_as_often_as_the_curve_says(
-    bands: int, rows: int, similarity: float, expected: float
-) -> None:
+def test_bands_meet_as_often_as_the_curve_says(bands: int, rows: int, similarity: float, expected: float) -> None:
     assert match_probability(similarity, bands, rows) == pytest.approx(expected, rel=0.01)
     count = 2000
     both = list(pairs(count, round(similarity * 40), 40))

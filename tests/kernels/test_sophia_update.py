@@ -52,9 +52,7 @@ def test_one_step_by_pencil() -> None:
     # times these.
     rule = replace(RULE, weight_decay=0.0)
     for update in (update_plain, update_numba, lambda t, r: update_foreach([t], r)[0]):
-        tensors = Tensors(
-            torch.ones(3), torch.full((3,), 0.2), torch.zeros(3), torch.tensor([4.0, 0.1, -1.0])
-        )
+        tensors = Tensors(torch.ones(3), torch.full((3,), 0.2), torch.zeros(3), torch.tensor([4.0, 0.1, -1.0]))
         assert int(update(tensors, rule)) == 1
         torch.testing.assert_close(tensors.parameter, 1 - torch.tensor([0.001, 0.01, 0.01]))
         torch.testing.assert_close(tensors.momentum, torch.full((3,), 0.02))
@@ -68,9 +66,7 @@ def test_one_step_by_pencil() -> None:
     gamma=st.sampled_from([0.0, 1e-3, 1.0, 1e6]),
     eps=st.sampled_from([1e-12, 1e-3]),
 )
-def test_fast_versions_equal_the_plain_one(
-    size: int, seed: int, decay: float, gamma: float, eps: float
-) -> None:
+def test_fast_versions_equal_the_plain_one(size: int, seed: int, decay: float, gamma: float, eps: float) -> None:
     rule = replace(RULE, weight_decay=decay, gamma=gamma, eps=eps)
     plain = drawn((size,), seed)
     fast, listed = copied(plain), copied(plain)
@@ -100,9 +96,7 @@ def test_blocks_and_two_threads_change_nothing() -> None:
 def test_extreme_values_stay_finite(extreme: float) -> None:
     for update in (update_plain, update_numba):
         for curvature in (0.0, 1e-45, -1.0, 1e38):
-            tensors = Tensors(
-                torch.ones(9), torch.full((9,), extreme), torch.zeros(9), torch.full((9,), curvature)
-            )
+            tensors = Tensors(torch.ones(9), torch.full((9,), extreme), torch.zeros(9), torch.full((9,), curvature))
             update(tensors, RULE)
             assert torch.isfinite(tensors.parameter).all()
             assert (tensors.parameter - 1).abs().max() <= RULE.lr * (1 + RULE.weight_decay) + 1e-6

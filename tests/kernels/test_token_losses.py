@@ -164,6 +164,4 @@ def test_not_finite_stays_visible_and_where_it_is():
 def test_extreme_logits(size):
     logits = torch.tensor([[0.0, size, size], [size, 0.0, 1.0]])
     exact = F.cross_entropy(logits.double(), torch.tensor([1, 1]), reduction="none")
-    assert token_losses(logits, None, torch.tensor([1, 1])).tolist() == pytest.approx(
-        exact.tolist(), rel=1e-6
-    )
+    assert token_losses(logits, None, torch.tensor([1, 1])).tolist() == pytest.approx(exact.tolist(), rel=1e-6)

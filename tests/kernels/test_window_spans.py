@@ -14,9 +14,7 @@ WORD = st.integers(0, 2).flatmap(lambda most: st.lists(st.integers(0, most), max
 
 @settings(max_examples=200, deadline=None)
 @given(WORD, st.integers(1, 12), st.booleans(), st.data())
-def test_spans_cover_what_single_tokens_do(
-    word: list[int], length: int, first: bool, data: st.DataObject
-) -> None:
+def test_spans_cover_what_single_tokens_do(word: list[int], length: int, first: bool, data: st.DataObject) -> None:
     others = repeated(np.array(word, dtype=np.uint8), length) + 1
     start = data.draw(st.integers(0, len(word)))
     end = data.draw(st.integers(start, len(word)))

@@ -52,9 +52,7 @@ def theirs(kind: str, folder: Path) -> Any:
 
     torch.manual_seed(1)
     if kind == "gpt2":
-        config = t.GPT2Config(
-            vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2
-        )
+        config = t.GPT2Config(vocab_size=60, n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
         model: Any = t.GPT2LMHeadModel(config)
     elif kind == "bert":
         model = t.BertForMaskedLM(
@@ -149,9 +147,7 @@ def test_an_adapter_opened_for_training_trains_its_own_numbers_alone(adapter: Pa
     assert model(IDS).dtype == torch.bfloat16
 
 
-def test_some_layers_alone_are_named_whole_where_their_ends_would_name_others(
-    base: Path, tmp_path: Path
-) -> None:
+def test_some_layers_alone_are_named_whole_where_their_ends_would_name_others(base: Path, tmp_path: Path) -> None:
     model = open_model(base)
     names = attach_lora(model, targets=[r"model.layers.1.self_attn.q_proj"])
     save_adapter(model, tmp_path / "adapter", base)
@@ -159,9 +155,7 @@ def test_some_layers_alone_are_named_whole_where_their_ends_would_name_others(
     assert settings["target_modules"] == names
 
 
-def test_base_and_adapter_may_be_moved_together_and_the_base_given(
-    base: Path, adapter: Path, tmp_path: Path
-) -> None:
+def test_base_and_adapter_may_be_moved_together_and_the_base_given(base: Path, adapter: Path, tmp_path: Path) -> None:
     assert adapter_base(adapter) == base.resolve()
     expected = open_adapter(adapter)(IDS)
     (tmp_path / "elsewhere").mkdir()
@@ -170,9 +164,7 @@ def test_base_and_adapter_may_be_moved_together_and_the_base_given(
     moved = tmp_path / "elsewhere" / "adapter"
     assert torch.equal(open_adapter(moved)(IDS), expected)
     shutil.move(tmp_path / "elsewhere" / "base", tmp_path / "there")
-    with pytest.raises(
-        UsageError, match="base model of this adapter is not at .*\n.*\n.*open_adapter.*base="
-    ):
+    with pytest.raises(UsageError, match="base model of this adapter is not at .*\n.*\n.*open_adapter.*base="):
         open_adapter(moved)
     assert torch.equal(open_adapter(moved, base=tmp_path / "there")(IDS), expected)
 
@@ -235,9 +227,7 @@ TENSORS = {
     "no linear layer 'lm_head'": lambda t: t.update(
         {f"base_model.model.lm_head.lora_{x}.weight": torch.ones(2, 2) for x in "AB"}
     ),
-    "lora_A of .*q_proj' is F32 of shape .4, 31.": lambda t: t.update(
-        {f"{Q}.lora_A.weight": torch.ones(4, 31)}
-    ),
+    "lora_A of .*q_proj' is F32 of shape .4, 31.": lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(4, 31)}),
     "is I64 of shape": lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(4, 32, dtype=torch.int64)}),
     "holds no tensors": lambda t: t.clear(),
 }
@@ -271,9 +261,7 @@ def test_another_base_is_refused_by_its_weights_or_by_the_layer_that_does_not_fi
     (adapter / "base.json").unlink()
     assert open_adapter(adapter, base=tmp_path / "other")(IDS).isfinite().all()
     save_model(Decoder(DecoderConfig(60, 40, 2, 4, 2, 8, 48, 64)), tmp_path / "wider")
-    with pytest.raises(
-        UsageError, match="lora_A of 'model.layers.0.*q_proj'.*\n.*\n.*expected: .*maps 40 to 32"
-    ):
+    with pytest.raises(UsageError, match="lora_A of 'model.layers.0.*q_proj'.*\n.*\n.*expected: .*maps 40 to 32"):
         open_adapter(adapter, base=tmp_path / "wider")
 
 

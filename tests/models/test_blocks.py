@@ -73,9 +73,7 @@ def test_a_model_of_transformers_is_a_chain_too(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3}
-    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=60, max_position_embeddings=64, **shape)).save_pretrained(
-        tmp_path
-    )
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=60, max_position_embeddings=64, **shape)).save_pretrained(tmp_path)
     blocks = open_blocks(tmp_path)
     assert blocks.whole
     hidden = first_inputs(blocks, IDS, 2)

@@ -27,18 +27,8 @@ VOCABULARY = 50
 
 def make(position: Any = "rotary", seed: int = 0, **settings: Any) -> Decoder:
     """A small decoder whose every weight, T5's table included, is far from zero."""
-    shape = {
-        "width": 32,
-        "layers": 4,
-        "heads": 4,
-        "kv_heads": 2,
-        "head_width": 8,
-        "ffn_width": 48,
-        "max_length": 64,
-    }
-    config = DecoderConfig(
-        vocab_size=VOCABULARY, **{**shape, "initial_std": 0.2, "position": position, **settings}
-    )
+    shape = {"width": 32, "layers": 4, "heads": 4, "kv_heads": 2, "head_width": 8, "ffn_width": 48, "max_length": 64}
+    config = DecoderConfig(vocab_size=VOCABULARY, **{**shape, "initial_std": 0.2, "position": position, **settings})
     model = Decoder(config, seed).eval()
     if "t5" in config.schemes:
         nn.init.normal_(model.distance_bias.weight, generator=torch.Generator().manual_seed(seed))
@@ -90,9 +80,7 @@ def test_reading_in_pieces_with_the_cache_equals_reading_at_once(position: Any, 
     cache = model.new_cache()
     pieces = []
     for start, end in [(0, 6), (6, 9), (9, 10), (10, 12)]:
-        given = (
-            documents[:, start:end] if documents is not None and start < 6 else None
-        )  # later: go on as before
+        given = documents[:, start:end] if documents is not None and start < 6 else None  # later: go on as before
         pieces.append(model(ids[:, start:end], documents=given, cache=cache))
     close(torch.cat(pieces, dim=1), model(ids, documents=documents))
     assert cache.length == 12
@@ -170,15 +158,7 @@ def test_no_positions_and_no_causal_mask_is_refused_with_the_reason() -> None:
 
 
 def test_models_that_differ_in_positions_start_from_equal_weights() -> None:
-    small = {
-        "width": 16,
-        "layers": 1,
-        "heads": 1,
-        "kv_heads": 1,
-        "head_width": 16,
-        "ffn_width": 16,
-        "max_length": 8,
-    }
+    small = {"width": 16, "layers": 1, "heads": 1, "kv_heads": 1, "head_width": 16, "ffn_width": 16, "max_length": 8}
     reference = Decoder(DecoderConfig(vocab_size=9, **small), seed=3).state_dict()
     for position in ("none", "learned", "sinusoidal", "alibi", "t5"):
         weights = Decoder(DecoderConfig(vocab_size=9, position=position, **small), seed=3).state_dict()
@@ -257,13 +237,9 @@ def test_a_shape_is_frozen_and_survives_lists() -> None:
         config.width = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"causal": False, "tied": False}, {"position": "t5"}, {"experts": 3}]
-)
+@pytest.mark.parametrize("settings", [{}, {"causal": False, "tied": False}, {"position": "t5"}, {"experts": 3}])
 @pytest.mark.parametrize("packed", [False, True])
-def test_the_chosen_positions_give_the_loss_and_gradients_of_all_logits(
-    settings: dict[str, Any], packed: bool
-) -> None:
+def test_the_chosen_positions_give_the_loss_and_gradients_of_all_logits(settings: dict[str, Any], packed: bool) -> None:
     """Dynamic masking, oracle 6."""
     ids = tokens(3, 12)
     documents = torch.tensor([[0] * 5 + [1] * 7, [-1] * 4 + [0] * 8, [0] * 12]) if packed else None

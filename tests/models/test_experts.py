@@ -52,9 +52,7 @@ def test_one_expert_is_the_dense_network(activation: Any) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 3), st.integers(0, 7), st.integers(0, 100))
-def test_grouping_by_expert_changes_nothing(
-    experts: int, per_token: int, batch: int, length: int, seed: int
-) -> None:
+def test_grouping_by_expert_changes_nothing(experts: int, per_token: int, batch: int, length: int, seed: int) -> None:
     """y = sum_e g_e FFN_e(x), token by token, with the gradients of that sum."""
     network = make(experts, min(experts, per_token), seed).double()
     x = rows(batch, length, 16, seed=seed).double().requires_grad_()
@@ -145,9 +143,7 @@ def test_the_balance_is_in_the_gradient_and_not_in_the_loss() -> None:
     for block in model.layers:
         x = block(x, sight, None)
     assert len(sight.balances) == 2
-    extra = torch.autograd.grad(
-        0.5 * count * sum(sight.balances), list(model.parameters()), allow_unused=True
-    )
+    extra = torch.autograd.grad(0.5 * count * sum(sight.balances), list(model.parameters()), allow_unused=True)
     for without, with_it, more in zip(found[0][1], found[1][1], extra, strict=True):
         close(with_it, without if more is None else without + more)
     assert any(more is not None and more.abs().max() > 1e-3 for more in extra)
@@ -171,9 +167,7 @@ def test_where_labels_are_drawn_or_nothing_is_trained_the_balance_is_left_out() 
         with drawn_labels(torch.Generator().manual_seed(2)):
             return list(torch.autograd.grad(model(ids, head=head)[0], list(model.parameters())))
 
-    for one, other in zip(
-        gradients(decoder(router_loss=0.0)), gradients(decoder(router_loss=9.0)), strict=True
-    ):
+    for one, other in zip(gradients(decoder(router_loss=0.0)), gradients(decoder(router_loss=9.0)), strict=True):
         assert torch.equal(one, other)
     measured = decoder(router_loss=9.0).eval()(ids, head=head)[0]
     assert torch.autograd.grad(measured, measured)[0] == 1

@@ -89,9 +89,7 @@ def test_without_positions_in_some_layers_or_all_a_decoder_is_a_plain_smollm3(
     ],
 )
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
-def test_a_llama_written_by_transformers_is_ours(
-    settings: dict[str, Any], shard: str, tmp_path: Path
-) -> None:
+def test_a_llama_written_by_transformers_is_ours(settings: dict[str, Any], shard: str, tmp_path: Path) -> None:
     theirs = llama(**settings)
     theirs.save_pretrained(tmp_path, max_shard_size=shard)
     model = open_model(tmp_path)
@@ -179,9 +177,7 @@ def test_a_tokenizer_travels_with_its_model_and_names_the_marks(tmp_path: Path) 
     assert config["eos_token_id"] == generation["eos_token_id"] == theirs.eos_token_id == tokenizer.end
 
 
-@pytest.mark.parametrize(
-    ("ids", "expected"), [(3, [3]), ([3, 9], [3, 9]), (None, []), ("x", []), ([True, 4], [4])]
-)
+@pytest.mark.parametrize(("ids", "expected"), [(3, [3]), ([3, 9], [3, 9]), (None, []), ("x", []), ([True, 4], [4])])
 def test_a_folder_may_name_one_end_token_or_several(ids: Any, expected: list[int], tmp_path: Path) -> None:
     assert end_tokens(tmp_path) == []
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
@@ -246,20 +242,13 @@ def test_the_weights_have_the_names_of_published_mixtral_folders(tmp_path: Path)
     moe, mlp = "model.layers.1.block_sparse_moe", model.layers[1].mlp
     assert torch.equal(tensors[f"{moe}.gate.weight"], mlp.gate.weight)
     for theirs, ours in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
-        assert torch.equal(
-            tensors[f"{moe}.experts.1.{theirs}.weight"], getattr(mlp.experts["1"], ours).weight
-        )
+        assert torch.equal(tensors[f"{moe}.experts.1.{theirs}.weight"], getattr(mlp.experts["1"], ours).weight)
 
 
 @pytest.mark.parametrize("shard", ["1GB", "20KB"])
 def test_a_mixtral_and_a_eurobert_written_by_transformers_are_ours(shard: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    shape = LLAMA | {
-        "num_key_value_heads": 2,
-        "bos_token_id": None,
-        "eos_token_id": None,
-        "pad_token_id": None,
-    }
+    shape = LLAMA | {"num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     mixtral = MixtralConfig(**shape, num_local_experts=4, num_experts_per_tok=3, rms_norm_eps=1e-4)
     rope = {"rope_type": "default", "rope_theta": 250000.0}
     eurobert = EuroBertConfig(**shape, mask_token_id=5, rope_parameters=rope)
@@ -275,12 +264,8 @@ def test_a_mixtral_and_a_eurobert_written_by_transformers_are_ours(shard: str, t
 @pytest.mark.parametrize(
     "theirs",
     [
-        MixtralForCausalLM(
-            MixtralConfig(**LLAMA, num_local_experts=2, sliding_window=8, num_key_value_heads=2)
-        ),
-        MixtralForCausalLM(
-            MixtralConfig(**LLAMA, num_local_experts=1, num_experts_per_tok=1, num_key_value_heads=2)
-        ),
+        MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=2, sliding_window=8, num_key_value_heads=2)),
+        MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=1, num_experts_per_tok=1, num_key_value_heads=2)),
         EuroBertForMaskedLM(EuroBertConfig(**LLAMA, attention_bias=True, pad_token_id=0, mask_token_id=1)),
         EuroBertForMaskedLM(EuroBertConfig(**LLAMA, mlp_bias=True, pad_token_id=0, mask_token_id=1)),
     ],

@@ -250,9 +250,7 @@ CASES: dict[str, Change] = {
     "a tensor too many": tensors(lambda values: values.update(evil=torch.zeros(2))),
     "a tensor of another shape": tensors(lambda v: v.update({"model.norm.weight": torch.ones(1, 32)})),
     "a tensor of whole numbers": tensors(lambda v: v.update({"model.norm.weight": torch.ones(32).int()})),
-    "weights are a folder": both(
-        lambda folder: (folder / WEIGHTS).unlink(), lambda folder: (folder / WEIGHTS).mkdir()
-    ),
+    "weights are a folder": both(lambda folder: (folder / WEIGHTS).unlink(), lambda folder: (folder / WEIGHTS).mkdir()),
     "weights are a pipe": special(WEIGHTS),
     "weights are a link to outside": link(WEIGHTS, "../good/model.safetensors"),
     "weights are a link to a device": link(WEIGHTS, "/dev/zero"),
@@ -278,9 +276,7 @@ CASES: dict[str, Change] = {
     "config is not UTF-8": content(CONFIG, b"\xff\xfe\x00"),
     "config nested 100,000 deep": content(CONFIG, DEEP),
     "config nested 100 deep": config(extra=json.loads("[" * 100 + "]" * 100)),
-    "config with a number of 10,000 digits": content(
-        CONFIG, '{"model_type": "llama", "a": ' + "9" * 10_000 + "}"
-    ),
+    "config with a number of 10,000 digits": content(CONFIG, '{"model_type": "llama", "a": ' + "9" * 10_000 + "}"),
     "config of 2 GB": sparse(CONFIG, 1 << 31, b'{"model_type": "'),
     "config is a pipe": special(CONFIG),
     "config is a link to outside": link(CONFIG, "/etc/passwd"),
@@ -335,26 +331,20 @@ TOKENIZER_CASES: dict[str, Change] = {
     "no tokenizer": lambda folder: (folder / "tokenizer.json").unlink(),
     "a tokenizer of 4 GB, as 1e8 merges need": sparse("tokenizer.json", 1 << 32, b'{"model": {"merges": ["'),
     "two million merges": content("tokenizer.json", '{"model": {"merges": [' + "0," * 2_100_000 + "0]}}"),
-    "merges of unknown tokens": content(
-        "tokenizer.json", json.dumps({"model": MERGES | {"merges": ["x y"]}})
-    ),
+    "merges of unknown tokens": content("tokenizer.json", json.dumps({"model": MERGES | {"merges": ["x y"]}})),
     "a vocabulary that is a number": content("tokenizer.json", json.dumps({"model": MERGES | {"vocab": 7}})),
     "a tokenizer nested 100,000 deep": content("tokenizer.json", DEEP),
     "a tokenizer that is no JSON": content("tokenizer.json", "vocab"),
     "a tokenizer without a model": content("tokenizer.json", '{"version": "1.0"}'),
     "a tokenizer of unknown kind": content("tokenizer.json", '{"model": {"type": "Evil"}}'),
-    "a pickled tokenizer": lambda folder: (folder / "tokenizer.json").write_bytes(
-        pickle.dumps(Canary(folder))
-    ),
+    "a pickled tokenizer": lambda folder: (folder / "tokenizer.json").write_bytes(pickle.dumps(Canary(folder))),
     "a tokenizer that is a pipe": special("tokenizer.json"),
     "a tokenizer that is a link to outside": link("tokenizer.json", "../good/tokenizer.json"),
     "a chat template of a megabyte": content("chat_template.jinja", "{{ x }}" * 150_000),
     "a chat template of a megabyte in the settings": content(
         "tokenizer_config.json", json.dumps({"chat_template": "{{ x }}" * 150_000})
     ),
-    "tokenizer code of its own": content(
-        "tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'
-    ),
+    "tokenizer code of its own": content("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["evil.T", null]}}'),
     "tokenizer settings that are a list": content("tokenizer_config.json", "[]"),
 }
 
@@ -429,28 +419,7 @@ def test_a_hostile_tokenizer_is_refused(name: str, folder: Path) -> None:
 
 def test_random_values_in_a_config_give_a_model_that_runs_or_a_typed_error(folder: Path) -> None:
     """400 configs, each with one or two fields replaced by what does not belong there."""
-    junk = [
-        None,
-        0,
-        -1,
-        1,
-        3,
-        60,
-        2**24,
-        2**63,
-        0.5,
-        1e9,
-        1e-9,
-        1e308,
-        True,
-        False,
-        "",
-        "x",
-        "relu",
-        [],
-        [1],
-        [[]],
-    ]
+    junk = [None, 0, -1, 1, 3, 60, 2**24, 2**63, 0.5, 1e9, 1e-9, 1e308, True, False, "", "x", "relu", [], [1], [[]]]
     junk += [{}, {"a": 1}, {"rope_type": "yarn"}, ["none", "rotary"], "rotary", "t5"]
     chance = random.Random(0)
     kinds: list[dict[str, Any]] = [{}, {"position": "t5"}, {"experts": 3}, {"causal": False}]

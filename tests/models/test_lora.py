@@ -33,9 +33,7 @@ def layer(inputs: int, outputs: int, rank: int = 3, bias: bool = True, **options
     return adapted
 
 
-def gradients(
-    adapted: LoraLinear, x: Tensor, change: Callable[[Tensor], Tensor] = lambda t: t
-) -> list[Tensor]:
+def gradients(adapted: LoraLinear, x: Tensor, change: Callable[[Tensor], Tensor] = lambda t: t) -> list[Tensor]:
     """Output, and the gradients of x, A and B."""
     x = x.clone().requires_grad_()
     y = adapted(x)
@@ -119,9 +117,7 @@ def test_what_is_kept_for_the_backward_is_the_input_once_and_the_narrow_product(
         adapted(x)
     for mine in (adapted.base_layer.weight, adapted.lora_A, adapted.lora_B, x):
         kept.pop(mine.untyped_storage().data_ptr(), None)
-    assert (
-        sum(kept.values()) == 128 * 2 * 4 + 128 * 64
-    )  # x A^T, and one byte for each input that could be dropped
+    assert sum(kept.values()) == 128 * 2 * 4 + 128 * 64  # x A^T, and one byte for each input that could be dropped
 
 
 def test_a_second_derivative_needs_the_plain_twin() -> None:
@@ -203,11 +199,7 @@ def test_targets_are_named_by_their_ends_or_by_a_regular_expression(targets: Any
 def test_patterns_give_single_layers_other_ranks_and_alphas() -> None:
     model = decoder()
     attach_lora(
-        model,
-        rank=4,
-        alpha=8,
-        rank_pattern={"layers.0.*q_proj": 2, "o_proj": 6},
-        alpha_pattern={"o_proj": 1.5},
+        model, rank=4, alpha=8, rank_pattern={"layers.0.*q_proj": 2, "o_proj": 6}, alpha_pattern={"o_proj": 1.5}
     )
     layers = lora_layers(model)
     assert layers["model.layers.0.self_attn.q_proj"].rank == 2
@@ -251,9 +243,7 @@ def tuned(model: nn.Module, size: float = 0.3, **options: Any) -> nn.Module:
 
 @pytest.mark.parametrize("options", [{}, {"targets": ["q_proj", "down_proj"]}])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_merged_model_is_plain_and_computes_what_base_and_adapter_do(
-    options: dict[str, Any], tied: bool
-) -> None:
+def test_a_merged_model_is_plain_and_computes_what_base_and_adapter_do(options: dict[str, Any], tied: bool) -> None:
     model = tuned(decoder(tied=tied), **options)
     tables = {name: p.clone() for name, p in model.named_parameters() if "embed" in name or "lm_head" in name}
     before = model(IDS)
@@ -265,9 +255,7 @@ def test_a_merged_model_is_plain_and_computes_what_base_and_adapter_do(
     assert all(f["change"] > 0 and f["base"] == 0 and f["rounding"] == 0 for f in figures.values())
 
 
-def test_a_merge_onto_the_dequantized_base_is_equal_and_onto_the_original_differs_by_what_rounding_took() -> (
-    None
-):
+def test_a_merge_onto_the_dequantized_base_is_equal_and_onto_the_original_differs_by_what_rounding_took() -> None:
     from mickle.models.quantized import quantize_model, quantized_layers
 
     original = {name: layer.weight.detach().clone() for name, layer in linear_layers(decoder()).items()}
@@ -288,9 +276,7 @@ def test_a_merge_onto_the_dequantized_base_is_equal_and_onto_the_original_differ
         difference = layer.weight - linear_layers(onto_rounded)[name].weight
         torch.testing.assert_close(difference, original[name] - rounded[name], atol=1e-6, rtol=0)
         if name in change:
-            assert math.isclose(
-                figures[name]["base"], float((original[name] - rounded[name]).norm()), rel_tol=1e-5
-            )
+            assert math.isclose(figures[name]["base"], float((original[name] - rounded[name]).norm()), rel_tol=1e-5)
             assert math.isclose(figures[name]["change"], float(change[name].norm()), rel_tol=1e-5)
 
 

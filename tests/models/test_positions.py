@@ -81,9 +81,7 @@ def test_rotary_equals_llama() -> None:
     at = torch.arange(30)
     theirs = apply_rotary_pos_emb(query, key, *LlamaRotaryEmbedding(config)(query, at[None]))
     angles = positions.rotary_angles(at, 16, 10000.0)
-    for ours, their in zip(
-        (positions.rotate(query, *angles), positions.rotate(key, *angles)), theirs, strict=True
-    ):
+    for ours, their in zip((positions.rotate(query, *angles), positions.rotate(key, *angles)), theirs, strict=True):
         torch.testing.assert_close(ours, their, atol=1e-5, rtol=0)
 
 

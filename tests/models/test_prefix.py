@@ -17,15 +17,7 @@ from mickle.models.folder import open_model, save_model
 from mickle.models.prefix import attach_prefix, save_prefix
 
 SHAPE = DecoderConfig(
-    vocab_size=50,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
-    ffn_width=48,
-    max_length=64,
-    initial_std=0.3,
+    vocab_size=50, width=32, layers=2, heads=4, kv_heads=2, head_width=8, ffn_width=48, max_length=64, initial_std=0.3
 )
 FIRST = torch.tensor([7, 3, 44])
 IDS = torch.randint(0, 50, (2, 10), generator=torch.Generator().manual_seed(0))
@@ -85,16 +77,12 @@ def test_generation_reads_each_token_once(kind: str, unequal: bool, tmp_path: Pa
     lengths = [len(text) - 2 for text in texts]
     longest = max(lengths)
     padded = torch.stack([F.pad(text[:n], (longest - n, 0)) for text, n in zip(texts, lengths)])
-    documents = torch.stack(
-        [F.pad(torch.zeros(n, dtype=torch.long), (longest - n, 0), value=-1) for n in lengths]
-    )
+    documents = torch.stack([F.pad(torch.zeros(n, dtype=torch.long), (longest - n, 0), value=-1) for n in lengths])
     cache = model.new_cache()
     found = [model(padded, documents=documents if unequal else None, cache=cache)]
     for step in range(2):
         found.append(
-            model(
-                torch.stack([text[n + step : n + step + 1] for text, n in zip(texts, lengths)]), cache=cache
-            )
+            model(torch.stack([text[n + step : n + step + 1] for text, n in zip(texts, lengths)]), cache=cache)
         )
     together = torch.cat(found, 1)
     for row, text in enumerate(texts):
@@ -160,9 +148,7 @@ def test_models_that_take_none(tmp_path: Path) -> None:
     from transformers import BertConfig, BertForMaskedLM
 
     BertForMaskedLM(
-        BertConfig(
-            vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48
-        )
+        BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
     ).save_pretrained(tmp_path / "bert")
     with pytest.raises(UsageError, match="takes no prefix"):
         attach_prefix(open_model(tmp_path / "bert"))

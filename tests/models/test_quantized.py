@@ -100,9 +100,7 @@ def test_layers_are_left_out_by_the_end_of_their_name() -> None:
     names = quantize_model(model, skip=("down_proj", "o_proj"))
     assert len(names) == 10
     assert isinstance(model.layers[0].mlp.down_proj, nn.Linear)
-    assert quantize_model(model, skip=("down_proj",)) == [
-        f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)
-    ]
+    assert quantize_model(model, skip=("down_proj",)) == [f"model.layers.{i}.self_attn.o_proj" for i in (0, 1)]
 
 
 def test_a_dense_weight_is_let_go_before_the_next_is_quantized(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,10 +167,7 @@ def test_memory_of_a_loaded_base(tmp_path: Path) -> None:
     quantize_model(model)
     save_quantized(model, tmp_path / "model")
     opened = open_model(tmp_path / "model")
-    held = [
-        *opened.parameters(),
-        *(b for m in opened.modules() if isinstance(m, NF4Linear) for b in m.buffers()),
-    ]
+    held = [*opened.parameters(), *(b for m in opened.modules() if isinstance(m, NF4Linear) for b in m.buffers())]
     assert sum(t.numel() * t.element_size() for t in held) <= 1.02 * (0.516 * linear + 2 * others)
     stored = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert stored <= 1.02 * (0.516 * linear + 2 * others) + 20_000  # header and tables
@@ -203,9 +198,7 @@ def test_study_codes_and_mixed_codes_are_not_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
-def test_ours_in_theirs_and_theirs_in_ours(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ours_in_theirs_and_theirs_in_ours(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     import transformers
 

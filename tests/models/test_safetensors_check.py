@@ -23,9 +23,7 @@ TENSORS = {
 def test_every_tensor_of_a_sound_file_is_found(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "x.safetensors", metadata={"format": "pt"})
     entries = read_header(tmp_path / "x.safetensors")
-    assert {name: entry.shape for name, entry in entries.items()} == {
-        k: tuple(t.shape) for k, t in TENSORS.items()
-    }
+    assert {name: entry.shape for name, entry in entries.items()} == {k: tuple(t.shape) for k, t in TENSORS.items()}
     assert {name: entry.dtype for name, entry in entries.items()} == {
         "half": "F16",
         "matrix": "F32",
@@ -67,9 +65,7 @@ def _mutate(sound: bytes, chance: random.Random) -> bytes:
             case 0:
                 data[at : at + 1] = bytes([chance.randrange(256)])
             case 1:
-                data[at : at + 1] = chance.choice(
-                    [b"0", b"9", b'"', b"}", b"[", b",", b"-", b".", b"e9", b"null"]
-                )
+                data[at : at + 1] = chance.choice([b"0", b"9", b'"', b"}", b"[", b",", b"-", b".", b"e9", b"null"])
             case 2:
                 del data[at : at + chance.randint(1, 9)]
             case 3:

@@ -51,9 +51,7 @@ def test_generate_pads_on_the_left_without_changing_the_answer(tmp_path: Path) -
 
 def test_the_loss_is_that_of_the_next_token_and_padding_does_not_count(tmp_path: Path) -> None:
     transformers_bridge.register()
-    save_model(
-        Decoder(DecoderConfig(60, 32, 2, 4, 2, 8, 48, 64, initial_std=0.2, position="alibi")), tmp_path
-    )
+    save_model(Decoder(DecoderConfig(60, 32, 2, 4, 2, 8, 48, 64, initial_std=0.2, position="alibi")), tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path)
     out = model(IDS, labels=IDS)
     by_hand = -out.logits[0, :-1].log_softmax(-1).gather(1, IDS[0, 1:, None]).mean()

@@ -16,13 +16,7 @@ from mickle.training.objectives import masked_token
 
 IDS = torch.randint(0, 60, (2, 11), generator=torch.Generator().manual_seed(0))
 PACKED = torch.tensor([[0] * 4 + [1] * 7, [-1] * 3 + [0] * 8])
-SMALL = {
-    "vocab_size": 60,
-    "hidden_size": 32,
-    "num_attention_heads": 2,
-    "num_hidden_layers": 2,
-    "intermediate_size": 48,
-}
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 48}
 SMALL |= {"initializer_range": 0.2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
 CAUSAL: dict[str, dict[str, Any]] = {
     "GPT2": {},
@@ -112,21 +106,11 @@ def test_weights_that_lack_a_tensor_are_named(tmp_path: Path) -> None:
 MASKED: dict[str, dict[str, Any]] = {
     "Bert": SMALL | {"max_position_embeddings": 64},
     "Roberta": SMALL | {"max_position_embeddings": 64},
-    "DistilBert": {
-        "vocab_size": 60,
-        "dim": 32,
-        "n_heads": 2,
-        "n_layers": 2,
-        "hidden_dim": 48,
-        "pad_token_id": 0,
-    }
+    "DistilBert": {"vocab_size": 60, "dim": 32, "n_heads": 2, "n_layers": 2, "hidden_dim": 48, "pad_token_id": 0}
     | {"initializer_range": 0.2},
-    "ModernBert": SMALL
-    | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 8, "global_attn_every_n_layers": 2},
+    "ModernBert": SMALL | {"cls_token_id": 1, "sep_token_id": 2, "local_attention": 8, "global_attn_every_n_layers": 2},
 }
-CHOSEN = torch.tensor(
-    [[0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0]], dtype=torch.bool
-)
+CHOSEN = torch.tensor([[0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 1], [0, 0, 1, 1, 0, 0, 0, 1, 0, 0, 0]], dtype=torch.bool)
 
 
 def fresh(name: str) -> WrappedModel:
@@ -153,9 +137,7 @@ def test_the_output_layer_runs_on_the_chosen_positions_alone(name: str, packed: 
     for gathered in (False, True):
         model.zero_grad(set_to_none=True)
         scores = (
-            model(IDS, documents=documents, positions=CHOSEN)
-            if gathered
-            else model(IDS, documents=documents)[CHOSEN]
+            model(IDS, documents=documents, positions=CHOSEN) if gathered else model(IDS, documents=documents)[CHOSEN]
         )
         loss = nn.functional.cross_entropy(scores, IDS[CHOSEN])
         loss.backward()
@@ -172,9 +154,7 @@ def test_the_output_layer_runs_on_the_chosen_positions_alone(name: str, packed: 
     assert not model.model.get_output_embeddings()._forward_pre_hooks
 
 
-def test_without_an_output_layer_of_that_shape_the_finished_logits_are_chosen(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_without_an_output_layer_of_that_shape_the_finished_logits_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh("Bert")
     whole = model(IDS, documents=PACKED)[CHOSEN]
     for layer in (None, nn.Identity()):  # no such layer; a layer that the model does not call
@@ -212,8 +192,6 @@ def test_a_masked_model_trains_and_is_saved_as_what_it_is(name: str, tmp_path: P
     set_dropout(model, 0.5)
     assert float(masked_token(model, batch)[0].detach()) != float(masked_token(model, batch)[0].detach())
     save_model(model.eval(), tmp_path / "out")
-    theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
+    theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     close(theirs(IDS).logits, model(IDS))

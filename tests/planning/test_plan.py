@@ -72,9 +72,7 @@ def test_a_budget_alone_is_split_as_the_law_says(tmp_path: Path, even_machine: N
 
 def test_epochs_asked_for_are_said_in_fresh_tokens(tmp_path: Path, even_machine: None) -> None:
     found, said = planned(tmp_path, tokens=2.1e6, size="tiny", epochs=8)
-    assert any(
-        "8 epochs of your 2.1M tokens are worth 13.9M fresh tokens of 16.8M read" in line for line in said
-    )
+    assert any("8 epochs of your 2.1M tokens are worth 13.9M fresh tokens of 16.8M read" in line for line in said)
     rows = {row["epochs"]: row for row in found["epochs"]}
     assert rows[8]["worth"] / rows[8]["tokens"] == pytest.approx(0.828, abs=5e-4)
     assert rows[4]["next_token"] == pytest.approx(math.exp(-3 / C4.token_decay))
@@ -150,12 +148,7 @@ def test_a_model_too_large_for_this_machine(tmp_path: Path, even_machine: None) 
 def pages(count: int) -> list[Page]:
     words = ("cat", "dog", "owl", "hen", "fox", "cow", "ant")
     return [
-        Page(
-            f"https://x.invalid/{i}",
-            "d",
-            "en",
-            " ".join(words[(i * k + k * k) % 7] + str(i * k) for k in range(60)),
-        )
+        Page(f"https://x.invalid/{i}", "d", "en", " ".join(words[(i * k + k * k) % 7] + str(i * k) for k in range(60)))
         for i in range(count)
     ]
 
@@ -185,9 +178,7 @@ def test_a_corpus_and_hours_of_this_machine(tmp_path: Path, corpora: tuple[Path,
     made = validate(cls, flags.read_values(cls, given))
     assert made.epochs == pytest.approx(found["recommended"]["epochs"], rel=5e-3)  # type: ignore[attr-defined]
     assert made.size == 36_000  # type: ignore[attr-defined]
-    assert (
-        found["recommended"]["parameters"] == found["recommended"]["timed_parameters"]
-    )  # the model it would be
+    assert found["recommended"]["parameters"] == found["recommended"]["timed_parameters"]  # the model it would be
 
 
 def test_hardly_any_text(tmp_path: Path) -> None:
@@ -196,9 +187,7 @@ def test_hardly_any_text(tmp_path: Path) -> None:
     assert found["recommended"]["parameters"] >= 30_000
     assert not any(line.startswith("this machine:") for line in said)
     assert all(row["loss"] > math.log(512) for row in found["epochs"])
-    assert any(
-        "| 1 |" in line and "| unknown |" in line for line in said
-    )  # worse than guessing: no prediction
+    assert any("| 1 |" in line and "| unknown |" in line for line in said)  # worse than guessing: no prediction
 
 
 def test_less_budget_than_one_epoch(tmp_path: Path, even_machine: None) -> None:
@@ -212,9 +201,7 @@ def test_less_budget_than_one_epoch(tmp_path: Path, even_machine: None) -> None:
 def test_copies_are_not_fresh_text(tmp_path: Path, corpora: tuple[Path, Path], even_machine: None) -> None:
     once, _ = planned(tmp_path / "once", data=corpora[0], size=36_000, epochs=6)
     twice, said = planned(tmp_path / "twice", data=corpora[1], size=36_000, epochs=6)
-    assert twice["text"]["distinct"] == pytest.approx(
-        once["text"]["distinct"], rel=0.2
-    )  # another held-out share
+    assert twice["text"]["distinct"] == pytest.approx(once["text"]["distinct"], rel=0.2)  # another held-out share
     assert twice["text"]["tokens"] == pytest.approx(2 * twice["text"]["distinct"])
     assert any("2.00 times" in line for line in said)
     assert "--epochs 3 " in twice["command"]

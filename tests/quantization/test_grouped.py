@@ -18,9 +18,7 @@ from mickle.quantization.grouped_linear import GroupedLinear
 SHAPES = some.tuples(some.integers(1, 50), some.integers(1, 140))
 
 
-def matrix(
-    layout: Layout, share: float | None = 0.02, ordered: bool = True, seed: int = 0
-) -> tuple[Grouped, Any]:
+def matrix(layout: Layout, share: float | None = 0.02, ordered: bool = True, seed: int = 0) -> tuple[Grouped, Any]:
     """A random grouped matrix, and the dense one that it is, made without the format."""
     draw = np.random.default_rng(seed)
     rows = layout.strips * 16
@@ -28,9 +26,7 @@ def matrix(
     second = None
     if layout.two_level:
         statistics: Any = draw.integers(0, 8, (2, layout.groups, rows)).astype(np.uint8)
-        second = (
-            draw.uniform(0.1, 0.9, (layout.groups, layout.strips, 4)).astype(np.float16).astype(np.float32)
-        )
+        second = draw.uniform(0.1, 0.9, (layout.groups, layout.strips, 4)).astype(np.float16).astype(np.float32)
         tile = np.repeat(second, 16, axis=1)  # [groups, rows, 4]
         scales = tile[..., 0] * (statistics[0] - tile[..., 1])
         zeros = tile[..., 2] * (statistics[1] - tile[..., 3])
@@ -41,13 +37,9 @@ def matrix(
     dense = np.empty((layout.outputs, layout.inputs), np.float32)
     for column in range(layout.inputs):
         group = column // layout.group
-        dense[:, column] = scales[group, : layout.outputs] * (
-            codes[:, column] - zeros[group, : layout.outputs]
-        )
+        dense[:, column] = scales[group, : layout.outputs] * (codes[:, column] - zeros[group, : layout.outputs])
     if share is not None:
-        residuals = np.where(draw.random(dense.shape) < share, draw.normal(size=dense.shape), 0).astype(
-            np.float16
-        )
+        residuals = np.where(draw.random(dense.shape) < share, draw.normal(size=dense.shape), 0).astype(np.float16)
         dense += residuals
     order = draw.permutation(layout.inputs) if ordered else None
     whole = np.empty_like(dense)
@@ -96,9 +88,7 @@ def test_dense_and_product_are_those_of_the_definition(
 @pytest.mark.parametrize("way", [0, 2, 3])
 @pytest.mark.parametrize("two_level", [True, False])
 @pytest.mark.parametrize("turns", [True, False])
-def test_every_way_of_multiplying(
-    way: int, two_level: bool, turns: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_way_of_multiplying(way: int, two_level: bool, turns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if turns and not grouped_strips.multiplies_bits():
         pytest.skip("the processor does not multiply bits")
     monkeypatch.setattr(grouped_strips, "multiplies_bits", lambda: turns)
@@ -158,9 +148,7 @@ def test_bits_by_the_papers_formula() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(
-    SHAPES, some.sampled_from([2, 3, 4]), some.sampled_from([8, 16, 32, 0]), some.booleans(), some.booleans()
-)
+@given(SHAPES, some.sampled_from([2, 3, 4]), some.sampled_from([8, 16, 32, 0]), some.booleans(), some.booleans())
 def test_bytes_are_what_is_said(shape: Any, bits: int, group: int, two_level: bool, ordered: bool) -> None:
     layout = Layout(*shape, bits, min(group or shape[1], shape[1]), two_level)
     for share in (None, 0.05):
@@ -198,9 +186,7 @@ def test_the_plain_way_is_there() -> None:
 
 def test_a_layer_goes_through_its_tensors() -> None:
     layer = GroupedLinear(matrix(Layout(20, 48, 3, 16, True))[0], torch.randn(20))
-    again = GroupedLinear.from_tensors(
-        "a.b", {**layer.tensors("a.b"), "a.b.bias": layer.bias}, layer.settings()
-    )  # type: ignore[dict-item]
+    again = GroupedLinear.from_tensors("a.b", {**layer.tensors("a.b"), "a.b.bias": layer.bias}, layer.settings())  # type: ignore[dict-item]
     assert torch.equal(again.dequantized(), layer.dequantized())
     assert again.stored_bytes() == layer.stored_bytes() == sum(t.nbytes for t in layer.tensors("x").values())
     assert layer.half().second.dtype == torch.float16  # type: ignore[union-attr]
@@ -229,15 +215,7 @@ def test_a_strangers_tensors_are_checked(said: str, spoil: Any) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"bits": 5},
-        {"group": 3},
-        {"inputs": 0},
-        {"outputs": 10**9},
-        {"two_level": 1},
-        {"bits": "3"},
-        {"inputs": 64},
-    ],
+    [{"bits": 5}, {"group": 3}, {"inputs": 0}, {"outputs": 10**9}, {"two_level": 1}, {"bits": "3"}, {"inputs": 64}],
 )
 def test_a_strangers_settings_are_checked(change: dict[str, Any]) -> None:
     layer = GroupedLinear(matrix(Layout(20, 48, 3, 16, True))[0])

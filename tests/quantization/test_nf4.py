@@ -139,8 +139,7 @@ def test_wrong_blocks_and_types_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "rms", "mean"),
-    [("nf4", 0.09195, 0.07282), ("fp4", 0.12190, 0.09648), ("int4", 0.10756, 0.09124)],
+    ("code", "rms", "mean"), [("nf4", 0.09195, 0.07282), ("fp4", 0.12190, 0.09648), ("int4", 0.10756, 0.09124)]
 )
 def test_errors_on_a_normal_distribution(code: str, rms: float, mean: float) -> None:
     weight = normal(1 << 20)
@@ -153,8 +152,7 @@ def test_double_quantization_costs_next_to_nothing() -> None:
     weight = 0.02 * normal(1 << 21)
     single = quantize_4bit(weight, double=False)
     errors = [
-        ((dequantize_4bit(blocks) - weight).norm() / weight.norm()).item()
-        for blocks in (single, doubled(single))
+        ((dequantize_4bit(blocks) - weight).norm() / weight.norm()).item() for blocks in (single, doubled(single))
     ]
     assert errors == pytest.approx([0.091989, 0.092011], rel=0.003)
     assert 0 < errors[1] - errors[0] < 1e-4
@@ -189,9 +187,7 @@ def test_fast_and_plain_give_the_same_bits(
     if kind == "ties":
         weight = torch.cat([codes.thresholds(code), torch.ones(1), weight.clamp(-1, 1)])
     scale = {"tiny": 1e-39, "huge": 1e35}.get(kind, 1.0)
-    weight = (weight.clamp(-3, 3) * scale * (10 ** normal(len(weight), seed=1) if kind == "mixed" else 1)).to(
-        dtype
-    )
+    weight = (weight.clamp(-3, 3) * scale * (10 ** normal(len(weight), seed=1) if kind == "mixed" else 1)).to(dtype)
     weight = weight.nan_to_num(0.0, 0.0, 0.0)  # float16 has no 1e35
     fast = quantize_4bit(weight, code, double, block)
     dense = {kind: dequantize_4bit(fast, kind) for kind in (torch.float32, torch.bfloat16, torch.float16)}
@@ -236,9 +232,7 @@ def test_blocks_that_run_over_row_ends_are_read_as_they_were_written() -> None:
     """bitsandbytes 0.50.2 on a CPU with AVX-512 reads such weights wrongly: its error is as large as the weights."""
     weight = normal(64, 160)
     error = (dequantize_4bit(quantize_4bit(weight)) - weight).abs()
-    assert (
-        error.max() < 0.16 * weight.abs().max()
-    )  # half of the widest gap between codes, and scales in 8 bits
+    assert error.max() < 0.16 * weight.abs().max()  # half of the widest gap between codes, and scales in 8 bits
 
 
 # -- the layer -------------------------------------------------------------------------------------------------------

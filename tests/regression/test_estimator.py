@@ -17,11 +17,7 @@ from mickle.regression.ridge import solve
 
 @pytest.mark.parametrize(
     "estimator",
-    [
-        DropoutRegressor(),
-        DropoutRegressor(rate=0.3, fit_intercept=False),
-        DropoutRegressor(criterion="kfold"),
-    ],
+    [DropoutRegressor(), DropoutRegressor(rate=0.3, fit_intercept=False), DropoutRegressor(criterion="kfold")],
     ids=["auto", "fixed", "kfold"],
 )
 def test_every_check_of_scikit_learn(estimator: DropoutRegressor) -> None:

@@ -15,13 +15,7 @@ from mickle.regression.path import DEFAULT_RATES, choose_rate, trace_path
 from mickle.regression.ridge import solve
 from mickle.training.dropout import set_dropout
 
-TEXT = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "intermediate_size": 16,
-}
+TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 IMAGE = {"image_size": 8, "patch_size": 4, **{k: v for k, v in TEXT.items() if k != "vocab_size"}}
 
 
@@ -31,13 +25,9 @@ def distilbert() -> t.DistilBertConfig:
 
 CLASSIFIERS = {
     "bert": lambda: t.BertForSequenceClassification(t.BertConfig(**TEXT, num_labels=3)),
-    "roberta": lambda: t.RobertaForSequenceClassification(
-        t.RobertaConfig(**TEXT, num_labels=3, pad_token_id=1)
-    ),
+    "roberta": lambda: t.RobertaForSequenceClassification(t.RobertaConfig(**TEXT, num_labels=3, pad_token_id=1)),
     "distilbert": lambda: t.DistilBertForSequenceClassification(distilbert()),
-    "electra": lambda: t.ElectraForSequenceClassification(
-        t.ElectraConfig(**TEXT, embedding_size=16, num_labels=3)
-    ),
+    "electra": lambda: t.ElectraForSequenceClassification(t.ElectraConfig(**TEXT, embedding_size=16, num_labels=3)),
     "gpt2": lambda: t.GPT2ForSequenceClassification(
         t.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, num_labels=3, pad_token_id=0)
     ),
@@ -50,9 +40,7 @@ CLASSIFIERS = {
 PLAIN = {
     "sequential": lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 3)),
     "with dropout": lambda: nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3)),
-    "nested": lambda: nn.Sequential(
-        nn.Linear(6, 16), nn.Sequential(nn.ReLU(), nn.Linear(16, 3)), nn.LogSoftmax(-1)
-    ),
+    "nested": lambda: nn.Sequential(nn.Linear(6, 16), nn.Sequential(nn.ReLU(), nn.Linear(16, 3)), nn.LogSoftmax(-1)),
 }
 
 
@@ -201,9 +189,7 @@ def test_a_fitted_head_is_in_the_model_and_in_its_folder(name: str, tmp_path) ->
     assert model.training
     head = find_head(model)[2]
     features, labels = features_by_hand(model.eval(), head, batches, name)
-    path = trace_path(
-        features, np.eye(3)[labels], DEFAULT_RATES[1:], intercept=head.bias is not None, raw=True
-    )
+    path = trace_path(features, np.eye(3)[labels], DEFAULT_RATES[1:], intercept=head.bias is not None, raw=True)
     place = choose_rate(path, "gcv")
     assert rate == pytest.approx(path.rates[place])
     exact = features @ path.weights(place) + path.intercepts(path.weights(place))
@@ -219,9 +205,7 @@ def features_by_hand(model, head, batches, name) -> tuple[np.ndarray, np.ndarray
     features = []
     for one in batches:
         seen = []
-        handle = head.register_forward_pre_hook(
-            lambda module, arguments, seen=seen: seen.append(arguments[0])
-        )
+        handle = head.register_forward_pre_hook(lambda module, arguments, seen=seen: seen.append(arguments[0]))
         logits(model, one)
         handle.remove()
         found = seen[0].detach()
@@ -255,9 +239,7 @@ def test_token_classifiers_leave_ignored_positions_out() -> None:
     labels[:, 5:] = -100
     fit_head(model, [{**inputs, "labels": labels}], 0.2)
     with torch.no_grad():
-        hidden = (
-            model.bert(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state[:, :5].reshape(-1, 16)
-        )
+        hidden = model.bert(inputs["input_ids"], inputs["attention_mask"]).last_hidden_state[:, :5].reshape(-1, 16)
     exact = solve(hidden.double().numpy(), np.eye(3)[labels[:, :5].reshape(-1)], 0.2, raw=True)
     np.testing.assert_allclose(model.classifier.weight.detach().numpy().T, exact.weights, atol=1e-4)
 
@@ -268,9 +250,7 @@ def test_regression_heads_take_floating_labels() -> None:
     x, y = torch.randn(40, 5), torch.randn(40)
     fit_head(model, [(x, y)], 0.1)
     exact = solve(model[:2](x).detach().double().numpy(), y.double().numpy(), 0.1, raw=True)
-    np.testing.assert_allclose(
-        model(x).detach().numpy(), exact.predict(model[:2](x).detach().numpy()), atol=1e-5
-    )
+    np.testing.assert_allclose(model(x).detach().numpy(), exact.predict(model[:2](x).detach().numpy()), atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,8 @@ from mickle.regression.ridge import make_table, solve
 def draw(rows: int, columns: int, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Columns of different means and norms, targets with noise."""
     generator = np.random.default_rng(seed)
-    x = generator.normal(size=(rows, columns)) * np.exp(generator.normal(size=columns)) + generator.normal(
-        size=columns
-    )
-    return x, x @ generator.normal(size=(columns, outputs)) / columns + generator.normal(
-        size=(rows, outputs)
-    ) + 3
+    x = generator.normal(size=(rows, columns)) * np.exp(generator.normal(size=columns)) + generator.normal(size=columns)
+    return x, x @ generator.normal(size=(columns, outputs)) / columns + generator.normal(size=(rows, outputs)) + 3
 
 
 # -- the objective and its minimiser
@@ -52,9 +48,7 @@ def test_the_loss_has_no_slope_at_the_minimiser(rows: int, columns: int, interce
     weights = torch.tensor(found.weights, requires_grad=True)
     shift = torch.tensor(found.intercepts, requires_grad=True)
     norms = torch.tensor((centred**2).sum(0))
-    loss = (targets - inputs @ weights - shift).square().sum() + 0.4 / 0.6 * (
-        norms[:, None] * weights**2
-    ).sum()
+    loss = (targets - inputs @ weights - shift).square().sum() + 0.4 / 0.6 * (norms[:, None] * weights**2).sum()
     loss.backward()
     assert weights.grad.abs().max() < 1e-9 * norms.max()
     assert not intercept or shift.grad.abs().max() < 1e-10
@@ -116,13 +110,9 @@ def test_primal_dual_and_path_agree_and_left_out_errors_are_refits(
     plain = solve(x, y, rate, intercept=intercept)
     scale = np.abs(plain.weights).max()
     np.testing.assert_allclose(path.weights(0), plain.weights, rtol=0, atol=1e-8 * scale)
-    np.testing.assert_allclose(
-        path.intercepts(path.weights(0)), plain.intercepts, rtol=1e-6, atol=1e-8 * (1 + scale)
-    )
+    np.testing.assert_allclose(path.intercepts(path.weights(0)), plain.intercepts, rtol=1e-6, atol=1e-8 * (1 + scale))
     if rate > 0:
-        primal, dual = (
-            solve(x, y, rate, intercept=intercept, form=form).weights for form in ("primal", "dual")
-        )
+        primal, dual = (solve(x, y, rate, intercept=intercept, form=form).weights for form in ("primal", "dual"))
         np.testing.assert_allclose(primal, dual, rtol=0, atol=1e-9 * scale / min(1, 100 * rate))
     if rows > 1 + intercept:
         refits = leave_out(x, y, rate, intercept)
@@ -392,9 +382,7 @@ def test_raw_columns_are_penalised_with_their_means(rows: int, columns: int) -> 
     left = []
     for row in range(rows):
         rest = np.arange(rows) != row
-        inner = np.linalg.solve(
-            ones[rest].T @ ones[rest] + 0.3 / 0.7 * np.diag(norms), ones[rest].T @ y[rest]
-        )
+        inner = np.linalg.solve(ones[rest].T @ ones[rest] + 0.3 / 0.7 * np.diag(norms), ones[rest].T @ y[rest])
         left.append(((y[row] - ones[row] @ inner) ** 2).mean())
     assert path.leave_one_out[0] == pytest.approx(np.mean(left), rel=1e-8)
     assert not np.allclose(found.weights, solve(x, y, 0.3).weights, rtol=1e-2)

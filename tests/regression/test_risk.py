@@ -125,9 +125,7 @@ def test_many_networks_at_once_are_each_alone(loss: str, decays: list[float]) ->
     inputs, targets = batch()
     networks = fresh_networks([4, 5, 6], 5, 8, 4)
     twins = [plain(networks, place, 0.0) for place in range(3)]
-    final = train_networks(
-        networks, inputs, targets, [0.0] * 3, steps=40, learning_rate=0.02, decays=decays, loss=loss
-    )
+    final = train_networks(networks, inputs, targets, [0.0] * 3, steps=40, learning_rate=0.02, decays=decays, loss=loss)
     for place, twin in enumerate(twins):
         weights = [twin[0].weight, twin[3].weight]
         groups = [{"params": weights, "weight_decay": decays[place]},

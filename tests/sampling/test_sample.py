@@ -69,11 +69,7 @@ def test_prompts_come_from_files_too(model: Path, tmp_path: Path) -> None:
     assert read_prompts(plain) == ["one", "  two"]
     assert read_prompts(records) == ["on\ne", ""]
     step = Sample(model=model, prompts=("first",), prompt_file=plain, max_tokens=1)
-    assert [row["prompt"] for row in lines(execute(step, tmp_path / "out", ignore))] == [
-        "first",
-        "one",
-        "  two",
-    ]
+    assert [row["prompt"] for row in lines(execute(step, tmp_path / "out", ignore))] == ["first", "one", "  two"]
 
 
 def test_what_a_terminal_would_obey_is_shown_instead() -> None:
@@ -96,9 +92,7 @@ def test_what_a_terminal_would_obey_is_shown_instead() -> None:
         ({"prompt_file": "nothing.txt"}, "no such"),
     ],
 )
-def test_wrong_settings_are_one_sentence(
-    settings: dict[str, Any], said: str, model: Path, tmp_path: Path
-) -> None:
+def test_wrong_settings_are_one_sentence(settings: dict[str, Any], said: str, model: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=said) as caught:
         execute(validate(Sample, {"model": str(model), **settings}), tmp_path / "out", ignore)
     assert len(str(caught.value).splitlines()) <= 4

@@ -30,14 +30,7 @@ def decoder(position: Any) -> Decoder:
 
 def gpt2() -> WrappedModel:
     torch.manual_seed(0)
-    shape = {
-        "vocab_size": 40,
-        "n_embd": 32,
-        "n_layer": 2,
-        "n_head": 4,
-        "n_positions": 64,
-        "initializer_range": 0.3,
-    }
+    shape = {"vocab_size": 40, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
     return WrappedModel(transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))).eval()
 
 
@@ -57,17 +50,13 @@ def test_a_rows_text_does_not_depend_on_its_batch(name: Any, temperature: float)
         assert generate(model, [PROMPTS[row]], seed=7, **made)[0] == together[row]  # type: ignore[arg-type]
     backwards = generate(model, PROMPTS[::-1], seed=7, **made)[::-1]  # type: ignore[arg-type]
     assert [backwards[row] for row in (0, 2, 4)] == [together[row] for row in (0, 2, 4)]
-    assert (together[1] == together[3]) == (
-        temperature == 0.0
-    )  # equal prompts: drawn twice, each its own text
+    assert (together[1] == together[3]) == (temperature == 0.0)  # equal prompts: drawn twice, each its own text
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_greedy_text_is_what_whole_forward_passes_give(name: Any) -> None:
     model = make(name)
-    for prompt, completion in zip(
-        PROMPTS, generate(model, PROMPTS, max_tokens=9, decode=decode, temperature=0)
-    ):
+    for prompt, completion in zip(PROMPTS, generate(model, PROMPTS, max_tokens=9, decode=decode, temperature=0)):
         whole = list(prompt)
         for token in completion.tokens:
             scores = model(torch.tensor([whole]))[0, -1]

@@ -34,9 +34,7 @@ def judged(planted):
 
 
 def test_prose_is_running_text_only():
-    doc = (
-        "Does a thing that needs at least ten words to be prose.\n\n    code = 1\n\n>>> f(x)\n1\n\nToo short."
-    )
+    doc = "Does a thing that needs at least ten words to be prose.\n\n    code = 1\n\n>>> f(x)\n1\n\nToo short."
     assert list(prose(doc)) == ["Does a thing that needs at least ten words to be prose."]
     assert list(prose("Holds (a, b) == {c: d} and [e] -> f; x_1 <= y_2 && z_3 is half of it code.")) == []
 
@@ -157,18 +155,14 @@ def test_made_up_junk_is_what_its_stage_is_for(kind):
     from mickle.data.quality import Quality, find_low_quality
     from mickle.data.repetitions import Repetitions, find_repetition
 
-    vocabulary = sorted(
-        {word for s in sources()[:80] for p in s.paragraphs for word in p.split() if word.isalpha()}
-    )
+    vocabulary = sorted({word for s in sources()[:80] for p in s.paragraphs for word in p.split() if word.isalpha()})
     make = {**junk.REPEATING, **junk.UNREADABLE}[kind]
     caught = 0
     for seed in range(10):
         blocks = make(Random(seed), vocabulary)
         text = "\n\n".join(b.text or "\n".join(f"- {i}" for i in b.items) for b in blocks)
         repeats = find_repetition(text, Repetitions())
-        caught += bool(
-            repeats if kind in junk.REPEATING else find_low_quality(text, Quality()) and not repeats
-        )
+        caught += bool(repeats if kind in junk.REPEATING else find_low_quality(text, Quality()) and not repeats)
     assert caught >= 8
 
 
@@ -214,9 +208,7 @@ def test_a_document_and_all_its_copies_gone_counts_one_wrong():
         (page(family=1), outcome("x", "near duplicates")),
         (page(removed_by="near duplicates", family=1), outcome("x", "near duplicates")),
     ]
-    found = copies(
-        judge([a for a, _ in gone], [b for _, b in gone]), "near duplicates", lambda p: p.truth.family
-    )
+    found = copies(judge([a for a, _ in gone], [b for _, b in gone]), "near duplicates", lambda p: p.truth.family)
     assert found["precision_near_duplicates"] == 1 / 2
     assert found["recall_near_duplicates"] == 1
 

@@ -114,9 +114,7 @@ def test_a_study_finds_the_effect_that_the_toy_has(toy: Study, tmp_path: Path) -
     assert not (tmp_path / "work" / "running").exists() or not list((tmp_path / "work" / "running").iterdir())
 
 
-def test_settings_are_chosen_on_seeds_that_are_not_reported_with_equal_trials(
-    toy: Study, tmp_path: Path
-) -> None:
+def test_settings_are_chosen_on_seeds_that_are_not_reported_with_equal_trials(toy: Study, tmp_path: Path) -> None:
     log = tmp_path / "log"
     toy = at_scale(toy, values={"log": str(log)}, tuning_seeds=2)
     result = run_study(toy, "full", Place(tmp_path / "work", workers=0))
@@ -136,9 +134,7 @@ def test_settings_are_chosen_on_seeds_that_are_not_reported_with_equal_trials(
 
 def test_tuning_values_are_for_the_tuning_phase_only(toy: Study) -> None:
     toy = at_scale(toy, values={"steps": 100, "width": 8}, tuning_values={"steps": 10})
-    assert {tuple(cell.values.items()) for cell in tuning_cells(toy, "full")} == {
-        (("steps", 10), ("width", 8))
-    }
+    assert {tuple(cell.values.items()) for cell in tuning_cells(toy, "full")} == {(("steps", 10), ("width", 8))}
     chosen = {(world, arm.name): {"rate": 2} for world in toy.worlds for arm in toy.arms}
     values = {tuple(cell.values.items()) for cell in reported_cells(toy, "full", chosen)}
     assert values == {(("steps", 100), ("width", 8))}
@@ -164,9 +160,7 @@ def test_finished_cells_are_not_run_again(toy: Study, tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) == 12 + 24
 
 
-def test_cells_of_another_version_of_the_source_are_not_taken_for_this_one(
-    toy: Study, tmp_path: Path
-) -> None:
+def test_cells_of_another_version_of_the_source_are_not_taken_for_this_one(toy: Study, tmp_path: Path) -> None:
     log = tmp_path / "log"
     toy = at_scale(toy, values={"log": str(log)})
     for source in ("first commit", "second commit", "first commit"):
@@ -212,14 +206,10 @@ def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(
 ) -> None:
     monkeypatch.setattr("mickle.studies.workers.START_SECONDS", 2.0)
     arms = tuple(replace(arm, grid=({"rate": 2},)) for arm in toy.arms)
-    toy = replace(
-        toy, arms=arms, worlds=("easy",), comparisons=(replace(toy.comparisons[0], worlds=("easy",)),)
-    )
+    toy = replace(toy, arms=arms, worlds=("easy",), comparisons=(replace(toy.comparisons[0], worlds=("easy",)),))
     toy = at_scale(toy, values={"bad": bad, "bad_seed": 3}, cell_seconds=0.5)
     heard: list[Event] = []
-    result = run_study(
-        toy, "full", Place(tmp_path, heard.append, workers=2 if bad in ("crash", "hang") else 0)
-    )
+    result = run_study(toy, "full", Place(tmp_path, heard.append, workers=2 if bad in ("crash", "hang") else 0))
     row = result["comparisons"][0]
     assert (row["missing_pairs"], row["seeds"], row["verdict"]) == (1, 5, "too small to tell")
     failed = [run for run in result["runs"] if run["failure"]]
@@ -229,9 +219,7 @@ def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(
     assert reasons[bad] in failed[0]["failure"]
     assert [event for event in heard if isinstance(event, Warned)]
     assert result["failures"] == 1
-    assert (
-        len(list(tmp_path.glob("cells/*.json"))) == 11
-    )  # the failed one is not kept: the next run tries it again
+    assert len(list(tmp_path.glob("cells/*.json"))) == 11  # the failed one is not kept: the next run tries it again
 
 
 def test_a_missing_package_ends_the_run_at_once(toy: Study, tmp_path: Path) -> None:
@@ -246,9 +234,7 @@ def test_a_tuning_trial_that_fails_loses(toy: Study, tmp_path: Path) -> None:
         run_study(toy, "full", Place(tmp_path, workers=0))
 
 
-def test_a_measure_that_no_cell_reports_is_an_error_and_not_a_missing_pair(
-    toy: Study, tmp_path: Path
-) -> None:
+def test_a_measure_that_no_cell_reports_is_an_error_and_not_a_missing_pair(toy: Study, tmp_path: Path) -> None:
     misspelt = replace(toy, comparisons=(replace(toy.comparisons[0], measure="los"),))
     with pytest.raises(UsageError, match="did not measure 'los'"):
         run_study(misspelt, "quick", Place(tmp_path, workers=0))
@@ -261,21 +247,17 @@ def test_derived_measures_see_all_arms_of_one_world_and_seed(toy: Study, tmp_pat
         order = sorted(table, key=lambda arm: table[arm]["loss"])
         return {arm: {**table[arm], "rank": 1 + order.index(arm)} for arm in table}
 
-    question = Comparison(
-        "rank", "method", "baseline", "rank", "lower", "difference", 1.0, "", toy.worlds, True
-    )
-    result = run_study(
-        replace(toy, derive=ranks, comparisons=(question,)), "full", Place(tmp_path, workers=0)
-    )
+    question = Comparison("rank", "method", "baseline", "rank", "lower", "difference", 1.0, "", toy.worlds, True)
+    result = run_study(replace(toy, derive=ranks, comparisons=(question,)), "full", Place(tmp_path, workers=0))
     row = result["comparisons"][0]
     assert (row["method"], row["baseline"], row["benefit"], row["low"], row["p"]) == (1, 2, 1, 1, 0.0)
 
 
 def test_worlds_are_averaged_within_a_seed_so_that_none_counts_as_a_seed() -> None:
     question = Comparison("c", "m", "b", "x", "lower", "ratio", 0.5, "", ("one", "two"), True)
-    tables = {
-        ("one", seed): {"m": {"x": 1.0, "budget": 1}, "b": {"x": 2.0, "budget": 1}} for seed in range(5)
-    } | {("two", seed): {"m": {"x": 8.0, "budget": 3}, "b": {"x": 4.0, "budget": 1}} for seed in range(5)}
+    tables = {("one", seed): {"m": {"x": 1.0, "budget": 1}, "b": {"x": 2.0, "budget": 1}} for seed in range(5)} | {
+        ("two", seed): {"m": {"x": 8.0, "budget": 3}, "b": {"x": 4.0, "budget": 1}} for seed in range(5)
+    }
     row = analysis.compare_one(question, tables, list(range(5)))
     assert row["seeds"] == 5
     assert row["benefit"] == pytest.approx(0.0)  # halved in one world, doubled in the other
@@ -307,12 +289,9 @@ def test_an_unfair_declaration_is_refused(change: dict[str, Any], complaint: str
 
 
 @pytest.mark.parametrize(
-    ("better", "form", "effect"),
-    [("lower", "ratio", 1.5), ("higher", "ratio", 0.5), ("lower", "difference", -0.1)],
+    ("better", "form", "effect"), [("lower", "ratio", 1.5), ("higher", "ratio", 0.5), ("lower", "difference", -0.1)]
 )
-def test_a_paper_effect_on_the_wrong_side_is_refused(
-    better: str, form: str, effect: float, toy: Study
-) -> None:
+def test_a_paper_effect_on_the_wrong_side_is_refused(better: str, form: str, effect: float, toy: Study) -> None:
     wrong = replace(toy.comparisons[0], better=better, form=form, paper_effect=effect)
     with pytest.raises(UsageError, match="is no benefit"):
         replace(toy, comparisons=(wrong,))

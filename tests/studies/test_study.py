@@ -111,9 +111,7 @@ def test_the_example_of_the_documentation_runs_to_its_verdict(folder: Path) -> N
     assert "0123456789ab" in text
 
 
-def test_a_quick_run_of_three_seeds_is_indicative_and_gives_no_verdict(
-    momentum: Path, tmp_path: Path
-) -> None:
+def test_a_quick_run_of_three_seeds_is_indicative_and_gives_no_verdict(momentum: Path, tmp_path: Path) -> None:
     out = execute(RunStudy(name="momentum", workers=0), tmp_path / "quick", ignore)
     result = storage.read_json(out / "momentum-quick.json")
     assert result["indicative"]
@@ -168,10 +166,7 @@ def test_a_result_from_changed_source_is_not_published(
 def test_the_state_of_the_source_is_what_git_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(results, "SOURCE", tmp_path)
     assert results.source_state() == {"commit": "", "dirty": True}  # no repository
-    for command in (
-        "init -q",
-        "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first",
-    ):
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m first"):
         subprocess.run(["git", *command.split()], cwd=tmp_path, check=True)
     state = results.source_state()
     assert re.fullmatch("[0-9a-f]{40}", state["commit"])
@@ -220,9 +215,7 @@ def test_tables_are_written_checked_and_found_stale(
     assert "Stale" in (root / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(
-    folder: Path, monkeypatch: Any
-) -> None:
+def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(folder: Path, monkeypatch: Any) -> None:
     known = {("momentum", "full"): storage.read_json(folder / "momentum-full.json")}
     rows = table.systems_table({}).splitlines()[2:]
     assert len(rows) == 23
@@ -238,9 +231,7 @@ def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(
 
 
 def test_a_verdict_that_does_not_survive_the_correction_is_marked() -> None:
-    assert (
-        table.front_verdict({"verdict": "partly"}, 0.2) == "**partly** (not after Holm's correction: p 0.2)"
-    )
+    assert table.front_verdict({"verdict": "partly"}, 0.2) == "**partly** (not after Holm's correction: p 0.2)"
     assert table.front_verdict({"verdict": "partly"}, 0.01) == "**partly**"
     assert table.front_verdict({"verdict": "too small to tell"}, 0.9) == "**too small to tell**"
 

@@ -56,9 +56,7 @@ def test_held_out_bytes_are_other_pieces() -> None:
     data = np.random.default_rng(1).integers(0, 256, 11 * page.PIECE, dtype=np.uint8)
     training, held_out, size = page.divided(data.tobytes())
     assert size == len(data)
-    assert np.array_equal(
-        held_out, np.concatenate([data[: page.PIECE], data[10 * page.PIECE :]])[: page.MOST_BYTES]
-    )
+    assert np.array_equal(held_out, np.concatenate([data[: page.PIECE], data[10 * page.PIECE :]])[: page.MOST_BYTES])
     assert np.array_equal(training, data[page.PIECE : 10 * page.PIECE][: page.MOST_BYTES])
 
 
@@ -66,9 +64,7 @@ def test_weights_that_need_no_proxy() -> None:
     assert page.weights_of(cell("uniform"))["weights"] == pytest.approx([1 / 6] * 6)
     by_hand = page.weights_of(cell("by-hand"))["weights"]
     assert by_hand == pytest.approx([0, 0.25, 0, 0.25, 0.25, 0.25])
-    assert page.weights_of(cell("by-hand", "natural"))["weights"] == pytest.approx(
-        page.reference_weights("natural")
-    )
+    assert page.weights_of(cell("by-hand", "natural"))["weights"] == pytest.approx(page.reference_weights("natural"))
 
 
 def test_the_baseline_needs_its_own_steps() -> None:

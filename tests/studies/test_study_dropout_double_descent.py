@@ -18,11 +18,7 @@ def test_the_declaration_is_sound() -> None:
         for world in study.worlds:
             assert scale.values["probe"][world] in scale.values["sizes"][world]
             assert list(scale.values["sizes"][world]) == sorted(scale.values["sizes"][world])
-        used = (
-            scale.values["test_rows"]
-            + scale.values["validation_rows"]
-            + max(scale.values["sizes"]["digits_rows"])
-        )
+        used = scale.values["test_rows"] + scale.values["validation_rows"] + max(scale.values["sizes"]["digits_rows"])
         assert used <= 1797
 
 
@@ -32,9 +28,7 @@ def test_the_effects_said_to_be_theory_are_theory() -> None:
     def best(rows: int) -> float:
         return dropout_risk(rows, 100, 1, 0.25, best_rate(rows, 100, 1, 0.25))
 
-    assert effects["near_threshold"] == pytest.approx(
-        best(110) / least_squares_risk(110, 100, 1, 0.25), abs=5e-4
-    )
+    assert effects["near_threshold"] == pytest.approx(best(110) / least_squares_risk(110, 100, 1, 0.25), abs=5e-4)
     assert effects["at_largest"] == pytest.approx(best(500) / dropout_risk(500, 100, 1, 0.25, 0.5), abs=5e-4)
 
 

@@ -116,26 +116,18 @@ def test_worlds_hold_out_what_is_not_trained_on_and_masks_never_change() -> None
 
 def test_docstrings_of_a_folder(tmp_path) -> None:
     (tmp_path / "tests").mkdir()
-    long, short = (
-        "A sentence that explains what this is for, and how it is to be used, with care. " * 2,
-        "Short.",
-    )
+    long, short = ("A sentence that explains what this is for, and how it is to be used, with care. " * 2, "Short.")
     source = f'"""{short}"""\nclass A:\n    """{long}"""\n    def f(self):\n        "{long}"\n        return "{long}"\n'
     (tmp_path / "a.py").write_text(source)
     (tmp_path / "b.py").write_text("x = 1\n")
     (tmp_path / "tests" / "c.py").write_text(source)
-    assert [[text.strip() for text in file] for file in page.docstrings_in(tmp_path)] == [
-        [long.strip()] * 2,
-        [],
-    ]
+    assert [[text.strip() for text in file] for file in page.docstrings_in(tmp_path)] == [[long.strip()] * 2, []]
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_a_small_cell_of_every_arm_measures_what_is_declared(arm: str) -> None:
     measured = page.run_cell(small(arm), None)  # type: ignore[arg-type]
-    assert {"loss", "loss_at_half", "score", "budget", "accuracy", "pairs_all", "pairs_agreement-2"} <= set(
-        measured
-    )
+    assert {"loss", "loss_at_half", "score", "budget", "accuracy", "pairs_all", "pairs_agreement-2"} <= set(measured)
     assert measured["evaluated"] == [2, 4, 6, 8]
     assert 0 < measured["loss"] < 2 * np.log(agreement.tokenizer().size)
     again = page.run_cell(small(arm), None)  # type: ignore[arg-type]

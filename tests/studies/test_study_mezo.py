@@ -7,17 +7,7 @@ import pytest
 import torch
 
 from mickle.studies.mezo import margins, study
-from mickle.studies.mezo_world import (
-    BAD,
-    FIRST_WORD,
-    GOOD,
-    LENGTH,
-    RIGHT,
-    World,
-    labelled,
-    peak_bytes,
-    prompted,
-)
+from mickle.studies.mezo_world import BAD, FIRST_WORD, GOOD, LENGTH, RIGHT, World, labelled, peak_bytes, prompted
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +23,7 @@ def test_documents_have_two_moods(world: World) -> None:
     assert strengths[:20, 1] == pytest.approx(by_hand)
     assert abs(np.corrcoef(strengths.T)[0, 1]) < 0.06  # the aspects tell nothing of each other
     agree = ((strengths.sum(1) > 0) == (strengths[:, 0] > 0)).mean()
-    assert agree == pytest.approx(
-        0.75, abs=0.03
-    )  # of two independent equal parts, and what zero-shot can have
+    assert agree == pytest.approx(0.75, abs=0.03)  # of two independent equal parts, and what zero-shot can have
     assert np.array_equal(words, world.documents(1, 4000)[0])
     assert not np.array_equal(words, world.documents(2, 4000)[0])
 

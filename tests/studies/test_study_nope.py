@@ -32,9 +32,7 @@ def cell(arm, world="rsc", seed=0):
 
 def shape(layers=1, width=4, heads=1, **settings):
     sizes = {"kv_heads": heads, "head_width": width // heads, "ffn_width": 4 * width, "vocab_size": 11}
-    return DecoderConfig(
-        width=width, layers=layers, heads=heads, max_length=8, position="none", **sizes, **settings
-    )
+    return DecoderConfig(width=width, layers=layers, heads=heads, max_length=8, position="none", **sizes, **settings)
 
 
 def causal_sight():
@@ -139,10 +137,7 @@ def test_packing_changes_neither_loss_nor_gradient(arm):
     model = nope.decoder(cell(arm), 30)
     generator = torch.Generator().manual_seed(0)
     lengths = [3, 9, 4, 4, 6, 2, 8]
-    rows = [
-        Encoded((1, *torch.randint(4, 30, (n,), generator=generator).tolist(), 2), n // 2 + 1, n)
-        for n in lengths
-    ]
+    rows = [Encoded((1, *torch.randint(4, 30, (n,), generator=generator).tolist(), 2), n // 2 + 1, n) for n in lengths]
     batch = nope.packed(rows, 2)
     assert len(batch["input_ids"]) < len(rows)
     total, count = next_token(model, batch)

@@ -15,8 +15,7 @@ from mickle.studies.qlora import study
 
 TINY = base_model.Base("tiny", 40_000, 270, 32, 256, 12, 4e-3)
 EXAMPLES = tuple(
-    docstrings.Described(f'def function_{i}(x, y):\n    """', f'Return x * {i} + y ** {i % 7}."""')
-    for i in range(40)
+    docstrings.Described(f'def function_{i}(x, y):\n    """', f'Return x * {i} + y ** {i % 7}."""') for i in range(40)
 )
 
 
@@ -84,10 +83,7 @@ def test_every_example_comes_once_an_epoch_in_another_order() -> None:
     ]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(10, 22))
     assert epochs[0] != epochs[1]
-    assert (
-        page.batch(examples, 8, 4, 0)["input_ids"].tolist()
-        != page.batch(examples, 7, 4, 0)["input_ids"].tolist()
-    )
+    assert page.batch(examples, 8, 4, 0)["input_ids"].tolist() != page.batch(examples, 7, 4, 0)["input_ids"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -122,23 +118,14 @@ def test_sides_share_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_small_cell_of_every_arm_measures_what_is_declared(tmp_path: Path) -> None:
     table = {name: page.run_cell(small(name), tmp_path) for name in page.ARMS}
     for found in page.costs(table).values():
-        assert {
-            "loss",
-            "accuracy",
-            "loss_before",
-            "rounding_z",
-            "rounding_cost",
-            "cost",
-            "gained",
-            "budget",
-        } <= set(found)
+        assert {"loss", "accuracy", "loss_before", "rounding_z", "rounding_cost", "cost", "gained", "budget"} <= set(
+            found
+        )
     rows = compare_all(study, {("default", seed): table for seed in range(2)})
     assert len(rows) == len(study.comparisons)
     assert table["lora"]["rounding_cost"] == 0
     assert table["int3"]["rounding_cost"] != table["nf4"]["rounding_cost"] != 0
-    assert (
-        table["nf4-dq-none"]["loss"] == table["nf4-dq-none"]["loss_before"] == table["nf4-dq"]["loss_before"]
-    )
+    assert table["nf4-dq-none"]["loss"] == table["nf4-dq-none"]["loss_before"] == table["nf4-dq"]["loss_before"]
     assert table["nf4-dq"]["loss"] < table["nf4-dq"]["loss_before"]
     assert table["nf4"]["bits_per_weight"] == 4.5
     assert 4.125 < table["nf4-dq"]["bits_per_weight"] < 4.2
@@ -148,9 +135,7 @@ def test_a_small_cell_of_every_arm_measures_what_is_declared(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("tiny_bases", "task")
 def test_in_the_tuning_phase_adapters_share_the_run_over_the_unrounded_base(tmp_path: Path) -> None:
-    lora, nf4, qv = (
-        page.run_cell(small(arm, tuning=True), tmp_path) for arm in ("lora", "nf4-dq", "nf4-dq-qv")
-    )
+    lora, nf4, qv = (page.run_cell(small(arm, tuning=True), tmp_path) for arm in ("lora", "nf4-dq", "nf4-dq-qv"))
     assert lora == nf4
     assert lora["score"] != qv["score"]
     assert page.run_cell(small("nf4-dq-none", tuning=True), tmp_path)["budget"] == 1

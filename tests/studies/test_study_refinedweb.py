@@ -122,9 +122,7 @@ def test_arms_start_from_equal_weights():
 
 def test_one_cell_measures_what_is_declared(tmp_path):
     table = {arm: refinedweb.run_cell(cell(arm), tmp_path) for arm in ("refined", "curated")}
-    assert table["curated"] == refinedweb.run_cell(cell("curated"), tmp_path), (
-        "a cell is a function of its declaration"
-    )
+    assert table["curated"] == refinedweb.run_cell(cell("curated"), tmp_path), "a cell is a function of its declaration"
     assert table["refined"]["budget"] == table["curated"]["budget"] == 3 * 2 * 32
     for arm in table.values():
         assert all(math.isfinite(value) for value in arm.values())

@@ -31,10 +31,7 @@ def test_the_declaration_is_sound_and_every_arm_is_a_method_of_the_verb() -> Non
     assert {arm.name for arm in study.arms} == set(page.ARMS)
     for name, method in page.ARMS.items():
         if method:
-            assert (
-                TypeAdapter(Method).validate_python(method).kind == name.split("-")[0]
-                or "spqr" in method["kind"]
-            )
+            assert TypeAdapter(Method).validate_python(method).kind == name.split("-")[0] or "spqr" in method["kind"]
 
 
 def test_sizes_that_are_compared_are_equal_by_the_formula() -> None:
@@ -119,9 +116,7 @@ def test_leaving_out_finds_what_is_planted(tmp_path: Path) -> None:
     assert found["error"] < 0.6 * gptq["error"]
 
 
-def test_a_small_decoder_cell_runs_the_verb_and_its_base_is_made_once(
-    tiny_bases: Path, tmp_path: Path
-) -> None:
+def test_a_small_decoder_cell_runs_the_verb_and_its_base_is_made_once(tiny_bases: Path, tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
     base = page.run_cell(small("base", "decoder"), work)

@@ -68,9 +68,7 @@ def test_fewer_unique_windows_are_some_of_the_more() -> None:
 @pytest.mark.parametrize("sizes", [page.SHAPES, page.GPU["shapes"]])
 def test_the_proxy_has_the_parameters_and_a_third_of_the_work(sizes: dict[str, Any]) -> None:
     def shape(name: str) -> DecoderConfig:
-        return page.shape(
-            replace(cell("proxied"), values={**VALUES, "tuning": name == "proxy", "shapes": sizes})
-        )
+        return page.shape(replace(cell("proxied"), values={**VALUES, "tuning": name == "proxy", "shapes": sizes}))
 
     dense, proxy = shape("large"), shape("proxy")
     assert proxy.parameters() == pytest.approx(dense.parameters(), rel=0.03)
@@ -113,11 +111,7 @@ def test_a_small_cell_of_every_arm_measures_what_is_declared(arm: Any) -> None:
     assert wanted - {"damage", "healed", "healed_loss"} <= set(measured)
     assert measured["score"] == -measured["accuracies"][-1]
     assert measured["best_loss"] <= measured["loss"]
-    assert all(
-        math.isfinite(x)
-        for value in measured.values()
-        for x in (value if isinstance(value, list) else [value])
-    )
+    assert all(math.isfinite(x) for value in measured.values() for x in (value if isinstance(value, list) else [value]))
     if arm.name != "none" and arm.grid is not page.VOID:
         assert measured["losses"] != run("none")["losses"]
 

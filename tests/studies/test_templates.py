@@ -80,13 +80,7 @@ def test_pages_without_heading_and_without_text_are_pages() -> None:
 def test_articles_are_deterministic_and_of_all_kinds() -> None:
     some = list(articles(60, seed=1))
     assert some == list(articles(60, seed=1))
-    assert {block.kind for blocks in some for block in blocks} == {
-        "heading",
-        "paragraph",
-        "list",
-        "code",
-        "table",
-    }
+    assert {block.kind for blocks in some for block in blocks} == {"heading", "paragraph", "list", "code", "table"}
     assert all(len(blocks) >= 3 for blocks in some)
     plain = [block for blocks in articles(60, seed=1, technical=0.0) for block in blocks]
     assert not {"code", "table"} & {block.kind for block in plain}

@@ -82,10 +82,7 @@ def test_oracle_5_gnb_enumerated_over_all_labels_is_the_gauss_newton_diagonal() 
     torch.testing.assert_close(expected[:, 0], 4 * p * (1 - p), rtol=0, atol=1e-12)
     # The estimator's own draws average to it; standard error of each entry by its two-point distribution.
     generator = torch.Generator().manual_seed(1)
-    draws = [
-        gauss_newton_bartlett(model, [batch], [model.weight], generator, classify).diagonal[0]
-        for _ in range(600)
-    ]
+    draws = [gauss_newton_bartlett(model, [batch], [model.weight], generator, classify).diagonal[0] for _ in range(600)]
     found = torch.stack(draws)
     error = found.std(0) / 600**0.5
     assert ((found.mean(0) - expected).abs() <= 4 * error).all()
@@ -111,9 +108,7 @@ def test_oracle_5_and_6_with_more_rows_both_estimates_average_to_the_hessians_di
 def test_oracle_6_the_true_labels_would_give_something_else() -> None:
     model, batch, p = logits_model()
     (gradient,) = torch.autograd.grad(classify(model, batch)[0], [model.weight])
-    torch.testing.assert_close(
-        gradient.square()[:, 0], 4 * torch.tensor([0.25, 0.09, 0.04], dtype=torch.float64)
-    )
+    torch.testing.assert_close(gradient.square()[:, 0], 4 * torch.tensor([0.25, 0.09, 0.04], dtype=torch.float64))
     torch.testing.assert_close(4 * p * (1 - p), 4 * torch.tensor([0.25, 0.21, 0.16], dtype=torch.float64))
 
 
@@ -185,9 +180,7 @@ def test_hessian_products_of_the_decoder_agree_with_differences_of_gradients() -
     model, batch = decoder_batch()
     model = model.double()
     parameters = list(model.parameters())
-    vectors = [
-        torch.randn(p.shape, generator=torch.Generator().manual_seed(4), dtype=p.dtype) for p in parameters
-    ]
+    vectors = [torch.randn(p.shape, generator=torch.Generator().manual_seed(4), dtype=p.dtype) for p in parameters]
     from mickle.kernels.dispatch import plain_kernels
 
     def gradient(shift: float) -> list[Tensor]:
@@ -226,9 +219,7 @@ def tiny(kind: str, **settings: object) -> nn.Module:
     if kind == "llama":
         return hf.LlamaForCausalLM(hf.LlamaConfig(**small, max_position_embeddings=32))
     if kind == "gpt2":
-        config = hf.GPT2Config(
-            vocab_size=31, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0
-        )
+        config = hf.GPT2Config(vocab_size=31, n_embd=16, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
         return hf.GPT2LMHeadModel(config)
     if kind == "t5":
         return hf.T5ForConditionalGeneration(

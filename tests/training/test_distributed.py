@@ -92,9 +92,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     assert [first["place"], second["place"]] == [[0, 2], [1, 2]]
     for told in (first, second):
         assert told["from the start"] == pytest.approx(alone, rel=1e-5)
-        assert told["evaluated"] == pytest.approx(
-            alone, rel=1e-5
-        )  # a forward pass between steps changes nothing
+        assert told["evaluated"] == pytest.approx(alone, rel=1e-5)  # a forward pass between steps changes nothing
         assert told["from one process"] == pytest.approx(alone[MIDDLE:], rel=1e-5)
 
     both_halfway = tmp_path / "both-halfway"
@@ -123,9 +121,7 @@ def test_every_process_stops_for_a_fault_in_one(tmp_path: Path) -> None:
         return said
 
     first, second = together(work, tmp_path)
-    assert (
-        "BadNumbers: step 1: a weight or the optimizer's state is not finite: in another process" in first[0]
-    )
+    assert "BadNumbers: step 1: a weight or the optimizer's state is not finite: in another process" in first[0]
     assert "not finite: embed_tokens.weight" in second[0]
     assert "several processes train an unsharded model" in first[1]
 

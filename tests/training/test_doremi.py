@@ -33,10 +33,7 @@ ALL3 = torch.ones(3, dtype=torch.bool)
 
 
 def step(weights: Any, excess: Any, eta: float = 1.0, c: float = 1e-3, seen: Any = None) -> Tensor:
-    weights, excess = (
-        torch.as_tensor(weights, dtype=torch.float64),
-        torch.as_tensor(excess, dtype=torch.float64),
-    )
+    weights, excess = (torch.as_tensor(weights, dtype=torch.float64), torch.as_tensor(excess, dtype=torch.float64))
     seen = torch.ones(len(weights), dtype=torch.bool) if seen is None else torch.as_tensor(seen)
     return exponentiated_gradient(weights, excess, eta, c, seen)
 
@@ -220,9 +217,7 @@ def test_importance_weights_on_an_enumerated_world() -> None:
     robust, batch = proxy(), domained(0)
     drawn, rule = (0.5, 0.2, 0.3), Rule(eta=2.0)
     one_each = {name: tensor[[0, 1, 5]] for name, tensor in batch.items()}
-    update = robust.propose(
-        rule, torch.tensor([[3.0, 1.0, 0.5], [1.0, 1.0, 1.0]]).double(), torch.tensor(drawn)
-    )
+    update = robust.propose(rule, torch.tensor([[3.0, 1.0, 0.5], [1.0, 1.0, 1.0]]).double(), torch.tensor(drawn))
     robust._whole_batch = update  # hold alpha fixed while the world is enumerated
     alpha = update.weights
     under_q = under_alpha = 0.0

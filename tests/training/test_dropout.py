@@ -20,8 +20,7 @@ def test_late_and_rising() -> None:
 
 
 @pytest.mark.parametrize(
-    "values",
-    [{"rate": 1.0}, {"rate": -0.1}, {"rate": 0.1, "start": 1.0}, {"rate": 0.1, "start": 0.6, "ramp": 0.5}],
+    "values", [{"rate": 1.0}, {"rate": -0.1}, {"rate": 0.1, "start": 1.0}, {"rate": 0.1, "start": 0.6, "ramp": 0.5}]
 )
 def test_rates_that_cannot_be(values: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
@@ -31,9 +30,7 @@ def test_rates_that_cannot_be(values: dict[str, float]) -> None:
 def test_until_it_begins_a_run_is_the_run_without_bit_for_bit() -> None:
     """Token crisis, oracle 7: dropout that is off draws nothing."""
     without, told = train("next_token", model=decoder(dropout=0.0), steps=8)
-    late, told_late = train(
-        "next_token", model=decoder(dropout=0.0), steps=8, dropout=Dropout(rate=0.5, start=0.5)
-    )
+    late, told_late = train("next_token", model=decoder(dropout=0.0), steps=8, dropout=Dropout(rate=0.5, start=0.5))
     assert losses(told_late)[:4] == losses(told)[:4]
     assert all(a != b for a, b in zip(losses(told_late)[4:], losses(told)[4:], strict=True))
     assert any(not torch.equal(a, weights(without)[name]) for name, a in weights(late).items())

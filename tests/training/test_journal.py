@@ -47,9 +47,7 @@ VARIANTS: list[dict[str, Any]] = [
 ]
 
 
-def tuned(
-    steps: int = 30, start: nn.Module | None = None, seed: int = 2, **given: Any
-) -> tuple[nn.Module, Journal]:
+def tuned(steps: int = 30, start: nn.Module | None = None, seed: int = 2, **given: Any) -> tuple[nn.Module, Journal]:
     kept: list[MeZO] = []
 
     def build(model: nn.Module) -> MeZO:
@@ -147,11 +145,7 @@ def test_another_base_is_refused_before_it_is_touched() -> None:
     with torch.no_grad():
         other[0].bias[0] += 1e-6
     before = fingerprint(other)
-    for attempt in (
-        lambda: replay(other, journal),
-        lambda: undo(other, journal),
-        lambda: verify(other, journal),
-    ):
+    for attempt in (lambda: replay(other, journal), lambda: undo(other, journal), lambda: verify(other, journal)):
         with pytest.raises(UsageError, match=r"another base|not where the journal ends|neither") as caught:
             attempt()
         assert "fingerprint" in str(caught.value)
@@ -164,9 +158,7 @@ def test_tensors_must_be_there_as_they_were() -> None:
     _, journal = tuned(steps=2)
     unknown = Journal(
         tuple(
-            Run(
-                "", *(getattr(r, f) for f in ("tuned", "rule", "tensors", "measured", "rates", "projections"))
-            )
+            Run("", *(getattr(r, f) for f in ("tuned", "rule", "tensors", "measured", "rates", "projections")))
             for r in journal.runs
         )
     )

@@ -150,9 +150,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path: Path) -> None:
     assert distance(never, resumed) == 0.0
 
 
-def test_too_little_space_is_said_before_the_first_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_little_space_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 100))
     with pytest.raises(ResourceError, match=r"not enough disk space: .* needed, .* free"):
         train(steps=2, checkpoints=tmp_path, on_event=lambda event: pytest.fail("it started"))

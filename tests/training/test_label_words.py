@@ -26,9 +26,7 @@ def encoded(words: tuple[tuple[int, ...], ...], mask: int | None = None) -> Enco
     return EncodedLabels(tokens, (words,) * 3, (0, 1, 0), mask)
 
 
-def by_hand(
-    model: nn.Module, rows: tuple[tuple[int, ...], ...], words: tuple[tuple[int, ...], ...]
-) -> Tensor:
+def by_hand(model: nn.Module, rows: tuple[tuple[int, ...], ...], words: tuple[tuple[int, ...], ...]) -> Tensor:
     """Mean log-probability of each word's tokens, one text at a time."""
     scores = []
     for row in rows:

@@ -74,14 +74,7 @@ def test_one_step_by_hand() -> None:
     model = Point()
     batch = {"y": torch.tensor([0.0, 1.0, 3.0])}
     events = list(
-        fit(
-            model,
-            squared,
-            lambda _: batch,
-            torch.optim.SGD(model.parameters(), lr=0.5),
-            steps=1,
-            accumulate=2,
-        )
+        fit(model, squared, lambda _: batch, torch.optim.SGD(model.parameters(), lr=0.5), steps=1, accumulate=2)
     )
     trained = events[-1]
     assert isinstance(trained, Trained)
@@ -121,9 +114,7 @@ def test_dropout_depends_on_seed_step_and_part_alone() -> None:
     first = Closure(model, classification, points(0), step=3, accumulate=2)
     again = Closure(model, classification, points(0), step=3, accumulate=2)
     assert first() == pytest.approx(again.mean_loss(), rel=1e-6)
-    others = [
-        Closure(model, classification, points(0), step=s, seed=r, accumulate=2)() for s, r in ((4, 0), (3, 1))
-    ]
+    others = [Closure(model, classification, points(0), step=s, seed=r, accumulate=2)() for s, r in ((4, 0), (3, 1))]
     assert first.loss not in others
     assert len({derived_seed(a, b, c) for a in range(9) for b in range(9) for c in range(9)}) == 729
 
@@ -234,10 +225,7 @@ def test_a_left_run_gives_back_lock_and_handlers(tmp_path: Path) -> None:
         ({"accumulate": 0}, "accumulate is too small"),
         ({"on_bad_numbers": "back"}, "needs checkpoints"),
         ({"batches": lambda i: {**points(i), "labels": torch.full((7,), -100)}}, "batch 0 trains nothing"),
-        (
-            {"objective": lambda m, b: (b["inputs"].sum().requires_grad_(), torch.tensor(1))},
-            "no parameter has",
-        ),
+        ({"objective": lambda m, b: (b["inputs"].sum().requires_grad_(), torch.tensor(1))}, "no parameter has"),
         ({"evaluate": lambda m: {}}, "measured nothing"),
     ],
 )

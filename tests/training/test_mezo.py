@@ -167,10 +167,7 @@ def test_fzoo_divides_by_the_spread() -> None:
 
 def test_weight_decay_shrinks_the_groups_that_have_it() -> None:
     decayed, other = (nn.Parameter(torch.ones(50, dtype=torch.float64)) for _ in range(2))
-    groups = [
-        {"params": [("a", decayed)], "weight_decay": 0.5},
-        {"params": [("b", other)], "weight_decay": 0.0},
-    ]
+    groups = [{"params": [("a", decayed)], "weight_decay": 0.5}, {"params": [("b", other)], "weight_decay": 0.0}]
     optimizer = MeZO(groups, lr=0.125, weight_decay=0.5)
     flip = iter([1.0, 1.0 + 1e-9] * 2)  # a projection so small that only the decay is seen
     optimizer.step(lambda: next(flip))
@@ -251,9 +248,7 @@ def test_dropout_is_off_and_modes_come_back() -> None:
 def test_accumulation_is_free() -> None:
     build = lambda m: MeZO(m.named_parameters(), lr=0.01)  # noqa: E731
     runs = [train("next_token", build, model=decoder(dropout=0.0), steps=4, accumulate=a)[0] for a in (1, 3)]
-    assert (
-        distance(*runs) < 1e-3
-    )  # g is a difference of losses: their last bits are multiplied by 1 / (2 eps)
+    assert distance(*runs) < 1e-3  # g is a difference of losses: their last bits are multiplied by 1 / (2 eps)
 
 
 def test_it_learns() -> None:

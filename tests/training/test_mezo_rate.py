@@ -30,9 +30,7 @@ class Quadratic(nn.Module):
 
 def closure(model: Quadratic, spread: float) -> Callable[[int], Closure]:
     def at(step: int) -> Closure:
-        noise = torch.randn(
-            4, len(model.w), generator=torch.Generator().manual_seed(step), dtype=torch.float64
-        )
+        noise = torch.randn(4, len(model.w), generator=torch.Generator().manual_seed(step), dtype=torch.float64)
         objective = lambda m, batch: (m.loss(batch["noise"]), torch.tensor(1))  # noqa: E731
         return Closure(model, objective, {"noise": spread * noise}, step=step)
 
@@ -50,9 +48,7 @@ def test_rate_is_a_share_of_the_best(curvature: Tensor) -> None:
     optimizer = MeZO(model.named_parameters(), lr=0.0)
     before = model.w.detach().clone()
     found = find_rate(optimizer, closure(model, 0.0), directions=200)
-    assert found.curvature == pytest.approx(
-        float(curvature.sum()), rel=1e-3
-    )  # z'Hz = tr H exactly for a diagonal H
+    assert found.curvature == pytest.approx(float(curvature.sum()), rel=1e-3)  # z'Hz = tr H exactly for a diagonal H
     assert found.rate == pytest.approx(SHARE * best_rate(model), rel=1e-2)
     assert found.gradient == pytest.approx(float((curvature.double() * before).norm()), rel=0.25)
     assert torch.allclose(model.w.detach(), before, atol=1e-12)

@@ -145,9 +145,7 @@ def cut(at):
 
 
 @pytest.mark.parametrize(
-    ("at", "made"),
-    [("tokenizing", 24), (("reference", 6), 20), (("proxy", 6), 8), (("proxy", "saved", 8), 4)],
-    ids=str,
+    ("at", "made"), [("tokenizing", 24), (("reference", 6), 20), (("proxy", 6), 8), (("proxy", "saved", 8), 4)], ids=str
 )
 def test_a_run_that_was_cut_off_ends_as_one_that_was_not(mixture, corpus, tmp_path, at, made):
     step = Mix(data=corpus, **SMALL)
@@ -184,12 +182,7 @@ def test_groups_cap_and_floor(corpus, tmp_path):
 def test_reference_weights_from_a_file(corpus, tmp_path):
     given = Weights(("same.net", "sums.net", "words.org"), (0.2, 0.3, 0.5))
     write_weights(tmp_path / "w.yaml", given)
-    settings = {
-        **SMALL,
-        "steps": 2,
-        "reference_weights": tmp_path / "w.yaml",
-        "robust": {"sampling": "reference"},
-    }
+    settings = {**SMALL, "steps": 2, "reference_weights": tmp_path / "w.yaml", "robust": {"sampling": "reference"}}
     out = execute(Mix(data=corpus, **settings), tmp_path / "m", ignore)
     reference = json.loads((out / "results.json").read_text())["round_rows"][0]["reference"]
     assert reference == pytest.approx(given.as_dict())

@@ -75,11 +75,7 @@ def plain_classification(model: nn.Module, batch: Batch) -> Tensor:
 
 @pytest.mark.parametrize(
     ("name", "plain"),
-    [
-        ("next_token", plain_next_token),
-        ("masked_token", plain_next_token),
-        ("classification", plain_classification),
-    ],
+    [("next_token", plain_next_token), ("masked_token", plain_next_token), ("classification", plain_classification)],
 )
 def test_equals_torchs_cross_entropy(name: str, plain: Callable[[nn.Module, Batch], Tensor]) -> None:
     case, model = CASES[name], still(name)

@@ -53,10 +53,7 @@ def test_importing_the_settings_does_not_import_torch() -> None:
     ("settings", "expected"),
     [
         (Sophia(), {"betas": (0.9, 0.95), "every": 5, "bias_correction": True, "gamma": 0.05}),
-        (
-            Sophia(preset="paper"),
-            {"betas": (0.96, 0.99), "every": 10, "bias_correction": False, "gamma": 0.05},
-        ),
+        (Sophia(preset="paper"), {"betas": (0.96, 0.99), "every": 10, "bias_correction": False, "gamma": 0.05}),
         (Sophia(preset="paper", estimator="hutchinson"), {"gamma": 0.01}),
         (Sophia(every=3, gamma=7.0, betas=(0.5, 0.6), bias_correction=False), {"every": 3, "gamma": 7.0}),
         (Sophia(bias_correction=False, betas=(0.5, 0.6)), {"bias_correction": False, "betas": (0.5, 0.6)}),

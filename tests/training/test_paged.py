@@ -26,10 +26,7 @@ def mean_square(network: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, T
 
 def batches(step: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(step)
-    return {
-        "inputs": torch.randn(8, 300, generator=generator),
-        "labels": torch.randn(8, 3, generator=generator),
-    }
+    return {"inputs": torch.randn(8, 300, generator=generator), "labels": torch.randn(8, 3, generator=generator)}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -105,9 +102,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_never_stopped(tmp_path: Path) -> Non
     list(fit(again, mean_square, batches, optimizer, steps=6, checkpoints=folder, save_every=3))
     for a, b in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
-    assert (
-        optimizer.state[again[0].weight]["exp_avg"].data_ptr() == place
-    )  # restored into the file, not beside it
+    assert optimizer.state[again[0].weight]["exp_avg"].data_ptr() == place  # restored into the file, not beside it
 
 
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

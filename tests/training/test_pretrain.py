@@ -93,10 +93,7 @@ def test_transformers_loads_it(model):
 
     from mickle.models.folder import open_model
 
-    theirs, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(model[0]),
-        AutoTokenizer.from_pretrained(model[0]),
-    )
+    theirs, tokenizer = (AutoModelForCausalLM.from_pretrained(model[0]), AutoTokenizer.from_pretrained(model[0]))
     ids = tokenizer("The cat sees", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         assert torch.allclose(theirs(ids).logits, open_model(model[0])(ids), atol=1e-4)
@@ -145,16 +142,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(model, corpus, tmp_path
 
 def test_kill_minus_nine_and_the_same_command_again(model, corpus, tmp_path):
     settings = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    command = [
-        sys.executable,
-        "-m",
-        "mickle.cli",
-        "pretrain",
-        str(corpus),
-        *settings,
-        "--out",
-        str(tmp_path / "model"),
-    ]
+    command = [sys.executable, "-m", "mickle.cli", "pretrain", str(corpus), *settings, "--out", str(tmp_path / "model")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     metrics = tmp_path / "model.partial" / "metrics.jsonl"
@@ -207,12 +195,7 @@ def test_a_dry_run_shows_the_trained_tokens_and_writes_nothing(corpus, tmp_path,
 
 
 def test_derived_numbers():
-    assert [derived_vocabulary(size) for size in ("tiny", "small", "base", 10**8)] == [
-        2048,
-        4096,
-        8192,
-        16384,
-    ]
+    assert [derived_vocabulary(size) for size in ("tiny", "small", "base", 10**8)] == [2048, 4096, 8192, 16384]
     assert [derived_share(pages) for pages in (5, 1000, 2000, 10**6)] == [0.1, 0.1, 0.05, 0.01]
 
 
@@ -293,7 +276,5 @@ def test_no_space(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("mickle.storage.check_space", full)
     trained = []
     with pytest.raises(ResourceError):
-        execute(
-            Pretrain(data=corpus, **SMALL), tmp_path / "m", lambda e: trained.append(isinstance(e, Trained))
-        )
+        execute(Pretrain(data=corpus, **SMALL), tmp_path / "m", lambda e: trained.append(isinstance(e, Trained)))
     assert not any(trained)

@@ -23,9 +23,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def encoder(corpus, tmp_path_factory):  # noqa: F811
-    return execute(
-        Pretrain(data=corpus, **SMALL, **MASKED), tmp_path_factory.mktemp("masked") / "model", ignore
-    )
+    return execute(Pretrain(data=corpus, **SMALL, **MASKED), tmp_path_factory.mktemp("masked") / "model", ignore)
 
 
 def lines(folder, event):
@@ -99,9 +97,7 @@ def bert(tmp_path_factory):
     PreTrainedTokenizerFast(tokenizer_object=pieces, mask_token="[MASK]", **names).save_pretrained(folder)
     settings = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     torch.manual_seed(0)
-    model = BertForMaskedLM(
-        BertConfig(vocab_size=pieces.get_vocab_size(), max_position_embeddings=40, **settings)
-    )
+    model = BertForMaskedLM(BertConfig(vocab_size=pieces.get_vocab_size(), max_position_embeddings=40, **settings))
     model.save_pretrained(folder)
     return folder
 

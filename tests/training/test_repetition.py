@@ -25,11 +25,7 @@ def between(low: float, high: float, share: float) -> float:
 
 
 def chinchilla(parameters: float, tokens: float) -> float:
-    return (
-        C4.floor
-        + C4.parameter_factor / parameters**C4.parameter_power
-        + C4.token_factor / tokens**C4.token_power
-    )
+    return C4.floor + C4.parameter_factor / parameters**C4.parameter_power + C4.token_factor / tokens**C4.token_power
 
 
 def test_losses_of_the_authors() -> None:
@@ -81,9 +77,7 @@ def test_with_enough_text_the_best_is_chinchillas() -> None:
 
 @given(LOG, LOG)
 @settings(deadline=None)
-def test_one_epoch_of_a_model_that_is_not_too_large_is_chinchilla(
-    size_share: float, token_share: float
-) -> None:
+def test_one_epoch_of_a_model_that_is_not_too_large_is_chinchilla(size_share: float, token_share: float) -> None:
     tokens = between(1e8, 1e12, token_share)
     parameters = between(1e5, C4.fitting_parameters(tokens), size_share)
     assert C4.loss(parameters, tokens, tokens) == pytest.approx(chinchilla(parameters, tokens), rel=1e-12)
@@ -147,9 +141,7 @@ def test_amounts_that_cannot_be(wrong: object) -> None:
 
 @given(st.integers(1, 9), st.integers(2, 40), st.integers(1, 7), st.integers(0, 99), st.integers(1, 90))
 @settings(max_examples=40, deadline=None)
-def test_every_token_is_read_floor_or_ceil_times(
-    length: int, windows: int, rows: int, seed: int, steps: int
-) -> None:
+def test_every_token_is_read_floor_or_ceil_times(length: int, windows: int, rows: int, seed: int, steps: int) -> None:
     """Token crisis, oracle 8: after any number of steps no token was read twice more often than another."""
     text = TokenStream(np.arange(windows * length), np.array([0]), end=-1)
     batches = Mixture(text, rows, length, seed)
@@ -167,8 +159,6 @@ def test_as_many_unique_tokens_as_are_read_is_ordinary_training() -> None:
     listed = [batches(step) for step in range(6)]
     assert len({row.numpy().tobytes() for batch in listed for row in batch["input_ids"]}) == 30
     repeated, told = train("next_token", model=decoder(dropout=0.2), steps=6, batches=batches)
-    ordinary, told_ordinary = train(
-        "next_token", model=decoder(dropout=0.2), steps=6, batches=listed.__getitem__
-    )
+    ordinary, told_ordinary = train("next_token", model=decoder(dropout=0.2), steps=6, batches=listed.__getitem__)
     assert losses(told) == losses(told_ordinary)
     assert all(torch.equal(a, weights(ordinary)[name]) for name, a in weights(repeated).items())

@@ -72,9 +72,7 @@ def test_intervals_hold_what_was_planted_and_narrow_with_the_noise() -> None:
 def test_the_vectorised_law_is_the_law(size: float, text: float, epochs: float) -> None:
     run = Run(10 ** (6 + 5 * size), 10 ** (7 + 4 * text) * math.exp(epochs), 10 ** (7 + 4 * text), 1.0)
     predicted = repetition_fit._log_loss(repetition_fit._theta(C4)[None], repetition_fit._arrays([run]))
-    assert math.exp(predicted[0, 0]) == pytest.approx(
-        C4.loss(run.parameters, run.tokens, run.unique), rel=1e-12
-    )
+    assert math.exp(predicted[0, 0]) == pytest.approx(C4.loss(run.parameters, run.tokens, run.unique), rel=1e-12)
 
 
 def test_runs_without_excess_parameters_leave_that_constant_alone() -> None:
@@ -93,10 +91,7 @@ def test_too_few_runs_say_what_is_missing() -> None:
     for few, missing in (
         (single, "0 runs of several epochs, 3 are needed"),
         ([run for run in runs if run.epochs > 1 or run.parameters == 1e7], "1 sizes at one epoch, 3"),
-        (
-            [run for run in runs if run.epochs > 1 or run.unique == 1e8],
-            "1 budgets of unique tokens at one epoch, 3",
-        ),
+        ([run for run in runs if run.epochs > 1 or run.unique == 1e8], "1 budgets of unique tokens at one epoch, 3"),
         ([], "0 sizes at one epoch"),
     ):
         with pytest.raises(UsageError, match=missing):
@@ -135,10 +130,7 @@ def test_a_pilot_finds_the_turn_of_its_curve() -> None:
 
 
 def test_three_kinds_of_file(tmp_path: Path) -> None:
-    rows = [
-        {"N": 1e6, "D": 2e6, "U": 1e6, "loss": 3.5},
-        {"N": 2e6, "D": 1e6, "U": 4e6, "loss": 3.0, "note": "x"},
-    ]
+    rows = [{"N": 1e6, "D": 2e6, "U": 1e6, "loss": 3.5}, {"N": 2e6, "D": 1e6, "U": 4e6, "loss": 3.0, "note": "x"}]
     (tmp_path / "runs.json").write_text(json.dumps(rows))
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     (tmp_path / "runs.csv").write_text("N,loss, D,U\n1e6,3.5,2e6,1e6\n2e6,3.0,1e6,4e6\n")

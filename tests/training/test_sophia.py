@@ -15,19 +15,12 @@ from mickle.kernels.losses import cross_entropy
 from mickle.training import sophia
 from mickle.training.curvature import Estimate, gauss_newton_bartlett
 from mickle.training.sophia import Sophia, gamma_for, gamma_for_batch, layer_of
-from mickle.training.sophia_states import (
-    from_authors,
-    from_pytorch_optimizer,
-    to_authors,
-    to_pytorch_optimizer,
-)
+from mickle.training.sophia_states import from_authors, from_pytorch_optimizer, to_authors, to_pytorch_optimizer
 
 
 def given(values: list[Tensor], count: int = 1):  # type: ignore[no-untyped-def]
     """An estimator that answers what it is told."""
-    return lambda model, micro_batches, parameters, generator, objective: Estimate(
-        [v.clone() for v in values], count
-    )
+    return lambda model, micro_batches, parameters, generator, objective: Estimate([v.clone() for v in values], count)
 
 
 def point(*values: float, dtype: torch.dtype = torch.float64) -> nn.Parameter:
@@ -54,9 +47,7 @@ def classify(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor
     return cross_entropy(model(batch["inputs"]), None, batch["labels"])
 
 
-def classes_batch(
-    rows: int, width: int = 4, classes: int = 3, dtype: torch.dtype = torch.float64
-) -> dict[str, Tensor]:
+def classes_batch(rows: int, width: int = 4, classes: int = 3, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(7)
     inputs = torch.randn(rows, width, generator=generator, dtype=dtype)
     return {"inputs": inputs, "labels": torch.randint(classes, (rows,), generator=generator)}
@@ -133,20 +124,12 @@ def test_oracle_3_the_authors_scaling_of_h_is_the_same_rule() -> None:
         assert (theta - model.weight).abs().max() <= 1e-6
 
 
-def test_oracle_7_separable_quadratic_takes_as_many_steps_as_its_largest_coordinate_whatever_the_conditioning() -> (
-    None
-):
+def test_oracle_7_separable_quadratic_takes_as_many_steps_as_its_largest_coordinate_whatever_the_conditioning() -> None:
     for condition in (1.0, 1e2, 1e6):
         curvature = torch.logspace(0, math.log10(condition), 5, dtype=torch.float64)
         theta = point(2.5, -1.0, 0.3, -2.0, 1.7)
         optimizer = Sophia(
-            [theta],
-            lr=1.0,
-            betas=(0.0, 0.0),
-            gamma=1.0,
-            weight_decay=0.0,
-            every=1,
-            estimator=given([curvature]),
+            [theta], lr=1.0, betas=(0.0, 0.0), gamma=1.0, weight_decay=0.0, every=1, estimator=given([curvature])
         )
         for _ in range(3):
             theta.grad = curvature * theta.detach()
@@ -174,9 +157,7 @@ def test_oracle_8_the_size_of_the_loss_does_not_matter(factor: float) -> None:
     ends = []
     for scale in (1.0, factor):
         theta = point(1.0, -2.0)
-        optimizer = Sophia(
-            [theta], lr=0.1, weight_decay=0.0, estimator=given([scale * torch.tensor([9.0, 0.1])])
-        )
+        optimizer = Sophia([theta], lr=0.1, weight_decay=0.0, estimator=given([scale * torch.tensor([9.0, 0.1])]))
         for _ in range(25):
             if optimizer.refresh_due:
                 optimizer.refresh(NOTHING, BATCH)
@@ -188,10 +169,7 @@ def test_oracle_8_the_size_of_the_loss_does_not_matter(factor: float) -> None:
 
 def test_oracle_8_an_unclipped_step_does_not_depend_on_a_coordinates_units() -> None:
     ends = []
-    for units in (
-        1.0,
-        50.0,
-    ):  # theta = inside / units; gradients scale by units' inverse, curvature by its square
+    for units in (1.0, 50.0):  # theta = inside / units; gradients scale by units' inverse, curvature by its square
         inside = point(0.3 * units)
         curvature = torch.tensor([2.0 / units**2], dtype=torch.float64)
         optimizer = Sophia(
@@ -208,9 +186,7 @@ def test_bias_correction_makes_the_first_averages_whole() -> None:
     # After one estimate and one gradient: m and h are exactly what was seen, so the step is lr g / (gamma h).
     theta = point(1.0)
     h = torch.tensor([8.0], dtype=torch.float64)
-    optimizer = Sophia(
-        [theta], lr=0.1, gamma=0.5, weight_decay=0.0, bias_correction=True, estimator=given([h])
-    )
+    optimizer = Sophia([theta], lr=0.1, gamma=0.5, weight_decay=0.0, bias_correction=True, estimator=given([h]))
     optimizer.refresh(NOTHING, BATCH)
     theta.grad = torch.tensor([2.0], dtype=torch.float64)
     optimizer.step()
@@ -220,12 +196,7 @@ def test_bias_correction_makes_the_first_averages_whole() -> None:
 def test_the_short_preset() -> None:
     optimizer = Sophia.short([point(1.0)], lr=0.1, gamma=0.3)
     group = optimizer.param_groups[0]
-    assert (group["betas"], optimizer.every, group["bias_correction"], group["gamma"]) == (
-        (0.9, 0.95),
-        5,
-        True,
-        0.3,
-    )
+    assert (group["betas"], optimizer.every, group["bias_correction"], group["gamma"]) == ((0.9, 0.95), 5, True, 0.3)
 
 
 # The contract of every optimizer
@@ -278,9 +249,7 @@ def test_keeps_dtypes_and_its_curvature_in_float32_at_least(dtype: torch.dtype) 
     for restored in (optimizer, Sophia([theta], lr=0.1)):
         restored.load_state_dict(optimizer.state_dict())
         state = restored.state[theta]
-        assert (
-            state["curvature"].dtype == state["momentum"].dtype == torch.promote_types(dtype, torch.float32)
-        )
+        assert state["curvature"].dtype == state["momentum"].dtype == torch.promote_types(dtype, torch.float32)
         # 1e-12, which float16 could not hold
         torch.testing.assert_close(state["curvature"], torch.full_like(state["curvature"], 1e-12))
 
@@ -296,9 +265,7 @@ def test_momentum_may_be_kept_in_bfloat16() -> None:
 
 def trained(model: nn.Module, optimizer: Sophia, first: int, last: int) -> nn.Module:
     for step in range(first, last):
-        batch = {
-            name: value.roll(step, 0)[:16] for name, value in classes_batch(64, dtype=torch.float32).items()
-        }
+        batch = {name: value.roll(step, 0)[:16] for name, value in classes_batch(64, dtype=torch.float32).items()}
         if optimizer.refresh_due:
             optimizer.refresh(model, batch, classify)
         optimizer.zero_grad()
@@ -441,13 +408,7 @@ def test_only_the_asked_share_of_rows_is_read() -> None:
         return gauss_newton_bartlett(model, micro_batches, parameters, generator, objective)
 
     model = Softmax(4, 3)
-    for share, parts, rows in (
-        (1.0, 1, [60]),
-        (0.5, 1, [30]),
-        (1 / 15, 1, [4]),
-        (0.5, 4, [15, 15]),
-        (1 / 15, 4, [4]),
-    ):
+    for share, parts, rows in ((1.0, 1, [60]), (0.5, 1, [30]), (1 / 15, 1, [4]), (0.5, 4, [15, 15]), (1 / 15, 4, [4])):
         seen.clear()
         batch = classes_batch(60)
         pieces = [{name: value.chunk(parts)[i] for name, value in batch.items()} for i in range(parts)]
@@ -457,9 +418,7 @@ def test_only_the_asked_share_of_rows_is_read() -> None:
 
 def test_sampled_clip_shrinks_the_curvature_by_the_square_of_the_norm() -> None:
     model, batch = Softmax(4, 3), classes_batch(8)
-    clipped, free = (
-        Sophia(model.parameters(), lr=0.1, sampled_clip=c, batch_share=1.0) for c in (1e-3, None)
-    )
+    clipped, free = (Sophia(model.parameters(), lr=0.1, sampled_clip=c, batch_share=1.0) for c in (1e-3, None))
     for optimizer in (clipped, free):
         optimizer.refresh(model, batch, classify)
     norm = free.statistics()["sampled_gradient_norm"]
@@ -538,9 +497,7 @@ def test_gamma_for_is_the_quantile_that_leaves_the_share_unclipped() -> None:
 def test_suggested_gamma_gives_the_asked_share_and_changes_nothing() -> None:
     model = Softmax(50, 20)
     batch = classes_batch(200, 50, 20)
-    optimizer = Sophia(
-        model.parameters(), lr=1e-9, gamma=1.0, batch_share=1.0, bias_correction=True, weight_decay=0.0
-    )
+    optimizer = Sophia(model.parameters(), lr=1e-9, gamma=1.0, batch_share=1.0, bias_correction=True, weight_decay=0.0)
     before = copy.deepcopy(optimizer.state_dict())
     gamma = optimizer.suggest_gamma(model, [batch], 0.4, classify)
     assert optimizer.state_dict() == before

@@ -95,7 +95,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
 }
 # Those that move weights of float32 and float64 alone.
 FORWARD_ONLY: dict[str, Callable[[nn.Module], Optimizer]] = {
-    "mezo": lambda model: MeZO(model.named_parameters(), lr=0.02, variant="momentum"),
+    "mezo": lambda model: MeZO(model.named_parameters(), lr=0.02, variant="momentum")
 }
 
 
@@ -112,9 +112,7 @@ def train(
     """A run by names. At ``stop_at`` it gets a SIGINT, as from Ctrl-C, and ends there."""
     chosen = CASES[case]
     model = model if model is not None else chosen.model()
-    built = (
-        {**OPTIMIZERS, **FORWARD_ONLY}[optimizer](model) if isinstance(optimizer, str) else optimizer(model)
-    )
+    built = {**OPTIMIZERS, **FORWARD_ONLY}[optimizer](model) if isinstance(optimizer, str) else optimizer(model)
     options = {"schedule": Schedule(), "batches": chosen.batches, "objective": chosen.objective, **options}
     events: list[Event] = []
     try:

@@ -40,10 +40,7 @@ def task(folder: Path) -> Task:
 def test_a_system_turn_that_all_examples_share_is_no_overlap(folder: Path, tmp_path: Path) -> None:
     shared = "You answer in one short word and never say more than what was asked of you here."
     rows = [
-        [
-            {"role": r, "content": c}
-            for r, c in (("system", shared), ("user", f"w{i}"), ("assistant", f"a{i}"))
-        ]
+        [{"role": r, "content": c} for r, c in (("system", shared), ("user", f"w{i}"), ("assistant", f"a{i}"))]
         for i in range(40)
     ]
     data = tmp_path / "chats.jsonl"
@@ -186,12 +183,7 @@ def test_the_warning_names_what_the_method_can_change(method: Any, said: str, un
 
 def test_the_figure_and_the_table_say_both(tmp_path: Path) -> None:
     part = partial(dict, before=2.0, after=1.5, difference=-0.5, texts=3, tokens=40, interval=[-0.6, -0.4])
-    results = {
-        "task": part(),
-        "general": None,
-        "unit": "label",
-        "memory": {"peak_bytes": 1, "forecast_bytes": 2},
-    }
+    results = {"task": part(), "general": None, "unit": "label", "memory": {"peak_bytes": 1, "forecast_bytes": 2}}
     metrics = tmp_path / "metrics.jsonl"
     events = [{"event": "trained", "step": s, "loss": 2.0 - s} for s in (1, 2)]
     made.write_rows(metrics, [*events, {"event": "evaluated", "step": 2, "values": {"heldout_loss": 1.0}}])

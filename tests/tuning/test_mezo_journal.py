@@ -24,16 +24,7 @@ from mickle.models.folder import open_model, save_model
 from mickle.models.quantized import quantize_model, save_quantized
 from mickle.step import execute
 from mickle.training.closure import Closure
-from mickle.training.journal import (
-    Journal,
-    cut,
-    decode,
-    encode,
-    journal_of,
-    merge,
-    read_journal,
-    write_journal,
-)
+from mickle.training.journal import Journal, cut, decode, encode, journal_of, merge, read_journal, write_journal
 from mickle.training.objectives import next_token
 from mickle.training.replay import fingerprint_for, replay, verify
 from mickle.tuning.mezo import Mezo, build_mezo, prepare_mezo
@@ -110,9 +101,7 @@ def test_export_gives_any_step_from_either_end(
     kept = read_journal(journal).steps
     assert kept >= KEPT_EVERY
     heard: list[Event] = []
-    out = execute(
-        Export(model=home / "base", journal=journal, to_step=KEPT_EVERY), tmp_path / "base", heard.append
-    )
+    out = execute(Export(model=home / "base", journal=journal, to_step=KEPT_EVERY), tmp_path / "base", heard.append)
     wanted = checkpoint(run, KEPT_EVERY)
     assert off(open_model(out), wanted) == 0.0
     assert off(open_model(run), wanted) > 0 or kept == KEPT_EVERY
@@ -141,17 +130,13 @@ def test_adapters_on_other_bases(kind: str, home: Path, tmp_path: Path) -> None:
         save_quantized(model, base, made.tokenizer())
     _tune(home, tmp_path / "run", WAYS["lora"], model=base)
     out = execute(
-        Export(model=base, journal=tmp_path / "run" / "journal.mezo", to_step=KEPT_EVERY),
-        tmp_path / "out",
-        ignore,
+        Export(model=base, journal=tmp_path / "run" / "journal.mezo", to_step=KEPT_EVERY), tmp_path / "out", ignore
     )
     assert off(open_model(out), checkpoint(tmp_path / "run", KEPT_EVERY)) == 0.0
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_both_ends_are_known_and_the_end_is_the_tuned_folder(
-    way: str, home: Path, runs: Callable[[str], Path]
-) -> None:
+def test_both_ends_are_known_and_the_end_is_the_tuned_folder(way: str, home: Path, runs: Callable[[str], Path]) -> None:
     journal = read_journal(runs(way) / "journal.mezo")
     model, end = open_at(home / "base", journal)
     assert (end, verify(model, journal)) == ("base", "tuned")
@@ -284,12 +269,7 @@ def test_show_says_what_a_journal_is_and_where_to_use_it(
     command(["show", str(run / "journal.mezo")])
     said = capsys.readouterr().out
     journal = read_journal(run / "journal.mezo")
-    for part in (
-        "a journal of MeZO, whole",
-        "a lora (rank 2",
-        f"{journal.steps} steps",
-        journal.runs[0].base,
-    ):
+    for part in ("a journal of MeZO, whole", "a lora (rank 2", f"{journal.steps} steps", journal.runs[0].base):
         assert part in said
     assert f"mickle export {home / 'base'} --journal {run / 'journal.mezo'} --to-step" in said
     assert f"mickle export {run} --journal" in said
@@ -300,9 +280,7 @@ def test_show_says_what_a_journal_is_and_where_to_use_it(
     assert "mickle export BASE --journal" in said
 
 
-def test_the_fingerprint_of_adapters_sees_them_and_not_the_base(
-    home: Path, runs: Callable[[str], Path]
-) -> None:
+def test_the_fingerprint_of_adapters_sees_them_and_not_the_base(home: Path, runs: Callable[[str], Path]) -> None:
     journal = read_journal(runs("lora") / "journal.mezo")
     model, _ = open_at(runs("lora"), journal)
     before = fingerprint_for(model, journal.runs[0])

@@ -22,15 +22,7 @@ from mickle.tuning.mezo import LowRank, Mezo, build_mezo, prepare_mezo, set_rate
 from mickle.tuning.mezo_journal import journal_of_tuning
 
 SHAPE = DecoderConfig(
-    vocab_size=50,
-    width=32,
-    layers=2,
-    heads=4,
-    kv_heads=2,
-    head_width=8,
-    ffn_width=48,
-    max_length=64,
-    initial_std=0.2,
+    vocab_size=50, width=32, layers=2, heads=4, kv_heads=2, head_width=8, ffn_width=48, max_length=64, initial_std=0.2
 )
 WAYS: list[dict[str, Any]] = [{"kind": "full"}, {"kind": "lora", "rank": 2}, {"kind": "prefix", "tokens": 3}]
 

@@ -205,9 +205,7 @@ def test_the_folder_measures_as_the_run_said(kind: str, home: Path, tmp_path: Pa
     assert nats / tokens == pytest.approx(summary(out)["general"]["after"], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("model", "data"), [(made.gpt2_folder, "chats.jsonl"), (made.bert_folder, "texts.jsonl")]
-)
+@pytest.mark.parametrize(("model", "data"), [(made.gpt2_folder, "chats.jsonl"), (made.bert_folder, "texts.jsonl")])
 def test_models_of_transformers(model: Any, data: str, home: Path, tmp_path: Path) -> None:
     """LoRA on Conv1D layers and on BERT's; the adapter opens in PEFT with the same logits; all weights learn too."""
     folder = model(tmp_path / "model")
@@ -216,16 +214,12 @@ def test_models_of_transformers(model: Any, data: str, home: Path, tmp_path: Pat
     import peft
     import transformers
 
-    auto = (
-        transformers.AutoModelForCausalLM if "gpt2" in model.__name__ else transformers.AutoModelForMaskedLM
-    )
+    auto = transformers.AutoModelForCausalLM if "gpt2" in model.__name__ else transformers.AutoModelForMaskedLM
     theirs = peft.PeftModel.from_pretrained(auto.from_pretrained(folder), out).eval()
     ids = torch.arange(3, 20)[None]
     with torch.no_grad():
         assert torch.allclose(theirs(input_ids=ids).logits, open_model(out)(ids), atol=1e-5)
-    whole = tune(
-        home, tmp_path / "full", model=folder, data=home / data, method={"kind": "full"}, learning_rate=0.003
-    )
+    whole = tune(home, tmp_path / "full", model=folder, data=home / data, method={"kind": "full"}, learning_rate=0.003)
     assert summary(whole)["task"]["after"] < summary(whole)["task"]["before"] - 0.1
     auto.from_pretrained(whole)
 
@@ -275,11 +269,7 @@ def test_checkpoints_of_adapters_do_not_hold_the_base(home: Path, tmp_path: Path
 def test_parts_of_a_batch_and_activations_computed_twice_change_nothing(home: Path, tmp_path: Path) -> None:
     """The loss of every step is the same to 1e-6, relative (RELIABILITY 11)."""
     losses: dict[str, list[float]] = {}
-    for name, more in (
-        ("one", {"accumulate": 1}),
-        ("parts", {"accumulate": 2}),
-        ("twice", {"recompute": True}),
-    ):
+    for name, more in (("one", {"accumulate": 1}), ("parts", {"accumulate": 2}), ("twice", {"recompute": True})):
         out = tune(home, tmp_path / name, **more)
         events = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses[name] = [event["loss"] for event in events if event["event"] == "trained"]
@@ -346,9 +336,7 @@ def test_general_text_is_the_models_own_held_out_pages(home: Path, tmp_path: Pat
     assert found["general"]["texts"] == 8
 
 
-def test_documentation_is_general_text_where_there_is_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documentation_is_general_text_where_there_is_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mickle.tuning import general
 
     monkeypatch.setattr(general, "MODULES", 3)

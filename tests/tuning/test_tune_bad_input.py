@@ -93,22 +93,14 @@ CASES: list[tuple[str, Prepare, str]] = [
     ("tune model --data rows.jsonl", _rows("rows.jsonl", '{"text": "a"', "[", "{"), "rows.jsonl"),
     ("tune model --data rows.jsonl", _rows("rows.jsonl", {"question": "a", "answer": "b"}), "no known form"),
     ("tune model --data rows.jsonl", _rows("rows.jsonl", *[{"text": ""}] * 9), "rows are bad"),
-    (
-        "tune model --data rows.jsonl",
-        _rows("rows.jsonl", *[{"text": "a b"}] * 9),
-        "All examples say the same",
-    ),
+    ("tune model --data rows.jsonl", _rows("rows.jsonl", *[{"text": "a b"}] * 9), "All examples say the same"),
     ("tune model --data rows.jsonl", _rows("rows.jsonl", {"text": "one row"}), "two different examples"),
     (
         "tune model --data rows.jsonl --heldout-share 0 --sequence-length 16",
         _rows("rows.jsonl", {"prompt": LONG, "completion": "b"}),
         "nothing to learn",
     ),
-    (
-        "tune model --data rows.jsonl",
-        _rows("rows.jsonl", CHOICE, {**CHOICE, "chosen": "a hen"}),
-        "preferences",
-    ),
+    ("tune model --data rows.jsonl", _rows("rows.jsonl", CHOICE, {**CHOICE, "chosen": "a hen"}), "preferences"),
     (f"{TUNE} --heldout texts.jsonl", _nothing, "another form"),
     (f"{TUNE} --heldout texts.jsonl --heldout-share 0.1", _nothing, "leave heldout_share out"),
     ("tune encoder --data chats.jsonl", _nothing, "sees both sides"),
@@ -119,11 +111,7 @@ CASES: list[tuple[str, Prepare, str]] = [
     (f"{TUNE} --method lora --method.targets c_attn", _nothing, "q_proj"),
     (f"{TUNE} --method full --method.rank 4", _nothing, "unknown"),
     (f"{TUNE} --general chats.jsonl", _nothing, "chats.jsonl"),
-    (
-        f"{TUNE} --general pages.parquet",
-        lambda here: (here / "pages.parquet").write_text("no"),
-        "pages.parquet",
-    ),
+    (f"{TUNE} --general pages.parquet", lambda here: (here / "pages.parquet").write_text("no"), "pages.parquet"),
 ]
 
 
@@ -152,17 +140,7 @@ def test_weights_in_few_bits_cannot_all_learn(here: Path, capsys: pytest.Capture
     model = open_model(here / "model")
     quantize_model(model)
     save_quantized(model, here / "small", open_text_tokenizer(here / "model"))
-    command = [
-        "tune",
-        "small",
-        "--data",
-        "chats.jsonl",
-        "--general",
-        "general.parquet",
-        "--steps",
-        "2",
-        "--quiet",
-    ]
+    command = ["tune", "small", "--data", "chats.jsonl", "--general", "general.parquet", "--steps", "2", "--quiet"]
     for method in ("full", "mezo"):
         with pytest.raises(SystemExit):
             cli.main([*command, "--out", "out", "--method", method])

@@ -70,9 +70,7 @@ def test_rates_are_those_of_the_papers_at_their_sizes(kind: str, parameters: flo
     asked=st.none() | st.integers(8, 400),
     tokens=st.none() | st.integers(1, 10_000),
 )
-def test_rows_hold_the_longest_example_and_the_rules(
-    lengths: list[int], asked: int | None, tokens: int | None
-) -> None:
+def test_rows_hold_the_longest_example_and_the_rules(lengths: list[int], asked: int | None, tokens: int | None) -> None:
     chosen = Tune(model=Path("m"), data=Path("d"), sequence_length=asked, batch_tokens=tokens)
     longest = min(max(lengths), asked or 512)
     length = tune_plan.row_length(chosen, longest, 512)
@@ -143,9 +141,7 @@ def test_less_is_forecast_where_less_is_held(larger: Path) -> None:
 
     assert needed(Full()) > needed(Lora())
     assert needed(Lora(), recompute=None) > needed(Lora(), recompute=True)
-    large = Weights(
-        linear=7 * 10**9, rest=10**8, file_bytes=10**9, sides=10**6, largest=10**7, linear_bytes=28 * 10**9
-    )
+    large = Weights(linear=7 * 10**9, rest=10**8, file_bytes=10**9, sides=10**6, largest=10**7, linear_bytes=28 * 10**9)
     small = needed(Lora(), large) - needed(Qlora(), large)
     assert small == pytest.approx(7e9 * (32 - 4.127) / 8, rel=0.01)
 
@@ -154,9 +150,7 @@ def test_less_is_forecast_where_less_is_held(larger: Path) -> None:
 @pytest.mark.parametrize(("kind", "rows"), [("full", 3), ("lora", 6), ("qlora", 6), ("mezo", 6)])
 def test_the_forecast_is_near_the_measured_peak(kind: str, rows: int, larger: Path, tmp_path: Path) -> None:
     """What the run adds to a process that has its libraries, loosely; `docs/tune.md` has the measured combinations."""
-    made.write_rows(
-        tmp_path / "data.jsonl", ({"text": f"{i} " + "the owl sees the hen and " * 20} for i in range(40))
-    )
+    made.write_rows(tmp_path / "data.jsonl", ({"text": f"{i} " + "the owl sees the hen and " * 20} for i in range(40)))
     made.general(tmp_path / "general.parquet")
     method = {"kind": kind, **({"learning_rate": 1e-4} if kind == "mezo" else {})}
     chosen = settings(

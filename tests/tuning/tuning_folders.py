@@ -98,9 +98,6 @@ def texts(path: Path) -> Path:
 
 def general(path: Path) -> Path:
     """Pages that no example is like."""
-    pages = [
-        Page(f"p{i}", "", "", f"Page {i} of the book tells of a river and its {i} old mills.")
-        for i in range(8)
-    ]
+    pages = [Page(f"p{i}", "", "", f"Page {i} of the book tells of a river and its {i} old mills.") for i in range(8)]
     write_pages(pages, path)
     return path

@@ -64,9 +64,7 @@ def read_calibration(
             size -= len(heapq.heappop(kept)[1])
     if not kept:
         raise UsageError(
-            "all calibration pages are the model's held-out pages"
-            if left_out
-            else "there is no calibration text",
+            "all calibration pages are the model's held-out pages" if left_out else "there is no calibration text",
             where=str(data),
             todo="name other text with --data: never calibrate on what the model is measured on",
         )
@@ -92,9 +90,7 @@ def _texts(data: Path) -> Iterator[str]:
 
     if data.is_file() and data.suffix.lower() in TEXT_SUFFIXES:
         if data.stat().st_size > LARGEST_TEXT:
-            raise UsageError(
-                "the text file is too large", where=str(data), expected="at most 256 MB, or a corpus"
-            )
+            raise UsageError("the text file is too large", where=str(data), expected="at most 256 MB, or a corpus")
         text = data.read_text(encoding="utf-8", errors="replace")
         yield from [text] if text.strip() else []
         return

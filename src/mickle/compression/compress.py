@@ -49,9 +49,7 @@ class Compress(Step):
     length: int | None = Field(
         None, ge=1, le=1 << 20, description="tokens of a sequence (default: the model's, at most 2048)"
     )
-    evaluate: bool = Field(
-        True, description="measure the loss before and after on the model's held-out pages"
-    )
+    evaluate: bool = Field(True, description="measure the loss before and after on the model's held-out pages")
 
     @model_validator(mode="after")
     def _agree(self) -> Compress:
@@ -94,9 +92,7 @@ class Compress(Step):
         if isinstance(self.method, Nf4):
             return forecast(blocks, None, None), ""
         settings = self._settings(blocks)
-        return forecast(blocks, None if calibration is None else calibration.ids, settings), _said(
-            calibration
-        )
+        return forecast(blocks, None if calibration is None else calibration.ids, settings), _said(calibration)
 
     def after(self, out: Path) -> str:
         return f"mickle evaluate {self.model} --task compare --task.others {out}"
@@ -111,19 +107,13 @@ class Compress(Step):
         check_finite(blocks.files)
         if blocks.whole:
             emit(
-                Noted(
-                    "this architecture is opened whole: memory is that of the model in float32 and one block's more"
-                )
+                Noted("this architecture is opened whole: memory is that of the model in float32 and one block's more")
             )
         calibration = self._calibration(blocks)
         if calibration is not None:
             emit(Noted(_said(calibration)))
             if calibration.tokens < 2048:
-                emit(
-                    Warned(
-                        f"{calibration.tokens:,} tokens of calibration text say little about the model's inputs"
-                    )
-                )
+                emit(Warned(f"{calibration.tokens:,} tokens of calibration text say little about the model's inputs"))
         settings = self._settings(blocks)
         ids = None if calibration is None else calibration.ids
         allowed = self._thresholds(blocks, ids, settings, work / SCRATCH, emit)
@@ -144,9 +134,7 @@ class Compress(Step):
         heldout = self.model / HELDOUT
         texts = [page.text for batch in read_pages(heldout) for page in batch] if heldout.is_file() else []
         length = self.length or min(2048, longest_text(blocks.model, 2048))
-        return read_calibration(
-            self.data, tokenizer, texts, samples=self.samples, length=length, seed=self.seed
-        )
+        return read_calibration(self.data, tokenizer, texts, samples=self.samples, length=length, seed=self.seed)
 
     def _settings(self, blocks: Blocks) -> SweepSettings:
         """How layers are swept; a threshold that follows from a size is not in it yet."""
@@ -186,9 +174,7 @@ class Compress(Step):
         if not isinstance(method, Spqr) or (method.target_bits is None and method.outliers is None):
             return lambda before: Allowed(settings.tau)
         sizes = [size for _, size in weights_of(blocks)]
-        layouts = [
-            Layout(o, i, settings.bits, min(settings.group or i, i), settings.two_level) for o, i in sizes
-        ]
+        layouts = [Layout(o, i, settings.bits, min(settings.group or i, i), settings.two_level) for o, i in sizes]
         if method.target_bits is not None:
             room = outlier_budget(layouts, method.target_bits, settings.act_order)
         else:
@@ -211,7 +197,5 @@ def _said(calibration: Calibration | None) -> str:
     if calibration is None:
         return "no calibration text"
     rows, length = calibration.ids.shape
-    left_out = (
-        f"; {calibration.left_out:,} held-out pages of the model left out" if calibration.left_out else ""
-    )
+    left_out = f"; {calibration.left_out:,} held-out pages of the model left out" if calibration.left_out else ""
     return f"calibration: {rows:,} sequences of {length:,} tokens from {calibration.pages:,} pages{left_out}"

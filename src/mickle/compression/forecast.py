@@ -45,9 +45,7 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None)
     notes = (
         f"{len(blocks)} blocks, {in_blocks:,} weights in them: {small / 1e6:,.1f} MB without outliers, "
         f"{8 * small / max(1, in_blocks):.3f} bits each; {rest}",
-        "opened whole: this architecture cannot be read block by block"
-        if blocks.whole
-        else "one block at a time",
+        "opened whole: this architecture cannot be read block by block" if blocks.whole else "one block at a time",
     )
     return Forecast(int(memory), seconds, 2 * small + dense, notes)
 

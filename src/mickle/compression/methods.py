@@ -18,18 +18,10 @@ class Spqr(Config):
     kind: Literal["spqr"] = "spqr"
     bits: Literal[2, 3, 4] = Field(3, description="of a code")
     group: Group = Field(16, description="columns of a group; 0 is a whole row")
-    statistics: Literal[3, 16] = Field(
-        3, description="bits of a group's scale and zero; 3 has a second level"
-    )
-    target_bits: float | None = Field(
-        None, gt=0, le=16, description="stored bits a weight to reach by outliers"
-    )
-    outliers: float | None = Field(
-        None, ge=0, le=0.2, description="or the share of weights to keep in 16 bits"
-    )
-    tau: float | None = Field(
-        None, ge=0, description="or the paper's threshold; larger means fewer (default: 0.2)"
-    )
+    statistics: Literal[3, 16] = Field(3, description="bits of a group's scale and zero; 3 has a second level")
+    target_bits: float | None = Field(None, gt=0, le=16, description="stored bits a weight to reach by outliers")
+    outliers: float | None = Field(None, ge=0, le=0.2, description="or the share of weights to keep in 16 bits")
+    tau: float | None = Field(None, ge=0, description="or the paper's threshold; larger means fewer (default: 0.2)")
     leave_one_out: bool = Field(True, description="fit a group without its outliers")
     act_order: bool = Field(True, description="most active inputs first")
     damping: float = Field(0.01, gt=0, le=10, description="share of the mean diagonal added to the Hessian")

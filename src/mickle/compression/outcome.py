@@ -62,19 +62,7 @@ def compress_nf4(model: Path, double: bool, work: Path) -> tuple[list[LayerFigur
         bits = 8 * stored / size
         figures.append(
             LayerFigures(
-                name,
-                layer.out_features,
-                layer.in_features,
-                bits,
-                bits,
-                0,
-                0.0,
-                error,
-                0,
-                0.0,
-                None,
-                stored,
-                "",
+                name, layer.out_features, layer.in_features, bits, bits, 0, 0.0, error, 0, 0.0, None, stored, ""
             )
         )
     save_quantized(opened, work)
@@ -116,9 +104,7 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
         measured = summarise(
             score(opened, tokenizer, pages, length=length, stride=max(1, length // 2), emit=emit), seed
         )
-        found[when] = {
-            name: measured[name] for name in ("perplexity", "bits_per_byte", "documents", "tokens")
-        }
+        found[when] = {name: measured[name] for name in ("perplexity", "bits_per_byte", "documents", "tokens")}
         del opened
     return found
 

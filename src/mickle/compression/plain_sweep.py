@@ -150,17 +150,12 @@ def _second_level(scale: Tensor, zero: Tensor, codes: Tensor, second: Tensor) ->
         positive = tile_scale > 0
         if positive.any():
             smallest = torch.where(positive, tile_scale, float("inf")).argmin()
-            tile_scale[~positive], tile_zero[~positive] = (
-                tile_scale[smallest].clone(),
-                tile_zero[smallest].clone(),
-            )
+            tile_scale[~positive], tile_zero[~positive] = (tile_scale[smallest].clone(), tile_zero[smallest].clone())
         else:
             tile_zero[:] = 0
         for level, values in enumerate((tile_scale, tile_zero)):
             code, step, origin = _code_values(values)
-            codes[level, strip * STRIP : strip * STRIP + STRIP] = code[
-                -1
-            ]  # rows that fill a strip repeat its last
+            codes[level, strip * STRIP : strip * STRIP + STRIP] = code[-1]  # rows that fill a strip repeat its last
             codes[level, rows] = code
             second[strip, 2 * level], second[strip, 2 * level + 1] = step, origin
             values[:] = step * (code - origin)

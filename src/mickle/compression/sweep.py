@@ -114,9 +114,7 @@ class Factor:
 def factorize(hessian: Tensor, settings: SweepSettings) -> Factor:
     """Order, damping and U of H [in, in]. NumericError where it is not finite."""
     if not bool(torch.isfinite(hessian).all()):
-        raise NumericError(
-            "the Hessian of the inputs is not finite", todo="look for an overflow in the layers before"
-        )
+        raise NumericError("the Hessian of the inputs is not finite", todo="look for an overflow in the layers before")
     hessian = hessian.detach().to("cpu", torch.float64).clone()
     silent = hessian.diagonal() == 0
     hessian.diagonal()[silent] = 1.0
@@ -129,10 +127,7 @@ def factorize(hessian: Tensor, settings: SweepSettings) -> Factor:
 
 
 def prepare(
-    weight: Tensor,
-    hessian: Tensor | Factor | None,
-    settings: SweepSettings,
-    dtype: torch.dtype = torch.float32,
+    weight: Tensor, hessian: Tensor | Factor | None, settings: SweepSettings, dtype: torch.dtype = torch.float32
 ) -> Prepared:
     """All that comes before the sweep. hessian: H, what `factorize` made of it, or None: no order, U = I."""
     weight = weight.detach()
@@ -143,9 +138,7 @@ def prepare(
     weight = weight.to("cpu", dtype, copy=True)
     own = np.float64 if dtype == torch.float64 else np.float32
     if hessian is None:
-        factor = Factor(
-            torch.eye(weight.shape[1], dtype=torch.float64), None, torch.zeros(0, dtype=torch.bool), 0.0
-        )
+        factor = Factor(torch.eye(weight.shape[1], dtype=torch.float64), None, torch.zeros(0, dtype=torch.bool), 0.0)
     else:
         factor = hessian if isinstance(hessian, Factor) else factorize(hessian, settings)
         weight[:, factor.silent] = 0
@@ -174,9 +167,7 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
         factor, failed = torch.linalg.cholesky_ex(turned)
         if not int(failed) and bool(torch.isfinite(factor).all()):
             return torch.linalg.solve_triangular(factor.flip(0, 1), identity, upper=True), raised
-    raise NumericError(
-        "the Hessian of the inputs has no Cholesky factor", expected=f"one at damping {DAMPINGS[-1]:g}"
-    )
+    raise NumericError("the Hessian of the inputs has no Cholesky factor", expected=f"one at damping {DAMPINGS[-1]:g}")
 
 
 def sweep(prepared: Prepared, settings: SweepSettings, *, plain: bool = False, block: int = 128) -> Swept:
@@ -193,9 +184,7 @@ def sweep(prepared: Prepared, settings: SweepSettings, *, plain: bool = False, b
         "compensate": settings.compensate,
     }
     if plain:
-        parts = plain_sweep(
-            torch.from_numpy(prepared.weight), torch.from_numpy(prepared.upper), threshold, **how
-        )
+        parts = plain_sweep(torch.from_numpy(prepared.weight), torch.from_numpy(prepared.upper), threshold, **how)
     else:
         parts = sweep_columns(
             prepared.weight, prepared.upper, threshold, **how, threads=torch.get_num_threads(), block=block

@@ -39,10 +39,7 @@ from mickle.quantization.grouped_linear import GroupedLinear
 TOKENS_AT_A_TIME = 8192
 NO_OUTLIERS = 1e30  # a threshold that nothing passes: the list of outliers is there, and empty
 TINY = 1e-8  # where a threshold begins to rise that was 0
-HALVINGS, NEARLY = (
-    8,
-    0.98,
-)  # how long a threshold is looked for, and what share of the allowed outliers is enough
+HALVINGS, NEARLY = (8, 0.98)  # how long a threshold is looked for, and what share of the allowed outliers is enough
 ROUNDED = "no calibration token reached it"
 
 
@@ -143,9 +140,7 @@ def batch_rows(samples: int, length: int) -> int:
 Layers = dict[str, tuple[str, nn.Module]]
 
 
-def _gather_block(
-    blocks: Blocks, block: nn.Module, index: int, hidden: list[Tensor], layers: Layers
-) -> Gathered:
+def _gather_block(blocks: Blocks, block: nn.Module, index: int, hidden: list[Tensor], layers: Layers) -> Gathered:
     with gather({name: layer for name, (_, layer) in layers.items()}) as gathered:
         for part in hidden:
             run_block(blocks, block, index, part)
@@ -186,9 +181,7 @@ def _quantize_block(
     return done
 
 
-def _sweep_within(
-    allowed: Allowed, sweep_at: Callable[[float], tuple[Swept, str]]
-) -> tuple[float, tuple[Swept, str]]:
+def _sweep_within(allowed: Allowed, sweep_at: Callable[[float], tuple[Swept, str]]) -> tuple[float, tuple[Swept, str]]:
     """The layer at the smallest threshold found by which it has no more outliers than allowed, and that threshold.
 
     Predictions of their number miss by some percent: the threshold rises until they are few enough, and is then
@@ -217,12 +210,7 @@ def _sweep_within(
 
 
 def _sweep_at(
-    name: str,
-    layer: nn.Module,
-    gathered: Gathered,
-    factors: dict[str, Factor],
-    settings: SweepSettings,
-    tau: float,
+    name: str, layer: nn.Module, gathered: Gathered, factors: dict[str, Factor], settings: SweepSettings, tau: float
 ) -> tuple[Swept, str]:
     return _sweep_layer(name, layer, gathered, factors, replace(settings, tau=tau))
 
@@ -247,14 +235,10 @@ def _sweep_layer(
             factors[leader] = factorize(hessian, settings)
         swept = sweep(prepare(weight, factors[leader], settings), settings)
     except NumericError as error:
-        raise NumericError(
-            error.what, where=f"layer {name}", expected=error.expected, todo=error.todo
-        ) from None
+        raise NumericError(error.what, where=f"layer {name}", expected=error.expected, todo=error.todo) from None
     remarks = []
     if swept.prepared.damping > settings.damping:
-        remarks.append(
-            f"damping raised to {swept.prepared.damping:g}: no Cholesky factor at {settings.damping:g}"
-        )
+        remarks.append(f"damping raised to {swept.prepared.damping:g}: no Cholesky factor at {settings.damping:g}")
     if swept.prepared.dead:
         remarks.append(f"{swept.prepared.dead} inputs are always 0")
     tokens = gathered.count[leader]

@@ -97,12 +97,7 @@ def lay_out(template: ChatTemplate, messages: Sequence[Message], where: str = ""
 
 
 def _span(
-    template: ChatTemplate,
-    messages: Sequence[Message],
-    number: int,
-    text: str,
-    place: Span | None,
-    notes: list[str],
+    template: ChatTemplate, messages: Sequence[Message], number: int, text: str, place: Span | None, notes: list[str]
 ) -> Span | None:
     """Where answer ``number`` stands in the text, from what the model is given to the end of turn."""
     prompt = template.render(messages[:number], add_generation_prompt=True)

@@ -75,11 +75,7 @@ class Tally:
         self.chained += gone.stage == "near duplicates" and gone.value == 0
         shown = self._samples[gone.stage, gone.reason]
         # The least by a hash: a fixed choice, the same whatever the order, and not the first pages of one site.
-        entry = (
-            -zlib.crc32(f"{gone.url}#{gone.start}".encode("utf-8", "replace")),
-            -self.removed_bytes,
-            gone,
-        )
+        entry = (-zlib.crc32(f"{gone.url}#{gone.start}".encode("utf-8", "replace")), -self.removed_bytes, gone)
         if len(shown) < SAMPLES:
             heapq.heappush(shown, entry)
         elif entry[:2] > shown[0][:2]:
@@ -87,9 +83,7 @@ class Tally:
 
     def commonest_removals(self) -> str:
         """The three commonest reasons, with their counts."""
-        pairs = Counter(
-            {f"{stage}: {why}": n for stage, reasons in self.removed.items() for why, n in reasons.items()}
-        )
+        pairs = Counter({f"{stage}: {why}": n for stage, reasons in self.removed.items() for why, n in reasons.items()})
         return "; ".join(f"{name} ({count:,})" for name, count in pairs.most_common(3))
 
     def funnel(self) -> list[dict[str, Any]]:
@@ -149,10 +143,7 @@ class Tally:
 
     def preview(self) -> str:
         """Funnel and examples as plain text."""
-        lines = [
-            f"  {row['stage']:<16} {row['removed']:>6,} removed {row['pages']:>6,} left"
-            for row in self.funnel()
-        ]
+        lines = [f"  {row['stage']:<16} {row['removed']:>6,} removed {row['pages']:>6,} left" for row in self.funnel()]
         for sample in self.samples():
             value = f"{sample['value']:.4g}, limit {sample['limit']:.4g}"
             lines += [
@@ -215,9 +206,7 @@ def readable(card: dict[str, Any]) -> str:
     """The card as Markdown."""
     source = card["settings"]["source"]
     described = (
-        f"documentation of {', '.join(source['packages'])}"
-        if source["kind"] == "documentation"
-        else source["kind"]
+        f"documentation of {', '.join(source['packages'])}" if source["kind"] == "documentation" else source["kind"]
     )
     headings, funnel = funnel_table(card)
     raw = " Its figures are for a raw crawl; a clean source loses less." if "RefinedWeb" in headings else ""
@@ -236,11 +225,7 @@ def readable(card: dict[str, Any]) -> str:
             ("stage", "reason", "records"),
             [
                 *(("reading", f"no page: {why}", f"{n:,}") for why, n in card["skipped"].items()),
-                *(
-                    (stage, why, f"{n:,}")
-                    for stage, reasons in card["removed"].items()
-                    for why, n in reasons.items()
-                ),
+                *((stage, why, f"{n:,}") for stage, reasons in card["removed"].items() for why, n in reasons.items()),
                 *(
                     (stage, f"piece of a page that stays: {why}", f"{n:,}")
                     for stage, reasons in card["pieces"].items()
@@ -250,9 +235,7 @@ def readable(card: dict[str, Any]) -> str:
             ],
         ),
         "",
-        *_table(
-            ("language", "pages"), [(name or "unknown", f"{n:,}") for name, n in card["languages"].items()]
-        ),
+        *_table(("language", "pages"), [(name or "unknown", f"{n:,}") for name, n in card["languages"].items()]),
         "",
         *_table(
             ("domain", "pages", "bytes", "removed"),

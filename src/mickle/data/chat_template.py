@@ -61,9 +61,7 @@ class ChatTemplate:
     variables: dict[str, str] = field(default_factory=dict)
     specials: tuple[str, ...] = ()
 
-    def render(
-        self, messages: Sequence[Message], add_generation_prompt: bool = False, *, marking: bool = False
-    ) -> str:
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool = False, *, marking: bool = False) -> str:
         """The text of a conversation. UsageError, naming the template's file, where it refuses, fails or does not end.
 
         marking: put ``template_sandbox.OPENS`` and ``CLOSES`` around the template's generation blocks.
@@ -71,9 +69,7 @@ class ChatTemplate:
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
         values: dict[str, Any] = {**self.variables, "messages": turns, "tools": None, "documents": None}
         length = sum(len(turn.content) for turn in messages)
-        return self._compiled.render(
-            length, marking=marking, add_generation_prompt=add_generation_prompt, **values
-        )
+        return self._compiled.render(length, marking=marking, add_generation_prompt=add_generation_prompt, **values)
 
     @property
     def marks_answers(self) -> bool:
@@ -100,9 +96,7 @@ class ChatTemplate:
         return CompiledTemplate(self.source, self.where)
 
 
-def open_template(
-    folder: Path, tokenizer: TextTokenizer | None = None, name: str = "default"
-) -> ChatTemplate:
+def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: str = "default") -> ChatTemplate:
     """The chat template of a model folder, or the built-in plain one.
 
     ``chat_template.jinja`` comes first, then ``chat_template`` in ``tokenizer_config.json``: a text, or a list of
@@ -132,9 +126,7 @@ def _find(folder: Path, name: str) -> tuple[str | None, str]:
     file = folder / FILE
     if file.is_file():
         if file.stat().st_size > LARGEST:
-            raise UsageError(
-                "this chat template is too large to be one", where=str(file), expected="at most 256 kB"
-            )
+            raise UsageError("this chat template is too large to be one", where=str(file), expected="at most 256 kB")
         try:
             return file.read_text(encoding="utf-8"), str(file)
         except UnicodeDecodeError as error:
@@ -150,15 +142,11 @@ def _find(folder: Path, name: str) -> tuple[str | None, str]:
         }
         if name not in named:
             raise UsageError(
-                f"there is no chat template {name!r}",
-                where=str(file),
-                expected=", ".join(map(str, named)) or "one",
+                f"there is no chat template {name!r}", where=str(file), expected=", ".join(map(str, named)) or "one"
             )
         found = named[name]
     if found is not None and not isinstance(found, str):
-        raise UsageError(
-            "chat_template is no text", where=str(file), expected="Jinja, or a list of named ones"
-        )
+        raise UsageError("chat_template is no text", where=str(file), expected="Jinja, or a list of named ones")
     return found, str(file)
 
 

@@ -126,12 +126,7 @@ def decide(
     if rules.runs("exact_duplicates"):
         _take(verdicts, keys, "exact_duplicates", lambda alive: first_equal(keys.content[alive]))
     if rules.runs("near_duplicates"):
-        _take(
-            verdicts,
-            keys,
-            "near_duplicates",
-            partial(_near, keys, texts, rules.near_duplicates, who, progress),
-        )
+        _take(verdicts, keys, "near_duplicates", partial(_near, keys, texts, rules.near_duplicates, who, progress))
         _measure_likeness(verdicts, keys, rules.near_duplicates)
     if rules.runs("repeated_text"):
         _find_repeated(verdicts, keys, texts, rules, scratch, who.workers, progress)
@@ -206,13 +201,7 @@ def _measure_likeness(verdicts: Verdicts, keys: Keys, settings: NearDuplicates) 
 
 
 def _find_repeated(
-    verdicts: Verdicts,
-    keys: Keys,
-    texts: Texts,
-    rules: Rules,
-    scratch: Path,
-    workers: int,
-    progress: Progress,
+    verdicts: Verdicts, keys: Keys, texts: Texts, rules: Rules, scratch: Path, workers: int, progress: Progress
 ) -> None:
     stays = verdicts.stays()
     alive = np.flatnonzero(stays)

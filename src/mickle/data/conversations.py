@@ -15,15 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mickle.data.conversation_forms import (
-    FORMS,
-    BadRow,
-    Example,
-    Message,
-    form_of,
-    has_form,
-    read_row,
-)
+from mickle.data.conversation_forms import FORMS, BadRow, Example, Message, form_of, has_form, read_row
 from mickle.data.rows import Row, read_rows
 from mickle.errors import UsageError
 from mickle.storage import write_text

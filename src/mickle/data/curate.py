@@ -52,22 +52,15 @@ class Curate(Rules, Step):
 
     source: AnySource = Field(Documentation(), description="where the pages come from")
     earlier: list[Input] = Field(
-        [],
-        description="corpus folders: what is in them already is removed (texts, near-duplicates, addresses)",
+        [], description="corpus folders: what is in them already is removed (texts, near-duplicates, addresses)"
     )
-    workers: int = Field(
-        0, ge=0, description="processes; 0 for one per core. The result does not depend on it"
-    )
-    ray: str = Field(
-        "", description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); nor on this"
-    )
+    workers: int = Field(0, ge=0, description="processes; 0 for one per core. The result does not depend on it")
+    ray: str = Field("", description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); nor on this")
 
     @model_validator(mode="after")
     def _consistent(self) -> Curate:
         if self.decontamination.against and not self.runs("decontamination"):
-            raise ValueError(
-                "decontamination.against is given, and 'decontamination' is not among the stages"
-            )
+            raise ValueError("decontamination.against is given, and 'decontamination' is not among the stages")
         return self
 
     def usual(self) -> tuple[StageName, ...]:
@@ -164,11 +157,7 @@ class Curate(Rules, Step):
         return self.workers or machine.cores()
 
     def _source_name(self) -> str:
-        return (
-            ", ".join(self.source.packages)
-            if isinstance(self.source, Documentation)
-            else str(self.source.path)
-        )
+        return ", ".join(self.source.packages) if isinstance(self.source, Documentation) else str(self.source.path)
 
     def _memory(self) -> int:
         return MEMORY + self._workers() * WORKER_MEMORY
@@ -183,15 +172,11 @@ class Curate(Rules, Step):
         limits = documentation.Limits(
             source.module_seconds, max(1, int(source.module_seconds)), source.module_megabytes << 20
         )
-        outcomes = documentation.render(
-            modules, folder, limits, self._workers(), lambda done: emit(Progressed(done))
-        )
+        outcomes = documentation.render(modules, folder, limits, self._workers(), lambda done: emit(Progressed(done)))
         warc, partial = work / WARC, work / f"{WARC}.partial"
         if not warc.exists():
             pages = (
-                (m.url, (folder / f"{i}.html").read_bytes())
-                for i, (m, failed) in enumerate(outcomes)
-                if not failed
+                (m.url, (folder / f"{i}.html").read_bytes()) for i, (m, failed) in enumerate(outcomes) if not failed
             )
             write_warc(partial, pages)
             partial.rename(warc)
@@ -228,9 +213,7 @@ class Curate(Rules, Step):
                     done += sizes[number]
                     emit(Progressed(done // 1000))
         if not any(chunks.records_of(scratch.pages, number) for number in range(len(parts))):
-            raise UsageError(
-                "the source holds no records", where=str(parts[0][0]), expected="at least one page"
-            )
+            raise UsageError("the source holds no records", where=str(parts[0][0]), expected="at least one page")
         return fresh
 
     def _compare(self, work: Path, scratch: Scratch, emit: Emit) -> Tally:
@@ -244,12 +227,7 @@ class Curate(Rules, Step):
             emit(Progressed(number))
         keys = passes.stored_keys(scratch)
         verdicts = decide(
-            keys,
-            passes.stored_texts(scratch),
-            rules,
-            scratch.repeated,
-            Who(workers, self.ray),
-            _stage_progress(emit),
+            keys, passes.stored_texts(scratch), rules, scratch.repeated, Who(workers, self.ray), _stage_progress(emit)
         )
         tally = Tally(self.chosen())
         emit(Started("write the corpus", len(keys.content), "pages"))
@@ -308,9 +286,5 @@ def _say_what_is_left(tally: Tally, source: str, emit: Emit) -> None:
             todo="check the source, or loosen the rule that took most",
         )
     if tally.kept == 1:
-        emit(
-            Warned(
-                f"one page is left of {tally.records:,} records ({tally.commonest_removals() or 'none removed'})"
-            )
-        )
+        emit(Warned(f"one page is left of {tally.records:,} records ({tally.commonest_removals() or 'none removed'})"))
     emit(Noted(f"kept {tally.kept:,} of {tally.records:,} records, {tally.kept_bytes / 1e6:,.2f} MB of text"))

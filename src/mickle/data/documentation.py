@@ -169,9 +169,7 @@ def _outcome(folder: Path, index: int) -> str | None:
     return (failed.read_text() or "ended the process") if failed.exists() else None
 
 
-def _job(
-    modules: list[Module], missing: list[tuple[int, str]], folder: Path, limits: Limits, workers: int
-) -> dict:
+def _job(modules: list[Module], missing: list[tuple[int, str]], folder: Path, limits: Limits, workers: int) -> dict:
     siblings: dict[tuple[str, str], list[str]] = {}
     for module in modules:
         siblings.setdefault((module.package, module.name.rpartition(".")[0]), []).append(module.name)
@@ -201,11 +199,7 @@ def _places() -> list[tuple[str, str]]:
 def _serve(job: dict, home: str) -> Iterator[int]:
     """Runs ``module_pages.py`` on the job; yields the index of each module as it is done."""
     program = Path(__file__).with_name("module_pages.py")
-    kept = {
-        name: os.environ[name]
-        for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT")
-        if name in os.environ
-    }
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT") if name in os.environ}
     environment = kept | {
         "HOME": home, "TMPDIR": home, "PATH": os.path.join(home, "no-programs"), "LANG": "C.UTF-8", "LC_ALL": "C.UTF-8",
         "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg", "TZ": "UTC",

@@ -85,18 +85,14 @@ def read_weights(path: Path) -> Weights:
         path = path / "weights.yaml"
     found: Any = read_json(path) if path.suffix == ".json" else read_yaml(path)[0]
     if not isinstance(found, dict) or not found:
-        raise UsageError(
-            "This file holds no domain weights.", where=str(path), expected="name: share, a line each"
-        )
+        raise UsageError("This file holds no domain weights.", where=str(path), expected="name: share, a line each")
     grouping, shares, scaled = Grouping(), found, False
     if "train_domain_weights" in found:
         shares, scaled = found["train_domain_weights"], True
     elif isinstance(found.get("weights"), dict):
         shares, grouping = found["weights"], _grouping(found, path)
     if not isinstance(shares, dict) or not shares:
-        raise UsageError(
-            "This file holds no domain weights.", where=str(path), expected="name: share, a line each"
-        )
+        raise UsageError("This file holds no domain weights.", where=str(path), expected="name: share, a line each")
     return checked_weights({str(k): v for k, v in shares.items()}, grouping, str(path), scaled)
 
 
@@ -112,18 +108,13 @@ def checked_weights(
             number = math.nan
         if not math.isfinite(number) or number < 0:
             raise UsageError(
-                f"The weight of the domain '{name}' is {value!r}.",
-                where=where,
-                expected="a number from 0 to 1",
+                f"The weight of the domain '{name}' is {value!r}.", where=where, expected="a number from 0 to 1"
             )
         numbers[name] = number
     total = math.fsum(numbers.values())
     if total <= 0 or (abs(total - 1) > TOLERANCE and not scaled):
         raise UsageError(
-            f"The weights sum to {total:.6g}.",
-            where=where,
-            expected="1, within 0.001",
-            todo="divide them by their sum",
+            f"The weights sum to {total:.6g}.", where=where, expected="1, within 0.001", todo="divide them by their sum"
         )
     names = tuple(sorted(numbers))
     return Weights(names, tuple(numbers[name] / total for name in names), grouping or Grouping())
@@ -145,11 +136,7 @@ def refuse_other_names(weights: Weights, names: Sequence[str], where: str) -> No
     """UsageError where weights and a corpus do not have the same domains; it names the nearest one."""
     for unknown, known, what in (
         (set(weights.names) - set(names), names, "The weights name a domain that the pages do not have"),
-        (
-            set(names) - set(weights.names),
-            weights.names,
-            "The pages have a domain that the weights do not name",
-        ),
+        (set(names) - set(weights.names), weights.names, "The pages have a domain that the weights do not name"),
     ):
         if unknown:
             first = min(unknown)
@@ -281,8 +268,7 @@ def _batches(texts: Iterator[str], most: int = 256) -> Iterator[list[str]]:
 def _grouping(found: Mapping[str, Any], path: Path) -> Grouping:
     by, groups = found.get("by", "domain"), found.get("groups") or {}
     lists = isinstance(groups, dict) and all(
-        isinstance(patterns, list) and all(isinstance(p, str) for p in patterns)
-        for patterns in groups.values()
+        isinstance(patterns, list) and all(isinstance(p, str) for p in patterns) for patterns in groups.values()
     )
     if by not in ("domain", "language") or not lists:
         raise UsageError(

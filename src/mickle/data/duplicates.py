@@ -33,7 +33,5 @@ def exact_duplicates(pages: Iterable[Page | Removed]) -> Iterator[Page | Removed
         url, copies = kept.get(digest, (page.url, 0))
         kept[digest] = (url, copies + 1)
         yield (
-            remove(page, "exact duplicates", Failure("same text as a kept page", copies, 1), url)
-            if copies
-            else page
+            remove(page, "exact duplicates", Failure("same text as a kept page", copies, 1), url) if copies else page
         )

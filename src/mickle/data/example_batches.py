@@ -58,8 +58,7 @@ class ExampleBatches:
             raise UsageError("there are no examples to train on", todo="check what was dropped, and why")
         if self.lengths.max() > length:
             raise UsageError(
-                f"an example has {self.lengths.max():,} tokens, a row holds {length:,}",
-                where="sequence_length",
+                f"an example has {self.lengths.max():,} tokens, a row holds {length:,}", where="sequence_length"
             )
         self._ends: list[int] = []  # rows of all epochs up to and including each
         self._packed: tuple[int, list[list[int]]] = (-1, [])  # the epoch looked at last
@@ -84,10 +83,7 @@ class ExampleBatches:
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if self._packed[0] != epoch:
-            self._packed = (
-                epoch,
-                packed(self.lengths, self.length, np.random.default_rng([self.seed, epoch])),
-            )
+            self._packed = (epoch, packed(self.lengths, self.length, np.random.default_rng([self.seed, epoch])))
         return self._packed[1]
 
     @property

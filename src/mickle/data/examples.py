@@ -128,10 +128,7 @@ def _wholes(layouts: dict[int, Layout], tokenizer: TextTokenizer, special: bool)
     with _special_tokens(tokenizer, special):
         encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
     return {
-        number: (
-            np.array(encoding.ids, dtype=np.int64),
-            _mask(encoding.offsets, layout.trained, len(layout.text)),
-        )
+        number: (np.array(encoding.ids, dtype=np.int64), _mask(encoding.offsets, layout.trained, len(layout.text)))
         for (number, layout), encoding in zip(layouts.items(), encodings, strict=True)
     }
 
@@ -225,7 +222,5 @@ def preview(encoded: Encoded, tokenizer: TextTokenizer, most: int = 3, longest: 
         counts = trained.copy()
         counts[:1] = False  # nothing stands before the first token, so it is never predicted
         rest = "" if len(tokens) <= longest else f"[dim] ... {len(tokens) - longest:,} more tokens[/]"
-        shown.append(
-            "".join(coloured(tokenizer, tokens[:longest].tolist(), counts[:longest].tolist())) + rest
-        )
+        shown.append("".join(coloured(tokenizer, tokens[:longest].tolist(), counts[:longest].tolist())) + rest)
     return "\n\n".join(shown)

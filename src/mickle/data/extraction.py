@@ -46,9 +46,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 ADDRESS = re.compile(r"[ \t]?(?:\bhttps?://|\bwww\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
 DOUBT_SHARE = 0.4  # of a page's visible text
 DOUBT_SIZE, DOUBT_SHORT = 200, 500  # characters: outside links where nothing was found; of a short find
-DOUBT_LARGEST = (
-    1 << 19
-)  # characters of HTML: in a larger page ours decides, since trafilatura may take a minute
+DOUBT_LARGEST = 1 << 19  # characters of HTML: in a larger page ours decides, since trafilatura may take a minute
 DOUBT_CONTAINERS = 4000  # and so in a page of more lists, tables and divisions: it takes their square
 REPEATED_SIZE, REPEATED_MOST = 100, 2  # a block this long stands this often, as in trafilatura
 
@@ -63,9 +61,7 @@ class Extraction(Config):
     )
     tables: bool = Field(True, description="keep tables of data, a line for each row")
     code: bool = Field(True, description="keep code blocks, with their line breaks")
-    addresses: bool = Field(
-        False, description="keep web addresses written out in the text; the paper removes them"
-    )
+    addresses: bool = Field(False, description="keep web addresses written out in the text; the paper removes them")
 
 
 DEFAULT = Extraction()

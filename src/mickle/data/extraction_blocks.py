@@ -51,9 +51,7 @@ LISTINGS = frozenset(("pre", "listing", "xmp", "plaintext"))
 LAYOUT = ("table", "tr", "td", "h1", "h2", "h3", "h4", "pre", "form", "li", "script")
 LONGEST_CELL = 600  # characters of a cell of data
 KINDS: dict[str, Kind] = {"li": "item", "dd": "item", "dt": "term", **dict.fromkeys(HEADINGS, "heading")}
-HINTED_ROLES = frozenset(
-    ("navigation", "search", "dialog", "alertdialog", "contentinfo", "banner", "complementary")
-)
+HINTED_ROLES = frozenset(("navigation", "search", "dialog", "alertdialog", "contentinfo", "banner", "complementary"))
 BREAK = "\0"  # stands for a line break inside a block; pages are parsed without NULs
 WORD = re.compile(r"(?<![^\W_])[a-zA-Z]+(?![^\W_])")
 CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

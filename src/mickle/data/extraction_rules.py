@@ -32,9 +32,7 @@ PHRASES = re.compile(
     r")",
     re.IGNORECASE,
 )
-NOTICE = re.compile(
-    r"(?:\bwe|\bsite|\bby (?:using|continuing)|\byou)\b.{0,120}\bcookies\b", re.IGNORECASE | re.DOTALL
-)
+NOTICE = re.compile(r"(?:\bwe|\bsite|\bby (?:using|continuing)|\byou)\b.{0,120}\bcookies\b", re.IGNORECASE | re.DOTALL)
 SECTIONS = re.compile(
     r"^\W*(?:\d+\s+)?(?:related|comments?\b|leave a|you (?:may|might)|recommended|most (?:read|popular)"
     r"|more (?:from|on|in|stories)|share this|customers? (?:also|reviews?)|reviews?$|recent (?:posts|comments)"
@@ -97,10 +95,7 @@ def select(reader: Reader) -> list[Block]:
 def homes(blocks: Sequence[Block], reader: Reader) -> list[int]:
     """The container that each block belongs to: where it is alone in an element, the one around that."""
     counts = Counter(block.container for block in blocks)
-    return [
-        reader.parent[block.container] if counts[block.container] == 1 else block.container
-        for block in blocks
-    ]
+    return [reader.parent[block.container] if counts[block.container] == 1 else block.container for block in blocks]
 
 
 def frame(reader: Reader, sums: Sums) -> int:
@@ -155,11 +150,7 @@ def is_light(blocks: Sequence[Block], number: int, around: range, limit: float) 
         return False
     for following in range(number + 1, len(blocks)):
         block = blocks[following]
-        if (
-            block.container not in around
-            or (block.kind == "heading" and block.level <= level)
-            or total > limit
-        ):
+        if block.container not in around or (block.kind == "heading" and block.level <= level) or total > limit:
             break
         total += weight(block)
     return total <= limit
@@ -187,11 +178,7 @@ def judge(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> li
         around = (block.container, reader.parent[block.container])
         if block.is_listed:
             verdict = of_lists[block.container]
-        elif (
-            block.kind != "code"
-            and block.size < 250
-            and any(c != place and sums.is_teasers(c) for c in around)
-        ):
+        elif block.kind != "code" and block.size < 250 and any(c != place and sums.is_teasers(c) for c in around):
             verdict = "bad"
         else:
             verdict = judge_text(block)

@@ -26,15 +26,9 @@ def page_files(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     if not source.is_dir():
-        raise UsageError(
-            f"There is nothing at {source}.", where="data", expected="a corpus folder or a Parquet file"
-        )
+        raise UsageError(f"There is nothing at {source}.", where="data", expected="a corpus folder or a Parquet file")
     # A folder of one's own Parquet files needs no manifest; a corpus that lacks it was not finished.
-    if (
-        read_manifest(source) is not None
-        or (source / ".scratch").is_dir()
-        or (source / "card.json").is_file()
-    ):
+    if read_manifest(source) is not None or (source / ".scratch").is_dir() or (source / "card.json").is_file():
         open_folder(source)
     for candidates in (source / "pages", source):
         files = sorted(candidates.glob("*.parquet"))
@@ -85,9 +79,7 @@ def _batches(file: Path) -> Iterator[list[Page]]:
                 where=str(file),
                 expected=f"columns {', '.join(COLUMNS)}",
             )
-        wanted = [
-            name for name in COLUMNS if name in names and _is_text(parquet.schema_arrow.field(name).type)
-        ]
+        wanted = [name for name in COLUMNS if name in names and _is_text(parquet.schema_arrow.field(name).type)]
         for batch in parquet.iter_batches(batch_size=PAGES_AT_A_TIME, columns=wanted):
             rows = batch.to_pylist()
             pages = [Page(*(str(row.get(name) or "") for name in COLUMNS)) for row in rows]

@@ -69,9 +69,7 @@ class LabelPrompt(Config):
     def class_of(self, value: Any) -> int | None:
         """The class that a row's label means, from 0; None where it is none."""
         name = str(int(value)) if isinstance(value, (bool, int)) else str(value).strip()
-        keys = (
-            list(self.labels) if isinstance(self.labels, dict) else [str(i) for i in range(len(self.labels))]
-        )
+        keys = list(self.labels) if isinstance(self.labels, dict) else [str(i) for i in range(len(self.labels))]
         if name in keys:
             return keys.index(name)
         return self.words.index(name) if isinstance(self.labels, list) and name in self.words else None
@@ -287,9 +285,7 @@ def _encode_masked(
 ) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], ...]]]:
     """The word is one token at the mask, with the space before it where the template has one."""
     if tokenizer.mask is None:
-        raise UsageError(
-            "the tokenizer has no mask token", where="prompt", todo="use the encoder's own tokenizer"
-        )
+        raise UsageError("the tokenizer has no mask token", where="prompt", todo="use the encoder's own tokenizer")
     spaced = prompt.template.split("{label}")[0].endswith(" ")
     found = []
     for word in prompt.words:

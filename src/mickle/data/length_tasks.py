@@ -151,23 +151,15 @@ def smaller(name: str, train: Sequence[int], test: Sequence[int], symbols: int) 
         raise UsageError(f"task {name} has a fixed set of symbols", expected="a copy or reverse task")
     kept = copying.SYMBOLS[:symbols]
     return replace(
-        task,
-        make=partial(cast(Any, task.make), symbols=kept),
-        train=tuple(train),
-        test=tuple(test),
-        symbols=kept,
+        task, make=partial(cast(Any, task.make), symbols=kept), train=tuple(train), test=tuple(test), symbols=kept
     )
 
 
-def example(
-    task: Task, seed: int | str, length: int, index: int = 0, scratchpad: frozenset[Part] = NO_WORK
-) -> Example:
+def example(task: Task, seed: int | str, length: int, index: int = 0, scratchpad: frozenset[Part] = NO_WORK) -> Example:
     """The ``index``-th instance of one length: a function of its arguments alone, on any machine."""
     # Seeding with text hashes it (SHA-512), so that neighbouring seeds and lengths share nothing.
     problem = task.make(random.Random(f"{task.name}/{seed}/{length}/{index}"), length)
-    return Example(
-        problem.source, problem.target_with_work(scratchpad), problem.category, problem.answer, length
-    )
+    return Example(problem.source, problem.target_with_work(scratchpad), problem.category, problem.answer, length)
 
 
 def bucket(
@@ -227,9 +219,7 @@ def read_examples(path: Path, count: Callable[[str], int] | None = None) -> list
         except UnicodeDecodeError as error:
             raise UsageError("the file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
     if not found:
-        raise UsageError(
-            "the file holds no records", where=str(path), expected="JSON Lines with source and target"
-        )
+        raise UsageError("the file holds no records", where=str(path), expected="JSON Lines with source and target")
     return found
 
 
@@ -245,9 +235,7 @@ def _record(line: str, where: str, count: Callable[[str], int] | None) -> Exampl
     if length is None and count is not None:
         length = count(value["source"])
     if not isinstance(length, int) or isinstance(length, bool) or length < 0:
-        raise UsageError(
-            f"the record's length is {length!r}", where=where, expected="a whole number, 0 or more"
-        )
+        raise UsageError(f"the record's length is {length!r}", where=where, expected="a whole number, 0 or more")
     answer = str(value.get("answer", value["target"]))
     return Example(value["source"], value["target"], str(value.get("category", "")), answer, length)
 
@@ -275,9 +263,7 @@ def symbol_tokenizer(*chosen: Task) -> TextTokenizer:
     tokenizer.add_special_tokens([PAD, BOS, EOS, UNKNOWN])
     tokenizer.encode_special_tokens = True  # a text cannot forge a mark by spelling it
     start = vocabulary[BOS]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{BOS} $A", special_tokens=[(BOS, start)]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, start)])
     configuration = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **{"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNKNOWN},

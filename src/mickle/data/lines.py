@@ -44,9 +44,7 @@ class Lines(Config):
     flagged_words: float = Field(
         0.05, ge=0, le=1, description="share of the page's words in flagged lines; more remove the page"
     )
-    edited_words: int = Field(
-        10, ge=0, description="phrases are cut only from lines of at most so many words"
-    )
+    edited_words: int = Field(10, ge=0, description="phrases are cut only from lines of at most so many words")
     counters: list[str] = Field(
         ["likes", "shares", "comments", "retweets", "reposts", "quotes", "bookmarks", "upvotes", "downvotes",
          "downloads", "views", "followers"],
@@ -106,9 +104,7 @@ def correct_lines(text: str, settings: Lines) -> Corrected:
             blank, swallowing = not count, False
         words, flagged, begin = words + count, flagged + (count if cuts else 0), end
     share = flagged / words if words else 0.0
-    failure = (
-        Failure("flagged lines", share, settings.flagged_words) if share > settings.flagged_words else None
-    )
+    failure = Failure("flagged lines", share, settings.flagged_words) if share > settings.flagged_words else None
     pieces = [(start, text[start:end], failure) for start, end, failure in spans]
     return Corrected("".join(_between(text, spans)), pieces, share, failure)
 
@@ -182,9 +178,7 @@ def _upper_case(line: str) -> int:
 @lru_cache(16)
 def _counter(names: tuple[str, ...]) -> re.Pattern[str]:
     """A number, as 3 or 1,024 or 1.2k, and one of ``names``."""
-    either = "|".join(
-        re.escape(name.removesuffix("s")) + ("s?" if name.endswith("s") else "") for name in names
-    )
+    either = "|".join(re.escape(name.removesuffix("s")) + ("s?" if name.endswith("s") else "") for name in names)
     return re.compile(rf"\d[\d.,]{{0,20}}[km]?\s{{1,5}}(?:{either or '(?!)'})", re.IGNORECASE)
 
 
@@ -201,15 +195,12 @@ def _phrases(
         re.compile(rf"{beside}{_any(at_end)}[.…]{{0,5}}{beside}$(?<!\n)", re.IGNORECASE),
         re.compile(_any(anywhere), re.IGNORECASE),
         # Of a space three characters can come, of # nine; dots and separators beside.
-        30
-        + max((len(phrase) + 2 * phrase.count(" ") + 8 * phrase.count("#") for phrase in at_end), default=0),
+        30 + max((len(phrase) + 2 * phrase.count(" ") + 8 * phrase.count("#") for phrase in at_end), default=0),
     )
 
 
 def _any(phrases: tuple[str, ...]) -> str:
     """Any of ``phrases``, the longest first, not from or to the middle of a word."""
-    ordered = sorted(
-        (phrase.split() for phrase in phrases if phrase.strip()), key=lambda p: -len(" ".join(p))
-    )
+    ordered = sorted((phrase.split() for phrase in phrases if phrase.strip()), key=lambda p: -len(" ".join(p)))
     each = [r"[\s-]{1,3}".join(re.escape(w).replace(r"\#", r"\d{1,9}") for w in words) for words in ordered]
     return rf"(?<!\w)(?:{'|'.join(each)})(?!\w)" if each else r"(?!)"

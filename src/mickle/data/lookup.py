@@ -34,8 +34,7 @@ def explain_url(folder: Path, url: str) -> str:
     if pieces:
         lines.append(f"  {len(pieces)} pieces of it were cut out:")
         lines += [
-            f"    {row.stage}: {row.reason}: {_excerpt(row.text)}"
-            + (f" (also in {row.twin})" if row.twin else "")
+            f"    {row.stage}: {row.reason}: {_excerpt(row.text)}" + (f" (also in {row.twin})" if row.twin else "")
             for row in pieces[:SHOWN]
         ]
     return "\n".join(lines)

@@ -121,18 +121,15 @@ class Masking(Config):
 
     kind: Literal["masked"] = "masked"
     rate: MaskRate = Field(
-        default_factory=Linear,
-        description="share of tokens hidden: constant, linear, cosine, step or piecewise",
+        default_factory=Linear, description="share of tokens hidden: constant, linear, cosine, step or piecewise"
     )
     unit: Literal["token", "word", "span"] = Field(
-        "token",
-        description="what is hidden as a whole: tokens, words, or spans of 3 tokens on average, 10 at most",
+        "token", description="what is hidden as a whole: tokens, words, or spans of 3 tokens on average, 10 at most"
     )
     mask_share: float = Field(0.8, ge=0, le=1, description="share of the chosen that become the mask token")
     random_share: float = Field(0.1, ge=0, le=1, description="share of the chosen that become a random token")
     evaluation_rate: Probability = Field(
-        0.15,
-        description="rate at which held-out loss is measured, the same in all steps and for all schedules",
+        0.15, description="rate at which held-out loss is measured, the same in all steps and for all schedules"
     )
     subset: Probability | None = Field(
         None, description="loss on only so large a share of all tokens, though more are hidden (a control)"
@@ -210,9 +207,7 @@ def mask_batch(
     return made
 
 
-def fixed_masks(
-    batch: Batch, first: int, masking: Masking, vocabulary: Vocabulary, rate: float | None = None
-) -> Batch:
+def fixed_masks(batch: Batch, first: int, masking: Masking, vocabulary: Vocabulary, rate: float | None = None) -> Batch:
     """A batch for evaluation: the same masks for every model, seed and step, of the rows ``first``, ``first`` + 1, ...
 
     rate: the share hidden; None is ``masking.evaluation_rate``.
@@ -236,12 +231,7 @@ class MaskedBatches:
     """
 
     def __init__(
-        self,
-        batches: Callable[[int], Batch],
-        vocabulary: Vocabulary,
-        masking: Masking,
-        steps: int,
-        seed: int,
+        self, batches: Callable[[int], Batch], vocabulary: Vocabulary, masking: Masking, steps: int, seed: int
     ) -> None:
         self.batches, self.vocabulary, self.masking = batches, vocabulary, masking
         self.steps, self.seed = steps, seed
@@ -249,11 +239,7 @@ class MaskedBatches:
     @property
     def identity(self) -> dict[str, Any]:
         """What the masks depend on beside the batches."""
-        return {
-            "masking": self.masking.model_dump(mode="json"),
-            "masking_steps": self.steps,
-            "seed": self.seed,
-        }
+        return {"masking": self.masking.model_dump(mode="json"), "masking_steps": self.steps, "seed": self.seed}
 
     def rate(self, index: int) -> float:
         """The masking rate of a step."""

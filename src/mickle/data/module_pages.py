@@ -55,9 +55,7 @@ def render_module(module: types.ModuleType, name: str, siblings: list[str], orig
             parts += class_blocks(label, value)
         else:
             parts += [f"<h2>{html.escape(signature(label, value))}</h2>", *docstring_blocks(value)]
-    links = "".join(
-        f'<li><a href="{html.escape(other)}.html">{html.escape(other)}</a></li>' for other in siblings
-    )
+    links = "".join(f'<li><a href="{html.escape(other)}.html">{html.escape(other)}</a></li>' for other in siblings)
     title = html.escape(name)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>\n'
@@ -166,8 +164,7 @@ def render_in_child(job: dict, index: int, name: str) -> None:
     confine(job)
     try:
         page = without_traces(
-            render_module(importlib.import_module(name), name, job["siblings"][index], job["origin"]),
-            job["places"],
+            render_module(importlib.import_module(name), name, job["siblings"][index], job["origin"]), job["places"]
         )
         if len(page) > LONGEST_PAGE:
             raise ValueError("page is too long")

@@ -43,9 +43,7 @@ class NearDuplicates(Config):
         "probability 1 - (1 - s^rows)^bands, 63% at the threshold (1/bands)^(1/rows). 450 x 20 finds 76% at 0.75 and "
         "99% at 0.8; 14 x 8 (FineWeb) 77% and 92%, and more of what is less alike",
     )
-    rows: int = Field(
-        20, ge=1, le=200, description="minima to a band; more rows find only what is more alike"
-    )
+    rows: int = Field(20, ge=1, le=200, description="minima to a band; more rows find only what is more alike")
     verify: float = Field(
         0.0,
         ge=0,

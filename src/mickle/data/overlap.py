@@ -30,9 +30,7 @@ class Overlap:
 
     def line(self) -> str:
         """The finding in one line."""
-        first = ", ".join(str(place + 1) for place in self.places[:3]) + (
-            ", ..." if len(self.places) > 3 else ""
-        )
+        first = ", ".join(str(place + 1) for place in self.places[:3]) + (", ..." if len(self.places) > 3 else "")
         return (
             f"overlap of training and held-out texts: {self.exact:,} the same, {self.near:,} others share {WORDS}"
             f" words, of {self.heldout:,}" + (f" (held-out {first})" if first else "")

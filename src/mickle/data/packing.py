@@ -82,9 +82,7 @@ def pack(
     """
     if not (folder / "stream.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        check_space(
-            folder, expected_bytes
-        )  # about two bytes a token, twice, at some four bytes of text a token
+        check_space(folder, expected_bytes)  # about two bytes a token, twice, at some four bytes of text a token
         with disk_errors(folder):
             _write_parts(texts, tokenizer, folder, progressed)
             _join_parts(folder, tokenizer.size)
@@ -112,9 +110,7 @@ def _write_parts(
             temporary = folder / ".tmp-part.npz"
             tokens = np.concatenate([*documents, np.empty(0, np.int64)]).astype(_dtype(tokenizer.size))
             np.savez(temporary, tokens=tokens, lengths=lengths)
-            temporary.rename(
-                part
-            )  # scratch: a kill must not leave half a part; a power cut may cost the parts
+            temporary.rename(part)  # scratch: a kill must not leave half a part; a power cut may cost the parts
         done += len(batch)
         progressed(done)
 
@@ -124,9 +120,7 @@ def _join_parts(folder: Path, vocabulary_size: int) -> None:
     lengths = np.concatenate([_member(part, "lengths") for part in parts] or [np.empty(0, np.int64)])
     ends = np.cumsum(lengths)
     total = int(ends[-1]) if len(ends) else 0
-    whole = np.lib.format.open_memmap(
-        folder / "tokens.npy", mode="w+", dtype=_dtype(vocabulary_size), shape=(total,)
-    )
+    whole = np.lib.format.open_memmap(folder / "tokens.npy", mode="w+", dtype=_dtype(vocabulary_size), shape=(total,))
     filled = 0
     for part in parts:
         tokens = _member(part, "tokens")

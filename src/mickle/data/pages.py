@@ -39,9 +39,7 @@ class Skipped:
     reason: str
 
 
-def removed_raw(
-    raw: RawPage, reason: str, value: float, stage: str = "reading", limit: float = 0.0
-) -> Removed:
+def removed_raw(raw: RawPage, reason: str, value: float, stage: str = "reading", limit: float = 0.0) -> Removed:
     """A page taken out before it had a text."""
     return Removed(raw.url, raw.domain, "", "", stage, reason, value, date=raw.date, limit=limit)
 

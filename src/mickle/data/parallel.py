@@ -90,9 +90,7 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T], address: str) -> Iterato
                 failures.append("")
             except MickleError as error:
                 results.append(None)  # type: ignore[arg-type]
-                failures.append(
-                    json.dumps([type(error).__name__, error.what, error.where, error.expected, error.todo])
-                )
+                failures.append(json.dumps([type(error).__name__, error.what, error.where, error.expected, error.todo]))
         return {"result": results, "failure": failures}
 
     numbers = [{"number": number} for number in range(len(items))]
@@ -100,8 +98,6 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T], address: str) -> Iterato
     for found in data.iter_rows():
         if found["failure"]:
             name, what, where, expected, todo = json.loads(found["failure"])
-            kind = {UsageError.__name__: UsageError, ResourceError.__name__: ResourceError}.get(
-                name, MickleError
-            )
+            kind = {UsageError.__name__: UsageError, ResourceError.__name__: ResourceError}.get(name, MickleError)
             raise kind(what, where=where, expected=expected, todo=todo)
         yield found["result"]

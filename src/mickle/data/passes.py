@@ -86,9 +86,7 @@ def read_and_refine(source: Source, files: Sequence[Path], crew: Crew) -> Iterat
     return crew.process(_refused(found, crew.rules))
 
 
-def refine_part_alone(
-    numbered: tuple[int, Sequence[Path]], source: Source, rules: Rules, folder: Path
-) -> int:
+def refine_part_alone(numbered: tuple[int, Sequence[Path]], source: Source, rules: Rules, folder: Path) -> int:
     """:func:`refine_part` with a worker of its own: what one task of a cluster does."""
     number, files = numbered
     with Crew(rules, 1) as crew:
@@ -188,9 +186,7 @@ def stored_texts(scratch: Scratch) -> Texts:
     return Texts(lambda: kept_pages(scratch), one)
 
 
-def write_corpus(
-    scratch: Scratch, work: Path, keys: Keys, verdicts: Verdicts, rules: Rules, add: Any
-) -> None:
+def write_corpus(scratch: Scratch, work: Path, keys: Keys, verdicts: Verdicts, rules: Rules, add: Any) -> None:
     """Everything in order into the two folders of shards; ``add`` hears of every outcome."""
     from mickle.data.comparing import settle_page, twins_of
 

@@ -44,21 +44,15 @@ class Quality(Config):
     most_mean_length: float = Field(10.0, ge=0, description="characters of a word in the mean, at most")
     hash_signs: float = Field(0.1, ge=0, description="hash signs for each word, at most")
     ellipses: float = Field(0.1, ge=0, description="ellipses for each word, at most")
-    bullet_lines: float = Field(
-        0.9, ge=0, le=1, description="share of lines that begin with a bullet, at most"
-    )
-    ellipsis_lines: float = Field(
-        0.3, ge=0, le=1, description="share of lines that end in an ellipsis, at most"
-    )
+    bullet_lines: float = Field(0.9, ge=0, le=1, description="share of lines that begin with a bullet, at most")
+    ellipsis_lines: float = Field(0.3, ge=0, le=1, description="share of lines that end in an ellipsis, at most")
     words_with_letters: float = Field(0.8, ge=0, le=1, description="share of words with a letter, at least")
     least_stop_words: int = Field(2, ge=0, description="how many of the stop words must stand in the page")
     stop_words: list[str] = Field(
         ["the", "be", "to", "of", "and", "that", "have", "with"],
         description="words that prose of the language cannot do without",
     )
-    match_case: bool = Field(
-        False, description="stop words count only in the letter case in which they are given"
-    )
+    match_case: bool = Field(False, description="stop words count only in the letter case in which they are given")
 
 
 def find_low_quality(text: str, settings: Quality) -> Failure | None:

@@ -149,9 +149,7 @@ class Shards:
 
     def __init__(self, folder: Path, kind: type[Page]) -> None:
         self.folder, self.kind, self.schema = folder, kind, schema_of(kind)
-        self.count = self.shards = self.rows = self.bytes = (
-            0  # of all; shards closed; rows and bytes of the open one
-        )
+        self.count = self.shards = self.rows = self.bytes = 0  # of all; shards closed; rows and bytes of the open one
         self.waiting: list[dict[str, Any]] = []
         self.waiting_bytes = 0
         self.writer: Any = None

@@ -146,9 +146,7 @@ def refine(raws: Iterable[RawPage | Removed | Skipped], rules: Rules, seed: int 
 def refuse(raw: RawPage, check: Callable[[str], Failure | None]) -> RawPage | Removed:
     """The page, or the page removed unread for its address."""
     failure = check(raw.url)
-    return (
-        raw if failure is None else remove(Page(raw.url, raw.domain, "", "", date=raw.date), "urls", failure)
-    )
+    return raw if failure is None else remove(Page(raw.url, raw.domain, "", "", date=raw.date), "urls", failure)
 
 
 def _rule(stage: str, find: Callable[[str], Failure | None]) -> Stage:

@@ -59,10 +59,7 @@ class Search:
 
 
 def find_spans(
-    documents: Iterable[NDArray[Any]],
-    search: Search,
-    scratch: Path,
-    advance: Advance = lambda count: None,
+    documents: Iterable[NDArray[Any]], search: Search, scratch: Path, advance: Advance = lambda count: None
 ) -> Iterator[list[Span]]:
     """The repeated spans of each document, in the order of ``documents``: arrays of whole numbers below 2^63, of
     any tokenizer, or of bytes.
@@ -81,10 +78,7 @@ def find_spans(
     for start, end in pairwise(offsets):
         found = spans(others, start, end - 1, search.length, search.keep_first)
         twins = np.searchsorted(offsets, found[:, 2], side="right") - 1
-        yield [
-            Span(int(first - start), int(last - start), int(twin))
-            for (first, last, _), twin in zip(found, twins)
-        ]
+        yield [Span(int(first - start), int(last - start), int(twin)) for (first, last, _), twin in zip(found, twins)]
 
 
 def _join(documents: Iterable[NDArray[Any]], scratch: Path) -> tuple[Any, NDArray[Any], str]:
@@ -106,9 +100,7 @@ def _join(documents: Iterable[NDArray[Any]], scratch: Path) -> tuple[Any, NDArra
     return tokens, np.array(offsets, dtype=np.int64), digest.hexdigest()
 
 
-def _link(
-    tokens: Any, offsets: NDArray[Any], digest: str, search: Search, scratch: Path, advance: Advance
-) -> Any:
+def _link(tokens: Any, offsets: NDArray[Any], digest: str, search: Search, scratch: Path, advance: Advance) -> Any:
     """The links of ``suffixes.link_windows`` for the whole corpus, in a mapped file that is sparse at first."""
     import numpy as np
 
@@ -138,9 +130,7 @@ def parts_of(offsets: NDArray[Any], search: Search) -> NDArray[Any]:
     return np.array(parts if len(parts) > 1 else [0, 0], dtype=np.int64)
 
 
-def _sorted_parts(
-    tokens: Any, parts: NDArray[Any], digest: str, threads: int, scratch: Path, advance: Advance
-) -> Any:
+def _sorted_parts(tokens: Any, parts: NDArray[Any], digest: str, threads: int, scratch: Path, advance: Advance) -> Any:
     """The parts' suffix arrays one after another in a mapped file; an empty file of its own says a part is
     done.
     """

@@ -40,22 +40,14 @@ class RepeatedText(Config):
         "none", description="which occurrence stays: none, as in the paper, or the first in reading order"
     )
     policy: Literal["cut", "drop"] = Field(
-        "cut",
-        description="cut the repeated text, or drop pages that have too much of it and leave others whole",
+        "cut", description="cut the repeated text, or drop pages that have too much of it and leave others whole"
     )
-    least_left: int = Field(
-        20, ge=0, description="cut: a page that has fewer characters left is dropped whole"
-    )
+    least_left: int = Field(20, ge=0, description="cut: a page that has fewer characters left is dropped whole")
     drop_above: float = Field(
-        0.2,
-        ge=0,
-        le=1,
-        description="drop: largest share of a page's pieces that may be repeated; 0 allows none",
+        0.2, ge=0, le=1, description="drop: largest share of a page's pieces that may be repeated; 0 allows none"
     )
     part_tokens: int = Field(
-        PART_TOKENS,
-        ge=1,
-        description="pieces of text sorted at a time by one thread, at some 11 bytes of memory each",
+        PART_TOKENS, ge=1, description="pieces of text sorted at a time by one thread, at some 11 bytes of memory each"
     )
 
 
@@ -76,11 +68,7 @@ class Repeated(NamedTuple):
 
 
 def find_repeated(
-    texts: Iterable[str],
-    settings: RepeatedText,
-    scratch: Path,
-    threads: int = 1,
-    advance: Advance = lambda count: None,
+    texts: Iterable[str], settings: RepeatedText, scratch: Path, threads: int = 1, advance: Advance = lambda count: None
 ) -> Iterator[Repeated]:
     """For each text, in order, the characters that are repeated, as ``settings`` say; the same for any number of
     threads and parts.
@@ -161,9 +149,7 @@ def repeated_text(
                 yield from settle(page, repeated, twins, settings)
 
 
-def settle(
-    page: Page, repeated: Repeated, twins: list[str], settings: RepeatedText
-) -> Iterator[Page | Removed]:
+def settle(page: Page, repeated: Repeated, twins: list[str], settings: RepeatedText) -> Iterator[Page | Removed]:
     """One page by the policy: ``twins`` are the addresses of the pages that its ranges occur in as well."""
     tokens = sum(each.tokens for each in repeated.ranges)
     if not tokens:

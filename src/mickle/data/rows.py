@@ -62,9 +62,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                 else:
                     yield from _array_rows(stream, file)
         except OSError as error:
-            raise UsageError(
-                f"this file cannot be read: {error.strerror or error}", where=str(file)
-            ) from None
+            raise UsageError(f"this file cannot be read: {error.strerror or error}", where=str(file)) from None
 
 
 def row_files(path: Path) -> list[Path]:
@@ -87,9 +85,7 @@ def _refuse_utf16(stream: IO[bytes], path: Path) -> None:
     start = stream.read(2)
     stream.seek(0)
     if start in (b"\xff\xfe", b"\xfe\xff"):
-        raise UsageError(
-            "this file is UTF-16 text", where=str(path), expected="UTF-8", todo="save it as UTF-8"
-        )
+        raise UsageError("this file is UTF-16 text", where=str(path), expected="UTF-8", todo="save it as UTF-8")
 
 
 # -- JSON ------------------------------------------------------------------------------------------------------------

@@ -46,13 +46,9 @@ class Documentation(Config):
     """Documentation strings of packages installed in this Python, rendered to pages."""
 
     kind: Literal["documentation"] = "documentation"
-    packages: list[str] = Field(
-        ["stdlib"], min_length=1, description="'stdlib' and names of installed packages"
-    )
+    packages: list[str] = Field(["stdlib"], min_length=1, description="'stdlib' and names of installed packages")
     tests: bool = Field(False, description="document test modules too")
-    module_seconds: float = Field(
-        20.0, gt=0, le=600, description="wall time one module may take to import and render"
-    )
+    module_seconds: float = Field(20.0, gt=0, le=600, description="wall time one module may take to import and render")
     module_megabytes: int = Field(4096, ge=64, description="address space one module may use, in MiB")
 
 
@@ -114,8 +110,7 @@ class Rows(Config):
     kind: Literal["rows"] = "rows"
     path: Input = Field(description="file or folder")
     text: str = Field(
-        "",
-        description=f"name of the field that holds the text; the first of {', '.join(TEXT_FIELDS)} if not given",
+        "", description=f"name of the field that holds the text; the first of {', '.join(TEXT_FIELDS)} if not given"
     )
     url: str = Field("url", description="name of the field that holds the address, where there is one")
 
@@ -133,9 +128,7 @@ class Rows(Config):
         """
         for path in files:
             rows = (
-                _parquet_rows(path, self, advance)
-                if path.suffix == ".parquet"
-                else _json_rows(path, largest, advance)
+                _parquet_rows(path, self, advance) if path.suffix == ".parquet" else _json_rows(path, largest, advance)
             )
             yield from _good_rows((self._page(path, number, row, largest) for number, row in rows), path)
 
@@ -206,9 +199,7 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         else:
             yield Skipped(f"{record.kind} record")
     if empty:
-        yield removed_raw(
-            RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size)
-        )
+        yield removed_raw(RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size))
 
 
 def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any]]:
@@ -262,9 +253,7 @@ class _Bounded(io.RawIOBase):
         chunk = self.stream.read(len(buffer))
         self.given += len(chunk)
         if self.given > self.most:
-            raise UsageError(
-                f"{self.path.name} expands to more than {EXPANSION} times its size", where=str(self.path)
-            )
+            raise UsageError(f"{self.path.name} expands to more than {EXPANSION} times its size", where=str(self.path))
         buffer[: len(chunk)] = chunk
         return len(chunk)
 

@@ -217,9 +217,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.budget.check_size(self.budget.measure(value) * (1 + _width(indent)))
         if any(len(str(part)) > 16 for part in separators or ()):
             raise SecurityError("separators are too long")
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     def _indent(self, text: Any, width: Any = 4, first: bool = False, blank: bool = False) -> str:
         text = str(self.measured(text))
@@ -313,9 +311,7 @@ class CompiledTemplate:
         except TemplateRuntimeError as error:
             raise UsageError(f"chat template fails: {str(error.message)[:200]}", where=self.where) from None
         except TemplateError as error:
-            raise Refused(
-                f"chat template refuses the conversation: {error.message}", where=self.where
-            ) from None
+            raise Refused(f"chat template refuses the conversation: {error.message}", where=self.where) from None
         except (RecursionError, MemoryError):
             raise UsageError("chat template was stopped: it goes too deep", where=self.where) from None
         except UsageError:

@@ -65,9 +65,7 @@ class TextTokenizer:
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         opens = np.ones(self.size, dtype=bool)
         model = self.tokenizer.model
-        space = next(
-            (mark for mark in SPACE_MARKS if any(token.startswith(mark) for token in vocabulary)), None
-        )
+        space = next((mark for mark in SPACE_MARKS if any(token.startswith(mark) for token in vocabulary)), None)
         if isinstance(model, models.WordPiece):
             prefix = model.continuing_subword_prefix or "##"
             opens[[number for token, number in vocabulary.items() if token.startswith(prefix)]] = False
@@ -116,8 +114,7 @@ def train_tokenizer(
         raise UsageError(
             f"A byte-level vocabulary of {vocabulary_size} is too small.",
             where="vocabulary_size",
-            expected=f"at least {smallest}: 256 bytes and the document mark"
-            + (", and the mask token" if mask else ""),
+            expected=f"at least {smallest}: 256 bytes and the document mark" + (", and the mask token" if mask else ""),
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -146,9 +143,7 @@ def train_tokenizer(
     tokenizer.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(
-                single=f"{END_OF_DOCUMENT} $A", special_tokens=[(END_OF_DOCUMENT, end)]
-            ),
+            processors.TemplateProcessing(single=f"{END_OF_DOCUMENT} $A", special_tokens=[(END_OF_DOCUMENT, end)]),
         ]
     )
     masks = {"mask_token": MASK, "pad_token": END_OF_DOCUMENT} if mask else {}
@@ -164,9 +159,7 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise UsageError(
-            "There is no tokenizer here.",
-            where=str(file),
-            expected="tokenizer.json, or a folder that holds one",
+            "There is no tokenizer here.", where=str(file), expected="tokenizer.json, or a folder that holds one"
         )
     if file.stat().st_size > LARGEST_FILE:
         raise UsageError("This tokenizer is too large to be one.", where=str(file), expected="at most 200 MB")
@@ -174,9 +167,7 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
         raise UsageError(
-            f"This tokenizer cannot be read: {str(error)[:200]}.",
-            where=str(file),
-            expected="a tokenizers JSON file",
+            f"This tokenizer cannot be read: {str(error)[:200]}.", where=str(file), expected="a tokenizers JSON file"
         ) from error
     configuration = _read_configuration(file.with_name("tokenizer_config.json"))
     end = _named(tokenizer, configuration, ("eos_token", "sep_token"), USUAL_END_MARKS)
@@ -195,9 +186,7 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
     return _for_documents(tokenizer, start, end, {**added, **configuration}, mask)
 
 
-def _named(
-    tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usual: Sequence[str]
-) -> str | None:
+def _named(tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usual: Sequence[str]) -> str | None:
     """The spelling of a mark: the first that the settings name, else the first usual one; None where the tokenizer
     does not have it.
     """
@@ -207,9 +196,7 @@ def _named(
     return found if found is not None and tokenizer.token_to_id(found) is not None else None
 
 
-def _for_documents(
-    tokenizer: Tokenizer, start: str, end: str, configuration: dict, mask: str | None
-) -> TextTokenizer:
+def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: dict, mask: str | None) -> TextTokenizer:
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True

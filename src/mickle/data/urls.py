@@ -61,13 +61,9 @@ SOFT = ("sex", "sexy", "adult", "nude", "nudes", "naked", "cam", "cams", "webcam
 class Urls(Config):
     """Addresses whose pages are not wanted. A list's file has one entry a line; lines that begin with # are notes."""
 
-    blocked: list[Input] = Field(
-        [], description="files of sites (all below them too) and addresses to remove"
-    )
+    blocked: list[Input] = Field([], description="files of sites (all below them too) and addresses to remove")
     strict_words: list[Input] = Field([], description="files of words that remove an address anywhere in it")
-    hard_words: list[Input] = Field(
-        [], description="files of words that remove an address where they stand alone"
-    )
+    hard_words: list[Input] = Field([], description="files of words that remove an address where they stand alone")
     soft_words: list[Input] = Field([], description="files of words of which an address may have but few")
     soft_words_allowed: int = Field(1, ge=0, description="different soft words that an address may have")
     curated: list[str] = Field(
@@ -83,15 +79,9 @@ class UrlFilter:
         built_in = settings.defaults
         self.curated = frozenset(map(_entry, settings.curated))
         self.blocked = _Hashes(_entry(e) for e in _entries(settings.blocked, BLOCKED if built_in else ()))
-        self.hard = frozenset(
-            _letters(w) for w in _entries(settings.hard_words, HARD if built_in else ())
-        ) - {""}
-        self.soft = frozenset(
-            _letters(w) for w in _entries(settings.soft_words, SOFT if built_in else ())
-        ) - {""}
-        self.strict = _any_of(
-            _letters(w) for w in _entries(settings.strict_words, STRICT if built_in else ())
-        )
+        self.hard = frozenset(_letters(w) for w in _entries(settings.hard_words, HARD if built_in else ())) - {""}
+        self.soft = frozenset(_letters(w) for w in _entries(settings.soft_words, SOFT if built_in else ())) - {""}
+        self.strict = _any_of(_letters(w) for w in _entries(settings.strict_words, STRICT if built_in else ()))
         self.soft_words_allowed = settings.soft_words_allowed
 
     def check(self, url: str) -> Failure | None:
@@ -177,9 +167,7 @@ def _host(url: str) -> str:
     host = _HOST_EDGES.sub("", host.lower())
     if not host.isascii():
         with suppress(UnicodeError):  # an empty or too long label
-            host = _HOST_EDGES.sub(
-                "", host.encode("idna").decode("ascii")
-            )  # some signs become a digit and a dot
+            host = _HOST_EDGES.sub("", host.encode("idna").decode("ascii"))  # some signs become a digit and a dot
     return host
 
 
@@ -220,9 +208,7 @@ def read_list(path: Path) -> Iterator[str]:
                 number += 1
                 where = f"{path}:{number}"
                 if len(raw) > LONGEST_LINE:
-                    raise UsageError(
-                        f"a line of more than {LONGEST_LINE} bytes", where=where, expected=expected
-                    )
+                    raise UsageError(f"a line of more than {LONGEST_LINE} bytes", where=where, expected=expected)
                 if b"\0" in raw:
                     raise UsageError("a list that is not text", where=where, expected=expected)
                 try:
@@ -233,10 +219,7 @@ def read_list(path: Path) -> Iterator[str]:
                     yield line
     except OSError as error:
         raise UsageError(
-            f"cannot read the list: {error.strerror}",
-            where=str(path),
-            expected="a text file",
-            todo="check the path",
+            f"cannot read the list: {error.strerror}", where=str(path), expected="a text file", todo="check the path"
         ) from None
 
 
@@ -250,9 +233,7 @@ class _Hashes:
         self.sorted.sort()
 
     def __contains__(self, text: str) -> bool:
-        key = self.sorted.dtype.type(
-            _hash(text)
-        )  # of a Python integer NumPy would copy the whole set, each time
+        key = self.sorted.dtype.type(_hash(text))  # of a Python integer NumPy would copy the whole set, each time
         place = int(self.sorted.searchsorted(key))
         return place < self.sorted.size and bool(self.sorted[place] == key)
 

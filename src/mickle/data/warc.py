@@ -253,9 +253,7 @@ def read_records(
 
 def _records(reader: _Reader, name: str, largest: int) -> Iterator[Record | Damaged]:
     while reader.fill(1):
-        reader.drop(
-            len(reader.buffer) - len(reader.buffer.lstrip(b"\r\n"))
-        )  # more empty lines than there should be
+        reader.drop(len(reader.buffer) - len(reader.buffer.lstrip(b"\r\n")))  # more empty lines than there should be
         if not reader.buffer:
             continue
         place = f"{name}, byte {reader.position:,}"
@@ -272,9 +270,7 @@ def _one_record(reader: _Reader, place: str, largest: int) -> Iterator[Record | 
     header = bytes(reader.buffer[:end]) if end else bytes(reader.buffer[:LONGEST_HEADER])
     length = LENGTH.search(header)
     if not end or length is None:
-        yield Damaged(
-            _address(header), place, "header has no end" if not end else "header has no Content-Length", 0.0
-        )
+        yield Damaged(_address(header), place, "header has no end" if not end else "header has no Content-Length", 0.0)
         reader.seek_record(4)
         return
     size = int(length.group(1))
@@ -331,8 +327,7 @@ def _member(kind: str, url: str, content_type: bytes, block: bytes) -> bytes:
     identifier = uuid.uuid5(uuid.NAMESPACE_URL, f"{kind} {url} {zlib.crc32(block)}")
     header = io.BytesIO()
     header.write(
-        b"WARC/1.1\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%s>\r\n"
-        % (kind.encode(), str(identifier).encode())
+        b"WARC/1.1\r\nWARC-Type: %s\r\nWARC-Record-ID: <urn:uuid:%s>\r\n" % (kind.encode(), str(identifier).encode())
     )
     header.write(b"WARC-Date: %s\r\n" % NO_DATE.encode())
     if url:

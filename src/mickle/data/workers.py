@@ -211,9 +211,7 @@ def write_answer(answer: Answer) -> bytes:
 
 def _prepare(rules: Rules) -> bytes:
     """Takes a page through every stage once, so that no page's time goes into loading; the line to say first."""
-    text = (
-        "The language model unpacks itself into a temporary file and the reader compiles what it needs. " * 20
-    )
+    text = "The language model unpacks itself into a temporary file and the reader compiles what it needs. " * 20
     page = RawPage("", "", "html", f"<main><p>{text}</p><p>{text}</p></main>".encode())
     try:
         refine_page(page, rules)

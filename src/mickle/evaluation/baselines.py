@@ -28,9 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 ORDER = 5
-LARGEST_TRAINING_TEXT = (
-    64 << 20
-)  # bytes that the n-gram counts are taken from: about 6 GB of memory at order 5
+LARGEST_TRAINING_TEXT = 64 << 20  # bytes that the n-gram counts are taken from: about 6 GB of memory at order 5
 LARGEST_LZMA_TEXT = 16 << 20  # bytes that lzma reads first: some ten seconds
 ZLIB_REACH = 32 << 10  # how far back zlib can point
 
@@ -81,9 +79,7 @@ def count_ngrams(texts: Sequence[bytes], order: int = ORDER) -> ByteNgram:
     documents = [np.frombuffer(text, dtype=np.uint8) for text in texts]
     levels = []
     for length in range(order):
-        seen = np.concatenate(
-            [_grams(document, length)[1] for document in documents] or [np.empty(0, np.uint64)]
-        )
+        seen = np.concatenate([_grams(document, length)[1] for document in documents] or [np.empty(0, np.uint64)])
         grams, counts = np.unique(seen, return_counts=True)
         contexts, first = np.unique(grams >> np.uint64(8), return_index=True)
         kinds = np.diff(np.append(first, len(grams)))
@@ -142,11 +138,7 @@ def measure(heldout: Sequence[str], training: Sequence[str] = (), order: int = O
     texts = [text.encode("utf-8") for text in heldout]
     known = _up_to([text.encode("utf-8") for text in training], LARGEST_TRAINING_TEXT)
     whole, size = b"".join(texts), sum(len(text) for text in texts)
-    figures = {
-        "uniform bytes": 8.0,
-        "zlib": 8 * zlib_bytes(whole) / size,
-        "lzma": 8 * lzma_bytes(whole) / size,
-    }
+    figures = {"uniform bytes": 8.0, "zlib": 8 * zlib_bytes(whole) / size, "lzma": 8 * lzma_bytes(whole) / size}
     if known:
         model = count_ngrams(known, order)
         before = b"".join(_up_to(known, LARGEST_LZMA_TEXT))

@@ -60,9 +60,7 @@ def benefits(method: Sequence[float], baseline: Sequence[float], better: Better,
             expected="one value of each arm for each seed, and at least one seed",
         )
     if not all(math.isfinite(value) for value in (*method, *baseline)):
-        raise NumericError(
-            "A paired comparison got a value that is not finite", expected="finite measurements"
-        )
+        raise NumericError("A paired comparison got a value that is not finite", expected="finite measurements")
     if form == "ratio" and min(*method, *baseline) <= 0:
         raise UsageError(
             "A ratio was asked of a measurement that is zero or negative",

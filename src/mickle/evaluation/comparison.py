@@ -44,12 +44,8 @@ class Compare(Config):
     data: Input | None = Field(
         None, description="pages, or conversations of which the answers count (default: own heldout.parquet)"
     )
-    length: int | None = Field(
-        None, ge=2, description="tokens of a window (default: what the models were made for)"
-    )
-    tokens: int | None = Field(
-        None, ge=1, description="tokens to score; the first texts that hold them (default: all)"
-    )
+    length: int | None = Field(None, ge=2, description="tokens of a window (default: what the models were made for)")
+    tokens: int | None = Field(None, ge=1, description="tokens to score; the first texts that hold them (default: all)")
 
 
 def run_compare(task: Compare, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
@@ -62,11 +58,7 @@ def run_compare(task: Compare, folder: Path, work: Path, emit: Emit, seed: int =
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.evaluation.inputs import longest_text
     from mickle.evaluation.paired_scores import compare
-    from mickle.evaluation.paired_texts import (
-        check_model,
-        refuse_other_tokens,
-        texts_to_score,
-    )
+    from mickle.evaluation.paired_texts import check_model, refuse_other_tokens, texts_to_score
     from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
     from mickle.storage import write_json, write_text
@@ -89,9 +81,7 @@ def run_compare(task: Compare, folder: Path, work: Path, emit: Emit, seed: int =
         length = task.length or min(longest_text(m, LENGTH_UNKNOWN) for m in (reference, model))
         sums = compare(reference, model, texts, length=length, emit=emit)
         if not rows:
-            rows.append(
-                {"name": names[0], **_size(folder, reference), **_figures(sums.reference, sums, texts)}
-            )
+            rows.append({"name": names[0], **_size(folder, reference), **_figures(sums.reference, sums, texts)})
         rows.append(
             {
                 "name": name,

@@ -38,19 +38,12 @@ class Loss(Config):
     """Perplexity and bits per byte on pages the model has not seen, beside byte baselines."""
 
     kind: Literal["loss"] = "loss"
-    data: Input | None = Field(
-        None, description="pages to measure on (default: the model's own heldout.parquet)"
-    )
+    data: Input | None = Field(None, description="pages to measure on (default: the model's own heldout.parquet)")
     baselines_from: Input | None = Field(
-        None,
-        description="the training corpus, from which baselines may learn; measured pages in it are left out",
+        None, description="the training corpus, from which baselines may learn; measured pages in it are left out"
     )
-    length: int | None = Field(
-        None, ge=1, description="tokens of a window (default: what the model was made for)"
-    )
-    stride: int | None = Field(
-        None, ge=1, description="tokens by which windows slide (default: half the length)"
-    )
+    length: int | None = Field(None, ge=1, description="tokens of a window (default: what the model was made for)")
+    stride: int | None = Field(None, ge=1, description="tokens by which windows slide (default: half the length)")
     ngram_order: int = Field(5, ge=1, le=8, description="bytes in a gram of the n-gram baseline")
 
 
@@ -107,11 +100,7 @@ def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) ->
     measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
     training, left_out = training_texts_for(task.baselines_from, pages)
     if task.baselines_from is not None:
-        emit(
-            Noted(
-                f"baselines learn from {len(training):,} pages; {left_out:,} measured pages were left out of them"
-            )
-        )
+        emit(Noted(f"baselines learn from {len(training):,} pages; {left_out:,} measured pages were left out of them"))
     others = baselines.measure([page.text for page in pages], training, task.ngram_order)
     results = {
         "task": "loss",
@@ -204,9 +193,7 @@ def draw(results: dict[str, Any]) -> str:
     from mickle import figures
 
     model = results["model"]
-    bars = sorted(
-        [("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1]
-    )
+    bars = sorted([("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1])
     points = model["by_position"]
 
     def paint(left: Any, right: Any) -> None:

@@ -44,12 +44,8 @@ class Length(Config):
     kind: Literal["length"] = "length"
     task: str = Field("", description="a named task, such as rsc, cmc, mc, addition, parity, lego, scan")
     data: Input | None = Field(None, description="instead: JSON Lines with source, target and perhaps length")
-    trained: int | None = Field(
-        None, ge=0, description="longest length of training (a named task knows its own)"
-    )
-    longest: int | None = Field(
-        None, ge=1, description="longest length tested (a named task: all of its own)"
-    )
+    trained: int | None = Field(None, ge=0, description="longest length of training (a named task knows its own)")
+    longest: int | None = Field(None, ge=1, description="longest length tested (a named task: all of its own)")
     per_length: int = Field(64, ge=1, description="instances of each length")
     scratchpad: str = Field("none", description="none, minimal, full, or 'without' and a part's name")
     holds_at: float = Field(0.9, gt=0, le=1, description="accuracy below which a length counts as broken")
@@ -77,8 +73,7 @@ def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, see
     vocabulary = getattr(model.config, "vocab_size", None)
     if vocabulary is not None and largest >= vocabulary:
         raise UsageError(
-            f"the tokenizer gives id {largest:,}, the model has {vocabulary:,} tokens",
-            where=str(model_folder),
+            f"the tokenizer gives id {largest:,}, the model has {vocabulary:,} tokens", where=str(model_folder)
         )
     scores = score(model, instances, tokenizer.end, trained, emit)
     if trained is None:

@@ -56,9 +56,7 @@ class LengthScore:
     seen: bool
 
 
-def encode_examples(
-    examples: Sequence[Example], encode: Encode, start: int | None, end: int
-) -> list[Encoded]:
+def encode_examples(examples: Sequence[Example], encode: Encode, start: int | None, end: int) -> list[Encoded]:
     """Instances as tokens. Source and target are tokenised apart, parted by a space where the source ends in
     none.
     """

@@ -98,12 +98,8 @@ def score(
     Raises UsageError for a stride that is not within 1..length, NumericError where the model's answer is not finite.
     """
     if not 1 <= stride <= length:
-        raise UsageError(
-            f"A stride of {stride} does not go with windows of {length}.", expected=f"1 to {length}"
-        )
-    documents = [
-        np.concatenate([[tokenizer.start], ids]) for ids in tokenizer.encode([page.text for page in pages])
-    ]
+        raise UsageError(f"A stride of {stride} does not go with windows of {length}.", expected=f"1 to {length}")
+    documents = [np.concatenate([[tokenizer.start], ids]) for ids in tokenizer.encode([page.text for page in pages])]
     nats = [np.zeros(len(document) - 1) for document in documents]
     windows = [w for number, ids in enumerate(documents) for w in windows_of(number, ids, length, stride)]
     windows.sort(key=lambda window: -len(window.tokens))  # rows of a batch then need little padding
@@ -120,8 +116,7 @@ def score(
         first += len(rows)
         emit(Progressed(done))
     return [
-        Scored(page.domain, len(page.text.encode("utf-8")), values)
-        for page, values in zip(pages, nats, strict=True)
+        Scored(page.domain, len(page.text.encode("utf-8")), values) for page, values in zip(pages, nats, strict=True)
     ]
 
 
@@ -136,9 +131,7 @@ def _score_batch(model: nn.Module, windows: list[Window], device: torch.device) 
         tokens = torch.from_numpy(window.tokens.astype(np.int64))
         inputs[row, :n] = tokens[:-1]
         labels[row, n - window.scored : n] = tokens[1:][n - window.scored :]
-    nats = (
-        model(inputs.to(device), head=partial(token_nats, labels=labels.to(device))).cpu().numpy()
-    )  # [B, T]
+    nats = model(inputs.to(device), head=partial(token_nats, labels=labels.to(device))).cpu().numpy()  # [B, T]
     if not np.isfinite(nats).all():
         raise NumericError("The model's answer is not finite.", where="evaluation")
     ends = [len(window.tokens) - 1 for window in windows]
@@ -160,9 +153,7 @@ def summarise(scored: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
     return {
         **_figures(nats, sizes, tokens),
         "bits_per_byte_interval": [low, high],
-        "by_domain": {
-            name: _figures(nats[chosen], sizes[chosen], tokens[chosen]) for name, chosen in rows.items()
-        },
+        "by_domain": {name: _figures(nats[chosen], sizes[chosen], tokens[chosen]) for name, chosen in rows.items()},
         "by_position": by_position(scored),
     }
 
@@ -187,9 +178,7 @@ def by_position(scored: Sequence[Scored]) -> list[dict[str, float]]:
     for low, high in itertools.pairwise(edges):
         values = np.concatenate([document.nats[low:high] for document in scored])
         if len(values):
-            result.append(
-                {"from": low, "to": high - 1, "nats_per_token": float(values.mean()), "tokens": len(values)}
-            )
+            result.append({"from": low, "to": high - 1, "nats_per_token": float(values.mean()), "tokens": len(values)})
     return result
 
 

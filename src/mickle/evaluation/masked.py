@@ -39,15 +39,11 @@ class Masked(Config):
     """Loss and accuracy on hidden tokens, at fixed rates and with fixed masks."""
 
     kind: Literal["masked"] = "masked"
-    data: Input | None = Field(
-        None, description="pages to measure on (default: the model's own heldout.parquet)"
-    )
+    data: Input | None = Field(None, description="pages to measure on (default: the model's own heldout.parquet)")
     rates: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         (0.15, 0.3, 0.5), min_length=1, description="shares of tokens that are hidden, one measurement each"
     )
-    length: int | None = Field(
-        None, ge=3, description="tokens of a piece (default: what the model was made for)"
-    )
+    length: int | None = Field(None, ge=3, description="tokens of a piece (default: what the model was made for)")
 
 
 def run_masked(task: Masked, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
@@ -87,13 +83,7 @@ def run_masked(task: Masked, folder: Path, work: Path, emit: Emit, seed: int = 0
 
 
 def score(
-    model: nn.Module,
-    tokenizer: TextTokenizer,
-    pages: Sequence[Page],
-    *,
-    rate: float,
-    length: int,
-    emit: Emit = ignore,
+    model: nn.Module, tokenizer: TextTokenizer, pages: Sequence[Page], *, rate: float, length: int, emit: Emit = ignore
 ) -> np.ndarray:
     """For each page: nats of its hidden tokens, how many the model's best guess got right, how many there are: [P, 3].
 
@@ -135,9 +125,7 @@ def _hidden(batch: Any, samples: np.ndarray, rate: float, settings: Any, vocabul
     return mask_batch(batch, samples, rate, settings, vocabulary, EVALUATION_SEED)
 
 
-def pieces_of(
-    tokenizer: TextTokenizer, texts: Sequence[str], length: int
-) -> Iterator[tuple[int, np.ndarray]]:
+def pieces_of(tokenizer: TextTokenizer, texts: Sequence[str], length: int) -> Iterator[tuple[int, np.ndarray]]:
     """(number of the text, [start, at most so many tokens, end where it is a token of its own]) of every text."""
     import numpy as np
 
@@ -185,9 +173,7 @@ def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray
             right.append(logits.argmax(-1) == targets[part])
         return torch.cat(nats), torch.cat(right)
 
-    found: tuple[Tensor, Tensor] = model(
-        batch["input_ids"], documents=batch["documents"], positions=chosen, head=head
-    )
+    found: tuple[Tensor, Tensor] = model(batch["input_ids"], documents=batch["documents"], positions=chosen, head=head)
     return found[0].double().cpu().numpy(), found[1].double().cpu().numpy()
 
 
@@ -199,9 +185,7 @@ def summarise(found: np.ndarray, seed: int = 0) -> dict[str, Any]:
 
     nats, right, count = found[found[:, 2] > 0].T
     if not len(count):
-        raise UsageError(
-            "No token of the pages was hidden.", todo="measure on more text, or at a higher rate"
-        )
+        raise UsageError("No token of the pages was hidden.", todo="measure on more text, or at a higher rate")
     loss = float(nats.sum() / count.sum())
     return {
         "nats_per_token": loss,

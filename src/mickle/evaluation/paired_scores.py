@@ -35,9 +35,7 @@ class Sums:
     tokens: np.ndarray
 
 
-def compare(
-    reference: nn.Module, other: nn.Module, texts: Sequence[Text], *, length: int, emit: Emit = ignore
-) -> Sums:
+def compare(reference: nn.Module, other: nn.Module, texts: Sequence[Text], *, length: int, emit: Emit = ignore) -> Sums:
     """Both models over the same windows of at most ``length`` tokens, which slide by half of it.
 
     Raises NumericError where an answer is not finite.
@@ -83,18 +81,14 @@ def _score_batch(
     device = next(reference.parameters()).device
     with torch.no_grad():
         answers = [
-            model(
-                inputs.to(device), positions=chosen.to(device), head=lambda hidden, weight: (hidden, weight)
-            )
+            model(inputs.to(device), positions=chosen.to(device), head=lambda hidden, weight: (hidden, weight))
             for model in (reference, other)
         ]
         values = torch.cat(list(_token_figures(answers[0], answers[1], labels[chosen].to(device))), dim=1)
     return documents, values.cpu().numpy()
 
 
-Answer = tuple[
-    "Tensor", "Tensor | None"
-]  # hidden states [n, D] and the output matrix [V, D], or logits and None
+Answer = tuple["Tensor", "Tensor | None"]  # hidden states [n, D] and the output matrix [V, D], or logits and None
 
 
 def _token_figures(first: Answer, second: Answer, labels: Tensor) -> Iterator[Tensor]:

@@ -108,16 +108,10 @@ def _cutting(tokenizer: TextTokenizer) -> list[Any]:
     """All that decides which tokens a text becomes."""
     settings = json.loads(tokenizer.tokenizer.to_str())
     added = [token for token in settings["added_tokens"] if not token["special"]]
-    return [
-        tokenizer.start,
-        added,
-        *(settings.get(part) for part in ("model", "normalizer", "pre_tokenizer")),
-    ]
+    return [tokenizer.start, added, *(settings.get(part) for part in ("model", "normalizer", "pre_tokenizer"))]
 
 
 def check_model(model: nn.Module, tokenizer: TextTokenizer, folder: Path) -> None:
     if not model.causal:
-        raise UsageError(
-            "this model sees both sides of a token", where=str(folder), expected="a causal model"
-        )
+        raise UsageError("this model sees both sides of a token", where=str(folder), expected="a causal model")
     check_vocabulary(model, tokenizer, folder)

@@ -50,9 +50,7 @@ class Pairs(Config):
     data: Input = Field(
         description="JSON Lines, JSON or Parquet with good, bad and perhaps kind; BLiMP's files as they are"
     )
-    by: str | None = Field(
-        None, description="field that tells kinds apart (default: kind, linguistics_term or UID)"
-    )
+    by: str | None = Field(None, description="field that tells kinds apart (default: kind, linguistics_term or UID)")
 
 
 @dataclass(frozen=True)
@@ -91,12 +89,7 @@ def run_pairs(task: Pairs, folder: Path, work: Path, emit: Emit) -> dict[str, An
     write_text(work / "pairs.svg", draw(kinds))
     for line in table.splitlines():
         emit(Noted(line))
-    return {
-        "accuracy": kinds[0]["accuracy"],
-        "interval": kinds[0]["interval"],
-        "pairs": len(pairs),
-        "score": rule,
-    }
+    return {"accuracy": kinds[0]["accuracy"], "interval": kinds[0]["interval"], "pairs": len(pairs), "score": rule}
 
 
 def read_pairs(path: Path, by: str | None = None) -> list[Pair]:
@@ -164,9 +157,7 @@ def _pair(record: Any, where: str, by: str | None) -> Pair:
     return Pair(good, bad, str(found), where)
 
 
-def score_pairs(
-    model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], emit: Emit = ignore
-) -> np.ndarray:
+def score_pairs(model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], emit: Emit = ignore) -> np.ndarray:
     """Scores in nats of the good and the bad sentence of every pair, float64 [pairs, 2]; higher is likelier.
 
     Raises UsageError, with its place, for a sentence that is longer than the model reads.
@@ -182,9 +173,7 @@ def score_pairs(
     return scores.reshape(-1, 2)
 
 
-def _refuse_long(
-    model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], texts: Sequence[str]
-) -> None:
+def _refuse_long(model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], texts: Sequence[str]) -> None:
 
     longest = longest_text(model, 1 << 30)
     for number, document in enumerate(tokenizer.encode_documents(texts)):

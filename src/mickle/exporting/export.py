@@ -63,33 +63,25 @@ class Export(Step):
     base: Literal["dequantized", "original"] = Field(
         "dequantized", description="what an adapter on a base in few bits is merged into"
     )
-    base_folder: Input | None = Field(
-        None, description="the adapter's base, where it is not where the adapter says"
-    )
+    base_folder: Input | None = Field(None, description="the adapter's base, where it is not where the adapter says")
     original_folder: Input | None = Field(
         None, description="with base original: the model that the base in few bits was made of"
     )
-    journal: Input | None = Field(
-        None, description="a journal of MeZO: replayed on the base, undone on the tuned"
-    )
+    journal: Input | None = Field(None, description="a journal of MeZO: replayed on the base, undone on the tuned")
     to_step: int | None = Field(None, ge=0, description="the journal's step to stop at (default: its end)")
     check_prompts: list[str] = Field(
         list(PROMPTS), min_length=1, max_length=100, description="texts that the proof runs both models on"
     )
     check_tokens: int = Field(24, ge=1, le=1000, description="greedy tokens of the proof after each prompt")
     bound: float | None = Field(
-        None,
-        gt=0,
-        description="typical difference of logits allowed, in units of their spread (default: by type)",
+        None, gt=0, description="typical difference of logits allowed, in units of their spread (default: by type)"
     )
 
     def source(self) -> Source:
         """What is to be exported; UsageError where the settings do not fit it."""
         from mickle.exporting.source import find_source
 
-        return find_source(
-            self.model, self.base, self.base_folder, self.original_folder, self.journal, self.to_step
-        )
+        return find_source(self.model, self.base, self.base_folder, self.original_folder, self.journal, self.to_step)
 
     def fingerprint(self) -> dict[str, Any]:
         """The weights beneath an adapter, wherever they stand."""
@@ -146,9 +138,7 @@ class Export(Step):
         return f"mickle sample {out}"
 
 
-def merge(
-    model: nn.Module, source: Source, form: HuggingFace | Gguf, emit: Emit
-) -> dict[str, dict[str, float]]:
+def merge(model: nn.Module, source: Source, form: HuggingFace | Gguf, emit: Emit) -> dict[str, dict[str, float]]:
     """Make `model` plain and of the type it is stored in, in place; figures by merged layer, told as they are.
 
     With the original base the figures compare it with the one in few bits, layer by layer.
@@ -187,15 +177,10 @@ def told(figures: dict[str, dict[str, float]]) -> list[Noted | Warned]:
     ]
     if len(ranked) > 20:
         lines.append(Noted(f"and {len(ranked) - 20} more layers; all are in {RESULTS}"))
-    for key, why in (
-        ("base", "the base it is put onto differs"),
-        ("rounding", "rounding to the stored type moves it"),
-    ):
+    for key, why in (("base", "the base it is put onto differs"), ("rounding", "rounding to the stored type moves it")):
         drowned = [name for name, f in figures.items() if f[key] > f["change"]]
         if drowned:
-            lines.append(
-                Warned(f"in {len(drowned)} layers {why} by more than what was learned; first {drowned[0]}")
-            )
+            lines.append(Warned(f"in {len(drowned)} layers {why} by more than what was learned; first {drowned[0]}"))
     return lines
 
 

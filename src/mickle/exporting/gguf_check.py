@@ -116,6 +116,5 @@ def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]
         one, other = (t.encode(text, add_special_tokens=False).ids for t in (before, after))
         if one != other:
             raise UsageError(
-                f"a reader of the file would cut a text differently under {words.pre!r}",
-                where=f"text {text[:60]!r}",
+                f"a reader of the file would cut a text differently under {words.pre!r}", where=f"text {text[:60]!r}"
             )

@@ -88,12 +88,8 @@ def write_gguf(model: nn.Module, source: Source, work: Path, kind: str) -> list[
     assert isinstance(model, Decoder)  # `refuse_other_models` came first
     home = next((folder for folder in source.files if (folder / "tokenizer.json").exists()), None)
     if home is None:
-        raise UsageError(
-            "a GGUF file holds its tokenizer, and this folder has none", where=str(source.folder)
-        )
-    words = replace(
-        read_vocabulary(home, model.vocab_size, token_settings(source)), template=chat_template(source)
-    )
+        raise UsageError("a GGUF file holds its tokenizer, and this folder has none", where=str(source.folder))
+    words = replace(read_vocabulary(home, model.vocab_size, token_settings(source)), template=chat_template(source))
     check_space(work, 4 * sum(p.numel() for p in model.parameters()))
     writer = gguf.GGUFWriter(work / FILE, "llama")
     add_shape(writer, model.config)

@@ -53,11 +53,7 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabu
     opened = open_tokenizer(tokenizer)
     values = read_json(path)
     model, added = values["model"], values.get("added_tokens") or []
-    if (
-        model.get("type") != "BPE"
-        or model.get("byte_fallback")
-        or "ByteLevel" not in str(values.get("decoder"))
-    ):
+    if model.get("type") != "BPE" or model.get("byte_fallback") or "ByteLevel" not in str(values.get("decoder")):
         raise UsageError(
             f"this tokenizer is no byte-level BPE ({model.get('type')}); its GGUF form is not written",
             where=str(path),
@@ -65,17 +61,11 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabu
         )
     texts = {number: token for token, number in opened.get_vocab(with_added_tokens=True).items()}
     if max(texts) >= size:
-        raise UsageError(
-            f"the tokenizer has ids up to {max(texts)}, the model {size} tokens", where=str(path)
-        )
+        raise UsageError(f"the tokenizer has ids up to {max(texts)}, the model {size} tokens", where=str(path))
     kinds = dict.fromkeys(texts, NORMAL)
     kinds |= {int(t["id"]): CONTROL if t.get("special") else USER_DEFINED for t in added}
     ids = {name: marks.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
-    known = {
-        name: first
-        for name, value in ids.items()
-        if (first := _first(value)) is not None and 0 <= first < size
-    }
+    known = {name: first for name, value in ids.items() if (first := _first(value)) is not None and 0 <= first < size}
     read = opened.encode("a").ids
     pre, note = _pre(values)
     return Vocabulary(
@@ -114,10 +104,7 @@ def _pre(values: dict[str, Any]) -> tuple[str, str]:
     if name != DEFAULT and whole != (name == "llama-bpe"):
         name = DEFAULT
     if name == DEFAULT:
-        return (
-            name,
-            "llama.cpp has no name for how this tokenizer cuts text: it will read some texts as other tokens",
-        )
+        return (name, "llama.cpp has no name for how this tokenizer cuts text: it will read some texts as other tokens")
     if values.get("normalizer"):
         return (
             name,
@@ -152,10 +139,6 @@ def rebuilt(vocabulary: Vocabulary) -> Any:
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     tokenizer = Tokenizer(models.BPE(ids, pairs, ignore_merges=vocabulary.pre == "llama-bpe"))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts[vocabulary.pre])
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True) for t, kind in kinds.items() if kind == CONTROL]
-    )
-    tokenizer.add_tokens(
-        [AddedToken(t, normalized=False) for t, kind in kinds.items() if kind == USER_DEFINED]
-    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True) for t, kind in kinds.items() if kind == CONTROL])
+    tokenizer.add_tokens([AddedToken(t, normalized=False) for t, kind in kinds.items() if kind == USER_DEFINED])
     return tokenizer

@@ -93,20 +93,10 @@ def prove(
             expected=f"at most {bound:g}",
             todo="report this with the command; nothing was written",
         )
-    typical, largest, equal = _compare(
-        source, exported, [a + b for a, b in zip(texts, continued, strict=True)]
-    )
+    typical, largest, equal = _compare(source, exported, [a + b for a, b in zip(texts, continued, strict=True)])
     same = sum(one == other for one, other in zip(continued, others, strict=True))
     proof = Proof(
-        kind,
-        bound,
-        largest,
-        typical,
-        off_layer,
-        layer,
-        len(texts) if causal else 0,
-        same if causal else 0,
-        equal,
+        kind, bound, largest, typical, off_layer, layer, len(texts) if causal else 0, same if causal else 0, equal
     )
     if not (typical <= bound and largest <= LARGEST * bound):
         raise UsageError(
@@ -144,9 +134,7 @@ def worst_layer(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence
     def watch(name: str) -> Any:
         def compare(layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
             if output.numel():
-                off = (
-                    (others[name](arguments[0]) - output).flatten(0, -2).square().mean(0).max().sqrt()
-                )  # of [N, out]
+                off = (others[name](arguments[0]) - output).flatten(0, -2).square().mean(0).max().sqrt()  # of [N, out]
                 off = off / output.square().mean().sqrt().clamp(min=1e-12)
                 differences[name] = max(differences.get(name, 0.0), float(off.nan_to_num(torch.inf)))
 
@@ -164,9 +152,7 @@ def worst_layer(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence
 
 
 @torch.no_grad()
-def _compare(
-    source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]
-) -> tuple[float, float, float]:
+def _compare(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]) -> tuple[float, float, float]:
     """Typical and largest difference of the logits over all texts, and the share of equal first choices."""
     largest = squares = size = 0.0
     equal = count = numbers = 0
@@ -187,8 +173,7 @@ def _greedy(model: nn.Module, texts: Sequence[list[int]], tokens: int) -> list[l
     from mickle.sampling.text import generate
 
     return [
-        generate(model, [text], max_tokens=tokens, decode=lambda ids: "", temperature=0.0)[0].tokens
-        for text in texts
+        generate(model, [text], max_tokens=tokens, decode=lambda ids: "", temperature=0.0)[0].tokens for text in texts
     ]
 
 

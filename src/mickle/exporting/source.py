@@ -101,9 +101,7 @@ def find_source(
     return _plain(folder, onto, base, original)
 
 
-def _journaled(
-    folder: Path, base: Path | None, original: Path | None, file: Path, to_step: int | None
-) -> Source:
+def _journaled(folder: Path, base: Path | None, original: Path | None, file: Path, to_step: int | None) -> Source:
     """A folder that is one end of a journal."""
     from mickle.models.adapters import adapter_base
     from mickle.training.journal import read_journal
@@ -121,9 +119,7 @@ def _journaled(
     return Source(folder, beneath, "dequantized", None, journal, to_step)
 
 
-def _plain(
-    folder: Path, onto: Literal["dequantized", "original"], base: Path | None, original: Path | None
-) -> Source:
+def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | None, original: Path | None) -> Source:
     """A model or an adapter."""
     from mickle.models.adapters import adapter_base, base_in_few_bits, read_settings
 
@@ -162,9 +158,7 @@ def stored_type(model: nn.Module) -> torch.dtype:
     """The type of a model's embedding: what its plain weights are stored in."""
     import torch
 
-    found = next(
-        (m.weight.dtype for m in model.modules() if isinstance(m, torch.nn.Embedding)), torch.float32
-    )
+    found = next((m.weight.dtype for m in model.modules() if isinstance(m, torch.nn.Embedding)), torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
@@ -184,8 +178,6 @@ def template_folder(source: Source) -> Path | None:
     for folder in source.files:
         settings = folder / "tokenizer_config.json"
         stated = read_json(settings, LARGEST_CONFIG) if settings.is_file() else {}
-        if (folder / "chat_template.jinja").exists() or (
-            isinstance(stated, dict) and stated.get("chat_template")
-        ):
+        if (folder / "chat_template.jinja").exists() or (isinstance(stated, dict) and stated.get("chat_template")):
             return folder
     return None

@@ -27,11 +27,7 @@ SCORES_BYTES = 2**20
 
 
 def causal_attention(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    documents: Tensor | None = None,
-    mask: Tensor | None = None,
+    queries: Tensor, keys: Tensor, values: Tensor, documents: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """softmax(q k^T / sqrt(K)) v where position t sees positions up to t, of its own document only.
 
@@ -43,9 +39,7 @@ def causal_attention(
     if torch.is_autocast_enabled(queries.device.type):
         precision = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(precision), keys.to(precision), values.to(precision)
-    needs_gradient = torch.is_grad_enabled() and (
-        queries.requires_grad or keys.requires_grad or values.requires_grad
-    )
+    needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad or values.requires_grad)
     fits = queries.device.type == "cpu" and queries.shape[1] == keys.shape[1] and queries.shape[2] >= BLOCK
     if use_plain() or torch.compiler.is_compiling() or not (fits and needs_gradient):
         return causal_attention_plain(queries, keys, values, documents, mask)
@@ -53,11 +47,7 @@ def causal_attention(
 
 
 def causal_attention_plain(
-    queries: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    documents: Tensor | None = None,
-    mask: Tensor | None = None,
+    queries: Tensor, keys: Tensor, values: Tensor, documents: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """``causal_attention`` by torch's own function."""
     shared = queries.shape[1] != keys.shape[1]
@@ -101,16 +91,10 @@ class _BlockedAttention(torch.autograd.Function):
             q, k, v, g = (_flat(t) for t in given)  # [N, T, K]
             dq, dk_out, dv_out = (t[some] for t in ours)
             # Sums over the blocks, in float32 (float64) whatever the products' precision.
-            dk, dv = (
-                torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2)
-            )
+            dk, dv = (torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
             for rows, seen, bias in _blocks(queries, None if documents is None else documents[some]):
                 # Copies that the products would make each for itself.
-                q_block, k_seen, g_block = (
-                    q[:, rows].contiguous(),
-                    k[:, seen].contiguous(),
-                    g[:, rows].contiguous(),
-                )
+                q_block, k_seen, g_block = (q[:, rows].contiguous(), k[:, seen].contiguous(), g[:, rows].contiguous())
                 probabilities = _probabilities(q_block, k_seen, bias)  # [N, block, seen]
                 dv[:, seen] += torch.bmm(probabilities.mT, g_block)
                 scores = torch.bmm(g_block, v[:, seen].mT)

@@ -26,9 +26,7 @@ def program(index_bytes: int) -> str:
         column = t.let(f"zext {kind} {t.let(f'load {kind}, ptr {at}, align {index_bytes}')} to i64")
         x = t.let(f"load float, ptr {t.let(f'getelementptr float, ptr %x, i64 {column}')}, align 4")
         gathered = t.let(f"insertelement <4 x float> {gathered}, float {x}, i32 {lane}")
-    four = t.let(
-        f"call <4 x float> @llvm.fma.v4f32(<4 x float> {quad}, <4 x float> {gathered}, <4 x float> %sum4)"
-    )
+    four = t.let(f"call <4 x float> @llvm.fma.v4f32(<4 x float> {quad}, <4 x float> {gathered}, <4 x float> %sum4)")
     return f"""
 declare <4 x float> @llvm.fma.v4f32(<4 x float>, <4 x float>, <4 x float>)
 declare float @llvm.fma.f32(float, float, float)

@@ -84,9 +84,7 @@ def product(
         else:
             bounds = pairwise(strips * piece // share for piece in range(share + 1))
             pieces = enumerate(bounds)
-            _together(
-                [(run, *first, scratch[k].ctypes.data, *ends, chunks, groups, group) for k, ends in pieces]
-            )
+            _together([(run, *first, scratch[k].ctypes.data, *ends, chunks, groups, group) for k, ends in pieces])
         if outliers is not None:
             values, columns, rows = outliers
             add = grouped_outliers.compiled(columns.element_size())

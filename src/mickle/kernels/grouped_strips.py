@@ -15,18 +15,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from mickle.kernels.assembly import (
-    BYTES,
-    FLOATS,
-    HALVES,
-    WORDS,
-    Lines,
-    compile_program,
-    constant,
-    floats,
-    has,
-    words,
-)
+from mickle.kernels.assembly import BYTES, FLOATS, HALVES, WORDS, Lines, compile_program, constant, floats, has, words
 from mickle.kernels.strips import CHUNK, STRIP, places
 
 AHEAD = 8192  # bytes of codes that are asked for before they are needed
@@ -175,9 +164,7 @@ def _turned(t: Lines, planes: str) -> str:
             for byte in range(8):
                 plane = 7 - byte
                 places_.append(12 * tile + 2 * plane + half if plane < 6 else 64)
-    matrix = t.let(
-        f"shufflevector {BYTES} {source}, {BYTES} zeroinitializer, <64 x i32> {constant('i32', places_)}"
-    )
+    matrix = t.let(f"shufflevector {BYTES} {source}, {BYTES} zeroinitializer, <64 x i32> {constant('i32', places_)}")
     lanes = constant("i8", [1 << lane if lane < 7 else -128 for _ in range(8) for lane in range(8)])
     return t.let(f"call {BYTES} @llvm.x86.vgf2p8affineqb.512({BYTES} {lanes}, {BYTES} {matrix}, i8 0)")
 
@@ -217,9 +204,7 @@ def _bytes_dot(t: Lines, codes: list[tuple[int, str]], way: int, xs: str) -> str
             found = t.let(f"shl {WORDS} {found}, {words(8)}")
         for quad, four in codes:
             x = t.splat(t.load("i32", t.after(xs, 4 * (way * quad + part))), "i32")
-            found = t.let(
-                f"call {WORDS} @llvm.x86.avx512.vpdpbusd.512({WORDS} {found}, {WORDS} {four}, {WORDS} {x})"
-            )
+            found = t.let(f"call {WORDS} @llvm.x86.avx512.vpdpbusd.512({WORDS} {found}, {WORDS} {four}, {WORDS} {x})")
         if part < way - 2:
             high, found = t.let(f"sitofp {WORDS} {found} to {FLOATS}"), "zeroinitializer"
     dot = t.let(f"sitofp {WORDS} {found} to {FLOATS}")
@@ -241,9 +226,7 @@ def _float_dot(t: Lines, codes: list[tuple[int, str]], bits: int, xs: str) -> st
 def _quad(t: Lines, loaded: list[str], quad: int, bits: int, turns: bool) -> str:
     """The codes of four columns as the four bytes of a word."""
     pieces = places(bits)[quad]
-    if (
-        turns and len(pieces) == 2
-    ):  # elsewhere it would stand in the way of the products, which it shares a unit with
+    if turns and len(pieces) == 2:  # elsewhere it would stand in the way of the products, which it shares a unit with
         first, second = (_moved(t, loaded[word], *piece) for word, *piece in pieces)
         return t.let(f"or {WORDS} {first}, {second}")
     found = []

@@ -35,13 +35,7 @@ def dense(codes: Tensor, statistics: Tensor, second: Tensor | None, outliers: Ou
     """
     strips, chunks, bits, _ = codes.shape
     out = torch.empty(outputs, inputs, dtype=dtype, device=codes.device)
-    given = (
-        codes,
-        statistics,
-        statistics if second is None else second,
-        codes if order is None else order,
-        out,
-    )
+    given = (codes, statistics, statistics if second is None else second, codes if order is None else order, out)
     sizes = outputs, inputs, chunks, statistics.shape[1], group
     how = {
         "BITS": bits, "TWO_LEVEL": second is not None, "ORDERED": order is not None, "enable_fp_fusion": False,
@@ -201,9 +195,7 @@ def _dense_outliers(  # type: ignore[no-untyped-def]
         place = done + tl.arange(0, 64)
         inside = place < end
         column = _unsigned(tl.load(columns + place, mask=inside, other=0))
-        weight = _weight(
-            codes, statistics, second, row, column, inside, chunks, groups, group, BITS, TWO_LEVEL
-        )
+        weight = _weight(codes, statistics, second, row, column, inside, chunks, groups, group, BITS, TWO_LEVEL)
         weight += tl.load(values + place, mask=inside, other=0.0).to(tl.float32)
         if ORDERED:
             column = _unsigned(tl.load(order + column, mask=inside, other=0))
@@ -226,9 +218,7 @@ def _weight(  # type: ignore[no-untyped-def]
         shift = tl.where(whole, 3 * (quad % 2), quad)
         code = _word(at + 16 * low, mask) >> (byte + shift).to(tl.uint32)
         rest = _word(at + 16 * (low + 1), mask & (quad >= 6)) >> (byte + 6).to(tl.uint32)
-        code = tl.where(
-            whole, code & 7, tl.where(quad == 6, code & 3 | (rest & 1) << 2, code & 1 | (rest & 3) << 1)
-        )
+        code = tl.where(whole, code & 7, tl.where(quad == 6, code & 3 | (rest & 1) << 2, code & 1 | (rest & 3) << 1))
     else:
         a_byte: tl.constexpr = 8 // BITS
         shift = byte + quad % a_byte * BITS

@@ -37,9 +37,7 @@ CHUNK_BYTES = 16 * 2**20
 SOFTMAX_BYTES = 2 * 2**20
 """Size of the float32 rows that exponentials are taken of at a time: they stay in a core's own cache."""
 
-_drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar(
-    "mickle_drawn_labels", default=None
-)
+_drawing: ContextVar[tuple[torch.Generator, list[Tensor]] | None] = ContextVar("mickle_drawn_labels", default=None)
 
 
 @contextmanager
@@ -63,11 +61,7 @@ def labels_are_drawn() -> bool:
 
 
 def cross_entropy(
-    hidden: Tensor,
-    weight: Tensor | None,
-    labels: Tensor,
-    ignore_index: int = IGNORE,
-    smoothing: float = 0.0,
+    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Sum of the tokens' cross-entropies, in nats, and the number of tokens in it.
 
@@ -95,11 +89,7 @@ def cross_entropy(
 
 
 def cross_entropy_plain(
-    hidden: Tensor,
-    weight: Tensor | None,
-    labels: Tensor,
-    ignore_index: int = IGNORE,
-    smoothing: float = 0.0,
+    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """``cross_entropy`` by its definition: holds all logits, can be differentiated any number of times."""
     logits = hidden if weight is None else F.linear(hidden, weight)  # [..., V]
@@ -111,11 +101,7 @@ def cross_entropy_plain(
 
 
 def sampled_cross_entropy(
-    hidden: Tensor,
-    weight: Tensor | None,
-    labels: Tensor,
-    generator: torch.Generator,
-    ignore_index: int = IGNORE,
+    hidden: Tensor, weight: Tensor | None, labels: Tensor, generator: torch.Generator, ignore_index: int = IGNORE
 ) -> tuple[Tensor, Tensor]:
     """``cross_entropy`` of labels drawn from the model's softmax wherever ``labels`` is not ``ignore_index``.
 
@@ -136,12 +122,7 @@ def sampled_cross_entropy(
 
 
 def _chunked(
-    hidden: Tensor,
-    weight: Tensor | None,
-    labels: Tensor,
-    ignore_index: int,
-    uniforms: Tensor | None,
-    smoothing: float,
+    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int, uniforms: Tensor | None, smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Flatten, keep only the tokens that count, and go through them in chunks."""
     if weight is not None and hasattr(weight, "full_tensor"):  # a DTensor that nobody has gathered
@@ -186,9 +167,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocabulary = hidden.shape[-1] if weight is None else len(weight)
         chunks = _chunks(len(labels), CHUNK_BYTES // (precision.itemsize * vocabulary))
         # One space for all chunks: fresh memory costs as much as a good part of the product that fills it.
-        space = hidden.new_empty(
-            max((c.stop - c.start for c in chunks), default=0), vocabulary, dtype=precision
-        )
+        space = hidden.new_empty(max((c.stop - c.start for c in chunks), default=0), vocabulary, dtype=precision)
         for rows in chunks:
             inputs = hidden[rows].to(precision)  # [C, D]
             logits = space[: len(inputs)]  # [C, V]
@@ -232,9 +211,7 @@ def _losses_to_gradients(
     return losses
 
 
-def _softmax_less_target(
-    logits: Tensor, targets: Tensor, counted: Tensor, smoothing: float
-) -> tuple[Tensor, Tensor]:
+def _softmax_less_target(logits: Tensor, targets: Tensor, counted: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """The losses [C] and gradients [C, V] of some rows [C, V] in float32, all of them at once.
 
     The largest probability is at least 1 / V, so its logarithm is safe and gives log-sum-exp: with z the logits and p

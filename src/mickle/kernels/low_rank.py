@@ -20,13 +20,7 @@ from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
 
 def low_rank_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    down: Tensor,
-    up: Tensor,
-    scaling: float,
-    dropout: float = 0.0,
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float, dropout: float = 0.0
 ) -> Tensor:
     """x W^T + b + scaling * dropout(x) A^T B^T; x [..., in] -> [..., out].
 
@@ -41,9 +35,7 @@ def low_rank_linear(
     return result
 
 
-def add_low_rank(
-    base: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float, dropout: float = 0.0
-) -> Tensor:
+def add_low_rank(base: Tensor, x: Tensor, down: Tensor, up: Tensor, scaling: float, dropout: float = 0.0) -> Tensor:
     """base [..., out] + scaling * dropout(x) A^T B^T in base's type; x [..., in], A `down` [r, in], B `up` [out, r].
 
     Of torch's own operations: the plain twin of `low_rank_linear`, and what runs beside a layer in few bits.

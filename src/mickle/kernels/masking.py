@@ -59,13 +59,9 @@ class Cuts(NamedTuple):
     labelled: int
 
 
-def cuts(
-    rate: float, mask_share: float, random_share: float, unit: int = TOKEN, subset: float | None = None
-) -> Cuts:
+def cuts(rate: float, mask_share: float, random_share: float, unit: int = TOKEN, subset: float | None = None) -> Cuts:
     """The numbers for a rate in [0, 1]; with ``subset``, labels stay with probability subset / rate."""
-    if not (
-        0 <= rate <= 1 and mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1 + 1e-9
-    ):
+    if not (0 <= rate <= 1 and mask_share >= 0 and random_share >= 0 and mask_share + random_share <= 1 + 1e-9):
         raise UsageError(
             f"rate {rate}, mask_share {mask_share}, random_share {random_share} are no probabilities",
             expected="a rate from 0 to 1, and shares that sum to 1 at most",
@@ -96,12 +92,7 @@ def span_start_rate(rate: float) -> float:
 
 
 def mask_tokens_plain(
-    tokens: np.ndarray,
-    samples: np.ndarray,
-    seed: int,
-    vocabulary: Vocabulary,
-    limits: Cuts,
-    unit: int = TOKEN,
+    tokens: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vocabulary, limits: Cuts, unit: int = TOKEN
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs and labels, int64 [B, T]; labels are -100 where a token is not chosen.
 
@@ -165,12 +156,7 @@ def _lengths(draws: np.ndarray) -> np.ndarray:
 
 
 def mask_tokens(
-    tokens: np.ndarray,
-    samples: np.ndarray,
-    seed: int,
-    vocabulary: Vocabulary,
-    limits: Cuts,
-    unit: int = TOKEN,
+    tokens: np.ndarray, samples: np.ndarray, seed: int, vocabulary: Vocabulary, limits: Cuts, unit: int = TOKEN
 ) -> tuple[np.ndarray, np.ndarray]:
     """:func:`mask_tokens_plain`, compiled. Raises UsageError for a token that the vocabulary does not have."""
     tokens = np.ascontiguousarray(tokens, np.int64)

@@ -112,13 +112,7 @@ DENSE = {
 
 
 def dense(
-    packed: Bytes,
-    scales: Floats,
-    block: int,
-    table: Floats,
-    out: NDArray[np.generic],
-    threads: int,
-    kind: str,
+    packed: Bytes, scales: Floats, block: int, table: Floats, out: NDArray[np.generic], threads: int, kind: str
 ) -> None:
     """Fill `out` [n]: float32, or the bits of bfloat16 as uint16, by the functions of `kind`, avx512 or avx2."""
     whole = out.size - out.size % 16

@@ -99,9 +99,7 @@ def _few_rows(  # type: ignore[no-untyped-def]
     acc = tl.zeros((ROWS,), tl.float32)
     for b in range(BLOCKS):
         block = row * BLOCKS + b
-        codes = tl.load(packed + block[:, None] * 32 + byte[None, :], mask=mask[:, None], other=0).to(
-            tl.int32
-        )
+        codes = tl.load(packed + block[:, None] * 32 + byte[None, :], mask=mask[:, None], other=0).to(tl.int32)
         even = tl.load(given + 64 * b + 2 * byte).to(tl.float32)[None, :]
         odd = tl.load(given + 64 * b + 2 * byte + 1).to(tl.float32)[None, :]
         total = tl.load(table + (codes >> 4)) * even + tl.load(table + (codes & 15)) * odd

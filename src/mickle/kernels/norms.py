@@ -57,10 +57,7 @@ class _RmsNorm(torch.autograd.Function):
         x, weight, inverse = ctx.saved_tensors
         result, weight_gradient = x.new_empty(x.shape), torch.zeros_like(weight)
         width = len(weight)
-        parts = [
-            t.reshape(-1, t.shape[-1]).split(max(1, PIECE_BYTES // (4 * width)))
-            for t in (x, inverse, gradient)
-        ]
+        parts = [t.reshape(-1, t.shape[-1]).split(max(1, PIECE_BYTES // (4 * width))) for t in (x, inverse, gradient)]
         done = 0
         for x_part, r, g in zip(*parts, strict=True):
             g = g.to(x.dtype)

@@ -207,9 +207,7 @@ def _normal_numbers(z, random):  # type: ignore[no-untyped-def]
             mantissa = mantissa + mantissa if below else mantissa
             s = (mantissa - one) / (mantissa + one)
             q = s * s
-            series = q * (
-                np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9)))
-            )
+            series = q * (np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9))))
             log = np.float32(exponent) * LOG_2 + (s + s) * (one + series)
             radius = np.sqrt(np.float32(-2) * log)
             share = np.float32(np.int32((y >> np.uint32(6)) & np.uint32(0xFFFFFF))) * np.float32(2.0**-24)
@@ -223,8 +221,7 @@ def _normal_numbers(z, random):  # type: ignore[no-untyped-def]
                 )
             )
             cosine = one + p * (
-                np.float32(-1 / 2)
-                + p * (np.float32(1 / 24) + p * (np.float32(-1 / 720) + p * np.float32(1 / 40320)))
+                np.float32(-1 / 2) + p * (np.float32(1 / 24) + p * (np.float32(-1 / 720) + p * np.float32(1 / 40320)))
             )
             odd = (y >> np.uint32(30)) & np.uint32(1)
             a = cosine if odd else sine

@@ -41,16 +41,7 @@ def _parts(moves: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @triton.jit(do_not_specialize=["key0", "key1", "name0", "name1", "count"])
 def _add(  # type: ignore[no-untyped-def]
-    weights,
-    size,
-    key0,
-    key1,
-    name0,
-    name1,
-    table,
-    count,
-    SIGNS: tl.constexpr,
-    TILE: tl.constexpr,
+    weights, size, key0, key1, name0, name1, table, count, SIGNS: tl.constexpr, TILE: tl.constexpr
 ):
     place = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = place < size

@@ -110,9 +110,7 @@ def _log(x: NDArray[np.uint32]) -> NDArray[np.float32]:
     exponent = (exponent - below - 24).astype(np.float32)
     s = (mantissa - np.float32(1)) / (mantissa + np.float32(1))
     q = s * s
-    series = q * (
-        np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9)))
-    )
+    series = q * (np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9))))
     return np.asarray(exponent * LOG_2 + (s + s) * (np.float32(1) + series), dtype=np.float32)
 
 
@@ -123,11 +121,7 @@ def _sine_and_cosine(y: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArra
     t = (share - np.float32(0.5)) * HALF_PI
     q = t * t
     sine = t + t * (
-        q
-        * (
-            np.float32(-1 / 6)
-            + q * (np.float32(1 / 120) + q * (np.float32(-1 / 5040) + q * np.float32(1 / 362880)))
-        )
+        q * (np.float32(-1 / 6) + q * (np.float32(1 / 120) + q * (np.float32(-1 / 5040) + q * np.float32(1 / 362880))))
     )
     cosine = np.float32(1) + q * (
         np.float32(-1 / 2) + q * (np.float32(1 / 24) + q * (np.float32(-1 / 720) + q * np.float32(1 / 40320)))

@@ -111,8 +111,7 @@ def _lookup_avx2(builder: Any, table: Any, codes: Any) -> Any:
     for first in (0, 8):
         index = half(codes, first)
         low, high = (
-            _call(builder, "llvm.x86.avx2.permps", eight_floats, half(table, entries), index)
-            for entries in (0, 8)
+            _call(builder, "llvm.x86.avx2.permps", eight_floats, half(table, entries), index) for entries in (0, 8)
         )
         upper = builder.icmp_signed("<", builder.shl(index, _constant(28, eight)), _constant(0, eight))
         found.append(builder.select(upper, high, low))
@@ -139,9 +138,7 @@ def _product(lookup: Any) -> Any:
                 shift = 4 * (column % 8 ^ 1)
                 codes = builder.lshr(word, _constant(shift, _words)) if shift else word
                 factor = _splat(builder, _load(builder, x, 4 * column, _f32))
-                sums[column % 4] = _multiply_add(
-                    builder, lookup(builder, values, codes), factor, sums[column % 4]
-                )
+                sums[column % 4] = _multiply_add(builder, lookup(builder, values, codes), factor, sums[column % 4])
             total = builder.fadd(builder.fadd(sums[0], sums[1]), builder.fadd(sums[2], sums[3]))
             before = _load(builder, acc, 0, _floats)
             _store(builder, _multiply_add(builder, total, _load(builder, scales, 0, _floats), before), acc)
@@ -194,9 +191,7 @@ def _scales(lookup: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             codes, lines, nested, offset, out = arguments
             index = builder.zext(_load(builder, codes, 0, ir.VectorType(ir.IntType(8), LANES)), _words)
-            signed = builder.bitcast(
-                builder.sitofp(builder.sub(index, _constant(127, _words)), _floats), _words
-            )
+            signed = builder.bitcast(builder.sitofp(builder.sub(index, _constant(127, _words)), _floats), _words)
             size = builder.bitcast(builder.and_(signed, _constant(0x7FFFFFFF, _words)), _floats)
             t = builder.fadd(size, ir.Constant(_floats, [0.5] * LANES))
             decade = builder.lshr(builder.bitcast(t, _words), _constant(23, _words))

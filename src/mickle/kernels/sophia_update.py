@@ -24,9 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BLOCK = (
-    65536  # elements a thread takes at a time: long enough to hide the hand-over, short enough to share well
-)
+_BLOCK = 65536  # elements a thread takes at a time: long enough to hide the hand-over, short enough to share well
 _PARALLEL_FROM = 2 * _BLOCK  # below this a second thread would have nothing to do
 
 
@@ -76,9 +74,7 @@ def update_foreach(many: Sequence[Tensors], rule: Rule) -> list[Tensor]:
     list.
     """
     momenta = [t.momentum for t in many]
-    curvatures = torch._foreach_mul(
-        [t.curvature for t in many], [rule.gamma * t.curvature_scale for t in many]
-    )
+    curvatures = torch._foreach_mul([t.curvature for t in many], [rule.gamma * t.curvature_scale for t in many])
     torch._foreach_mul_(momenta, rule.beta)
     torch._foreach_add_(momenta, [t.gradient for t in many], alpha=1 - rule.beta)
     updates = torch._foreach_mul(momenta, [t.momentum_scale for t in many])

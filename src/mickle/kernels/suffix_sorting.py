@@ -151,9 +151,7 @@ def _sort_valleys(text, order, counts, bucket):  # type: ignore[no-untyped-def]
             if near > 0:
                 prefetch(order, np.int64(bucket[text[near - 1]]))
         j = order[i]
-        if (
-            j > 0
-        ):  # the suffix to the left falls; entry by its own left neighbour: falling goes on, rising waits
+        if j > 0:  # the suffix to the left falls; entry by its own left neighbour: falling goes on, rising waits
             order[i] = 0
             j -= np.int32(1)
             token = text[j]
@@ -196,9 +194,7 @@ def _name_valleys(text, order, valleys):  # type: ignore[no-untyped-def]
     # Valleys are two or more apart, so half the position is a place of its own: first for the stretch's size.
     i, right = _valley_before(text, n), 0
     while i > 0:
-        order[valleys + (i >> 1)] = (
-            right - i + 1 if right else 0
-        )  # the last one, up to the end, equals no other
+        order[valleys + (i >> 1)] = right - i + 1 if right else 0  # the last one, up to the end, equals no other
         i, right = _valley_before(text, i), i
     names, before, size_before = 0, 0, -1
     for place in range(valleys):

@@ -83,10 +83,7 @@ def link_windows(
     parts = np.asarray(parts, dtype=np.int64)
     cuts = _stretches(tokens, order, parts, length, threads)
     with ThreadPoolExecutor(threads) as pool:
-        walks = [
-            pool.submit(_walk, tokens, order, parts, low, high, length, others)
-            for low, high in pairwise(cuts)
-        ]
+        walks = [pool.submit(_walk, tokens, order, parts, low, high, length, others) for low, high in pairwise(cuts)]
         for walk in walks:
             walk.result()
     _resolve(others)
@@ -113,9 +110,7 @@ def _stretches(
 # At the top of the module, where numba's cache finds them again: nested ones are compiled in every process.
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-_inline = numba.njit(
-    inline="always"
-)  # a call would count references to its arrays, which costs more than it does
+_inline = numba.njit(inline="always")  # a call would count references to its arrays, which costs more than it does
 
 
 @_jit
@@ -141,9 +136,7 @@ def _agree(tokens, a, b, length):  # type: ignore[no-untyped-def]
 def _same(tokens, a, b, length):  # type: ignore[no-untyped-def]
     """Whether two windows are whole and equal. Neighbours begin alike: the end tells them apart soonest."""
     end = length - 1
-    return (
-        max(a, b) + end < tokens.size and tokens[a + end] == tokens[b + end] and _agree(tokens, a, b, length)
-    )
+    return max(a, b) + end < tokens.size and tokens[a + end] == tokens[b + end] and _agree(tokens, a, b, length)
 
 
 @_jit

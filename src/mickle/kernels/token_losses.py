@@ -40,9 +40,7 @@ def token_losses(hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_i
         weight = weight.full_tensor()
     counted = labels != ignore_index  # masked-token training leaves most positions out
     every = bool(counted.all())
-    hidden, labels = (
-        (hidden.flatten(0, -2), labels.flatten()) if every else (hidden[counted], labels[counted])
-    )
+    hidden, labels = (hidden.flatten(0, -2), labels.flatten()) if every else (hidden[counted], labels[counted])
     wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
     precision = hidden.dtype if weight is None else losses._product_precision(hidden)
     function = _TokenLosses.apply if wanted and torch.is_grad_enabled() else _without_gradient
@@ -51,9 +49,7 @@ def token_losses(hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_i
     return found.new_zeros(counted.shape).masked_scatter(counted, found)
 
 
-def token_losses_plain(
-    hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE
-) -> Tensor:
+def token_losses_plain(hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
     """``token_losses`` by its definition: can be differentiated any number of times."""
     logits = hidden if weight is None else F.linear(hidden, weight)  # [..., V]
     logits = logits.reshape(-1, logits.shape[-1]).to(losses._wide(logits.dtype))  # [N, V]
@@ -65,9 +61,7 @@ class _TokenLosses(torch.autograd.Function):
     """hidden [N, D], weight [V, D] or None, labels [N], all of which count -> losses [N]."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype) -> Tensor:
         inputs = hidden.to(precision)  # [N, D]
         matrix = None if weight is None else weight.to(precision)
         vocabulary = hidden.shape[-1] if weight is None else len(weight)
@@ -99,9 +93,7 @@ class _TokenLosses(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None
 
 
-def _without_gradient(
-    hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype
-) -> Tensor:
+def _without_gradient(hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype) -> Tensor:
     """The same losses [N], one chunk's logits at a time."""
     inputs = hidden.to(precision)
     matrix = None if weight is None else weight.to(precision)

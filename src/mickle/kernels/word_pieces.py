@@ -24,9 +24,7 @@ UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3
 UNSPACED += "\U00020000-\U0003ffff"
 CLASSES = (rf"[^\W\d_{UNSPACED}]", r"\d", r"[^\w\s]|_", r"\s", rf"(?=[^\W\d_])[{UNSPACED}]")
 LETTER, DIGIT, SIGN, SPACE, ALONE = range(5)
-PIECE = re.compile(
-    " ?(?:{0})+| ?(?:{1})+| ?(?:{2})+| ?{4}|{3}+(?= {any})|{3}+".format(*CLASSES, any=r"\S"),
-)
+PIECE = re.compile(" ?(?:{0})+| ?(?:{1})+| ?(?:{2})+| ?{4}|{3}+(?= {any})|{3}+".format(*CLASSES, any=r"\S"))
 
 START, MULTIPLIER = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 _MASK = (1 << 64) - 1

@@ -16,32 +16,9 @@ ADAPTER = "adapter_config.json"
 KINDS = ("LORA", "PREFIX_TUNING")
 # Settings that say how an adapter was begun or is held, not what it computes.
 HARMLESS = {
-    *(
-        "peft_type",
-        "base_model_name_or_path",
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "use_rslora",
-        "rank_pattern",
-    ),
-    *(
-        "alpha_pattern",
-        "target_modules",
-        "task_type",
-        "bias",
-        "init_lora_weights",
-        "fan_in_fan_out",
-        "auto_mapping",
-    ),
-    *(
-        "revision",
-        "inference_mode",
-        "peft_version",
-        "exclude_modules",
-        "layers_to_transform",
-        "layers_pattern",
-    ),
+    *("peft_type", "base_model_name_or_path", "r", "lora_alpha", "lora_dropout", "use_rslora", "rank_pattern"),
+    *("alpha_pattern", "target_modules", "task_type", "bias", "init_lora_weights", "fan_in_fan_out", "auto_mapping"),
+    *("revision", "inference_mode", "peft_version", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
     *("runtime_config", "ensure_weight_tying", "dora_ephemeral_gpu_offload"),
 }
@@ -82,9 +59,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     path = folder_check.regular_file(folder, ADAPTER)
     values = storage.read_json(path, folder_check.LARGEST_CONFIG)
     if not isinstance(values, dict) or not isinstance(values.get("peft_type"), str):
-        raise UsageError(
-            "adapter names no peft_type", where=str(path), expected="a JSON object as PEFT writes it"
-        )
+        raise UsageError("adapter names no peft_type", where=str(path), expected="a JSON object as PEFT writes it")
     if values["peft_type"] not in KINDS:
         raise UsageError(
             f"adapter is of the kind {values['peft_type'][:40]!r}",
@@ -100,13 +75,9 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
     for key, value in values.items():
         if value and (key in VARIANTS or key not in HARMLESS):
             what = VARIANTS.get(key, f"a setting that Mickle does not know, {key[:60]!r}")
-            raise UsageError(
-                f"adapter uses {what}", where=str(path), todo="merge it with PEFT, then use that folder"
-            )
+            raise UsageError(f"adapter uses {what}", where=str(path), todo="merge it with PEFT, then use that folder")
     if values.get("bias", "none") != "none":
-        raise UsageError(
-            f"adapter trains biases (bias {str(values['bias'])[:20]!r})", where=str(path), expected="none"
-        )
+        raise UsageError(f"adapter trains biases (bias {str(values['bias'])[:20]!r})", where=str(path), expected="none")
     start = values.get("init_lora_weights", True)
     if not any(start is one or (isinstance(one, str) and start == one) for one in STARTS):
         raise UsageError(
@@ -120,9 +91,7 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
         alpha=_number(values.get("lora_alpha"), "lora_alpha", path),
         dropout=_share(values.get("lora_dropout", 0.0), path),
         rslora=_yes(values.get("use_rslora", False), path),
-        rank_pattern={
-            k: _whole(v, "rank_pattern", path) for k, v in _patterns(values, "rank_pattern", path).items()
-        },
+        rank_pattern={k: _whole(v, "rank_pattern", path) for k, v in _patterns(values, "rank_pattern", path).items()},
         alpha_pattern={
             k: _number(v, "alpha_pattern", path) for k, v in _patterns(values, "alpha_pattern", path).items()
         },
@@ -148,9 +117,7 @@ def _patterns(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 def _whole(value: Any, key: str, path: Path) -> int:
     if type(value) is not int or not 1 <= value <= 1 << 16:
-        raise UsageError(
-            f"{key} is {str(value)[:40]}", where=str(path), expected="a whole number, at least 1"
-        )
+        raise UsageError(f"{key} is {str(value)[:40]}", where=str(path), expected="a whole number, at least 1")
     return value
 
 
@@ -162,9 +129,7 @@ def _number(value: Any, key: str, path: Path) -> float:
 
 def _share(value: Any, path: Path) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UsageError(
-            f"lora_dropout is {str(value)[:40]}", where=str(path), expected="at least 0, below 1"
-        )
+        raise UsageError(f"lora_dropout is {str(value)[:40]}", where=str(path), expected="at least 0, below 1")
     return float(value)
 
 

@@ -22,14 +22,7 @@ from mickle.errors import UsageError
 from mickle.models import folder_check
 from mickle.models.adapter_settings import ADAPTER, AdapterSettings, plain_lora, read_settings
 from mickle.models.folder import open_model
-from mickle.models.linear_layers import (
-    features,
-    folder_layer_name,
-    is_conv1d,
-    is_linear,
-    linear_layers,
-    replace_layer,
-)
+from mickle.models.linear_layers import features, folder_layer_name, is_conv1d, is_linear, linear_layers, replace_layer
 from mickle.models.lora import LoraLinear, lora_layers, matched
 from mickle.models.safetensors_check import TensorEntry, read_header, refuse_not_finite
 
@@ -39,11 +32,7 @@ ENDINGS = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight"}
 
 
 def save_adapter(
-    model: nn.Module,
-    folder: Path,
-    base: Path,
-    tokenizer: Any = None,
-    quantization: Mapping[str, Any] | None = None,
+    model: nn.Module, folder: Path, base: Path, tokenizer: Any = None, quantization: Mapping[str, Any] | None = None
 ) -> None:
     """Write the adapters of `model` into `folder`, as PEFT does; `base` is the folder of the model beneath.
 
@@ -54,9 +43,7 @@ def save_adapter(
     folder, base = Path(folder), Path(base).resolve()
     layers = lora_layers(model)
     if not layers:
-        raise UsageError(
-            "the model has no adapters to save", todo="attach them first: models.lora.attach_lora"
-        )
+        raise UsageError("the model has no adapters to save", todo="attach them first: models.lora.attach_lora")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{PREFIX}{name}{ENDINGS[part]}": getattr(layer, part).detach()

@@ -163,10 +163,7 @@ def _more_than_ours(values: dict[str, Any], rope: dict[str, Any]) -> bool:
         or values.get("use_sliding_window")
         or set(values.get("layer_types") or []) - {"full_attention"}
         or values.get("hidden_act", "silu") != "silu"
-        or (
-            values["model_type"] == "mixtral"
-            and (values.get("sliding_window") or values.get("router_jitter_noise"))
-        )
+        or (values["model_type"] == "mixtral" and (values.get("sliding_window") or values.get("router_jitter_noise")))
     )
 
 

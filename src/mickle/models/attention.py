@@ -47,18 +47,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, sight: Sight, cache: KeyValueCache | None) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
         batch, length, _ = x.shape
-        queries = (
-            self.q_proj(x).view(batch, length, self.heads, self.head_width).transpose(1, 2)
-        )  # [B, H, T, K]
-        keys = (
-            self.k_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
-        )  # [B, G, T, K]
+        queries = self.q_proj(x).view(batch, length, self.heads, self.head_width).transpose(1, 2)  # [B, H, T, K]
+        keys = self.k_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)  # [B, G, T, K]
         values = self.v_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
         if self.scheme == "rotary" and sight.rotation is not None:
-            queries, keys = (
-                positions.rotate(queries, *sight.rotation),
-                positions.rotate(keys, *sight.rotation),
-            )
+            queries, keys = (positions.rotate(queries, *sight.rotation), positions.rotate(keys, *sight.rotation))
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # [B, G, S, K]
         mask = sight.masks.get(self.scheme, sight.masks[""])

@@ -59,9 +59,7 @@ def open_blocks(path: Path) -> Blocks:
     files = folder_check.inspect_folder(path)
     if "quantization_config" in files.config:
         raise UsageError(
-            "the model's weights are in few bits already",
-            where=str(path),
-            todo="name the model it was made from",
+            "the model's weights are in few bits already", where=str(path), todo="name the model it was made from"
         )
     shape = folder.decoder_shape(files.config, files.folder)
     if shape is None:
@@ -73,9 +71,7 @@ def open_blocks(path: Path) -> Blocks:
         frame = Decoder(shape).eval()
     state = {name: architectures.folder_name(shape, name) for name in frame.state_dict()}
     outside = {name: there for name, there in state.items() if not name.startswith("layers.")}
-    frame.load_state_dict(
-        {n: read_tensor(files, t).float() for n, t in outside.items()}, assign=True, strict=False
-    )
+    frame.load_state_dict({n: read_tensor(files, t).float() for n, t in outside.items()}, assign=True, strict=False)
     return Blocks(files, frame, frame.layers, _layers_of(frame, frame.layers), whole=False)
 
 
@@ -208,9 +204,7 @@ def _is_chain(blocks: Blocks, ids: Tensor) -> bool:
             for handle in handles:
                 handle.remove()
         joined = pairwise(seen)
-        blocks.chained = len(seen) == len(blocks) and all(
-            torch.equal(out, into) for (_, out), (into, _) in joined
-        )
+        blocks.chained = len(seen) == len(blocks) and all(torch.equal(out, into) for (_, out), (into, _) in joined)
     return blocks.chained
 
 
@@ -234,9 +228,7 @@ def _give_all(blocks: Blocks, ids: Tensor) -> None:
             handle.remove()
 
 
-def _split(
-    arguments: tuple[Any, ...], named: dict[str, Any]
-) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+def _split(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
     """The hidden states of a block's call, and the rest of it."""
     if arguments:
         return arguments[0], arguments[1:], named

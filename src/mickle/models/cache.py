@@ -26,9 +26,7 @@ class KeyValueCache:
         """Keys and values [B, G, S, K] that a layer holds."""
         return self._layers[number]
 
-    def extend_documents(
-        self, documents: Tensor | None, rows: int, new: int, device: torch.device
-    ) -> Tensor | None:
+    def extend_documents(self, documents: Tensor | None, rows: int, new: int, device: torch.device) -> Tensor | None:
         """Append the document ids [B, T] of `new` tokens and return all: [B, S], or None for one document a
         row.
 

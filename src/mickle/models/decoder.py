@@ -208,9 +208,7 @@ class Decoder(nn.Module):
             x = x + (config.initial_std * positions.sinusoidal_table(at, config.width)).to(x.dtype)
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
-    def _look(
-        self, input_ids: Tensor, documents: Tensor | None, cache: KeyValueCache | None
-    ) -> tuple[Sight, Tensor]:
+    def _look(self, input_ids: Tensor, documents: Tensor | None, cache: KeyValueCache | None) -> tuple[Sight, Tensor]:
         """What all layers share, computed once, and the position of each token: [T] or [B, T]."""
         config, device = self.config, input_ids.device
         batch, length = input_ids.shape
@@ -222,9 +220,7 @@ class Decoder(nn.Module):
         places = torch.arange(seen + length, device=device)  # [S]
         at = (places if documents is None else _restarted(places, documents))[..., seen:]
         plain = documents is None and (not seen or length == 1)
-        masks: dict[str, Tensor | None] = {
-            "": None if plain else self._visible(places[seen:], places, documents)
-        }
+        masks: dict[str, Tensor | None] = {"": None if plain else self._visible(places[seen:], places, documents)}
         for scheme in {"alibi", "t5"}.intersection(config.schemes):
             bias = self._bias(scheme, places[seen:], places)  # [H, T, S]
             masks[scheme] = bias.masked_fill(~self._visible(places[seen:], places, documents), -math.inf)
@@ -238,9 +234,7 @@ class Decoder(nn.Module):
 
     def _visible(self, queries: Tensor, keys: Tensor, documents: Tensor | None) -> Tensor:
         """Which key places [S] each query place [T] sees: [T, S], or [B, 1, T, S] with documents [B, S]."""
-        visible = (
-            keys <= queries[:, None] if self.config.causal else torch.ones_like(keys <= queries[:, None])
-        )
+        visible = keys <= queries[:, None] if self.config.causal else torch.ones_like(keys <= queries[:, None])
         if documents is not None:
             same = documents[:, -len(queries) :, None] == documents[:, None, :]  # [B, T, S]
             visible = (visible & same)[:, None]

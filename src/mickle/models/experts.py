@@ -58,9 +58,7 @@ class Experts(nn.Module):
         self.experts = nn.ModuleDict({str(expert): FeedForward(config) for expert in range(config.experts)})
         self._tokens = [0] * config.experts  # that each expert got in the latest pass
 
-    def forward(
-        self, x: Tensor, documents: Tensor | None = None, balances: list[Tensor] | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, documents: Tensor | None = None, balances: list[Tensor] | None = None) -> Tensor:
         """x [B, T, D] -> [B, T, D].
 
         The layer's balance is appended to `balances`; padding, where `documents` [B, T] are below 0, has no part in it.

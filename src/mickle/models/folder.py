@@ -136,9 +136,7 @@ def untrained(model: nn.Module, seed: int) -> nn.Module:
 
 def _save_decoder(model: Decoder, folder: Path, marks: dict[str, str], tokenizer: Any) -> None:
     """Weights first, settings last."""
-    tensors = {
-        architectures.folder_name(model.config, name): tensor for name, tensor in model.state_dict().items()
-    }
+    tensors = {architectures.folder_name(model.config, name): tensor for name, tensor in model.state_dict().items()}
     refuse_not_finite(tensors, folder)
     storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
     ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
@@ -166,10 +164,7 @@ def _folder_tensors(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, ..
     """For each weight of a decoder, its name in the folder and its shape."""
     with torch.device("meta"):
         weights = Decoder(config).state_dict()
-    return {
-        name: (architectures.folder_name(config, name), tuple(weight.shape))
-        for name, weight in weights.items()
-    }
+    return {name: (architectures.folder_name(config, name), tuple(weight.shape)) for name, weight in weights.items()}
 
 
 def refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None:
@@ -193,9 +188,7 @@ def refuse_misfit(config: DecoderConfig, files: folder_check.ModelFiles) -> None
     missing = sorted(wanted.keys() - files.tensors.keys())
     if missing or extra:
         name = missing[0] if missing else sorted(extra)[0]
-        raise UsageError(
-            f"weights {'lack' if missing else 'have an unknown'} tensor {name[:100]!r}", where=where
-        )
+        raise UsageError(f"weights {'lack' if missing else 'have an unknown'} tensor {name[:100]!r}", where=where)
     for name, shape in wanted.items():
         found = files.tensors[name][1]
         if found.shape != shape or found.dtype not in ("F32", "F16", "BF16", "F64"):

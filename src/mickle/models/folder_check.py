@@ -78,9 +78,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = regular_file(folder, CONFIG)
     config = read_json(path, LARGEST_CONFIG)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
-        raise UsageError(
-            "config names no model_type", where=str(path), expected="a JSON object with model_type"
-        )
+        raise UsageError("config names no model_type", where=str(path), expected="a JSON object with model_type")
     _check_values(config, path)
     return config
 
@@ -89,9 +87,7 @@ def regular_file(folder: Path, name: str) -> Path:
     """The path of a plain file that belongs to the folder, links resolved as the module says."""
     path = folder / name
     if not path.exists():
-        raise UsageError(
-            f"model folder lacks {name}", where=str(folder), todo="fetch or write the folder again"
-        )
+        raise UsageError(f"model folder lacks {name}", where=str(folder), todo="fetch or write the folder again")
     target = path.resolve()
     home = folder.resolve()
     allowed = [home]
@@ -124,9 +120,7 @@ def check_tokenizer(folder: Path) -> Path:
                 expected=f"at most {MOST_TOKENS:,} entries",
             )
     if (folder / "chat_template.jinja").exists():
-        _check_template(
-            regular_file(folder, "chat_template.jinja").stat().st_size, folder / "chat_template.jinja"
-        )
+        _check_template(regular_file(folder, "chat_template.jinja").stat().st_size, folder / "chat_template.jinja")
     if (folder / "tokenizer_config.json").exists():
         settings = read_json(regular_file(folder, "tokenizer_config.json"), LARGEST_CONFIG)
         if not isinstance(settings, dict):
@@ -138,9 +132,7 @@ def check_tokenizer(folder: Path) -> Path:
 
 def _check_template(size: int, path: Path) -> None:
     if size > LARGEST_TEMPLATE:
-        raise UsageError(
-            f"chat template has {size:,} bytes", where=str(path), expected=f"at most {LARGEST_TEMPLATE:,}"
-        )
+        raise UsageError(f"chat template has {size:,} bytes", where=str(path), expected=f"at most {LARGEST_TEMPLATE:,}")
 
 
 def _refuse_code(values: dict[str, Any], path: Path) -> None:
@@ -166,20 +158,11 @@ def _check_values(value: Any, path: Path, name: str = "", depth: int = 0) -> Non
         for item in value:
             _check_values(item, path, name, depth + 1)
     elif isinstance(value, str):
-        if "attn_implementation" in name and value not in (
-            "eager",
-            "sdpa",
-            "flash_attention_2",
-            "flex_attention",
-        ):
-            raise UsageError(
-                f"config asks for attention code from elsewhere: {value[:60]!r}", where=f"{path}, {name}"
-            )
+        if "attn_implementation" in name and value not in ("eager", "sdpa", "flash_attention_2", "flex_attention"):
+            raise UsageError(f"config asks for attention code from elsewhere: {value[:60]!r}", where=f"{path}, {name}")
     elif SIZE_NAME.search(name) and isinstance(value, (int, float)) and abs(value) > LARGEST_DIMENSION:
         raise UsageError(
-            f"config claims {name[:60]} = {value:.3g}",
-            where=str(path),
-            expected=f"at most {LARGEST_DIMENSION:,}",
+            f"config claims {name[:60]} = {value:.3g}", where=str(path), expected=f"at most {LARGEST_DIMENSION:,}"
         )
 
 
@@ -188,12 +171,9 @@ def _check_layers(config: dict[str, Any], tensors: int, path: Path) -> None:
     for name, value in config.items():
         if isinstance(value, dict):
             _check_layers(value, tensors, path)
-        elif (
-            LAYER_NAME.search(name) and isinstance(value, (int, float)) and value > min(tensors, MOST_LAYERS)
-        ):
+        elif LAYER_NAME.search(name) and isinstance(value, (int, float)) and value > min(tensors, MOST_LAYERS):
             raise UsageError(
-                f"config claims {value:,} layers ({name}), the weights hold {tensors:,} tensors",
-                where=str(path),
+                f"config claims {value:,} layers ({name}), the weights hold {tensors:,} tensors", where=str(path)
             )
 
 
@@ -221,9 +201,7 @@ def _find_tensors(folder: Path) -> dict[str, tuple[Path, TensorEntry]]:
     for shard in sorted(set(shards.values())):
         if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", shard, re.ASCII) or shard.startswith("."):
             raise UsageError(
-                f"index names a shard {shard[:80]!r}",
-                where=str(index),
-                expected="a .safetensors file beside it",
+                f"index names a shard {shard[:80]!r}", where=str(index), expected="a .safetensors file beside it"
             )
         path = regular_file(folder, shard)
         for name, entry in read_header(path).items():

@@ -24,9 +24,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     output = _output_layer(model)
-    routers = {
-        id(m.gate) for m in model.modules() if isinstance(m, Experts)
-    }  # read by their weight, never called
+    routers = {id(m.gate) for m in model.modules() if isinstance(m, Experts)}  # read by their weight, never called
     found: dict[str, nn.Module] = {}
     inside: str | None = None
     for name, module in model.named_modules():

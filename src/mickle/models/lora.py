@@ -161,9 +161,7 @@ def merge_lora(
     `rounding` above `change` drowns what was learned. Raises UsageError for a weight that does not fit its layer.
     """
     figures = {}
-    plain = dtype or next(
-        (m.weight.dtype for m in model.modules() if isinstance(m, nn.Embedding)), torch.float32
-    )
+    plain = dtype or next((m.weight.dtype for m in model.modules() if isinstance(m, nn.Embedding)), torch.float32)
     for name, layer in linear_layers(model).items():
         adapted = isinstance(layer, LoraLinear)
         inner: nn.Module = layer.base_layer if isinstance(layer, LoraLinear) else layer
@@ -192,9 +190,7 @@ def _fitting(onto: Mapping[str, Tensor], name: str, like: Tensor) -> Tensor:
     """The weight of a layer among `onto`, on the device of the one it stands for."""
     if name not in onto or onto[name].shape != like.shape:
         found = f"of shape {list(onto[name].shape)}" if name in onto else "missing"
-        raise UsageError(
-            f"weight of {name[:120]!r} to merge onto is {found}", expected=f"of {list(like.shape)}"
-        )
+        raise UsageError(f"weight of {name[:120]!r} to merge onto is {found}", expected=f"of {list(like.shape)}")
     return onto[name].to(like.device)
 
 

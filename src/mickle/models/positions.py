@@ -42,8 +42,7 @@ def schemes_of_layers(position: str | Sequence[str], layers: int) -> tuple[str, 
             raise UsageError(f"unknown position scheme {name!r}", expected=", ".join(get_args(Position)))
     if len(names) != layers:
         raise UsageError(
-            f"{len(names)} position schemes are given for {layers} layers",
-            expected="one name, or one for each layer",
+            f"{len(names)} position schemes are given for {layers} layers", expected="one name, or one for each layer"
         )
     if AT_EMBEDDING.intersection(names) and len(set(names)) > 1:
         raise UsageError(
@@ -121,9 +120,7 @@ def t5_bucket(
         buckets //= 2
         offset, distance = torch.where(distance < 0, buckets, 0), distance.abs()
     exact = buckets // 2
-    steps = (
-        torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
-    )
+    steps = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact) * (buckets - exact)
     logarithmic = (exact + steps.long()).clamp(max=buckets - 1)
     return offset + torch.where(distance < exact, distance, logarithmic)
 

@@ -100,9 +100,7 @@ class PrefixedModel(nn.Module):
         ids = input_ids[rows, columns] * mask
         # The head gets the chosen tokens' states in the order of the batch: as they stand there, row by row.
         if positions is not None:
-            return self._positioned(
-                ids, apart, positions[rows, columns] & mask, documents[positions] >= 0, head
-            )
+            return self._positioned(ids, apart, positions[rows, columns] & mask, documents[positions] >= 0, head)
 
         def gathered(hidden: Tensor, weight: Tensor | None) -> Any:
             flat = hidden.new_zeros(*input_ids.shape, hidden.shape[-1])
@@ -118,9 +116,7 @@ class PrefixedModel(nn.Module):
         return self._read(ids, apart, chosen, gathered)
 
     def _read(self, ids: Tensor, documents: Tensor, positions: Tensor | None, head: Head) -> Any:
-        return self.base(
-            ids, documents=documents, cache=self._filled(len(ids)), positions=positions, head=head
-        )
+        return self.base(ids, documents=documents, cache=self._filled(len(ids)), positions=positions, head=head)
 
     def _continue(
         self, ids: Tensor, documents: Tensor | None, cache: PrefixCache, positions: Tensor | None, head: Head
@@ -167,9 +163,7 @@ class PrefixedModel(nn.Module):
 
 
 @torch.no_grad()
-def attach_prefix(
-    model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor | None = None
-) -> PrefixedModel:
+def attach_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor | None = None) -> PrefixedModel:
     """The model, frozen, with a fresh prefix: the keys and values of `ids` [tokens], or of tokens drawn by `seed`.
 
     UsageError where the architecture keeps no keys and values of all layers alike.
@@ -180,9 +174,7 @@ def attach_prefix(
         raise UsageError(f"a prefix of {tokens} tokens", expected=f"1 to {MOST_TOKENS}")
     limit = model.length_limit
     if limit is not None and tokens >= limit:
-        raise UsageError(
-            f"a prefix of {tokens} tokens leaves no room for text", expected=f"fewer than {limit}"
-        )
+        raise UsageError(f"a prefix of {tokens} tokens leaves no room for text", expected=f"fewer than {limit}")
     device = next(model.parameters()).device
     if ids is None:
         ids = torch.randint(model.vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
@@ -209,11 +201,7 @@ def save_prefix(model: PrefixedModel, folder: Path, base: Path, tokenizer: Any =
     prefix = model.prefix.detach()
     refuse_not_finite({TENSOR: prefix}, folder)
     storage.save_tensors(folder / WEIGHTS, {TENSOR: prefix}, {"format": "pt"})
-    note = {
-        "path": os.path.relpath(base, folder.resolve()),
-        "weights": weights_digest(base),
-        "quantization": None,
-    }
+    note = {"path": os.path.relpath(base, folder.resolve()), "weights": weights_digest(base), "quantization": None}
     storage.write_json(folder / BASE, note)
     if hasattr(tokenizer, "start"):
         tokenizer.save(folder)
@@ -243,12 +231,8 @@ def open_prefix(
     folder = Path(folder)
     where = str(folder / SETTINGS)
     if values.get("prefix_projection"):
-        raise UsageError(
-            "this prefix is made by a network (prefix_projection)", where=where, todo="save it without"
-        )
-    numbers = [
-        values.get(name) for name in ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")
-    ]
+        raise UsageError("this prefix is made by a network (prefix_projection)", where=where, todo="save it without")
+    numbers = [values.get(name) for name in ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")]
     if any(type(n) is not int or not 1 <= n <= 1 << 20 for n in numbers):
         raise UsageError("this prefix has no whole numbers of tokens, layers, heads and width", where=where)
     tokens, layers, heads, width = (int(n) for n in numbers if n is not None)
@@ -257,9 +241,7 @@ def open_prefix(
     path = folder_check.regular_file(folder, WEIGHTS)
     found, shape = read_header(path).get(TENSOR), (tokens, 2 * layers * width)
     if found is None or found.shape != shape or found.dtype not in ("F32", "F16", "BF16"):
-        raise UsageError(
-            f"this adapter holds no prefix of shape {list(shape)}", where=str(path), expected=TENSOR
-        )
+        raise UsageError(f"this adapter holds no prefix of shape {list(shape)}", where=str(path), expected=TENSOR)
     tensors = storage.load_tensors(path)
     refuse_not_finite(tensors, folder)
     model = open_model(base, dtype, device)
@@ -288,11 +270,7 @@ def _keys_and_values(model: Decoder | WrappedModel, ids: Tensor) -> list[tuple[T
     layers = getattr(cache.past, "layers", None)
     pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers or []]
     found = [(k, v) for k, v in pairs if isinstance(k, Tensor) and isinstance(v, Tensor) and k.dim() == 4]
-    if (
-        not found
-        or len(found) != len(pairs)
-        or any("Sliding" in type(layer).__name__ for layer in layers or [])
-    ):
+    if not found or len(found) != len(pairs) or any("Sliding" in type(layer).__name__ for layer in layers or []):
         raise _no_keys(model)
     return found
 

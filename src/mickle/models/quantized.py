@@ -137,10 +137,7 @@ def quantization_settings(model: nn.Module) -> dict[str, Any]:
     """The `quantization_config` of a model's folder. UsageError where its layers are stored in several ways."""
     layers = quantized_layers(model)
     kinds = {
-        (
-            layer.method,
-            *((layer.code, layer.nested is not None) if isinstance(layer, NF4Linear) else ()),
-        ): layer
+        (layer.method, *((layer.code, layer.nested is not None) if isinstance(layer, NF4Linear) else ())): layer
         for layer in layers.values()
     }
     if len(kinds) != 1:
@@ -150,10 +147,7 @@ def quantization_settings(model: nn.Module) -> dict[str, Any]:
         )
     first = next(iter(kinds.values()))
     if not isinstance(first, NF4Linear):
-        return {
-            "quant_method": first.method,
-            "layers": {name: layer.settings() for name, layer in layers.items()},
-        }
+        return {"quant_method": first.method, "layers": {name: layer.settings() for name, layer in layers.items()}}
     compute = str(next(model.parameters()).dtype).removeprefix("torch.")
     return {
         "quant_method": first.method,
@@ -212,9 +206,7 @@ def _place(model: nn.Module, layers: Mapping[str, QuantizedLinear], where: str) 
             continue
         bias = getattr(home, "bias", None)
         shape = home.weight.T.shape if is_conv1d(home) else home.weight.shape
-        fits = tuple(shape) == (layer.out_features, layer.in_features) and (bias is None) == (
-            layer.bias is None
-        )
+        fits = tuple(shape) == (layer.out_features, layer.in_features) and (bias is None) == (layer.bias is None)
         if not fits or (bias is not None and layer.bias is not None and bias.shape != layer.bias.shape):
             raise UsageError(
                 f"layer {name[:120]!r} is stored as {layer.out_features} x {layer.in_features}",

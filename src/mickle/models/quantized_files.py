@@ -44,12 +44,8 @@ def _checked_settings(files: ModelFiles) -> dict[str, Any]:
     settings = files.config[SETTINGS]
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if method == "bitsandbytes":
-        if settings.get("load_in_8bit") or not settings.get(
-            "load_in_4bit", settings.get("_load_in_4bit", True)
-        ):
-            raise UsageError(
-                "weights in 8 bits cannot be opened", where=where, todo="use the unquantized folder"
-            )
+        if settings.get("load_in_8bit") or not settings.get("load_in_4bit", settings.get("_load_in_4bit", True)):
+            raise UsageError("weights in 8 bits cannot be opened", where=where, todo="use the unquantized folder")
     elif method != "mickle-grouped":
         raise UsageError(
             f"weights stored by the method {str(method)[:60]!r} cannot be opened",
@@ -103,10 +99,7 @@ def _without_parts(tensors: dict[str, Tensor], layers: Mapping[str, QuantizedLin
         part
         for name, layer in layers.items()
         for part in (
-            *(
-                f"{name}.weight{end}"
-                for end in ("", *(f".{p}" for p in PARTS), *(STATE + c for c in WRITTEN))
-            ),
+            *(f"{name}.weight{end}" for end in ("", *(f".{p}" for p in PARTS), *(STATE + c for c in WRITTEN))),
             *(() if isinstance(layer, NF4Linear) else layer.tensors(name)),
         )
     }
@@ -120,8 +113,5 @@ def _as_dense(
     entries = {name: files.tensors[name] for name in rest}
     for name, layer in layers.items():
         shape = layer.out_features, layer.in_features
-        entries[f"{name}.weight"] = (
-            files.folder / WEIGHTS,
-            TensorEntry("F32", shape, 0, 4 * shape[0] * shape[1]),
-        )
+        entries[f"{name}.weight"] = (files.folder / WEIGHTS, TensorEntry("F32", shape, 0, 4 * shape[0] * shape[1]))
     return entries

@@ -131,18 +131,11 @@ def _check_tiling(entries: dict[str, TensorEntry], data: int, path: Path) -> Non
     reached = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
         if entry.start != reached:
-            _refuse(
-                path,
-                f"tensor {name[:100]!r} starts at byte {entry.start:,}, the one before ends at {reached:,}",
-            )
+            _refuse(path, f"tensor {name[:100]!r} starts at byte {entry.start:,}, the one before ends at {reached:,}")
         reached = entry.end
     if reached != data:
-        _refuse(
-            path, f"tensors end at byte {reached:,} of {data:,}: the file is cut, or something hides in it"
-        )
+        _refuse(path, f"tensors end at byte {reached:,} of {data:,}: the file is cut, or something hides in it")
 
 
 def _refuse(path: Path, what: str) -> NoReturn:
-    raise UsageError(
-        f"not a sound safetensors file: {what}", where=str(path), todo="fetch or write the file again"
-    )
+    raise UsageError(f"not a sound safetensors file: {what}", where=str(path), todo="fetch or write the file again")

@@ -111,9 +111,7 @@ class DecoderConfig:
         return embeddings + learned + t5 + norms + self.layers * (attention + feed_forward + router)
 
     @classmethod
-    def for_size(
-        cls, size: str | int, vocab_size: int, max_length: int = 512, **settings: Any
-    ) -> "DecoderConfig":
+    def for_size(cls, size: str | int, vocab_size: int, max_length: int = 512, **settings: Any) -> "DecoderConfig":
         """The decoder whose parameter count, embeddings included, is nearest to `size`.
 
         `size` is a name in SIZES or a number of parameters. The one free number is the width; from it:
@@ -122,9 +120,7 @@ class DecoderConfig:
         rounded up to a multiple of 32. Any field can be given in `settings` and is then not derived.
         """
         if isinstance(size, str) and size not in SIZES:
-            raise UsageError(
-                f"unknown size {size!r}", expected=f"{', '.join(SIZES)}, or a number of parameters"
-            )
+            raise UsageError(f"unknown size {size!r}", expected=f"{', '.join(SIZES)}, or a number of parameters")
         target = SIZES[size] if isinstance(size, str) else size
         candidates = [*range(32, 512, 32), *range(512, 1024, 64), *range(1024, 16384 + 1, 128)]
         widths = [settings["width"]] if "width" in settings else candidates

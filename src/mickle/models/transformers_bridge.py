@@ -21,13 +21,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mickle.errors import MickleError, UsageError
@@ -123,9 +117,7 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             name = str(sorted(info[problem], key=str)[0])[:120]
-            raise UsageError(
-                f"weights do not fit the config: {problem.replace('_', ' ')}, {name!r} first", where=where
-            )
+            raise UsageError(f"weights do not fit the config: {problem.replace('_', ' ')}, {name!r} first", where=where)
     return WrappedModel(model)
 
 
@@ -147,18 +139,12 @@ def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
     """The language model that these settings are for, masked or causal, and its configuration."""
     kind = values["model_type"]
     if kind not in transformers.CONFIG_MAPPING:
-        raise UsageError(
-            f"transformers {transformers.__version__} has no model type {kind[:60]!r}", where=where
-        )
-    config = AutoConfig.for_model(
-        kind, **{name: value for name, value in values.items() if name != "model_type"}
-    )
+        raise UsageError(f"transformers {transformers.__version__} has no model type {kind[:60]!r}", where=where)
+    config = AutoConfig.for_model(kind, **{name: value for name, value in values.items() if name != "model_type"})
     masked = any("MaskedLM" in str(name) for name in values.get("architectures") or [])
     mapping = (AutoModelForMaskedLM if masked else AutoModelForCausalLM)._model_mapping
     if type(config) not in mapping:
-        raise UsageError(
-            f"{kind} is no language model of transformers {transformers.__version__}", where=where
-        )
+        raise UsageError(f"{kind} is no language model of transformers {transformers.__version__}", where=where)
     return mapping[type(config)], config
 
 
@@ -167,9 +153,7 @@ def _refuse_too_large(model_class: Any, config: Any, elements: int, where: str) 
     with torch.device("meta"):
         claimed = sum(parameter.numel() for parameter in model_class(config).parameters())
     if claimed > 4 * elements + 10**6:
-        raise UsageError(
-            f"config describes {claimed:,} parameters, the weight files hold {elements:,}", where=where
-        )
+        raise UsageError(f"config describes {claimed:,} parameters, the weight files hold {elements:,}", where=where)
 
 
 @contextlib.contextmanager

@@ -33,15 +33,11 @@ class WrappedCache:
     def extend(self, input_ids: Tensor, documents: Tensor | None) -> None:
         """Append tokens [B, T]. `documents` may mark left padding (below 0) and one document a row."""
         new = torch.ones_like(input_ids) if documents is None else (documents >= 0).long()
-        if documents is not None and bool(
-            ((documents >= 0) & (documents != documents.amax(1, keepdim=True))).any()
-        ):
+        if documents is not None and bool(((documents >= 0) & (documents != documents.amax(1, keepdim=True))).any()):
             raise UsageError(
                 "with a cache each row holds one document", expected="document ids -1 (padding) and one other"
             )
-        self.input_ids = (
-            input_ids if self.input_ids is None else torch.cat([self.input_ids, input_ids], dim=1)
-        )
+        self.input_ids = input_ids if self.input_ids is None else torch.cat([self.input_ids, input_ids], dim=1)
         self.mask = new if self.mask is None else torch.cat([self.mask, new], dim=1)
 
 
@@ -167,11 +163,7 @@ class WrappedModel(nn.Module):
         if self._takes_positions:
             extra["position_ids"] = (cache.mask.cumsum(dim=1) - 1).clamp(min=0)[:, -new:]
         out = self.model(
-            input_ids=input_ids,
-            attention_mask=cache.mask,
-            past_key_values=cache.past,
-            use_cache=True,
-            **extra,
+            input_ids=input_ids, attention_mask=cache.mask, past_key_values=cache.past, use_cache=True, **extra
         )
         cache.past = out.past_key_values
         return out.logits

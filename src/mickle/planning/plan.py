@@ -29,9 +29,7 @@ class Repeats(Config):
     """How large a model, and how many epochs of the text that there is."""
 
     kind: Literal["repeats"] = "repeats"
-    tokens: float | None = Field(
-        None, ge=2, description="unique training tokens, where there is no corpus yet"
-    )
+    tokens: float | None = Field(None, ge=2, description="unique training tokens, where there is no corpus yet")
     size: Literal["tiny", "small", "base"] | int | None = Field(
         None, description="tiny, small, base or a number of parameters (default: best for the budget)"
     )
@@ -41,8 +39,7 @@ class Repeats(Config):
     )
     epochs: float | None = Field(None, gt=0, description="instead of a budget: how often to read the text")
     runs: Input | None = Field(
-        None,
-        description="own finished runs: CSV, JSON or JSON lines with N, D, U, loss, or a folder of models",
+        None, description="own finished runs: CSV, JSON or JSON lines with N, D, U, loss, or a folder of models"
     )
     refit: Literal["all", "scale"] = Field(
         "all", description="what runs fit: all constants, or only the scale of the loss (two runs do)"
@@ -147,12 +144,8 @@ def opened_law(source: Path | None) -> Law:
     constants = found.get("law") if isinstance(found, dict) else None
     names = {field.name for field in fields(Law)}
     if not isinstance(constants, dict) or set(constants) != names:
-        raise UsageError(
-            "There is no law in this file.", where=str(file), expected="plan.json of `mickle plan`"
-        )
+        raise UsageError("There is no law in this file.", where=str(file), expected="plan.json of `mickle plan`")
     for name, value in constants.items():
         if name != "origin" and type(value) not in (int, float):
-            raise UsageError(
-                f"{name} of this law is {str(value)[:40]!r}", where=str(file), expected="a number"
-            )
+            raise UsageError(f"{name} of this law is {str(value)[:40]!r}", where=str(file), expected="a number")
     return Law(**{**constants, "origin": str(constants["origin"])})

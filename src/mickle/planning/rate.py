@@ -43,9 +43,7 @@ class Rate(Config):
     def _below_one(cls, rates: list[float]) -> list[float]:
         for rate in rates:
             if not 0 <= rate < 1:
-                raise ValueError(
-                    f"rate {rate} is not in [0, 1): at 1 every input is dropped and nothing is learnt"
-                )
+                raise ValueError(f"rate {rate} is not in [0, 1): at 1 every input is dropped and nothing is learnt")
         return sorted(set(rates))
 
     @field_validator("sizes")
@@ -167,12 +165,7 @@ def read_table(task: Rate) -> tuple[Any, Any, list[str]]:
     from mickle.regression.ridge import numbers
 
     path = task.data
-    readers = {
-        ".npz": read_arrays,
-        ".safetensors": read_arrays,
-        ".csv": read_columns,
-        ".parquet": read_columns,
-    }
+    readers = {".npz": read_arrays, ".safetensors": read_arrays, ".csv": read_columns, ".parquet": read_columns}
     if path.suffix.lower() not in readers:
         raise UsageError(f"cannot read {path.name}", where="task.data", expected=", ".join(readers))
     if not path.is_file():
@@ -184,9 +177,7 @@ def read_table(task: Rate) -> tuple[Any, Any, list[str]]:
         raise UsageError(f"inputs have shape {x.shape}", where=str(path), expected="rows and columns, [n, p]")
     if task.classes or y.dtype.kind in "US":
         if y.ndim != 1:
-            raise UsageError(
-                f"classes have shape {y.shape}", where=str(path), expected="one label a row, [n]"
-            )
+            raise UsageError(f"classes have shape {y.shape}", where=str(path), expected="one label a row, [n]")
         names, places = np.unique(y, return_inverse=True)
         if len(names) > MOST_CLASSES:
             raise UsageError(
@@ -254,9 +245,7 @@ def read_columns(task: Rate) -> tuple[Any, Any]:
         read = pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table
         table = read(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(
-            f"cannot read {path.name}: {str(error).splitlines()[0][:120]}", where=str(path)
-        ) from None
+        raise UsageError(f"cannot read {path.name}: {str(error).splitlines()[0][:120]}", where=str(path)) from None
     names = table.column_names
     if names.count(task.target) != 1:
         raise UsageError(
@@ -268,9 +257,7 @@ def read_columns(task: Rate) -> tuple[Any, Any]:
     for name, column in zip(names, table.columns):
         if name == task.target:
             continue
-        if not (
-            kinds.is_floating(column.type) or kinds.is_integer(column.type) or kinds.is_boolean(column.type)
-        ):
+        if not (kinds.is_floating(column.type) or kinds.is_integer(column.type) or kinds.is_boolean(column.type)):
             raise UsageError(
                 f"column {name!r} holds {column.type}, not numbers", where=str(path),
                 todo="leave it out, or turn it into numbers first",

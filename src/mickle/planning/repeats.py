@@ -20,12 +20,7 @@ from mickle.models.shape import DecoderConfig
 from mickle.planning.report import extrapolates, notes, warnings
 from mickle.planning.text import Reader, Text
 from mickle.training.pretrain import Pretrain
-from mickle.training.pretrain_plan import (
-    derived_vocabulary,
-    memory,
-    resolve,
-    step_seconds,
-)
+from mickle.training.pretrain_plan import derived_vocabulary, memory, resolve, step_seconds
 from mickle.training.repetition import Allocation, Law
 from mickle.training.repetition_fit import bootstrap, fit, fit_scale
 from mickle.training.repetition_runs import Pilot, Run, nearest_pilot, pilots
@@ -126,9 +121,7 @@ def measured_speed(parameters: float, text: Text) -> Speed:
     return Speed(6 * plan.parameters * plan.batch_tokens / seconds, plan.parameters)
 
 
-def forecast_of(
-    chosen: Allocation, size: str | int, text: Text, speed: Speed, data: Path | None
-) -> dict[str, Any]:
+def forecast_of(chosen: Allocation, size: str | int, text: Text, speed: Speed, data: Path | None) -> dict[str, Any]:
     """Hours and bytes of memory of the recommended run; memory is None where no decoder has this size."""
     settings = Pretrain(data=data or Path("corpus"), size=size, epochs=chosen.tokens / text.tokens)
     found: dict[str, Any] = {
@@ -150,9 +143,7 @@ def dropout_advice(epochs: float) -> dict[str, float]:
     return {"rate": 0.2, "start": 0.5}
 
 
-def command(
-    chosen: Allocation, size: str | int, text: Text, dropout: dict[str, float], data: Path | None
-) -> str:
+def command(chosen: Allocation, size: str | int, text: Text, dropout: dict[str, float], data: Path | None) -> str:
     """The ``mickle pretrain`` that does what is recommended; its epochs count copies as tokens."""
     parts = [f"mickle pretrain {quote(str(data)) if data else 'CORPUS'} --size {size}"]
     parts.append(f"--epochs {chosen.tokens / text.tokens:.3g}")

@@ -140,30 +140,14 @@ def as_table(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|" + ("---|" if interval else "") + "---|",
     ]
     for row in found["epochs"]:
-        cells = [
-            f"{row['epochs']:.3g}",
-            amount(row["tokens"]),
-            amount(row["worth"]),
-            f"{row['next_token']:.2f}",
-        ]
+        cells = [f"{row['epochs']:.3g}", amount(row["tokens"]), amount(row["worth"]), f"{row['next_token']:.2f}"]
         cells.append(loss(row["loss"], text))
         if interval:
             cells.append("{:.3f} to {:.3f}".format(*row["loss_interval"]))
         lines.append("| " + " | ".join([*cells, f"{row['hours']:.3g}"]) + " |")
-    lines += [
-        "",
-        "For the same FLOP:",
-        "",
-        f"| parameters | tokens read | epochs | {title} |",
-        "|---|---|---|---|",
-    ]
+    lines += ["", "For the same FLOP:", "", f"| parameters | tokens read | epochs | {title} |", "|---|---|---|---|"]
     for row in found["sizes"]:
-        cells = [
-            amount(row["parameters"]),
-            amount(row["tokens"]),
-            f"{row['epochs']:.3g}",
-            loss(row["loss"], text),
-        ]
+        cells = [amount(row["parameters"]), amount(row["tokens"]), f"{row['epochs']:.3g}", loss(row["loss"], text)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -215,9 +199,7 @@ def _paint_losses(axes: Any, found: dict[str, Any], known: bool) -> None:
         fresh = "the same, all fresh"
         axes.plot(curves["epochs"], curves["fresh"], "--", color=figures.COLOURS[1], label=fresh)
     if pilot:
-        axes.plot(
-            pilot["epochs"], pilot["losses"], "o", color=figures.COLOURS[5], label="your pilot, measured"
-        )
+        axes.plot(pilot["epochs"], pilot["losses"], "o", color=figures.COLOURS[5], label="your pilot, measured")
     axes.set_ylabel("loss (nats per token)")
 
 

@@ -78,9 +78,7 @@ def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Blocks:
         "a nested_blocksize or nested_offset that cannot be",
         f"{SCALES_BLOCK} and a finite number",
     )
-    return Blocks(
-        packed, absmax, shape, code, block, getattr(torch, state["dtype"]), nested, float(offset or 0.0)
-    )
+    return Blocks(packed, absmax, shape, code, block, getattr(torch, state["dtype"]), nested, float(offset or 0.0))
 
 
 def _state(tensors: Mapping[str, Tensor], name: str) -> tuple[str, dict[str, Any]]:
@@ -101,9 +99,7 @@ def _state(tensors: Mapping[str, Tensor], name: str) -> tuple[str, dict[str, Any
     except (ValueError, RecursionError):
         _refuse(where, "bytes that are no JSON", "a JSON object")
     shape = state.get("shape") if isinstance(state, dict) else None
-    sizes = (
-        isinstance(shape, list) and len(shape) == 2 and all(type(s) is int and 0 < s < 2**31 for s in shape)
-    )
+    sizes = isinstance(shape, list) and len(shape) == 2 and all(type(s) is int and 0 < s < 2**31 for s in shape)
     _check(
         sizes
         and state.get("quant_type") == code
@@ -148,6 +144,4 @@ def _check(fine: bool, where: str, what: str, expected: str) -> None:
 
 
 def _refuse(where: str, what: str, expected: str) -> NoReturn:
-    raise UsageError(
-        f"not a sound 4-bit weight: {what}", where=f"tensor {where[:160]!r}", expected=expected[:160]
-    )
+    raise UsageError(f"not a sound 4-bit weight: {what}", where=f"tensor {where[:160]!r}", expected=expected[:160])

@@ -203,9 +203,7 @@ def pack(
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
     """uint8 [strips * 16, chunks * 32] -> int32 [strips, chunks, bits, 16] as the module says."""
-    wide = (
-        codes.long().unflatten(0, (-1, STRIP)).unflatten(2, (-1, CHUNK // 4, 4))
-    )  # [strips, 16, chunks, 8, 4]
+    wide = codes.long().unflatten(0, (-1, STRIP)).unflatten(2, (-1, CHUNK // 4, 4))  # [strips, 16, chunks, 8, 4]
     byte = torch.tensor([0, 8, 16, 24], device=codes.device)
     whole = wide.new_zeros(*wide.shape[:3], bits)
     for quad, pieces in enumerate(places(bits)):
@@ -220,9 +218,7 @@ def unpack_codes(words: Tensor, bits: int) -> Tensor:
     codes = torch.empty(strips, STRIP, chunks, CHUNK // 4, 4, device=words.device)
     for quad, pieces in enumerate(places(bits)):
         for byte in range(4):
-            found = sum(
-                (words[:, :, w] >> (8 * byte + shift) & mask) << own for w, shift, own, mask in pieces
-            )
+            found = sum((words[:, :, w] >> (8 * byte + shift) & mask) << own for w, shift, own, mask in pieces)
             codes[..., quad, byte] = found.transpose(1, 2).float()
     return codes.view(strips * STRIP, chunks * CHUNK)
 

@@ -123,8 +123,7 @@ def _checked_layout(name: str, settings: Mapping[str, Any]) -> Layout:
         )
     if settings["group"] not in GROUPS and settings["group"] != settings["inputs"]:
         raise UsageError(
-            f"layer {name[:120]!r} has groups of {settings['group']}",
-            expected="8, 16, 32, 64, 128 or a whole row",
+            f"layer {name[:120]!r} has groups of {settings['group']}", expected="8, 16, 32, 64, 128 or a whole row"
         )
     return Layout(**{key: settings[key] for key in ("outputs", "inputs", "bits", "group", "two_level")})
 
@@ -138,10 +137,7 @@ def _check_parts(name: str, layout: Layout, parts: Mapping[str, Tensor | None]) 
         "statistics": (torch.float16, (strips, groups, 2, 16)),
     }
     if layout.two_level:
-        wanted |= {
-            "statistics": (torch.int16, (strips, groups, 6)),
-            "second": (torch.float16, (strips, groups, 4)),
-        }
+        wanted |= {"statistics": (torch.int16, (strips, groups, 6)), "second": (torch.float16, (strips, groups, 4))}
     values = parts["values"]
     if values is not None:
         count = (values.numel(),)
@@ -152,9 +148,7 @@ def _check_parts(name: str, layout: Layout, parts: Mapping[str, Tensor | None]) 
     for part, tensor in parts.items():
         found = None if tensor is None else (tensor.dtype, tuple(tensor.shape))
         if found != wanted.get(part):
-            raise UsageError(
-                f"tensor {f'{name}.{part}'[:160]!r} is {_said(found)}", expected=_said(wanted.get(part))
-            )
+            raise UsageError(f"tensor {f'{name}.{part}'[:160]!r} is {_said(found)}", expected=_said(wanted.get(part)))
     order, rows, columns = parts["order"], parts["rows"], parts["columns"]
     if order is not None and not torch.equal(unsigned(order).sort().values, torch.arange(layout.inputs)):
         raise UsageError(f"{name[:120]}.order is no order of {layout.inputs} columns")

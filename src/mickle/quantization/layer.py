@@ -34,9 +34,7 @@ class QuantizedLinear(nn.Module):
     def __init__(self, in_features: int, out_features: int, bias: Tensor | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        self.register_parameter(
-            "bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
-        )
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in] that the layer computes with, rounded to `dtype`; a new tensor."""

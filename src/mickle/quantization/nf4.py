@@ -75,14 +75,11 @@ def quantize_4bit(
     if block not in BLOCKS:
         raise UsageError(f"block of {block}", expected=f"one of {', '.join(map(str, BLOCKS))}")
     if weight.dtype not in KINDS:
-        raise UsageError(
-            f"{name} holds {str(weight.dtype).removeprefix('torch.')}", expected="16- or 32-bit floats"
-        )
+        raise UsageError(f"{name} holds {str(weight.dtype).removeprefix('torch.')}", expected="16- or 32-bit floats")
     packed, absmax = _quantized(weight.detach().reshape(-1), code, block)
     if not bool(torch.isfinite(absmax).all()):
         raise NumericError(
-            f"tensor {name[:200]!r} holds numbers that are not finite",
-            todo="use an earlier checkpoint of this model",
+            f"tensor {name[:200]!r} holds numbers that are not finite", todo="use an earlier checkpoint of this model"
         )
     blocks = Blocks(packed, absmax, tuple(weight.shape), code, block, weight.dtype)
     return doubled(blocks, name) if double else blocks
@@ -188,10 +185,7 @@ def _quantized(flat: Tensor, code: str, block: int) -> tuple[Tensor, Tensor]:
     for first in range(0, len(flat), _PIECE):
         piece = flat[first : first + _PIECE].float().contiguous()
         stop = first + len(piece)
-        to_packed, to_absmax = (
-            packed[first // 2 : (stop + 1) // 2],
-            absmax[first // block : -(-stop // block)],
-        )
+        to_packed, to_absmax = (packed[first // 2 : (stop + 1) // 2], absmax[first // block : -(-stop // block)])
         kernels.quantize(piece.numpy(), bounds, block, least, to_packed.numpy(), to_absmax.numpy())
     if not torch.equal(places(code), torch.arange(16, dtype=torch.uint8)):
         packed = _byte_places(code)[packed.int()]

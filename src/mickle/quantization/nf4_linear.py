@@ -18,15 +18,7 @@ from mickle.kernels.dispatch import use_plain
 from mickle.quantization.bitsandbytes_format import from_tensors, to_tensors
 from mickle.quantization.codes import scale_lines, table
 from mickle.quantization.layer import QuantizedLinear
-from mickle.quantization.nf4 import (
-    BLOCK,
-    SCALES_BLOCK,
-    Blocks,
-    dequantize_4bit,
-    gpu_parts,
-    on_gpu,
-    quantize_4bit,
-)
+from mickle.quantization.nf4 import BLOCK, SCALES_BLOCK, Blocks, dequantize_4bit, gpu_parts, on_gpu, quantize_4bit
 
 LANES = 16  # rows of a strip
 _NONE = np.zeros(0, np.float32)
@@ -44,12 +36,7 @@ class NF4Linear(QuantizedLinear):
     def __init__(self, blocks: Blocks, bias: Tensor | None = None) -> None:
         out_features, in_features = blocks.shape
         super().__init__(in_features, out_features, bias)
-        self.code, self.block, self.dtype, self.offset = (
-            blocks.code,
-            blocks.block,
-            blocks.dtype,
-            blocks.offset,
-        )
+        self.code, self.block, self.dtype, self.offset = (blocks.code, blocks.block, blocks.dtype, blocks.offset)
         self._views: tuple[np.ndarray, ...] | None = None
         self.in_strips = False  # whether `packed` and `absmax` lie as the decode kernel reads them
         self.register_buffer("packed", blocks.packed, persistent=False)
@@ -111,9 +98,7 @@ class NF4Linear(QuantizedLinear):
             rows, entries = kernels.paired(given.view(torch.uint16).numpy()), pairs
         else:
             rows, entries = given.float().numpy(), values
-        kernels.rows_product(
-            words, scales, lines, nested, self.offset, rows, entries, out.numpy(), threads, kind
-        )
+        kernels.rows_product(words, scales, lines, nested, self.offset, rows, entries, out.numpy(), threads, kind)
         return out.to(x.dtype)
 
     def __getstate__(self) -> dict[str, Any]:

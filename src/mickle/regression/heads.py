@@ -82,9 +82,7 @@ def find_head(model: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
         if isinstance(inside, nn.Linear):
             return model, known[0], inside
     # A DroppedLinear's parameters are its own; its dropout child has none.
-    leaves = [
-        (name, m) for name, m in inside.named_modules() if next(m.parameters(recurse=False), None) is not None
-    ]
+    leaves = [(name, m) for name, m in inside.named_modules() if next(m.parameters(recurse=False), None) is not None]
     if not leaves or not leaves[-1][0] or not isinstance(leaves[-1][1], nn.Linear):
         last = type(leaves[-1][1]).__name__ if leaves else "nothing with weights"
         raise UsageError(f"{kind} ends in {last}", expected="a last layer nn.Linear inside the model")
@@ -108,9 +106,7 @@ def dropout_before(model: nn.Module, parent: nn.Module, name: str) -> nn.Dropout
         return next((child for _, child in siblings if isinstance(child, nn.Dropout)), None)
     try:
         graph = torch.fx.symbolic_trace(model).graph
-    except (
-        Exception
-    ):  # the model's own code may raise anything on symbols; then registration order is all we know
+    except Exception:  # the model's own code may raise anything on symbols; then registration order is all we know
         return before if isinstance(before, nn.Dropout) else None
     modules, head = dict(model.named_modules()), parent._modules[name]
     for node in graph.nodes:
@@ -118,9 +114,7 @@ def dropout_before(model: nn.Module, parent: nn.Module, name: str) -> nn.Dropout
             source = node.args[0]
             found = modules.get(source.target) if source.op == "call_module" else None
             if source.target is nn.functional.dropout:
-                raise UsageError(
-                    "the model drops the head's inputs by a function call", expected="a module nn.Dropout"
-                )
+                raise UsageError("the model drops the head's inputs by a function call", expected="a module nn.Dropout")
             return found if isinstance(found, nn.Dropout) else None
     return None
 
@@ -129,12 +123,7 @@ def dropout_before(model: nn.Module, parent: nn.Module, name: str) -> nn.Dropout
 
 
 def closed_form_head(
-    features: Tensor,
-    labels: Tensor,
-    rate: float | str = "auto",
-    classes: int | None = None,
-    *,
-    intercept: bool = True,
+    features: Tensor, labels: Tensor, rate: float | str = "auto", classes: int | None = None, *, intercept: bool = True
 ) -> tuple[Tensor, Tensor, float]:
     """Weight [K, D], bias [K] and rate of the head that features [n, D] and labels [n] ask for.
 
@@ -149,9 +138,7 @@ def closed_form_head(
     return torch.from_numpy(weights.T.copy()), torch.from_numpy(bias), float(path.rates[place])
 
 
-def fit_head(
-    model: nn.Module, batches: Iterable[Any], rate: float | str = "auto", *, criterion: str = "gcv"
-) -> float:
+def fit_head(model: nn.Module, batches: Iterable[Any], rate: float | str = "auto", *, criterion: str = "gcv") -> float:
     """Fit the head of ``model`` on its own frozen features, write it into the model, return the rate.
 
     A batch is a mapping with "labels" and the model's arguments, or a pair (inputs, labels). Labels as in
@@ -202,9 +189,7 @@ def wanted(labels: Tensor, classes: int | None) -> Tensor:
         raise UsageError(f"labels have shape {tuple(labels.shape)}", expected="class numbers [n]")
     count = classes if classes is not None else int(labels.max()) + 1
     if int(labels.min()) < 0 or int(labels.max()) >= count:
-        raise UsageError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}", expected=f"0 to {count - 1}"
-        )
+        raise UsageError(f"labels go from {int(labels.min())} to {int(labels.max())}", expected=f"0 to {count - 1}")
     return nn.functional.one_hot(labels.long(), count)
 
 
@@ -242,9 +227,7 @@ def run(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
     elif hasattr(batch, "keys") and "labels" in batch:
         labels, output = batch["labels"], model(**{key: batch[key] for key in batch if key != "labels"})
     else:
-        raise UsageError(
-            "a batch has no labels", expected='a mapping with "labels", or a pair (inputs, labels)'
-        )
+        raise UsageError("a batch has no labels", expected='a mapping with "labels", or a pair (inputs, labels)')
     return labels, getattr(output, "logits", output)
 
 

@@ -65,9 +65,7 @@ class Moments:
             scale = np.sqrt(squares[varying])[:, None]
             values, vectors = np.linalg.eigh(gram[np.ix_(varying, varying)] / scale / scale.T)
             scores = vectors.T @ (cross[varying] / scale)
-            chosen = float(
-                penalties[self.gcv(np.maximum(values, 0), (scores**2).sum(1), total, penalties).argmin()]
-            )
+            chosen = float(penalties[self.gcv(np.maximum(values, 0), (scores**2).sum(1), total, penalties).argmin()])
             weights[varying] = vectors @ (scores / (np.maximum(values, 0)[:, None] + chosen)) / scale
         return weights, means[d:] - means[:d] @ weights, chosen / (1 + chosen)
 

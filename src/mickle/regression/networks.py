@@ -77,12 +77,7 @@ def train_networks(
     """
     device = inputs.device
     keep = 1 - torch.tensor(rates, dtype=torch.float32, device=device)[:, None, None]
-    least = (
-        (torch.tensor(rates, device=device) * 65536 - 32768)
-        .round()
-        .clamp(max=32767)
-        .to(torch.int16)[:, None, None]
-    )
+    least = (torch.tensor(rates, device=device) * 65536 - 32768).round().clamp(max=32767).to(torch.int16)[:, None, None]
     decay = torch.tensor(decays or [0.0] * len(rates), device=device)[:, None, None]
     generator = torch.Generator(device).manual_seed(seed)
     # Adam is elementwise, so one of it over stacked tensors is M of them.

@@ -246,9 +246,7 @@ def fold_errors(path: RatePath, folds: int, seed: int) -> tuple[Array, Array]:
     for fold in range(count := min(folds, rows)):
         out = order[fold::count]
         rest = np.setdiff1d(order, out)
-        inner = trace_path(
-            x[rest], y[rest], list(path.rates), intercept=path.table.intercept, raw=path.table.raw
-        )
+        inner = trace_path(x[rest], y[rest], list(path.rates), intercept=path.table.intercept, raw=path.table.raw)
         weights = inner.weights()
         predicted = x[out] @ weights + inner.intercepts(weights)[:, None]
         squared[out] = ((predicted - y[out]) ** 2).mean(2).T

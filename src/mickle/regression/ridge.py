@@ -133,9 +133,7 @@ def make_table(inputs: ArrayLike, targets: ArrayLike, intercept: bool = True, ra
     if len(x) != len(y) or y.ndim not in (1, 2):
         raise UsageError(f"inputs have {len(x)} rows and targets shape {y.shape}", expected="[n] or [n, k]")
     if len(x) < 1 + intercept:
-        raise UsageError(
-            f"there is {len(x)} row to learn from", expected="two rows at least: the intercept takes one"
-        )
+        raise UsageError(f"there is {len(x)} row to learn from", expected="two rows at least: the intercept takes one")
     y = y.reshape(len(y), -1)
     least, most = x.min(0), x.max(0)
     if max(-least.min(), most.max()) > LARGEST:

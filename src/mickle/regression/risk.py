@@ -25,9 +25,7 @@ from mickle.regression.ridge import Array, numbers
 from mickle.regression.theory import best_rate, dropout_risk
 
 Done = Callable[[int], None]  # told how many fits are done
-Problem = tuple[
-    Array, Array, Callable[[Array, Array], Array]
-]  # inputs, targets, errors of (weights, intercepts)
+Problem = tuple[Array, Array, Callable[[Array, Array], Array]]  # inputs, targets, errors of (weights, intercepts)
 NEAR = 2.0  # parameters and rows within this factor of each other are near the threshold
 
 
@@ -119,12 +117,8 @@ def gaussian_curve(
     theory = best = None
     if spectrum is None:
         theory = np.array([[dropout_risk(n, columns, signal, noise, q) for q in rates] for n in sizes])
-        best = np.array(
-            [dropout_risk(n, columns, signal, noise, best_rate(n, columns, signal, noise)) for n in sizes]
-        )
-    return RiskCurve(
-        tuple(sizes), tuple(rates), *found, float(columns), "training rows", "excess risk", theory, best
-    )
+        best = np.array([dropout_risk(n, columns, signal, noise, best_rate(n, columns, signal, noise)) for n in sizes])
+    return RiskCurve(tuple(sizes), tuple(rates), *found, float(columns), "training rows", "excess risk", theory, best)
 
 
 def gaussian_problem(
@@ -247,10 +241,7 @@ def summarise(curve: RiskCurve) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"size": size, "rates": {}}
         for column, rate in enumerate(curve.rates):
             row["rates"][f"{rate:g}"] = spread(curve.errors[place, column])
-        row["chosen"] = {
-            **spread(curve.chosen_errors[place]),
-            "rate": float(np.median(curve.chosen_rates[place])),
-        }
+        row["chosen"] = {**spread(curve.chosen_errors[place]), "rate": float(np.median(curve.chosen_rates[place]))}
         rows.append(row)
     return rows
 
@@ -292,9 +283,7 @@ def draw(curve: RiskCurve, title: str = "") -> str:
             if curve.theory is not None:
                 known = np.where(np.isfinite(curve.theory[:, column]), curve.theory[:, column], np.nan)
                 axes.plot(curve.sizes, known, "--", color=line.get_color(), linewidth=0.9)
-        axes.plot(
-            curve.sizes, np.median(curve.chosen_errors, 1), color="#d9534f", linewidth=2, label="chosen"
-        )
+        axes.plot(curve.sizes, np.median(curve.chosen_errors, 1), color="#d9534f", linewidth=2, label="chosen")
         if curve.best_theory is not None:
             axes.plot(curve.sizes, curve.best_theory, "--", color="#d9534f", linewidth=0.9, label="theory")
         axes.axvline(curve.threshold, color=figures.INK, linestyle=":", label="threshold")

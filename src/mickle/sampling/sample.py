@@ -36,16 +36,10 @@ class Sample(Step):
         None, description="or a file of prompts: JSON Lines with a field 'prompt', or one prompt a line"
     )
     max_tokens: int = Field(100, ge=1, le=1_000_000, description="tokens written after each prompt, at most")
-    temperature: float = Field(
-        0.8, ge=0, le=100, description="0 takes the likeliest token; 1 draws as the model says"
-    )
+    temperature: float = Field(0.8, ge=0, le=100, description="0 takes the likeliest token; 1 draws as the model says")
     top_k: int = Field(0, ge=0, description="draw among the k likeliest tokens only; 0 is off")
-    top_p: float = Field(
-        0.95, gt=0, le=1, description="draw among the likeliest tokens that reach this probability"
-    )
-    stop: tuple[str, ...] = Field(
-        (), description="strings that end a text; the end-of-document token always does"
-    )
+    top_p: float = Field(0.95, gt=0, le=1, description="draw among the likeliest tokens that reach this probability")
+    stop: tuple[str, ...] = Field((), description="strings that end a text; the end-of-document token always does")
     compare_untrained: bool = Field(False, description="also write what the same model wrote before training")
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
@@ -68,9 +62,7 @@ class Sample(Step):
                     if name == "text":
                         row |= {"tokens": len(completion.tokens), "stopped": completion.stopped}
                 emit(Progressed(done * len(prompts) + begin + len(written)))
-        storage.write_text(
-            work / "samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
-        )
+        storage.write_text(work / "samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
         storage.write_text(work / "samples.txt", readable(rows))
         emit(Noted(readable(rows[:1]).strip()))
         return {"samples": rows[:20], "texts": len(rows), "tokens": sum(row["tokens"] for row in rows)}
@@ -142,9 +134,7 @@ def read_prompts(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(f"no such prompt file: {path}", todo="check the path")
     if path.stat().st_size > LARGEST_PROMPTS:
-        raise UsageError(
-            f"prompt file has {path.stat().st_size:,} bytes", where=str(path), expected="at most 16 MB"
-        )
+        raise UsageError(f"prompt file has {path.stat().st_size:,} bytes", where=str(path), expected="at most 16 MB")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -177,7 +167,5 @@ def readable(rows: list[dict[str, Any]]) -> str:
         if "untrained" in row:
             parts.append(f"before training:\n[{row['prompt']}]{row['untrained']}")
     pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-    harmless = pictures | dict.fromkeys(
-        [*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD
-    )
+    harmless = pictures | dict.fromkeys([*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
     return ("\n\n".join(parts) + "\n").translate(harmless)

@@ -71,9 +71,7 @@ def generate(
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     sampling = Sampling(temperature, top_k, top_p)
-    for row, token in stream(
-        model, prompts, sampling, max_tokens=max_tokens, decode=decode, stop=stop, seed=seed
-    ):
+    for row, token in stream(model, prompts, sampling, max_tokens=max_tokens, decode=decode, stop=stop, seed=seed):
         tokens[row].append(token)
     return [_complete(row, decode, stop) for row in tokens]
 
@@ -125,9 +123,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         left_out[:, sampling.top_k :] = True
     left_out[:, 0] = False
     reached = probabilities.masked_fill(left_out, 0.0).cumsum(dim=-1)
-    draws = torch.stack(
-        [torch.rand((), generator=generator, dtype=torch.float64) for generator in generators]
-    )
+    draws = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
     target = draws.to(logits.device)[:, None] * reached[:, -1:]
     place = torch.searchsorted(reached, target, right=True).clamp(max=logits.shape[-1] - 1)
     return order.gather(1, place)[:, 0]
@@ -167,19 +163,13 @@ def _check(model: Any, prompts: Sequence[Sequence[int]], max_tokens: int) -> Non
     if max_tokens < 1:
         raise UsageError(f"max_tokens is {max_tokens}", expected="at least 1")
     if not model.causal:
-        raise UsageError(
-            "this model fills in masks; it cannot continue a text", expected="a causal language model"
-        )
+        raise UsageError("this model fills in masks; it cannot continue a text", expected="a causal language model")
     for row, prompt in enumerate(prompts):
         if not prompt:
-            raise UsageError(
-                "prompt has no tokens", where=f"prompt {row}", todo="begin it with the start mark"
-            )
+            raise UsageError("prompt has no tokens", where=f"prompt {row}", todo="begin it with the start mark")
         for token in prompt:
             if not 0 <= token < model.vocab_size:
-                raise UsageError(
-                    f"token {token} is not among the model's {model.vocab_size}", where=f"prompt {row}"
-                )
+                raise UsageError(f"token {token} is not among the model's {model.vocab_size}", where=f"prompt {row}")
     longest, limit = max(map(len, prompts)), model.length_limit
     if limit is not None and longest + max_tokens > limit:
         raise UsageError(

@@ -91,9 +91,7 @@ def minimal_pairs(count: int) -> list[tuple[str, str, str]]:
 
 def lexicon() -> list[str]:
     """All words of the language."""
-    inflected = [
-        f"{letter}{i}{n}" for letter, k in (("n", NOUNS), ("v", VERBS)) for i in range(k) for n in "sp"
-    ]
+    inflected = [f"{letter}{i}{n}" for letter, k in (("n", NOUNS), ("v", VERBS)) for i in range(k) for n in "sp"]
     plain = (("a", ADJECTIVES), ("p", PREPOSITIONS), ("r", ADVERBS))
     return inflected + [f"{letter}{i}" for letter, k in plain for i in range(k)]
 

@@ -108,15 +108,11 @@ def heldout_pages() -> list[Page]:
 
 def measured_pages(count: int) -> list[Page]:
     """Beginnings of ``count`` held-out pages, chosen by a hash of their text."""
-    ranked = sorted(
-        heldout_pages(), key=lambda page: hashlib.sha256(page.text.encode("utf-8", "replace")).digest()
-    )
+    ranked = sorted(heldout_pages(), key=lambda page: hashlib.sha256(page.text.encode("utf-8", "replace")).digest())
     return [replace(page, text=page.text[:PAGE_CHARACTERS]) for page in ranked[:count]]
 
 
-Nats = tuple[
-    tuple[float, ...], tuple[int, ...]
-]  # of each page: the sum over its tokens, and how many they are
+Nats = tuple[tuple[float, ...], tuple[int, ...]]  # of each page: the sum over its tokens, and how many they are
 
 
 def page_nats(model: nn.Module, folder: Path, count: int) -> Nats:
@@ -194,9 +190,7 @@ class SourceCorpus(Step):
         from mickle.data.records import Page, read_corpus, write_shards
 
         sources = [Page(name, "sources", "", text) for name, text in source_texts()]
-        documentation = [
-            page for page in read_corpus(self.documentation) if not held_out(module_of(page.url))
-        ]
+        documentation = [page for page in read_corpus(self.documentation) if not held_out(module_of(page.url))]
         training = [page for page in sources if not held_out(page.url)] + documentation
         heldout = [page for page in sources if held_out(page.url)]
         counts = {

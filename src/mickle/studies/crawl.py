@@ -35,23 +35,13 @@ PLANTED = {
     "near duplicates": 8.84,
     "url duplicates": 0.30,
 }
-SHARING = (
-    6.20  # pages of 100 with a passage that also stands elsewhere: about 3 of 100 pages' text is to be cut
-)
+SHARING = 6.20  # pages of 100 with a passage that also stands elsewhere: about 3 of 100 pages' text is to be cut
 NOT_PAGES = 2.0  # answers beside the 100 that are no pages: half of them errors, half of them no HTML
 
-DOCUMENT, OWN, PASSAGE, SHORT = (
-    220,
-    110,
-    90,
-    60,
-)  # least words: a document, one beside a passage, a passage, a stub
+DOCUMENT, OWN, PASSAGE, SHORT = (220, 110, 90, 60)  # least words: a document, one beside a passage, a passage, a stub
 OCCURRENCES = 4  # of a passage
 EDITS = (0.0, 0.0, 0.02, 0.05, 0.10, 0.15)  # share of words changed in a copy; a third are verbatim
-LARGEST_FAMILY, TAIL = (
-    60,
-    0.6,
-)  # copies of one document at most; exponent of the law that their number follows
+LARGEST_FAMILY, TAIL = (60, 0.6)  # copies of one document at most; exponent of the law that their number follows
 LINES_ALLOWED = 0.03  # of a clean page's words may be boilerplate lines; RefinedWeb's limit is 0.05
 FAMILIES = TUNING + HELDOUT
 
@@ -173,13 +163,9 @@ class World:
             number, place = self.random.choice(places)
             length = min(left, self.random.randint(1, 4))
             words = texts[number]
-            words[place : place + length] = self.random.sample(
-                self.vocabulary, len(words[place : place + length])
-            )
+            words[place : place + length] = self.random.sample(self.vocabulary, len(words[place : place + length]))
             left -= length
-        return tuple(
-            replace(block, text=" ".join(words)) for block, words in zip(document.blocks, texts, strict=True)
-        )
+        return tuple(replace(block, text=" ".join(words)) for block, words in zip(document.blocks, texts, strict=True))
 
     def addresses_again(self, documents: Sequence[Draft], count: int) -> Iterator[Draft]:
         """An address that was crawled twice, its text rewritten in between."""
@@ -189,15 +175,11 @@ class World:
 
     def blocked(self, number: int) -> Draft:
         """An ordinary text at an address that should not even be read."""
-        return Draft(
-            "refused address", "urls", tuple(self.writer.document(SHORT)), url=refused(number, self.random)
-        )
+        return Draft("refused address", "urls", tuple(self.writer.document(SHORT)), url=refused(number, self.random))
 
     def foreign(self, number: int) -> Draft:
         language = list(junk.GRAMMARS)[number % len(junk.GRAMMARS)]
-        return Draft(
-            language, "language", tuple(junk.foreign(self.random, language, self.random.randint(80, 300)))
-        )
+        return Draft(language, "language", tuple(junk.foreign(self.random, language, self.random.randint(80, 300))))
 
     def made_up(self, stage: str, number: int) -> Draft:
         """A page of one of the kinds of junk."""
@@ -210,9 +192,7 @@ class World:
         if number % 3:
             return self.made_up("quality", number // 3 * 2 + number % 3 - 1)
         text = " ".join(self.writer.borrowed().split()[: self.random.randint(8, 35)])
-        return Draft(
-            "stub", "quality", (Block("heading", "Page under construction"), Block("paragraph", text))
-        )
+        return Draft("stub", "quality", (Block("heading", "Page under construction"), Block("paragraph", text)))
 
     def buttons(self) -> Draft:
         """A short text among lines that are none."""
@@ -250,10 +230,7 @@ class Writer:
         """A heading and paragraphs."""
         begin = len(self.waiting) or self._refill()
         name = self.waiting[begin - 1][0]
-        return [
-            Block("heading", f"About {name.replace('_', ' ').replace('.', ' ').strip()}"),
-            *self.paragraphs(words),
-        ]
+        return [Block("heading", f"About {name.replace('_', ' ').replace('.', ' ').strip()}"), *self.paragraphs(words)]
 
     def _next(self) -> tuple[str, str]:
         if not self.waiting:
@@ -286,18 +263,7 @@ def in_order(drafts: Sequence[Draft], random: Random) -> list[Draft]:
     return [drafts[index] for index in order]
 
 
-HOSTS = (
-    "meadow",
-    "harbour",
-    "lantern",
-    "pebble",
-    "walnut",
-    "feather",
-    "copper",
-    "willow",
-    "granite",
-    "saffron",
-)
+HOSTS = ("meadow", "harbour", "lantern", "pebble", "walnut", "feather", "copper", "willow", "granite", "saffron")
 PATHS = ("articles", "notes", "pages", "archive", "posts", "guide", "topics")
 REFUSED = (
     "https://{host}.example/online-casino/poker-bonus/{number}",
@@ -310,16 +276,13 @@ REFUSED = (
 
 def refused(number: int, random: Random) -> str:
     """An address that the default rules refuse: its words, or a source that is mixed in elsewhere."""
-    return REFUSED[number % len(REFUSED)].format(
-        host=random.choice(HOSTS), number=random.randint(10_000, 99_999)
-    )
+    return REFUSED[number % len(REFUSED)].format(host=random.choice(HOSTS), number=random.randint(10_000, 99_999))
 
 
 def publish(draft: Draft, place: int, random: Random) -> Planted:
     """The draft as a page with an address."""
     address = (
-        draft.url
-        or f"https://{random.choice(HOSTS)}{random.randint(1, 400)}.example/{random.choice(PATHS)}/{place}"
+        draft.url or f"https://{random.choice(HOSTS)}{random.randint(1, 400)}.example/{random.choice(PATHS)}/{place}"
     )
     if draft.kind == "address again" or (draft.family >= 0 and not draft.removed_by):
         host, path = HOSTS[draft.family % len(HOSTS)], PATHS[draft.family % len(PATHS)]
@@ -335,23 +298,13 @@ def publish(draft: Draft, place: int, random: Random) -> Planted:
         b.text or "\n".join(f"- {i}" for i in b.items) for b in draft.blocks if b.text not in draft.noise
     )
     return Planted(
-        address,
-        draft.kind,
-        draft.removed_by,
-        html.encode(),
-        text,
-        draft.noise,
-        draft.shared,
-        draft.family,
-        draft.edits,
+        address, draft.kind, draft.removed_by, html.encode(), text, draft.noise, draft.shared, draft.family, draft.edits
     )
 
 
 def empty(random: Random) -> str:
     """A page of pictures."""
-    images = "".join(
-        f'<div class="tile"><img src="/{random.randrange(9999)}.jpg" alt=""></div>' for _ in range(12)
-    )
+    images = "".join(f'<div class="tile"><img src="/{random.randrange(9999)}.jpg" alt=""></div>' for _ in range(12))
     return f'<!DOCTYPE html><html><head><title></title></head><body><div class="grid">{images}</div></body></html>'
 
 

@@ -189,9 +189,7 @@ def repeated(pages: Sequence[Judged]) -> dict[str, float]:
     for passage in sorted({passage for page in there for passage in page.truth.shared}):
         marks = grams_of(passage)
         before = sum(has(text_before(page, stage), marks) for page in there if passage in page.truth.shared)
-        after = sum(
-            has(page.text, marks) for page in there if passage in page.truth.shared and not page.stage
-        )
+        after = sum(has(page.text, marks) for page in there if passage in page.truth.shared and not page.stage)
         expected += before > 1
         taken += before > 1 and after < 2
     return rates(stage, right, cut, taken, expected)

@@ -125,9 +125,7 @@ class Study:
 
     def __post_init__(self) -> None:
         for problem in problems(self):
-            raise UsageError(
-                problem, where=f"study {self.name}", todo="See docs/studies.md, 'How to write one'."
-            )
+            raise UsageError(problem, where=f"study {self.name}", todo="See docs/studies.md, 'How to write one'.")
 
     @property
     def headline(self) -> Comparison:
@@ -258,20 +256,14 @@ def page_code(study: Study) -> str:
 
 def is_docstring(node: ast.AST) -> bool:
     """Whether a statement is a bare string."""
-    return (
-        isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
-    )
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
 def assigns_study(node: ast.AST) -> bool:
     """Whether a statement is ``study = ...``: the mark of a study's page."""
     if isinstance(node, ast.AnnAssign):
         return isinstance(node.target, ast.Name) and node.target.id == "study"
-    return isinstance(node, ast.Assign) and any(
-        isinstance(t, ast.Name) and t.id == "study" for t in node.targets
-    )
+    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "study" for t in node.targets)
 
 
 def page_names() -> list[str]:

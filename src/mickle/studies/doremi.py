@@ -180,15 +180,7 @@ def train(
     schedule = Schedule(kind="cosine", warmup=0.05, floor=0.05)
     return list(
         fit(
-            model,
-            objective,
-            batches,
-            optimizer,
-            steps=steps,
-            schedule=schedule,
-            seed=seed,
-            watch_loss=False,
-            **options,
+            model, objective, batches, optimizer, steps=steps, schedule=schedule, seed=seed, watch_loss=False, **options
         )
     )
 
@@ -275,9 +267,7 @@ def documentation() -> bytes:
             nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
         except (SyntaxError, ValueError):  # a package's test of a syntax that this Python does not have
             continue
-        said = [
-            ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)
-        ]
+        said = [ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
         parts += [text for text in said if text and len(text) > 200]
     return "\n\n".join(parts).encode()
 
@@ -395,9 +385,7 @@ study = Study(
         compared("steps to the baseline's loss", "steps_to_target", 1 / 2.6, ABSTRACT, headline=True),
         compared("the same, natural domains only", "steps_to_target", 1 / 2.6, ABSTRACT, world="natural"),
         compared("worst real domain", "worst_real", 0.05, f"better in all 22 domains; {OURS}"),
-        compared(
-            "worst domain, natural", "worst_real", 0.05, f"better in all 22 domains; {OURS}", world="natural"
-        ),
+        compared("worst domain, natural", "worst_real", 0.05, f"better in all 22 domains; {OURS}", world="natural"),
         compared("mean over all six domains", "mean_all", 0.05, f"better in all 22 domains; {OURS}"),
         compared("real domains, against uniform weights", "mean_real", 0.05, OURS, baseline="uniform"),
         compared(

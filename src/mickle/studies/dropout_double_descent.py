@@ -167,9 +167,7 @@ def digits_curve(cell: Cell) -> tuple[list[list[float]], list[list[float]], int]
     values = cell.values
     errors, rates, budget = [], [], 0
     for size in values["sizes"][cell.world]:
-        width, rows = (
-            (size, values["net_rows"]) if cell.world == "digits_width" else (values["net_width"], size)
-        )
+        width, rows = (size, values["net_rows"]) if cell.world == "digits_width" else (values["net_width"], size)
         found = train_nets(cell, width, rows)
         errors.append([error for error, _ in found])
         rates.append([rate for _, rate in found])
@@ -188,8 +186,7 @@ def train_nets(cell: Cell, width: int, rows: int) -> list[tuple[float, float]]:
     tried = {"none": (0.0,), "half": (0.5,), "ridge": values["decays"]}.get(cell.arm, values["net_rates"])
     splits = [digits_split(values, cell.seed * 1000 + replicate, rows) for replicate in range(count)]
     data = {
-        name: torch.stack([split[name] for split in splits for _ in tried]).to(values["device"])
-        for name in splits[0]
+        name: torch.stack([split[name] for split in splits for _ in tried]).to(values["device"]) for name in splits[0]
     }
     seeds = [cell.seed * 1000 + replicate for replicate in range(count) for _ in tried]
     networks = fresh_networks(seeds, 64, width, 10, values["device"])
@@ -207,9 +204,7 @@ def train_nets(cell: Cell, width: int, rows: int) -> list[tuple[float, float]]:
             for name in ("valid", "test")
         }  # fmt: skip
     places = (squares["test"] if cell.arm == "oracle" else squares["valid"]).argmin(1)
-    return [
-        (float(squares["test"][row, place]), float(tried[int(place)])) for row, place in enumerate(places)
-    ]
+    return [(float(squares["test"][row, place]), float(tried[int(place)])) for row, place in enumerate(places)]
 
 
 # -- the declaration -----------------------------------------------------------------------------------------------
@@ -277,9 +272,7 @@ GPU: dict[str, Any] = {
 }
 
 
-def peak(
-    name: str, method: str, worlds: tuple[str, ...], paper: str, *, headline: bool = False
-) -> Comparison:
+def peak(name: str, method: str, worlds: tuple[str, ...], paper: str, *, headline: bool = False) -> Comparison:
     """The claim that an arm leaves nothing of the peak: the share left falls by the whole of it."""
     return Comparison(
         name=name,
@@ -309,10 +302,7 @@ study = Study(
         Arm("none", "no dropout: minimum-norm least squares, or the network as it is"),
         Arm("chosen", "dropout, the rate chosen from the data (leave-one-out; networks: a validation split)"),
         Arm("half", "dropout of rate .5 at every size"),
-        Arm(
-            "oracle",
-            "dropout, the rate with the least test error: cheats, shows what a better choice would give",
-        ),
+        Arm("oracle", "dropout, the rate with the least test error: cheats, shows what a better choice would give"),
         Arm("ridge", "no dropout, a tuned L2 penalty (RidgeCV; networks: weight decay, validation split)"),
     ),
     comparisons=(
@@ -323,12 +313,7 @@ study = Study(
         peak("the same, networks on digits, by width", "chosen", ("digits_width",), FIGURES),
         peak("the same, networks on digits, by rows", "chosen", ("digits_rows",), FIGURES),
         peak("fixed rate .5, all worlds", "half", WORLDS, "v3: a fixed rate within a range is monotone"),
-        peak(
-            "control: tuned ridge, the same worlds",
-            "ridge",
-            WORLDS,
-            "not in the paper; arXiv 2003.01897 proves it",
-        ),
+        peak("control: tuned ridge, the same worlds", "ridge", WORLDS, "not in the paper; arXiv 2003.01897 proves it"),
         Comparison(
             name="excess risk at n = 1.1 p, isotropic",
             method="chosen",

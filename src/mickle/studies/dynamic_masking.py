@@ -260,10 +260,7 @@ def steps_to_baselines(table: dict[str, Measurements]) -> dict[str, Measurements
     from mickle.studies.sophia import steps_ratio
 
     found = {arm: dict(measured) for arm, measured in table.items()}
-    for name, baseline in (
-        ("steps_to_constant_15", "constant-15"),
-        ("steps_to_best_constant", "best-constant"),
-    ):
+    for name, baseline in (("steps_to_constant_15", "constant-15"), ("steps_to_best_constant", "best-constant")):
         target = table.get(baseline, {}).get("loss")
         for measured in found.values():
             if target is not None and "loss_at_half" in measured:
@@ -312,19 +309,9 @@ GPU: dict[str, Any] = {
 
 def asked(name: str, baseline: str, measure: str, effect: float, paper: str, **others: Any) -> Comparison:
     """One comparison of the falling rate, in ``docs`` and lower is better unless told otherwise."""
-    values: dict[str, Any] = {
-        "method": "linear",
-        "better": "lower",
-        "form": "difference",
-        "worlds": ("docs",),
-    }
+    values: dict[str, Any] = {"method": "linear", "better": "lower", "form": "difference", "worlds": ("docs",)}
     return Comparison(
-        name=name,
-        baseline=baseline,
-        measure=measure,
-        paper_effect=effect,
-        paper=paper,
-        **{**values, **others},
+        name=name, baseline=baseline, measure=measure, paper_effect=effect, paper=paper, **{**values, **others}
     )
 
 
@@ -365,13 +352,7 @@ study = Study(
             form="ratio",
         ),
         asked("loss at 15 %, against constant .15", "constant-15", "loss", 0.03, LOSS),
-        asked(
-            "order: falling against rising",
-            "reverse",
-            "loss",
-            0.03,
-            "GLUE: rising no better than .15; " + LOSS,
-        ),
+        asked("order: falling against rising", "reverse", "loss", 0.03, "GLUE: rising no better than .15; " + LOSS),
         asked(
             "rising against constant .15 (the paper: no gain)",
             "constant-15",
@@ -387,14 +368,7 @@ study = Study(
             0.03,
             "GLUE: 84.29 against 83.71, no better than .15; " + LOSS,
         ),
-        asked(
-            "grammar: loss at 15 %, against constant .15",
-            "constant-15",
-            "loss",
-            0.03,
-            LOSS,
-            worlds=("grammar",),
-        ),
+        asked("grammar: loss at 15 %, against constant .15", "constant-15", "loss", 0.03, LOSS, worlds=("grammar",)),
         asked(
             "grammar: minimal pairs, against constant .15",
             "constant-15",

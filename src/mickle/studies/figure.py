@@ -63,9 +63,7 @@ def label_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, A
     side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
     label = f"{measured_effect(declared, row)}: {row['verdict']}"
     colour = COLOURS[row["verdict"]]
-    axes.annotate(
-        label, (centre, height), (0, 6), textcoords="offset points", ha=side, fontsize=8, color=colour
-    )
+    axes.annotate(label, (centre, height), (0, 6), textcoords="offset points", ha=side, fontsize=8, color=colour)
 
 
 def within(share: float) -> float:

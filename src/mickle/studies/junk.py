@@ -137,10 +137,7 @@ def doorway(random: Random, vocabulary: Sequence[str]) -> list[Block]:
         f"{{town}} for years, and we deliver {thing} to every door with a smile. Known for {extra} and more."
     )
     towns = random.sample(TOWNS, random.randint(7, 14))
-    return [
-        Block("heading", f"{thing} near you"),
-        *(Block("paragraph", pattern.format(town=t)) for t in towns),
-    ]
+    return [Block("heading", f"{thing} near you"), *(Block("paragraph", pattern.format(town=t)) for t in towns)]
 
 
 def repeated_paragraphs(random: Random, vocabulary: Sequence[str]) -> list[Block]:
@@ -203,9 +200,7 @@ def figures(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     texts = []
     for _ in range(random.randint(12, 24)):
         numbers = [f"{random.randint(1, 9999)}.{random.randint(10, 99)}" for _ in range(5)]
-        opening = random.choice(
-            ("The {} of", "All {} and", "To have {} with", "That {} at", "Of {} in", "Also {}")
-        )
+        opening = random.choice(("The {} of", "All {} and", "To have {} with", "That {} at", "Of {} in", "Also {}"))
         things = random.sample(list(vocabulary), 4)
         texts.append(f"{opening.format(things[0])} {' '.join(things[1:])}: {' '.join(numbers)}")
     return [Block("heading", "Prices of the day"), *(Block("paragraph", text) for text in texts)]

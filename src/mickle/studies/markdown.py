@@ -31,8 +31,7 @@ def paper_effect(declared: dict[str, Any]) -> str:
 def table(result: Result) -> str:
     """The comparisons of one study as a Markdown table."""
     lines = [
-        "| comparison | measure | paper | here, 95 % interval | seeds | smallest seen | p (Holm) "
-        "| budget | verdict |",
+        "| comparison | measure | paper | here, 95 % interval | seeds | smallest seen | p (Holm) | budget | verdict |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for declared, row in zip(result["declaration"]["comparisons"], result["comparisons"]):
@@ -87,8 +86,7 @@ def page(result: Result) -> str:
     """
     declared = result["declaration"]
     failures = [
-        f"- {run['phase']} {run['cell']['arm']} in {run['cell']['world']}, seed {run['cell']['seed']}: "
-        f"{run['failure']}"
+        f"- {run['phase']} {run['cell']['arm']} in {run['cell']['world']}, seed {run['cell']['seed']}: {run['failure']}"
         for run in result["runs"]
         if run["failure"]
     ]

@@ -111,17 +111,11 @@ def tune_forward_only(cell: Cell, model: nn.Module, train: Any, validate: Any) -
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = build_mezo(settings, model, cell.seed, steps)
     batches = partial(train, rows)
-    rate = set_rate(
-        settings, optimizer, lambda i: Closure(model, objective, batches(i), step=i, seed=cell.seed)
-    )
+    rate = set_rate(settings, optimizer, lambda i: Closure(model, objective, batches(i), step=i, seed=cell.seed))
     assert rate is not None
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = rate.rate * TIMES[cell.setting["place"]]
-    memory = (
-        peak_bytes(partial(one_step, optimizer, model, objective, batches(0)), model)
-        if cell.arm == "mezo"
-        else 1
-    )
+    memory = peak_bytes(partial(one_step, optimizer, model, objective, batches(0)), model) if cell.arm == "mezo" else 1
     events = fit(
         model, objective, batches, optimizer, steps=steps, schedule=constant, seed=cell.seed, on_bad_numbers="skip",
         watch_loss=False, evaluate=validate, evaluate_every=max(1, steps // POINTS),
@@ -183,11 +177,7 @@ def replayed(model: nn.Module, optimizer: MeZO, base: dict[str, Any], best: int)
     model.load_state_dict(base)
     replay(model, journal, to_step=best)
     finite = [d if math.isfinite(d) else 1e9 for d in differences]
-    return {
-        "journal_bytes": len(encode(journal)),
-        "replay_difference": finite[0],
-        "exact_replay_difference": finite[1],
-    }
+    return {"journal_bytes": len(encode(journal)), "replay_difference": finite[0], "exact_replay_difference": finite[1]}
 
 
 def margins(table: dict[str, Measurements]) -> dict[str, Measurements]:
@@ -257,22 +247,12 @@ study = Study(
     arms=(
         Arm("zero-shot", "the pre-trained model as it is", GRID),
         Arm("adam", "Adam, 300 steps of 8 examples, 3 rates", GRID),
-        Arm(
-            "mezo", "MeZO on all weights; half, once and twice the measured rate, as in all arms below", GRID
-        ),
+        Arm("mezo", "MeZO on all weights; half, once and twice the measured rate, as in all arms below", GRID),
         Arm("mezo-lora", "MeZO on LoRA of rank 8, queries and values, eps 1e-2", GRID),
         Arm("mezo-prefix", "MeZO on a prefix of 5 tokens, eps 1e-1", GRID),
         Arm("mezo-adam", "MeZO with momentum, its rate divided by the projections' root mean square", GRID),
-        Arm(
-            "fzoo",
-            "seven one-sided probes a step, divided by their spread; as many forward passes as MeZO",
-            GRID,
-        ),
-        Arm(
-            "accuracy",
-            "MeZO on the share of wrong answers, eps 1e-2, twice the batch, a quarter of the steps",
-            GRID,
-        ),
+        Arm("fzoo", "seven one-sided probes a step, divided by their spread; as many forward passes as MeZO", GRID),
+        Arm("accuracy", "MeZO on the share of wrong answers, eps 1e-2, twice the batch, a quarter of the steps", GRID),
         Arm("no-prompt", "MeZO without the prompt, on two words that were never trained", GRID),
         Arm("random-init", "MeZO on weights that were never trained", GRID),
     ),
@@ -287,22 +267,8 @@ study = Study(
             headline=True,
         ),
         against("gain over zero-shot, k = 512", "mezo", "zero-shot", 0.143, "SST-2: 93.3 against 79.0"),
-        against(
-            "gain over zero-shot, k = 16",
-            "mezo",
-            "zero-shot",
-            0.115,
-            "SST-2: 90.5 against 79.0",
-            worlds=("k16",),
-        ),
-        against(
-            "within 2 points of Adam, k = 512",
-            "mezo",
-            "adam",
-            0.014,
-            "93.3 + 2 against 93.9",
-            measure="graced",
-        ),
+        against("gain over zero-shot, k = 16", "mezo", "zero-shot", 0.115, "SST-2: 90.5 against 79.0", worlds=("k16",)),
+        against("within 2 points of Adam, k = 512", "mezo", "adam", 0.014, "93.3 + 2 against 93.9", measure="graced"),
         against(
             "within 2 points of Adam, k = 16",
             "mezo",
@@ -312,28 +278,12 @@ study = Study(
             measure="graced",
             worlds=("k16",),
         ),
+        against("LoRA, within 2 points of Adam", "mezo-lora", "adam", 0.011, "OPT-13B, median of 11", measure="graced"),
         against(
-            "LoRA, within 2 points of Adam",
-            "mezo-lora",
-            "adam",
-            0.011,
-            "OPT-13B, median of 11",
-            measure="graced",
+            "prefix, within 2 points of Adam", "mezo-prefix", "adam", 0.011, "OPT-13B, median of 11", measure="graced"
         ),
         against(
-            "prefix, within 2 points of Adam",
-            "mezo-prefix",
-            "adam",
-            0.011,
-            "OPT-13B, median of 11",
-            measure="graced",
-        ),
-        against(
-            "accuracy as the objective, over zero-shot",
-            "accuracy",
-            "zero-shot",
-            0.137,
-            "SST-2: 92.7 against 79.0",
+            "accuracy as the objective, over zero-shot", "accuracy", "zero-shot", 0.137, "SST-2: 92.7 against 79.0"
         ),
         against("the prompt", "mezo", "no-prompt", 0.377, "SST-2 after 10k steps: 89.6 against 51.9"),
         against("pre-training", "mezo", "random-init", 0.2, "no figure; theory, section 4: effective rank"),

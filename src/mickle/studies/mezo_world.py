@@ -127,14 +127,7 @@ def decoder(seed: int) -> Decoder:
     from mickle.models.decoder import Decoder, DecoderConfig
 
     shape = DecoderConfig(
-        vocab_size=VOCABULARY,
-        width=64,
-        layers=2,
-        heads=4,
-        kv_heads=4,
-        head_width=16,
-        ffn_width=144,
-        max_length=32,
+        vocab_size=VOCABULARY, width=64, layers=2, heads=4, kv_heads=4, head_width=16, ffn_width=144, max_length=32
     )
     return Decoder(shape, seed=seed)
 
@@ -157,13 +150,7 @@ def pretrain(world: World, steps: int) -> dict[str, Any]:
     model = world.fresh()
     optimizer = build_optimizer(AdamW(learning_rate=PRETRAIN_RATE), model)
     for _ in fit(
-        model,
-        next_token,
-        world.pretraining_batch,
-        optimizer,
-        steps=steps,
-        schedule=Schedule(),
-        seed=world.seed,
+        model, next_token, world.pretraining_batch, optimizer, steps=steps, schedule=Schedule(), seed=world.seed
     ):
         pass
     return model.state_dict()
@@ -219,6 +206,4 @@ def held(holders: Any) -> Iterator[Any]:
         if isinstance(holder, torch.nn.Module):
             yield from holder.parameters()
         else:
-            yield from (
-                t for state in holder.state.values() for t in state.values() if isinstance(t, torch.Tensor)
-            )
+            yield from (t for state in holder.state.values() for t in state.values() if isinstance(t, torch.Tensor))

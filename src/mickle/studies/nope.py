@@ -73,9 +73,7 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
 def task_of(cell: Cell) -> Task:
     """The world's task at this scale: fewer symbols and shorter lengths than the paper's."""
     longest = cell.values["longest"][cell.world]
-    return smaller(
-        cell.world, range(1, longest + 1), range(longest + 1, 2 * longest + 1), cell.values["symbols"]
-    )
+    return smaller(cell.world, range(1, longest + 1), range(longest + 1, 2 * longest + 1), cell.values["symbols"])
 
 
 def decoder(cell: Cell, vocabulary: int) -> nn.Module:
@@ -191,12 +189,7 @@ VALUES: dict[str, Any] = {
     "test": 32,
 }
 # Enough to learn the two repeating tasks; the others run, and say by `reached` that they were not learned.
-QUICK = {
-    **VALUES,
-    "steps": {"rsc": 600, "rdc": 600, "cmc": 200, "mc": 200},
-    "validation": 8,
-    "test": 16,
-}
+QUICK = {**VALUES, "steps": {"rsc": 600, "rdc": 600, "cmc": 200, "mc": 200}, "validation": 8, "test": 16}
 GPU = {
     **VALUES,
     "width": 512,

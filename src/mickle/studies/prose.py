@@ -84,9 +84,7 @@ def docstrings(tree: ast.Module) -> list[str]:
         node = waiting.pop(0)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             found.append(ast.get_docstring(node) or "")
-            inner = (
-                n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            )
+            inner = (n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))
             waiting[:0] = inner
     return found
 

@@ -33,10 +33,7 @@ DENSE_BITS = 16.0  # a weight of the base that is not rounded, as the paper stor
 ALLOWED = 0.25  # of what 3 bits cost
 LEAST_COST = 0.004  # nats: shares of less would be shares of noise
 LONGEST = 72  # tokens of an example; longer ones are left out
-TUNED_APART = (
-    "full",
-    "nf4-dq-qv",
-)  # the other arms of adapters take the rate that is best over the unrounded base
+TUNED_APART = ("full", "nf4-dq-qv")  # the other arms of adapters take the rate that is best over the unrounded base
 NOT_TRAINED = -100
 
 
@@ -94,9 +91,7 @@ def round_base(model: nn.Module, options: dict[str, Any]) -> Measurements:
     quantize_model(model, code=options["code"], double=options.get("double", False))
     size = weights = 0
     for layer in quantized_layers(model).values():
-        parts = [
-            part for name in ("packed", "absmax", "nested") if (part := getattr(layer, name)) is not None
-        ]
+        parts = [part for name in ("packed", "absmax", "nested") if (part := getattr(layer, name)) is not None]
         size += sum(part.numel() * part.element_size() for part in parts)
         weights += layer.in_features * layer.out_features
     return {"bits_per_weight": 8 * size / weights, "stored_bits": bits_per_weight(model)}
@@ -286,19 +281,10 @@ SIZES: dict[str, Any] = {
     "heldout_examples": 2000,
     "heldout_pages": 60,
 }
-QUICK = {
-    "base": asdict(SMALL),
-    "bases": 1,
-    "steps": 60,
-    "rows": 16,
-    "heldout_examples": 200,
-    "heldout_pages": 15,
-}
+QUICK = {"base": asdict(SMALL), "bases": 1, "steps": 60, "rows": 16, "heldout_examples": 200, "heldout_pages": 15}
 
 
-def asked(
-    name: str, method: str, baseline: str, measure: str, effect: float, paper: str, **more: Any
-) -> Comparison:
+def asked(name: str, method: str, baseline: str, measure: str, effect: float, paper: str, **more: Any) -> Comparison:
     """One difference between two arms; a loss or a cost is better lower."""
     return Comparison(
         name=name,
@@ -396,10 +382,7 @@ study = Study(
     ),
     scales={
         "quick": Scale(
-            seeds=2,
-            values={**SIZES, **QUICK},
-            tuning_values={"tuning": True, "steps": 30},
-            cell_seconds=600,
+            seeds=2, values={**SIZES, **QUICK}, tuning_values={"tuning": True, "steps": 30}, cell_seconds=600
         ),
         "full": Scale(seeds=5, values=SIZES, tuning_values={"tuning": True, "steps": 100}, cell_seconds=1800),
         "gpu": Scale(

@@ -35,13 +35,7 @@ OTHER_SOURCE = "numpy"  # never part of a crawl
 MARGIN = 1.02  # refined is as good as curated if its error is not above curated's times this
 WINDOW, PROMPT = 50, 25  # tokens of a training window, and those of them that are given
 GREEDY_ROWS = 100
-COPIED = (
-    "document",
-    "document with buttons",
-    "shared passage",
-    "copy",
-    "edited copy",
-)  # kinds of real documents
+COPIED = ("document", "document with buttons", "shared passage", "copy", "edited copy")  # kinds of real documents
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
@@ -97,8 +91,7 @@ def corpora_of(pages: int, seed: int, packages: tuple[str, ...]) -> Corpora:
     found["raw-subset"] = subset(found["raw"], sum(len(text) for _, text in found["refined"]), seed)
     texts = {arm: [text for _, text in kept if text.strip()] for arm, kept in found.items()}
     real = {
-        arm: [text for page, text in kept if page.truth.kind in COPIED and text.strip()]
-        for arm, kept in found.items()
+        arm: [text for page, text in kept if page.truth.kind in COPIED and text.strip()] for arm, kept in found.items()
     }
     texts["curated"] = real["curated"] = curated(judged)
     return Corpora(texts, real, scores(judged))
@@ -216,9 +209,7 @@ def train(cell: Cell, stream: TokenStream, vocabulary: int) -> nn.Module:
 
     optimizer = build_optimizer(AdamW(learning_rate=values["learning_rate"]), model)
     schedule = Schedule(kind="cosine", warmup=0.05, floor=0.05)
-    for _ in fit(
-        model, next_token, batch, optimizer, steps=values["steps"], schedule=schedule, seed=cell.seed
-    ):
+    for _ in fit(model, next_token, batch, optimizer, steps=values["steps"], schedule=schedule, seed=cell.seed):
         pass
     return model
 
@@ -229,10 +220,7 @@ def window_places(tokens: int, length: int, count: int, seed: int) -> np.ndarray
 
     generator = np.random.default_rng(seed)
     pieces = max(1, tokens // length)
-    epochs = [
-        generator.permutation(pieces) * length + generator.integers(length)
-        for _ in range(-(-count // pieces))
-    ]
+    epochs = [generator.permutation(pieces) * length + generator.integers(length) for _ in range(-(-count // pieces))]
     return np.concatenate(epochs)[:count]
 
 
@@ -345,9 +333,7 @@ GPU = {
 
 study = Study(
     name="refinedweb",
-    title=(
-        "The RefinedWeb Dataset for Falcon LLM: Outperforming Curated Corpora with Web Data, and Web Data Only"
-    ),
+    title=("The RefinedWeb Dataset for Falcon LLM: Outperforming Curated Corpora with Web Data, and Web Data Only"),
     paper="2306.01116",
     claim=(
         "Filtered and strictly deduplicated web text alone trains better models than the raw English web, and as good"
@@ -381,14 +367,7 @@ study = Study(
             0.958,
             "zero-shot errors 43.8 % and 45.7 %",
         ),
-        better(
-            "error, filtered against raw",
-            "filtered",
-            "raw",
-            "error",
-            0.966,
-            "zero-shot errors 45.7 % and 47.3 %",
-        ),
+        better("error, filtered against raw", "filtered", "raw", "error", 0.966, "zero-shot errors 45.7 % and 47.3 %"),
         better(
             "error at equal size, refined against a subset of raw",
             "refined",

@@ -70,9 +70,7 @@ def publish(folder: Path, target: Path) -> list[Path]:
     """
     results = sorted(folder.glob("*-*.json"))
     if not results:
-        raise UsageError(
-            f"There is no study result in {folder}", expected="the output folder of mickle study"
-        )
+        raise UsageError(f"There is no study result in {folder}", expected="the output folder of mickle study")
     written = []
     for path in results:
         result = storage.read_json(path)
@@ -81,9 +79,7 @@ def publish(folder: Path, target: Path) -> list[Path]:
         require_clean(result["source"])
         if result["seed"]:
             raise UsageError(
-                "A replication cannot be published",
-                where=f"seed {result['seed']}",
-                expected="seed 0, as declared",
+                "A replication cannot be published", where=f"seed {result['seed']}", expected="seed 0, as declared"
             )
         target.mkdir(parents=True, exist_ok=True)
         for source in (path, path.with_suffix(".svg")):

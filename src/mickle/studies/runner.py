@@ -65,9 +65,7 @@ def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
     runs.
     """
     if scale not in study.scales:
-        raise UsageError(
-            f"Study {study.name} has no scale {scale!r}", expected=f"one of: {', '.join(study.scales)}"
-        )
+        raise UsageError(f"Study {study.name} has no scale {scale!r}", expected=f"one of: {', '.join(study.scales)}")
     tuning = run_cells(study, scale, "tuning", tuning_cells(study, scale, seed), place)
     chosen = choose(study, tuning)
     reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen, seed), place)
@@ -162,9 +160,7 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
     files = {key: folder / f"{key}.json" for key in keys}
     kept = {key: storage.read_json(file) for key, file in files.items() if file.exists()}
     missing = {
-        key: (study.run_cell, cell, place.work / "running" / key)
-        for key, cell in zip(keys, cells)
-        if key not in kept
+        key: (study.run_cell, cell, place.work / "running" / key) for key, cell in zip(keys, cells) if key not in kept
     }
     place.emit(Started(f"{study.name}: {phase} cells", len(cells), "cells"))
     if kept:
@@ -172,11 +168,7 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
     done = len(kept)
     limit = study.scales[scale].cell_seconds
     for outcome in run_all(run_one, missing, workers=place.workers, limit_seconds=limit):
-        entry = {
-            "measured": outcome.value or {},
-            "failure": outcome.failure,
-            "seconds": round(outcome.seconds, 3),
-        }
+        entry = {"measured": outcome.value or {}, "failure": outcome.failure, "seconds": round(outcome.seconds, 3)}
         kept[outcome.key] = entry
         cell = missing[outcome.key][1]
         name = f"{cell.arm} in {cell.world}, seed {cell.seed}"
@@ -204,15 +196,11 @@ def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if "budget" not in measured:
-        raise UsageError(
-            "The cell did not measure its budget", expected='"budget": how much of the unit it spent'
-        )
+        raise UsageError("The cell did not measure its budget", expected='"budget": how much of the unit it spent')
     for name, value in measured.items():
         numbers = value if isinstance(value, list) else [value]
         if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-            raise UsageError(
-                f"Measurement {name!r} holds what is not a finite number", expected="finite numbers"
-            )
+            raise UsageError(f"Measurement {name!r} holds what is not a finite number", expected="finite numbers")
     return measured
 
 

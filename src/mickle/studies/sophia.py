@@ -236,11 +236,7 @@ def steps_to_baseline(table: dict[str, Measurements]) -> dict[str, Measurements]
     for arm, measured in table.items():
         ratio = steps_ratio(measured["loss_at_half"], measured["loss"], target)
         needed = steps * ratio
-        found[arm] = {
-            **measured,
-            "steps_to_target": needed,
-            "seconds_to_target": needed * measured["seconds_a_step"],
-        }
+        found[arm] = {**measured, "steps_to_target": needed, "seconds_to_target": needed * measured["seconds_a_step"]}
     return found
 
 
@@ -260,7 +256,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "adamw": (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
         "sophia-g": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
         "sophia-h": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
-    },
+    }
 }
 RATES["zipf-far"] = RATES["zipf-near"] = dict.fromkeys(RATES["pages"], (0.03, 0.1, 0.3, 1.0, 3.0))
 GRID = tuple({"rate": place} for place in range(5))
@@ -293,9 +289,7 @@ GPU: dict[str, Any] = {
 }
 
 
-def claimed(
-    name: str, method: str, measure: str, world: str, paper: str, *, headline: bool = False
-) -> Comparison:
+def claimed(name: str, method: str, measure: str, world: str, paper: str, *, headline: bool = False) -> Comparison:
     """The paper's factor of two, asked of one arm, measure and world."""
     return Comparison(
         name=name,
@@ -325,17 +319,11 @@ study = Study(
     budget_unit="steps",
     arms=(
         Arm("adamw", "AdamW, betas .9 .95", GRID),
-        Arm(
-            "sophia-g",
-            "Sophia, Gauss-Newton-Bartlett, short preset (betas .9 .95, every 5, bias correction)",
-            GRID,
-        ),
+        Arm("sophia-g", "Sophia, Gauss-Newton-Bartlett, short preset (betas .9 .95, every 5, bias correction)", GRID),
         Arm("sophia-h", "Sophia, Hutchinson, the same preset", GRID),
     ),
     comparisons=(
-        claimed(
-            "steps to AdamW's loss, Sophia-G", "sophia-g", "steps_to_target", "pages", ABSTRACT, headline=True
-        ),
+        claimed("steps to AdamW's loss, Sophia-G", "sophia-g", "steps_to_target", "pages", ABSTRACT, headline=True),
         claimed("steps to AdamW's loss, Sophia-H", "sophia-h", "steps_to_target", "pages", ABSTRACT),
         claimed("seconds to AdamW's loss, Sophia-G", "sophia-g", "seconds_to_target", "pages", ABSTRACT),
         Comparison(
@@ -366,17 +354,9 @@ study = Study(
             tuning_values={"steps": 40, "half_run": False},
             cell_seconds=120,
         ),
-        "full": Scale(
-            seeds=5,
-            values=SIZES,
-            tuning_values={"steps": 256, "half_run": False},
-            cell_seconds=600,
-        ),
+        "full": Scale(seeds=5, values=SIZES, tuning_values={"steps": 256, "half_run": False}, cell_seconds=600),
         "gpu": Scale(
-            seeds=5,
-            values={**SIZES, **GPU},
-            tuning_values={"steps": 1000, "half_run": False},
-            cell_seconds=7200,
+            seeds=5, values={**SIZES, **GPU}, tuning_values={"steps": 1000, "half_run": False}, cell_seconds=7200
         ),
     },
     run_cell=run_cell,

@@ -103,10 +103,8 @@ def sizes_of(matrices: list[Grouped]) -> Measurements:
     total = sum(weights)
     return {
         "bits": 8 * sum(matrix.stored_bytes for matrix in matrices) / total,
-        "formula_bits": sum(matrix.formula_bits * n for matrix, n in zip(matrices, weights, strict=True))
-        / total,
-        "outliers": sum(matrix.outlier_share * n for matrix, n in zip(matrices, weights, strict=True))
-        / total,
+        "formula_bits": sum(matrix.formula_bits * n for matrix, n in zip(matrices, weights, strict=True)) / total,
+        "outliers": sum(matrix.outlier_share * n for matrix, n in zip(matrices, weights, strict=True)) / total,
     }
 
 
@@ -158,9 +156,7 @@ def planted(cell: Cell) -> Measurements:
     from mickle.studies.planted_outliers import found_outliers, output_error, planted_matrix
 
     values, method = cell.values, ARMS[cell.arm]
-    world = planted_matrix(
-        cell.seed, values["outputs"], values["inputs"], values["planted_share"], values["rows"]
-    )
+    world = planted_matrix(cell.seed, values["outputs"], values["inputs"], values["planted_share"], values["rows"])
     found: Measurements = {"precision": 0.0, "recall": 0.0}
     if not method:
         return {**found, **NOT_ROUNDED, "budget": 16.0, "error": 0.0}
@@ -168,14 +164,7 @@ def planted(cell: Cell) -> Measurements:
         blocks = quantize_4bit(world.weight)
         bits = 8 * blocks.stored_bytes() / world.weight.numel()
         error = output_error(world, dequantize_4bit(blocks))
-        return {
-            **found,
-            "bits": bits,
-            "formula_bits": NF4_BITS,
-            "outliers": 0.0,
-            "budget": bits,
-            "error": error,
-        }
+        return {**found, "bits": bits, "formula_bits": NF4_BITS, "outliers": 0.0, "budget": bits, "error": error}
     hessian = (world.calibration.T @ world.calibration).double() * (2 / len(world.calibration))
     matrix = quantized(world.weight, hessian, method)
     if matrix.values is not None:
@@ -199,9 +188,7 @@ def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Groupe
     for _ in range(SEARCHES):
         middle = (low + high) / 2
         matrix = quantize_layer(weight, hessian, replace(settings, tau=math.exp(middle)))
-        low, high = (
-            (middle, high) if sizes_of([matrix])[measure] > size else (low, middle)
-        )  # larger tau: fewer
+        low, high = (middle, high) if sizes_of([matrix])[measure] > size else (low, middle)  # larger tau: fewer
     return quantize_layer(weight, hessian, replace(settings, tau=math.exp(high)))
 
 
@@ -248,11 +235,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "nf4": {"kind": "nf4"},
     "spqr-3-none": {"kind": "spqr", "bits": 3, "tau": NO_OUTLIERS},
     "spqr-3": ONE_PERCENT,
-    "spqr-3-stored": {
-        "kind": "spqr",
-        "bits": 3,
-        "target_bits": 4.30,
-    },  # so that all stored is gptq-4-g128's 4.344
+    "spqr-3-stored": {"kind": "spqr", "bits": 3, "target_bits": 4.30},  # so that all stored is gptq-4-g128's 4.344
     "spqr-3-more": {"kind": "spqr", "bits": 3, "outliers": 0.0184},  # 4.25 bits by the formula
     "spqr-4-none": {"kind": "spqr", "bits": 4, "tau": NO_OUTLIERS},
     "spqr-4": {"kind": "spqr", "bits": 4, "outliers": 0.0012},  # 4.69 bits by the formula
@@ -317,9 +300,7 @@ def smaller(
 
 HALF = "LLaMA-7B, WikiText-2 (unverified): 3.94 bits raise perplexity by 3.3 %, GPTQ's 4 bits by 7.9 %"
 LOSSLESS = "LLaMA-7B, WikiText-2 (unverified): 5.68 to 5.73 at 4.63 bits; 0.12 % of room below 1 %"
-ROUNDED = (
-    "LLaMA-7B, WikiText-2 (unverified): 3.94 bits raise perplexity by 3.3 %, rounding to 4 bits by 13.2 %"
-)
+ROUNDED = "LLaMA-7B, WikiText-2 (unverified): 3.94 bits raise perplexity by 3.3 %, rounding to 4 bits by 13.2 %"
 NONE = "no number at equal size: asked for a tenth less"
 
 study = Study(
@@ -356,21 +337,15 @@ study = Study(
             paper="no claim: asked so that 1.5 % are enough; LLaMA-7B rounded to 4 bits: 13 % (unverified)",
             worlds=("decoder",),
         ),
-        smaller(
-            "4.69 bits against GPTQ in 5 bits, which stores a little more", "spqr-4", "gptq-4-g32", 0.42, HALF
-        ),
+        smaller("4.69 bits against GPTQ in 5 bits, which stores a little more", "spqr-4", "gptq-4-g32", 0.42, HALF),
         smaller("4.69 bits against GPTQ in 4.5 bits, which stores less", "spqr-4", "gptq-4-g64", 0.42, HALF),
         smaller("3.95 bits against GPTQ in 4 bits", "spqr-3", "gptq-3-g32", 0.42, HALF),
         smaller("4.25 bits by the formula against GPTQ's", "spqr-3-more", "gptq-4-g128", 0.42, HALF),
-        smaller(
-            "equal bytes, all counted, against GPTQ in 4.25 bits", "spqr-3-stored", "gptq-4-g128", 0.42, HALF
-        ),
+        smaller("equal bytes, all counted, against GPTQ in 4.25 bits", "spqr-3-stored", "gptq-4-g128", 0.42, HALF),
         smaller("3.625 bits without outliers against GPTQ in 3.5", "spqr-3-none", "gptq-3-g64", 0.42, HALF),
         smaller("4.25 bits by the formula against rounding's", "spqr-3-more", "rtn-4-g128", 0.25, ROUNDED),
         smaller("3.95 bits against NF4 in 4.127", "spqr-3", "nf4", 0.9, NONE),
-        smaller(
-            "the paper's lambda of 1 against 0.01", "damping-1", "spqr-3", 0.9, "its command's own setting"
-        ),
+        smaller("the paper's lambda of 1 against 0.01", "damping-1", "spqr-3", 0.9, "its command's own setting"),
         smaller("leaving outliers out of the fits", "spqr-3", "no-leave-one-out", 0.9, NONE),
         smaller("most active inputs first", "spqr-3", "as-they-stand", 0.9, NONE),
         smaller(
@@ -403,13 +378,7 @@ study = Study(
     scales={
         "quick": Scale(
             seeds=2,
-            values={
-                **SIZES,
-                "base": asdict(SMALL),
-                "bases": 1,
-                "calibration_windows": 64,
-                "heldout_pages": 20,
-            },
+            values={**SIZES, "base": asdict(SMALL), "bases": 1, "calibration_windows": 64, "heldout_pages": 20},
             cell_seconds=600,
         ),
         "full": Scale(seeds=5, values=SIZES, cell_seconds=1800),

@@ -33,9 +33,7 @@ class RunStudy(Step):
     scale: Literal["quick", "full", "gpu"] = Field(
         "quick", description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; gpu: one GPU"
     )
-    workers: int = Field(
-        2, ge=0, le=256, description="one-thread processes that share the cells; 0: this one"
-    )
+    workers: int = Field(2, ge=0, le=256, description="one-thread processes that share the cells; 0: this one")
     publish: Path | None = Field(
         None, description="also copy result and figure here (docs/results); only from a clean commit"
     )
@@ -72,9 +70,7 @@ class RunStudy(Step):
             f"{len(study.worlds)} world(s), {len(study.arms)} arms); "
             f"declaration {declaration_hash(study, self.scale)}"
         )
-        return Forecast(
-            seconds=60.0 * SCALE_MINUTES.get(self.scale, 0), notes=("time: the scale's limit",)
-        ), preview
+        return Forecast(seconds=60.0 * SCALE_MINUTES.get(self.scale, 0), notes=("time: the scale's limit",)), preview
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Run the cells that are not kept yet, then write JSON, Markdown and SVG."""
@@ -87,9 +83,7 @@ class RunStudy(Step):
         if self.publish is not None:
             results.require_clean(source)
         begun = time.monotonic()
-        place = Place(
-            work / SCRATCH / "study", emit, self.workers, "" if source["dirty"] else source["commit"]
-        )
+        place = Place(work / SCRATCH / "study", emit, self.workers, "" if source["dirty"] else source["commit"])
         result = run_study(study, self.scale, place, self.seed)
         if results.source_state() != source:
             source = {**source, "dirty": True}
@@ -110,11 +104,7 @@ class RunStudy(Step):
 
     def after(self, out: Path) -> str:
         """Publish, or look."""
-        return (
-            f"python -m mickle.studies.table --publish {out}"
-            if self.scale != "quick"
-            else f"mickle show {out}"
-        )
+        return f"python -m mickle.studies.table --publish {out}" if self.scale != "quick" else f"mickle show {out}"
 
     def _study(self) -> Any:
         from mickle.studies.declaration import open_study, page_names
@@ -128,8 +118,7 @@ class RunStudy(Step):
         study = open_study(self.name)
         if self.scale not in study.scales:
             raise UsageError(
-                f"Study {self.name} has no scale {self.scale!r}",
-                expected=f"one of: {', '.join(study.scales)}",
+                f"Study {self.name} has no scale {self.scale!r}", expected=f"one of: {', '.join(study.scales)}"
             )
         return study
 

@@ -33,9 +33,7 @@ def systems_table(known: Published) -> str:
     ]
     adjusted = corrected(known)
     built = set(page_names())
-    return "\n".join(
-        lines + [system_row(system, system.name in built, known, adjusted) for system in SYSTEMS]
-    )
+    return "\n".join(lines + [system_row(system, system.name in built, known, adjusted) for system in SYSTEMS])
 
 
 def corrected(known: Published) -> dict[str, float]:
@@ -43,9 +41,7 @@ def corrected(known: Published) -> dict[str, float]:
     p_values = {
         name: row["p"]
         for (name, scale), result in known.items()
-        if scale == "full"
-        and not results.is_stale(result)
-        and (row := results.headline(result)[1])["p"] is not None
+        if scale == "full" and not results.is_stale(result) and (row := results.headline(result)[1])["p"] is not None
     }
     return dict(zip(p_values, holm(list(p_values.values()))))
 
@@ -100,9 +96,7 @@ def one_table(name: str, where: Path, known: Published) -> str:
         return f"Not yet measured: `mickle study {study} --scale {scale}`."
     if (study, scale) not in known:
         raise UsageError(
-            f"There is no published result {name!r}",
-            where=str(where),
-            todo=f"mickle study {study} --scale {scale}",
+            f"There is no published result {name!r}", where=str(where), todo=f"mickle study {study} --scale {scale}"
         )
     result = known[study, scale]
     stale = "**Stale: the study is declared differently since.**\n\n" if results.is_stale(result) else ""
@@ -113,13 +107,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Check or write all tables of a checkout; the exit code is 1 where ``--check`` finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m mickle.studies.table", description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (default: here)")
-    parser.add_argument(
-        "--publish", type=Path, metavar="FOLDER", help="a study's output folder; implies --write"
-    )
+    parser.add_argument("--publish", type=Path, metavar="FOLDER", help="a study's output folder; implies --write")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument(
-        "--check", action="store_true", help="change nothing, fail where a table differs (default)"
-    )
+    action.add_argument("--check", action="store_true", help="change nothing, fail where a table differs (default)")
     action.add_argument("--write", action="store_true", help="write the tables")
     options = parser.parse_args(arguments)
     folder = options.root / "docs" / "results"

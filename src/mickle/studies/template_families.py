@@ -267,8 +267,7 @@ def store(f: Filler, title: str, body: Body) -> str:
 def homepage(f: Filler, title: str, body: Body) -> str:
     """A personal page of the nineties: centred, fonts, rules, nested tables, no end tags."""
     pieces = body.html(
-        paragraph='<p><font face="Arial">{}</font>',
-        heading='<center><font size="+2"><b>{}</b></font></center>',
+        paragraph='<p><font face="Arial">{}</font>', heading='<center><font size="+2"><b>{}</b></font></center>'
     )
     return f"""<html><head><title>{title}</title></head><body background="stars.gif" text="#000000"><center><table border="5" cellpadding="8"><tr><td><marquee>Welcome to my page!!!</marquee></td></tr></table></center>
 <center>{f.menu(f.number(3, 7), '<a href="{0}.html">[{1}]</a>')}</center><hr>

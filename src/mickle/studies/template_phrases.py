@@ -116,9 +116,7 @@ class Filler:
     def teasers(self, count: int, shape: str) -> str:
         """Teasers: headline {0}, sentences {1}, a "read more" line {2}."""
         return "\n".join(
-            shape.format(
-                self.headline(), f"{self.headline()}. {self.headline()}, and more.", self.one(READ_MORE)
-            )
+            shape.format(self.headline(), f"{self.headline()}. {self.headline()}, and more.", self.one(READ_MORE))
             for _ in range(count)
         )
 

@@ -87,9 +87,7 @@ class Body:
                 pieces.append(code.format(escape(block.text)))
             elif block.kind == "list":
                 tag = self.random.choice(("ul", "ul", "ol"))
-                pieces.append(
-                    f"<{tag}>" + "\n".join(f"<li>{self.inline(i)}</li>" for i in block.items) + f"</{tag}>"
-                )
+                pieces.append(f"<{tag}>" + "\n".join(f"<li>{self.inline(i)}</li>" for i in block.items) + f"</{tag}>")
             else:
                 pieces.append(self.table(block))
         return pieces

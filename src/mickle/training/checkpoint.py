@@ -43,12 +43,7 @@ class Checkpoint:
 
 
 def save(
-    folder: Path,
-    step: int,
-    model: nn.Module,
-    optimizer: Optimizer,
-    counters: dict[str, Any],
-    identity: dict[str, Any],
+    folder: Path, step: int, model: nn.Module, optimizer: Optimizer, counters: dict[str, Any], identity: dict[str, Any]
 ) -> Path:
     """Write the checkpoint of ``step`` under ``folder``; in a sharded run every process calls, the first
     writes.
@@ -91,9 +86,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
         try:
             found = load(path)
         except MickleError as error:
-            problems.append(
-                f"{path.name} is not whole: {error.what} ({error.where}); going on from the one before"
-            )
+            problems.append(f"{path.name} is not whole: {error.what} ({error.where}); going on from the one before")
             torn.append(path)
             continue
         _set_aside(torn)
@@ -222,9 +215,7 @@ def _model_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @torch.no_grad()
 def _restore_model(tensors: Mapping[str, Tensor], model: nn.Module, path: Path) -> None:
     mine = dict(_model_tensors(model))
-    _refuse_other_shapes(
-        {n: t.shape for n, t in tensors.items()}, {n: t.shape for n, t in mine.items()}, path
-    )
+    _refuse_other_shapes({n: t.shape for n, t in tensors.items()}, {n: t.shape for n, t in mine.items()}, path)
     for name, tensor in mine.items():
         tensor.copy_(distributed.placed_like(tensors[name], tensor))
 
@@ -263,10 +254,7 @@ def _optimizer_state(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, 
             else:
                 numbers[f"{names[index]}/{field}"] = value
     groups = [
-        {
-            **{k: _plain(v) for k, v in group.items() if k != "params"},
-            "params": [names[i] for i in group["params"]],
-        }
+        {**{k: _plain(v) for k, v in group.items() if k != "params"}, "params": [names[i] for i in group["params"]]}
         for group in state["param_groups"]
     ]
     rest = {k: _plain(v) for k, v in state.items() if k not in ("state", "param_groups")}
@@ -277,9 +265,7 @@ def _restore_optimizer(checkpoint: Checkpoint, model: nn.Module, optimizer: Opti
     names = _parameter_names(model, optimizer)
     numbers = checkpoint.optimizer_numbers
     if [name for group in numbers["groups"] for name in group["params"]] != names:
-        raise UsageError(
-            "checkpoint's optimizer trains other parameters", where=str(checkpoint.path / OPTIMIZER)
-        )
+        raise UsageError("checkpoint's optimizer trains other parameters", where=str(checkpoint.path / OPTIMIZER))
     index = {name: i for i, name in enumerate(names)}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Any]] = {}

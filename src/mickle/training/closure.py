@@ -139,9 +139,7 @@ class Closure:
             )
         self.loss, self.count = total / count, count
         if bad:
-            raise self._bad(
-                f"a weight or the optimizer's state is not finite: {bad_state or 'in another process'}"
-            )
+            raise self._bad(f"a weight or the optimizer's state is not finite: {bad_state or 'in another process'}")
         if not math.isfinite(self.loss):
             raise self._bad(f"the loss is {self.loss}")
         if watched and self._watch is not None and self._watch.spikes(self.loss):
@@ -152,9 +150,7 @@ class Closure:
         named = [(n, p) for n, p in self.model.named_parameters() if p.grad is not None]
         gradients = [local(parameter.grad) for _, parameter in named]
         if not gradients:
-            raise UsageError(
-                "no parameter has a gradient", todo="check that the loss depends on the parameters"
-            )
+            raise UsageError("no parameter has a gradient", todo="check that the loss depends on the parameters")
         squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
         # Sharded layers average their gradients over the processes; the sum is wanted.
         scale = self.place.world / self.count
@@ -169,14 +165,10 @@ class Closure:
     def _bad(self, what: str) -> BadNumbers:
         """The error for this step, with the rows and the module that it comes from where they can be told."""
         rows, module = self._origin()
-        where = f"batch {self.step}, " + (
-            f"rows {', '.join(map(str, rows))}" if rows else "all rows together"
-        )
+        where = f"batch {self.step}, " + (f"rows {', '.join(map(str, rows))}" if rows else "all rows together")
         if module:
             where += f"; first module with a non-finite output: {module}"
-        return BadNumbers(
-            f"step {self.step + 1}: {what}", where=where, step=self.step, rows=rows, module=module
-        )
+        return BadNumbers(f"step {self.step + 1}: {what}", where=where, step=self.step, rows=rows, module=module)
 
     @torch.no_grad()
     def _origin(self) -> tuple[tuple[int, ...], str | None]:

@@ -36,12 +36,7 @@ from mickle.training.distributed import current, sum_over_processes
 
 Batch = Mapping[str, Tensor]
 Objective = Callable[[nn.Module, Any], tuple[Tensor, Tensor]]  # (sum of loss terms, their count)
-_ONE_LABEL = (
-    "ForSequenceClassification",
-    "ForImageClassification",
-    "ForVideoClassification",
-    "ForAudioClassification",
-)
+_ONE_LABEL = ("ForSequenceClassification", "ForImageClassification", "ForVideoClassification", "ForAudioClassification")
 _LABEL_A_TOKEN = ("ForMaskedLM", "ForTokenClassification")
 _NEXT_TOKEN = (None, "ForCausalLM")
 
@@ -134,9 +129,7 @@ def hutchinson(
     return Estimate([None if s is None else s.mul_(u).div_(count) for s, u in zip(sums, probes)], count)
 
 
-def hessian_product(
-    loss: Tensor, parameters: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> list[Tensor | None]:
+def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor | None]:
     """H v of a scalar loss, one tensor a parameter; None where the loss does not depend on the parameter at
     all.
     """
@@ -152,9 +145,7 @@ def hessian_product(
     ]
 
 
-def likelihood(
-    model: nn.Module, batch: Batch, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def likelihood(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """The model's own loss on a batch as (sum of terms, count); with a generator, at labels drawn from the
     model.
 
@@ -175,11 +166,7 @@ def likelihood(
         drawn = scores.detach() + _noise(scores, generator) if generator is not None else labels.to(scores)
         return 0.5 * (scores - drawn.reshape(scores.shape)).square().sum(), torch.tensor(len(scores))
     if kind == "multi_label_classification":
-        drawn = (
-            labels.to(scores)
-            if generator is None
-            else _uniform(scores, generator).lt(scores.sigmoid()).to(scores)
-        )
+        drawn = labels.to(scores) if generator is None else _uniform(scores, generator).lt(scores.sigmoid()).to(scores)
         return F.binary_cross_entropy_with_logits(scores, drawn, reduction="sum"), torch.tensor(len(scores))
     if generator is None:
         return cross_entropy(scores, None, labels)
@@ -213,18 +200,12 @@ def undisturbed(model: nn.Module, parameters: Sequence[nn.Parameter], seed: int)
     """
     gradients = [parameter.grad for parameter in parameters]
     buffers = {name: (buffer, buffer.clone()) for name, buffer in model.named_buffers() if model.training}
-    devices = sorted(
-        {p.device.index for p in parameters if p.device.type == "cuda" and p.device.index is not None}
-    )
+    devices = sorted({p.device.index for p in parameters if p.device.type == "cuda" and p.device.index is not None})
     try:
         for parameter in parameters:
             parameter.grad = None
         # A compiled model can be differentiated once only, and would be compiled anew for this single pass.
-        with (
-            torch.random.fork_rng(devices=devices),
-            torch.enable_grad(),
-            torch.compiler.set_stance("force_eager"),
-        ):
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
             torch.manual_seed(seed)
             yield
     finally:
@@ -283,11 +264,7 @@ def _over_processes(sums: list[Tensor | None], count: int) -> tuple[list[Tensor 
 def _probe(parameter: Tensor, generator: torch.Generator, probe: str) -> Tensor:
     """A random vector of unit variance, of a parameter's shape and dtype."""
     normal = torch.randn(parameter.shape, generator=generator, device=generator.device).to(parameter)
-    return (
-        normal
-        if probe == "gaussian"
-        else torch.where(normal < 0, -torch.ones_like(normal), torch.ones_like(normal))
-    )
+    return normal if probe == "gaussian" else torch.where(normal < 0, -torch.ones_like(normal), torch.ones_like(normal))
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:

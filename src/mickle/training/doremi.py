@@ -77,9 +77,7 @@ def domain_excess(
     return sums.new_zeros(2, count).index_add_(1, domains, sums)
 
 
-def exponentiated_gradient(
-    weights: Tensor, excess: Tensor, eta: float, smoothing: float, seen: Tensor
-) -> Tensor:
+def exponentiated_gradient(weights: Tensor, excess: Tensor, eta: float, smoothing: float, seen: Tensor) -> Tensor:
     """The domains' next weights, float64 [k]: one update of the module's second equation.
 
     weights: now, [k], positive, summing to 1. excess: lambda [k]. seen: bool [k]; the others keep their weights, and
@@ -243,9 +241,7 @@ class RobustObjective:
         losses: Tensor = model(batch["input_ids"], documents=batch.get("documents"), head=head)
         rule = self.rule
         reference = losses.detach() if rule.score == "hardest" else self.reference(batch).to(losses)
-        sums = domain_excess(
-            losses.detach(), reference, batch["labels"], batch["domains"], model.domains, rule.score
-        )
+        sums = domain_excess(losses.detach(), reference, batch["labels"], batch["domains"], model.domains, rule.score)
         return losses, sums
 
     def _sampled(self, like: Tensor) -> Tensor | None:

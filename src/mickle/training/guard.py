@@ -28,9 +28,7 @@ class BadNumbers(NumericError):
     unknown.
     """
 
-    def __init__(
-        self, what: str, *, where: str, step: int, rows: tuple[int, ...], module: str | None
-    ) -> None:
+    def __init__(self, what: str, *, where: str, step: int, rows: tuple[int, ...], module: str | None) -> None:
         todo = "look at these rows; or lower the learning rate; or set on_bad_numbers to skip or back"
         super().__init__(what, where=where, todo=todo)
         self.step, self.rows, self.module = step, rows, module

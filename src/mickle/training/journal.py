@@ -37,9 +37,7 @@ if TYPE_CHECKING:
     from mickle.training.mezo import MeZO
 
 MAGIC, FORMAT = b"MEZO", 1
-GENERATOR = (
-    "philox4x32-10/1"  # the directions of kernels/philox.py; the number rises if one bit of them changes
-)
+GENERATOR = "philox4x32-10/1"  # the directions of kernels/philox.py; the number rises if one bit of them changes
 LARGEST = 256 << 20  # bytes of a file
 LARGEST_HEADER = 16 << 20
 ADAPTERS = ("lora", "prefix")
@@ -70,9 +68,7 @@ class Run:
     measured: int  # directions that were tried for a learning rate before the first step
     rates: tuple[int, ...]  # two-byte codes, one a step
     projections: tuple[int, ...]  # rule.probes a step
-    added: dict[str, Any] | None = (
-        None  # the adapter that was put onto a frozen base: its kind, seed, settings
-    )
+    added: dict[str, Any] | None = None  # the adapter that was put onto a frozen base: its kind, seed, settings
     beneath: str = ""  # with `added`: hash of that base's weight files (`models/adapters.py:weights_digest`)
 
     @property
@@ -93,9 +89,7 @@ class Journal:
         return sum(run.steps for run in self.runs)
 
 
-def journal_of(
-    optimizer: MeZO, tuned: str = "", added: dict[str, Any] | None = None, beneath: str = ""
-) -> Journal:
+def journal_of(optimizer: MeZO, tuned: str = "", added: dict[str, Any] | None = None, beneath: str = "") -> Journal:
     """What an optimizer did so far; `tuned` is the fingerprint of the model now, `added` and `beneath` as in `Run`."""
     decayed = optimizer.decayed()
     tensors = tuple(
@@ -273,9 +267,7 @@ def _run(values: Any, body: memoryview) -> tuple[Run, int]:
     tensors, added = _tensors(values["tensors"]), _added(values["added"])
     if (added is None) != (values["beneath"] == ""):
         raise _broken("it says one of what was added and to which base, and not the other")
-    run = Run(
-        values["base"], values["tuned"], rule, tensors, measured, rates, projections, added, values["beneath"]
-    )
+    run = Run(values["base"], values["tuned"], rule, tensors, measured, rates, projections, added, values["beneath"])
     return run, whole
 
 

@@ -34,9 +34,7 @@ def class_scores(model: nn.Module, batch: Batch) -> Tensor:
             return torch.einsum("bd,bcd->bc", hidden, weight[candidates].to(hidden.dtype)).float()
 
         answers = batch["answers"]
-        found: Tensor = model(
-            batch["input_ids"], documents=batch["documents"], positions=answers, head=chosen
-        )
+        found: Tensor = model(batch["input_ids"], documents=batch["documents"], positions=answers, head=chosen)
         return found
     ids, scored = batch["input_ids"].flatten(0, 1), batch["scored"].flatten(0, 1)  # [B C, T]
     places = scored >= 0

@@ -137,14 +137,10 @@ def fit(
         if value < 0:
             raise UsageError(f"{name} is too small")
     if on_bad_numbers == "back" and checkpoints is None:
-        raise UsageError(
-            "on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints"
-        )
+        raise UsageError("on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints")
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
     if distributed.current().world > 1 and not sharded:
-        raise UsageError(
-            "several processes train an unsharded model", todo="call distributed.shard(model) first"
-        )
+        raise UsageError("several processes train an unsharded model", todo="call distributed.shard(model) first")
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])
     if compile:
@@ -250,14 +246,7 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
     extra = _statistics(plan.optimizer)
     rate = plan.optimizer.param_groups[0]["lr"]
     return bad, Trained(
-        step + 1,
-        closure.loss,
-        rate,
-        closure.gradient_norm,
-        counters.tokens,
-        counters.seconds,
-        extra,
-        closure.count,
+        step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra, closure.count
     )
 
 
@@ -314,9 +303,7 @@ def _evaluate_and_save(plan: _Plan, counters: _Counters, interrupted: bool) -> I
 
 def _save(plan: _Plan, counters: _Counters) -> Iterator[Event]:
     assert plan.checkpoints is not None
-    path = checkpoint.save(
-        plan.checkpoints, counters.step, plan.model, plan.optimizer, asdict(counters), plan.identity
-    )
+    path = checkpoint.save(plan.checkpoints, counters.step, plan.model, plan.optimizer, asdict(counters), plan.identity)
     if distributed.current().writes:
         checkpoint.prune(plan.checkpoints, plan.keep, counters.best_step)
     yield Saved(counters.step, path)
@@ -365,8 +352,7 @@ def _tokens(batch: Batch) -> int:
 def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
     """Kind and settings, group by group, less what moves during a run."""
     groups = [
-        {name: value for name, value in group.items() if name not in _NO_IDENTITY}
-        for group in optimizer.param_groups
+        {name: value for name, value in group.items() if name not in _NO_IDENTITY} for group in optimizer.param_groups
     ]
     return {"kind": type(optimizer).__name__, **{str(i): group for i, group in enumerate(groups)}}
 

@@ -43,16 +43,7 @@ from torch.distributed.tensor import DTensor
 from mickle.errors import UsageError
 from mickle.kernels.perturb import Moves, add_draws
 from mickle.kernels.philox import Kind
-from mickle.training.mezo_rule import (
-    MOST_DRAWS,
-    Rule,
-    Update,
-    Updates,
-    Variant,
-    from_codes,
-    rounded,
-    to_codes,
-)
+from mickle.training.mezo_rule import MOST_DRAWS, Rule, Update, Updates, Variant, from_codes, rounded, to_codes
 
 RECENT, ENOUGH = 100, 10  # projections the clipping bound is made of
 
@@ -127,9 +118,7 @@ class MeZO(torch.optim.Optimizer):
         losses = _Losses(closure)
         with evaluating(getattr(closure, "model", None)):
             found, left = self._probe(losses)
-        projections = (
-            [0.0] * self.rule.probes if losses.failure else [rounded(g) for g in self._clipped(found)]
-        )
+        projections = [0.0] * self.rule.probes if losses.failure else [rounded(g) for g in self._clipped(found)]
         update = self._updates.push(rate, projections)
         self._finish(left, update)
         self.projections += to_codes(projections).tolist()
@@ -233,9 +222,7 @@ class _Losses:
         return loss
 
 
-def moves_of_step(
-    rule: Rule, step: int, update: Update, decayed: bool
-) -> tuple[list[int], list[float], list[float]]:
+def moves_of_step(rule: Rule, step: int, update: Update, decayed: bool) -> tuple[list[int], list[float], list[float]]:
     """All that one step adds to a tensor, probes included, in order: draws, scales, factors. Exact replay is made
     of it.
     """
@@ -259,9 +246,7 @@ def history_of(probes: int, rates: list[int], projections: list[int]) -> Iterato
     return zip(from_codes(rates).tolist(), values, strict=True)
 
 
-def _merged(
-    left: tuple[int, float], update: Update, factor: float
-) -> tuple[list[int], list[float], list[float]]:
+def _merged(left: tuple[int, float], update: Update, factor: float) -> tuple[list[int], list[float], list[float]]:
     """The update of a tensor that is multiplied by `factor` first, with the restore of the last probe in the same
     number as that probe's share of it: draws, scales, factors.
     """

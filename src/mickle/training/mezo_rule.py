@@ -120,9 +120,7 @@ class Updates:
         window = 1
         if rule.variant in ("momentum", "adam") and rule.betas[0] > 0:
             window = max(1, math.ceil(math.log(FORGOTTEN) / math.log(rule.betas[0])))
-        self._past: deque[tuple[int, list[float]]] = deque(
-            maxlen=window
-        )  # (step, projections), counted ones only
+        self._past: deque[tuple[int, list[float]]] = deque(maxlen=window)  # (step, projections), counted ones only
         self._square, self._counted = 0.0, 0
 
     def push(self, rate: float, projections: Sequence[float]) -> Update:

@@ -36,9 +36,7 @@ class Robust(Config):
     """How the proxy's weights move; the defaults are the paper's."""
 
     eta: float = Field(1.0, gt=0, le=100, description="step size of the weights, on excess in nats")
-    smoothing: float = Field(
-        1e-3, ge=0, lt=1, description="share of the uniform distribution in every step (c)"
-    )
+    smoothing: float = Field(1e-3, ge=0, lt=1, description="share of the uniform distribution in every step (c)")
     score: Literal["excess", "hardest", "easiest"] = Field(
         "excess", description="what is worst: loss over the reference's; the others are controls"
     )
@@ -66,27 +64,19 @@ class Mix(Step):
     data: Input = Field(description="corpus folder, or Parquet files with columns `text` and `domain`")
     by: Literal["domain", "language"] = Field("domain", description="the column whose values are the domains")
     groups: dict[str, list[str]] = Field(
-        default_factory=dict,
-        description="domains made of several values: {web: ['*.org', '*.net'], rest: ['*']}",
+        default_factory=dict, description="domains made of several values: {web: ['*.org', '*.net'], rest: ['*']}"
     )
     reference_weights: Literal["proportional", "uniform"] | Input = Field(
         "proportional", description="what the reference is trained on: by tokens, uniform, or a weights file"
     )
-    rounds: int = Field(
-        1, ge=1, le=20, description="repetitions with the weights found; ends when they settle"
-    )
+    rounds: int = Field(1, ge=1, le=20, description="repetitions with the weights found; ends when they settle")
     robust: Robust = Field(default_factory=Robust, description="how the weights move")
     size: Literal["tiny", "small", "base"] | int = Field(
-        "tiny",
-        description="of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters",
+        "tiny", description="of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters"
     )
-    tokenizer: Input | None = Field(
-        None, description="tokenizer.json or a folder with one (default: train one)"
-    )
+    tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
     vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
-    sequence_length: int | None = Field(
-        None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)"
-    )
+    sequence_length: int | None = Field(None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)")
     batch_tokens: int | None = Field(
         None, ge=1, description="tokens a step (default: from size, at least 4 sequences of a domain)"
     )
@@ -98,12 +88,8 @@ class Mix(Step):
     heldout_share: float | None = Field(
         None, ge=0, lt=1, description="share of pages that pretrain holds out and mix leaves alone, too"
     )
-    precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of products (default: as in pretrain)"
-    )
-    accumulate: int | None = Field(
-        None, ge=1, description="parts of a batch (default: as few as fit in memory)"
-    )
+    precision: Literal["float32", "bfloat16"] | None = Field(None, description="of products (default: as in pretrain)")
+    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
     budget_tokens: int | None = Field(None, ge=1, description="tokens that the weights will be used for")
     max_repeats: float | None = Field(

@@ -119,9 +119,7 @@ def doubts(plan: Plan, streams: dict[str, TokenStream], drawn: Sequence[float]) 
             "turns into weight: raise batch_tokens, or group small domains"
         )
     if plan.steps < FEW_STEPS:
-        found.append(
-            f"{plan.steps} steps are few for weights that are a mean over steps; below {FEW_STEPS} doubt them"
-        )
+        found.append(f"{plan.steps} steps are few for weights that are a mean over steps; below {FEW_STEPS} doubt them")
     read = plan.steps * plan.batch_tokens
     epochs = {name: w * read / len(s) for (name, s), w in zip(streams.items(), drawn, strict=True)}
     repeated = [f"{name} {count:.1f}" for name, count in epochs.items() if count > 1.05]

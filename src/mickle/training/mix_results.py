@@ -100,14 +100,10 @@ def doubts(names: Sequence[str], rounds: Sequence[Round]) -> list[str]:
             f"{halves:.3f}; more steps, or a larger batch, would tell"
         )
     if max(last.weights) > ONE_SIDED:
-        found.append(
-            f"nearly all weight is on '{names[int(np.argmax(last.weights))]}': robust.eta may be too high"
-        )
+        found.append(f"nearly all weight is on '{names[int(np.argmax(last.weights))]}': robust.eta may be too high")
     for name, count in zip(names, last.skipped, strict=True):
         if count:
-            found.append(
-                f"the excess of '{name}' was not finite in {count} steps, which left its weight alone"
-            )
+            found.append(f"the excess of '{name}' was not finite in {count} steps, which left its weight alone")
     return found
 
 
@@ -217,15 +213,9 @@ def picture(names: Sequence[str], done: Round) -> str:
 
     def paint(axes: Any) -> None:
         for place, domain in enumerate(order):
-            label = (
-                json.dumps(names[domain], ensure_ascii=False)[1:-1].replace("$", r"\$")
-                if place < LINES
-                else None
-            )
+            label = json.dumps(names[domain], ensure_ascii=False)[1:-1].replace("$", r"\$") if place < LINES else None
             (line,) = axes.plot(chosen + 1, done.trajectory[chosen, domain], linewidth=1.2, label=label)
-            axes.axhline(
-                done.before[domain], color=line.get_color(), linestyle="--", linewidth=0.8, alpha=0.6
-            )
+            axes.axhline(done.before[domain], color=line.get_color(), linestyle="--", linewidth=0.8, alpha=0.6)
         axes.set_xlabel("step of the proxy")
         axes.set_ylabel("weight (dashed: reference)")
         axes.set_ylim(bottom=0)

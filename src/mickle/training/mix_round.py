@@ -41,9 +41,7 @@ def run_round(
     emit(Noted(f"round {number}: reference"))
     reference = _fresh(settings, plan)
     batches = _batches(settings, streams, weights, plan)
-    _train(
-        settings, reference, next_token, batches, plan, scratch / "reference", logs / "reference.jsonl", emit
-    )
+    _train(settings, reference, next_token, batches, plan, scratch / "reference", logs / "reference.jsonl", emit)
     emit(Noted(f"round {number}: proxy"))
     drawn = drawn_by(settings, weights)
     batches = _batches(settings, streams, drawn, plan)
@@ -63,9 +61,7 @@ def drawn_by(settings: Mix, reference: Sequence[float]) -> tuple[float, ...]:
     return (1 / len(reference),) * len(reference)
 
 
-def _batches(
-    settings: Mix, streams: dict[str, TokenStream], weights: Sequence[float], plan: Plan
-) -> DomainMixture:
+def _batches(settings: Mix, streams: dict[str, TokenStream], weights: Sequence[float], plan: Plan) -> DomainMixture:
     """Batches by weight; windows repeat, so that the reference's losses can be kept."""
     return DomainMixture(
         tuple(streams.values()),

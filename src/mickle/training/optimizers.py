@@ -25,9 +25,7 @@ class AdamW(Config):
     learning_rate: float = Field(3e-3, gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of the two moving averages")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
-    weight_decay: float = Field(
-        0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none"
-    )
+    weight_decay: float = Field(0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
 
@@ -40,18 +38,12 @@ class Sophia(Config):
         "short", description="paper: betas .96 .99, every 10; short: betas .9 .95, every 5, bias correction"
     )
     estimator: Literal["gnb", "hutchinson"] = Field("gnb", description="estimator of the Hessian's diagonal")
-    gamma: float | None = Field(
-        None, gt=0, description="scale of the curvature; preset: .05 (gnb), .01 (hutchinson)"
-    )
+    gamma: float | None = Field(None, gt=0, description="scale of the curvature; preset: .05 (gnb), .01 (hutchinson)")
     every: int | None = Field(None, ge=1, description="steps between curvature estimates")
-    betas: tuple[float, float] | None = Field(
-        None, description="decay of the gradient's and the curvature's average"
-    )
+    betas: tuple[float, float] | None = Field(None, description="decay of the gradient's and the curvature's average")
     bias_correction: bool | None = Field(None, description="divide both averages by 1 - beta^t")
     eps: float = Field(1e-12, gt=0, description="least denominator")
-    weight_decay: float = Field(
-        0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none"
-    )
+    weight_decay: float = Field(0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
     def options(self) -> dict[str, Any]:
@@ -81,9 +73,7 @@ def build_optimizer(settings: AdamW | Sophia, model: nn.Module, seed: int = 0) -
     if isinstance(settings, AdamW):
         devices = {parameter.device.type for group in groups for parameter in group["params"]}
         fused = devices <= {"cpu", "cuda"}  # one pass over memory instead of a dozen
-        return torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused
-        )
+        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused)
     from mickle.training import sophia
 
     return sophia.Sophia(groups, seed=seed, **settings.options())
@@ -109,12 +99,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 class Schedule(Config):
     """How the learning rate moves over a run; ``schedule(step, steps)`` is the factor on its peak."""
 
-    kind: Literal["cosine", "linear", "wsd", "constant"] = Field(
-        "cosine", description="shape after the warm-up"
-    )
-    warmup: float = Field(
-        0.02, ge=0, le=1, description="share of the steps in which it rises from 0 to the peak"
-    )
+    kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="shape after the warm-up")
+    warmup: float = Field(0.02, ge=0, le=1, description="share of the steps in which it rises from 0 to the peak")
     floor: float = Field(0.05, ge=0, le=1, description="factor at the last step (constant has none)")
     decay: float = Field(0.2, gt=0, le=1, description="wsd only: share of the steps in which it falls")
 

@@ -80,11 +80,7 @@ def _stand_in(model: Any) -> DecoderConfig:
     settings = model.config.get_text_config()
     width, heads = settings.hidden_size, settings.num_attention_heads
     feed_forward = next(
-        (
-            getattr(settings, name)
-            for name in ("intermediate_size", "n_inner", "hidden_dim")
-            if _has(settings, name)
-        ),
+        (getattr(settings, name) for name in ("intermediate_size", "n_inner", "hidden_dim") if _has(settings, name)),
         4 * width,
     )
     return DecoderConfig(

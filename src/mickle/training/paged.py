@@ -88,10 +88,7 @@ class PagedAdamW(Optimizer):
             return {name: torch.zeros_like(parameter, requires_grad=False) for name in AVERAGES}
         if parameter.device.type != "cpu":
             pinned = parameter.device.type == "cuda"
-            return {
-                name: torch.zeros(parameter.shape, dtype=parameter.dtype, pin_memory=pinned)
-                for name in AVERAGES
-            }
+            return {name: torch.zeros(parameter.shape, dtype=parameter.dtype, pin_memory=pinned) for name in AVERAGES}
         size = parameter.numel() * parameter.element_size()
         self._maps[parameter] = mapped = _nameless(self._folder, 2 * size)
         flat = torch.from_numpy(np.frombuffer(mapped, np.uint8)).view(parameter.dtype)

@@ -47,16 +47,11 @@ class Architecture(Config):
     """What the fresh model is made of, beside its size."""
 
     position: Literal["rotary", "none", "learned", "sinusoidal", "alibi", "t5"] = Field(
-        "rotary",
-        description="how the model knows positions; rotary saves as a plain Llama or EuroBERT folder",
+        "rotary", description="how the model knows positions; rotary saves as a plain Llama or EuroBERT folder"
     )
-    experts: int = Field(
-        1, ge=1, le=256, description="feed-forward networks a layer; above 1 a Mixtral folder"
-    )
+    experts: int = Field(1, ge=1, le=256, description="feed-forward networks a layer; above 1 a Mixtral folder")
     experts_per_token: int = Field(2, ge=1, description="how many of them each token passes through")
-    drop_path: float = Field(
-        0.0, ge=0, lt=1, description="share of rows that skip the last block, fewer before"
-    )
+    drop_path: float = Field(0.0, ge=0, lt=1, description="share of rows that skip the last block, fewer before")
 
 
 class Pretrain(Step):
@@ -77,52 +72,36 @@ class Pretrain(Step):
         None, description="model folder to go on from, with its tokenizer (default: a fresh model)"
     )
     size: Literal["tiny", "small", "base"] | int = Field(
-        "tiny",
-        description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters",
+        "tiny", description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters"
     )
-    tokenizer: Input | None = Field(
-        None, description="tokenizer.json or a folder with one (default: train one)"
-    )
+    tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
     vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
-    sequence_length: int | None = Field(
-        None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)"
-    )
+    sequence_length: int | None = Field(None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)")
     batch_tokens: int | None = Field(None, ge=1, description="tokens an optimizer step (default: from size)")
     steps: int | None = Field(
         None, ge=1, description="optimizer steps (default: 20 tokens a parameter, 8 epochs at most)"
     )
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the pages")
-    optimizer: OptimizerSettings = Field(
-        default_factory=AdamW, description="adamw or sophia, and its settings"
-    )
+    optimizer: OptimizerSettings = Field(default_factory=AdamW, description="adamw or sophia, and its settings")
     learning_rate: float | None = Field(
         None, gt=0, description="at its peak (default: optimizer.learning_rate x (10^6 / parameters)^(1/4))"
     )
     schedule: Schedule = Field(default_factory=Schedule, description="how the learning rate moves")
-    architecture: Architecture = Field(
-        default_factory=Architecture, description="what a fresh model is made of"
-    )
+    architecture: Architecture = Field(default_factory=Architecture, description="what a fresh model is made of")
     dropout: Dropout = Field(default_factory=Dropout, description="how much of it, and from when")
     heldout_share: float | None = Field(
-        None,
-        ge=0,
-        lt=1,
-        description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)",
+        None, ge=0, lt=1, description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)"
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="of products in training (default: bfloat16 where the processor has it)"
     )
-    accumulate: int | None = Field(
-        None, ge=1, description="parts of a batch (default: as few as fit in memory)"
-    )
+    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
     on_bad_numbers: Literal["stop", "skip", "back"] = Field(
         "stop", description="when a loss or gradient is not finite or jumps"
     )
     evaluate_every: int | None = Field(None, ge=1, description="steps (default: 20 times in a run)")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
-    weights: Literal["best", "last"] = Field(
-        "best", description="which weights to keep, best by held-out loss"
-    )
+    weights: Literal["best", "last"] = Field("best", description="which weights to keep, best by held-out loss")
 
     @model_validator(mode="after")
     def _agree(self) -> Pretrain:
@@ -309,9 +288,7 @@ def _last_evaluation(file: Path) -> dict[str, float]:
     """What an earlier try of this run measured last, when it was killed after its last step."""
     import json
 
-    lines = (
-        [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    )
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
     return next((line["values"] for line in reversed(lines) if line["event"] == "evaluated"), {})
 
 

@@ -138,9 +138,7 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
     sides = split(read_pages(data), share)
     without = "or set heldout_share to 0 to train without held-out pages"
     if sides.distinct == 0:
-        raise UsageError(
-            "There is no page with text here.", where=str(data), todo="check what `curate` removed"
-        )
+        raise UsageError("There is no page with text here.", where=str(data), todo="check what `curate` removed")
     if share > 0 and sides.distinct == 1:
         raise UsageError(
             "All pages hold the same text: none can be held out.",
@@ -180,8 +178,7 @@ def heldout_measure(
     if isinstance(settings.objective, Masking):
         objective, vocabulary = masked_token, vocabulary_of(tokenizer)
         batches = [
-            fixed_masks(batch, group * rows, settings.objective, vocabulary)
-            for group, batch in enumerate(batches)
+            fixed_masks(batch, group * rows, settings.objective, vocabulary) for group, batch in enumerate(batches)
         ]
 
     def measure(model: nn.Module) -> dict[str, float]:

@@ -112,17 +112,13 @@ def derived_share(pages: int) -> float:
     return min(0.1, max(0.01, 100 / max(pages, 1)))
 
 
-def resolve(
-    settings: "Pretrain", vocabulary_size: int, training_tokens: int, origin: "Origin | None" = None
-) -> Plan:
+def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int, origin: "Origin | None" = None) -> Plan:
     """Every number of the run, given the vocabulary, the training tokens and the model it goes on from, if any.
 
     Raises UsageError where a given number does not fit the pages, ResourceError where no batch fits the memory.
     """
     if training_tokens < 2:
-        raise UsageError(
-            f"The training pages hold {training_tokens} tokens; there is nothing to learn from them."
-        )
+        raise UsageError(f"The training pages hold {training_tokens} tokens; there is nothing to learn from them.")
     target = origin.parameters if origin else parameters_asked(settings.size)
     length = settings.sequence_length or _derived_length(target, training_tokens, origin)
     _refuse_length(length, training_tokens, origin)
@@ -178,8 +174,7 @@ def _refuse_length(length: int, training_tokens: int, origin: "Origin | None") -
         )
     if origin and origin.longest and length > origin.longest:
         raise UsageError(
-            f"The model reads at most {origin.longest:,} tokens at a time, not {length:,}.",
-            where="sequence_length",
+            f"The model reads at most {origin.longest:,} tokens at a time, not {length:,}.", where="sequence_length"
         )
 
 
@@ -235,9 +230,7 @@ def disk(plan: Plan, text_bytes: int) -> int:
     return int(checkpoints + 2 * text_bytes + 4 * plan.parameters)
 
 
-def step_seconds(
-    settings: "Pretrain", plan: Plan, model: "nn.Module | None" = None, repeats: int = 3
-) -> float:
+def step_seconds(settings: "Pretrain", plan: Plan, model: "nn.Module | None" = None, repeats: int = 3) -> float:
     """Seconds of one optimizer step, measured on random tokens (median after one to warm up).
 
     ``model`` is trained by it; None measures a fresh decoder of the plan's shape.

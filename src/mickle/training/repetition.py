@@ -65,9 +65,7 @@ class Law:
         size = self.effective_parameters(parameters, min(unique, tokens))
         read = self.effective_tokens(tokens, unique)
         return (
-            self.floor
-            + self.parameter_factor / size**self.parameter_power
-            + self.token_factor / read**self.token_power
+            self.floor + self.parameter_factor / size**self.parameter_power + self.token_factor / read**self.token_power
         )
 
     def effective_tokens(self, tokens: float, unique: float) -> float:
@@ -95,9 +93,7 @@ class Law:
     def unlimited(self, flops: float) -> Allocation:
         """The best allocation of C = 6 N D where all text is fresh (Chinchilla, arXiv 2203.15556, equation 4)."""
         _refuse_none(flops=flops)
-        parameters = self.ratio * (flops / 6) ** (
-            self.token_power / (self.parameter_power + self.token_power)
-        )
+        parameters = self.ratio * (flops / 6) ** (self.token_power / (self.parameter_power + self.token_power))
         tokens = flops / 6 / parameters
         return Allocation(parameters, tokens, 1.0, self.loss(parameters, tokens, tokens))
 
@@ -134,9 +130,7 @@ class Law:
     def paying_epochs(self, least: float) -> float:
         """After how many epochs the next token is worth no more than ``least`` (0 to 1) of a fresh one."""
         if not 0 < least < 1:
-            raise UsageError(
-                f"a share of a fresh token's worth is between 0 and 1, not {least}", where="least"
-            )
+            raise UsageError(f"a share of a fresh token's worth is between 0 and 1, not {least}", where="least")
         return 1 - self.token_decay * math.log(least)
 
     def refuse_more_epochs(self, epochs: float, where: str = "epochs") -> None:

@@ -68,8 +68,7 @@ def fit_scale(runs: Sequence[Run], base: Law = C4) -> Law:
     expected = [base.loss(run.parameters, run.tokens, run.unique) - base.floor for run in runs]
     if len({round(math.log(value), 6) for value in expected}) < 2:
         raise UsageError(
-            f"These {len(runs)} runs do not differ in what the law predicts; its scale needs two that do.",
-            where="runs",
+            f"These {len(runs)} runs do not differ in what the law predicts; its scale needs two that do.", where="runs"
         )
     reducible, losses = np.array(expected), np.log([run.loss for run in runs])
 
@@ -155,9 +154,7 @@ def _with_decays(theta: Array) -> Array:
     return np.array([[*theta[:5], math.log(r), math.log(s)] for r, s in product((3, 12, 50), (2, 5, 20))])
 
 
-def _minimise(
-    predict: Callable[[Array], Array], target: Array, starts: Array, free: int | tuple[int, ...]
-) -> Array:
+def _minimise(predict: Callable[[Array], Array], target: Array, starts: Array, free: int | tuple[int, ...]) -> Array:
     """The best end of a descent from each of ``starts`` [K, P]: the constants, [P]."""
     found, costs = _descend(predict, target, starts, free)
     return found[int(np.argmin(costs))].copy()

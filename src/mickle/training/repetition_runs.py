@@ -140,11 +140,7 @@ def _rows(file: Path) -> list[tuple[str, Any]]:
     if file.suffix == ".csv":
         reader = csv.DictReader(lines, skipinitialspace=True)
         return [(f"{file}:{reader.line_num}", row) for row in reader]
-    return [
-        (f"{file}:{place}", _json_line(line, f"{file}:{place}"))
-        for place, line in enumerate(lines, 1)
-        if line
-    ]
+    return [(f"{file}:{place}", _json_line(line, f"{file}:{place}")) for place, line in enumerate(lines, 1) if line]
 
 
 def _json_line(line: str, place: str) -> Any:

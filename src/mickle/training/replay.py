@@ -123,9 +123,7 @@ def _moves(run: Run, first: int, last: int, decayed: bool, exact: bool) -> Moves
     factors = [1.0] * len(draws)
     net = np.zeros(last * run.rule.probes)
     shrunk = 1.0
-    for step, (rate, projections) in enumerate(
-        history_of(run.rule.probes, list(run.rates), list(run.projections))
-    ):
+    for step, (rate, projections) in enumerate(history_of(run.rule.probes, list(run.rates), list(run.projections))):
         if step >= last:
             break
         update = updates.push(rate, projections)
@@ -189,9 +187,7 @@ def _matching(model: nn.Module, run: Run) -> dict[str, Tensor]:
     for tensor in run.tensors:
         here = present.get(tensor.name)
         if here is None or tuple(here.shape) != tensor.shape or str(here.dtype) != f"torch.{tensor.dtype}":
-            is_now = (
-                "absent" if here is None else f"{str(here.dtype).removeprefix('torch.')} {list(here.shape)}"
-            )
+            is_now = "absent" if here is None else f"{str(here.dtype).removeprefix('torch.')} {list(here.shape)}"
             raise UsageError(
                 f"the journal does not fit the model: tensor {tensor.name[:100]!r} is {is_now}",
                 expected=f"{tensor.dtype} {list(tensor.shape)}",

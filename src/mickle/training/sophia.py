@@ -95,9 +95,7 @@ class Sophia(torch.optim.Optimizer):
         seed: int = 0,
     ) -> None:
         if isinstance(estimator, str) and estimator not in ESTIMATORS:
-            raise UsageError(
-                f"No estimator {estimator!r}", expected=f"one of {', '.join(ESTIMATORS)}, or a function"
-            )
+            raise UsageError(f"No estimator {estimator!r}", expected=f"one of {', '.join(ESTIMATORS)}, or a function")
         named = estimator if isinstance(estimator, str) else "gnb"
         gamma = GAMMA[named] if gamma is None else gamma
         share = BATCH_SHARE[named] if batch_share is None else batch_share
@@ -125,16 +123,12 @@ class Sophia(torch.optim.Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         _check("lr", group["lr"], float(group["lr"]) >= 0, "at least 0")
-        _check(
-            "betas", group["betas"], all(0 <= beta < 1 for beta in group["betas"]), "two numbers in [0, 1)"
-        )
+        _check("betas", group["betas"], all(0 <= beta < 1 for beta in group["betas"]), "two numbers in [0, 1)")
         _check("gamma", group["gamma"], group["gamma"] >= 0, "at least 0")
         _check("eps", group["eps"], group["eps"] > 0, "above 0")
         _check("weight_decay", group["weight_decay"], group["weight_decay"] >= 0, "at least 0")
         if any(parameter.is_complex() for parameter in group["params"]):
-            raise UsageError(
-                "Sophia has no rule for complex parameters", todo="Train torch.view_as_real of them."
-            )
+            raise UsageError("Sophia has no rule for complex parameters", todo="Train torch.view_as_real of them.")
 
     @property
     def refresh_due(self) -> bool:
@@ -160,9 +154,7 @@ class Sophia(torch.optim.Optimizer):
             self._update(checked=from_fit)  # that closure never returns from a gradient that is not finite
         return loss
 
-    def refresh(
-        self, model: nn.Module, batch: Batch | Sequence[Batch], objective: Objective | None = None
-    ) -> None:
+    def refresh(self, model: nn.Module, batch: Batch | Sequence[Batch], objective: Objective | None = None) -> None:
         """Estimate the curvature on a batch (or its micro-batches) and move h towards it.
 
         Without ``objective`` the loss is the model's own likelihood (``curvature.likelihood`` says which
@@ -186,11 +178,7 @@ class Sophia(torch.optim.Optimizer):
         self._absorb(parameters, estimate)
 
     def _estimate(
-        self,
-        model: nn.Module,
-        micro_batches: list[Batch],
-        parameters: list[nn.Parameter],
-        objective: Objective | None,
+        self, model: nn.Module, micro_batches: list[Batch], parameters: list[nn.Parameter], objective: Objective | None
     ) -> Estimate:
         """The estimator's answer; its draws are a function of seed, step and process."""
         step = self.param_groups[0]["steps"]
@@ -226,9 +214,7 @@ class Sophia(torch.optim.Optimizer):
         """Apply the rule to every parameter with a gradient; skip all of it if a gradient is not finite."""
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any(gradient.is_sparse for gradient in gradients):
-            raise UsageError(
-                "Sophia has no rule for sparse gradients", todo="Use nn.Embedding(..., sparse=False)."
-            )
+            raise UsageError("Sophia has no rule for sparse gradients", todo="Use nn.Embedding(..., sparse=False).")
         if not checked and not _all_finite(gradients):
             self._totals["skipped_steps"] += 1
             return
@@ -239,9 +225,7 @@ class Sophia(torch.optim.Optimizer):
                 self._names.get(id(p), f"{index}.{place}") for place, p in enumerate(group["params"])
             ]
             chosen = [(name, p) for name, p in zip(names, group["params"]) if p.grad is not None]
-            rule = Rule(
-                float(group["lr"]), group["betas"][0], group["gamma"], group["eps"], group["weight_decay"]
-            )
+            rule = Rule(float(group["lr"]), group["betas"][0], group["gamma"], group["eps"], group["weight_decay"])
             counts = sophia_update([self._tensors(p, group) for _, p in chosen], rule)
             self._unclipped += [(name, count, local(p).numel()) for (name, p), count in zip(chosen, counts)]
         self._watch()
@@ -292,9 +276,7 @@ class Sophia(torch.optim.Optimizer):
             name: float(self._totals[name]) for name in self._totals if "skipped" in name
         }
         if self.sampled_clip is not None:
-            figures["sampled_clip_rate"] = self._totals["clipped_refreshes"] / max(
-                1, self._totals["refreshes"]
-            )
+            figures["sampled_clip_rate"] = self._totals["clipped_refreshes"] / max(1, self._totals["refreshes"])
         sizes: dict[str, list[float]] = {}
         after_refresh = bool(self.param_groups) and (self.param_groups[0]["steps"] - 1) % self.every == 0
         for name, count, size in self._unclipped:
@@ -305,11 +287,7 @@ class Sophia(torch.optim.Optimizer):
         return {label: inside / max(1.0, size) for label, (inside, size) in sizes.items()} | figures
 
     def suggest_gamma(
-        self,
-        model: nn.Module,
-        data: Sequence[Batch],
-        share: float = GOOD_UNCLIPPED,
-        objective: Objective | None = None,
+        self, model: nn.Module, data: Sequence[Batch], share: float = GOOD_UNCLIPPED, objective: Objective | None = None
     ) -> float:
         """The gamma with which a ``share`` of all coordinates would be unclipped; nothing is changed by
         asking.
@@ -321,9 +299,7 @@ class Sophia(torch.optim.Optimizer):
         """
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         beta = self.param_groups[0]["betas"][0]
-        averages = [
-            torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters
-        ]
+        averages = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters]
         with undisturbed(model, parameters, self.seed):
             for batch in data:
                 total, count = (likelihood if objective is None else objective)(model, batch)
@@ -364,9 +340,7 @@ class Sophia(torch.optim.Optimizer):
         for group in self.param_groups:
             for state in (self.state[p] for p in group["params"] if p in self.state):
                 momentum_scale, curvature_scale = _scales(state, group)
-                pairs.append(
-                    (local(state["momentum"]) * momentum_scale, local(state["curvature"]) * curvature_scale)
-                )
+                pairs.append((local(state["momentum"]) * momentum_scale, local(state["curvature"]) * curvature_scale))
         try:
             return f"Try gamma={gamma_for(pairs, GOOD_UNCLIPPED):.3g}."
         except UsageError as reason:
@@ -378,9 +352,7 @@ class Sophia(torch.optim.Optimizer):
         values = _spaced([c for c in curvatures if c.numel()])
         if not values.numel():
             return {}
-        quantiles = torch.quantile(
-            values.float(), torch.tensor([0.1, 0.5, 0.9], device=values.device)
-        ).tolist()
+        quantiles = torch.quantile(values.float(), torch.tensor([0.1, 0.5, 0.9], device=values.device)).tolist()
         names = ("curvature_p10", "curvature_p50", "curvature_p90")
         return dict(zip(names, quantiles)) | {"curvature_not_positive": float((values <= 0).float().mean())}
 
@@ -390,9 +362,7 @@ def gamma_for(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> float:
     _check("share", share, 0 < share < 1, "between 0 and 1")
     momentum, curvature = _spaced([m for m, _ in pairs]).abs(), _spaced([h for _, h in pairs])
     if not momentum.numel():
-        raise UsageError(
-            "No parameter has a curvature", todo="Give a model and data whose loss reaches them."
-        )
+        raise UsageError("No parameter has a curvature", todo="Give a model and data whose loss reaches them.")
     ratios = torch.where(curvature > 0, momentum / curvature, math.inf)
     # Strictly above the quantile, so that the coordinate standing at it is unclipped too.
     wanted = ratios.kthvalue(max(1, math.ceil(share * ratios.numel()))).values
@@ -448,13 +418,8 @@ def _all_finite(gradients: Sequence[Tensor]) -> bool:
     """One pass over memory and one look at the device; sums that overflow of finite terms are looked at
     again.
     """
-    sums = [
-        local(gradient).sum(dtype=torch.promote_types(gradient.dtype, torch.float32))
-        for gradient in gradients
-    ]
-    total = (
-        sum((one.to(sums[0].device) for one in sums), start=torch.tensor(0.0)) if sums else torch.tensor(0.0)
-    )
+    sums = [local(gradient).sum(dtype=torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
+    total = sum((one.to(sums[0].device) for one in sums), start=torch.tensor(0.0)) if sums else torch.tensor(0.0)
     return bool(torch.isfinite(total)) or all(bool(torch.isfinite(local(g)).all()) for g in gradients)
 
 

@@ -84,9 +84,7 @@ def from_pytorch_optimizer(optimizer: Sophia, state_dict: State) -> State:
 def _converted(optimizer: Sophia, *, state: Any, group: Any) -> State:
     """The optimizer's state dictionary with every state and group translated."""
     if any(own["bias_correction"] for own in optimizer.param_groups):
-        raise UsageError(
-            "The other implementation has no bias correction", expected="a run with bias_correction=False"
-        )
+        raise UsageError("The other implementation has no bias correction", expected="a run with bias_correction=False")
     own_state = optimizer.state_dict()
     groups = [{**group(own), "params": own["params"]} for own in own_state["param_groups"]]
     group_of = {key: own for own in groups for key in own["params"]}

@@ -30,9 +30,7 @@ def general_pages(given: Path | None, model: Path, scratch: Path) -> tuple[list[
     found = list(islice((page for batch in read_pages(source) for page in batch), MOST_PAGES))
     if not found:
         raise UsageError("There is no page with text to measure on.", where=f"general: {source}")
-    return [
-        _opening(page) for page in found
-    ], "pages of --general" if given else "the model's own held-out pages"
+    return [_opening(page) for page in found], "pages of --general" if given else "the model's own held-out pages"
 
 
 def documentation_pages(scratch: Path) -> list[Page]:
@@ -51,9 +49,7 @@ def documentation_pages(scratch: Path) -> list[Page]:
                 pages.append(_opening(Page(module.url, module.package, "", text)))
     if not pages:
         raise UsageError(
-            "The documentation of this Python cannot be read.",
-            where="general",
-            todo="name pages with --general",
+            "The documentation of this Python cannot be read.", where="general", todo="name pages with --general"
         )
     return pages
 

@@ -112,12 +112,7 @@ def _rows(encoded: Encoded, some: Sequence[int]) -> dict[str, torch.Tensor]:
 
 
 def samples(
-    model: nn.Module,
-    task: Task | LabelTask,
-    tokenizer: TextTokenizer,
-    count: int,
-    ends: Sequence[int],
-    limit: int,
+    model: nn.Module, task: Task | LabelTask, tokenizer: TextTokenizer, count: int, ends: Sequence[int], limit: int
 ) -> list[dict[str, str]]:
     """What the model writes for the first ``count`` held-out examples, likeliest token by likeliest token: prompt,
     reference and text of each. One that sees both sides fills in hidden tokens instead; where there are labels, the
@@ -162,12 +157,7 @@ def _filled(model: nn.Module, task: Task, tokenizer: TextTokenizer, count: int) 
     for number in range(min(count, len(task.heldout.tokens))):
         tokens = torch.from_numpy(np.asarray(task.heldout.tokens[number], dtype=np.int64))[None]
         batch = mask_batch(
-            {"input_ids": tokens},
-            np.array([number]),
-            MASKING.evaluation_rate,
-            MASKING,
-            vocabulary,
-            EVALUATION_SEED,
+            {"input_ids": tokens}, np.array([number]), MASKING.evaluation_rate, MASKING, vocabulary, EVALUATION_SEED
         )
         guesses = model(batch["input_ids"].to(device)).argmax(-1).cpu()
         filled = torch.where(batch["labels"] >= 0, guesses, tokens)

@@ -36,9 +36,7 @@ class Adam(Config):
 
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of the two moving averages")
     eps: float = Field(1e-8, gt=0, description="added to the root of the second average")
-    weight_decay: float = Field(
-        0.0, ge=0, description="decay of matrices; norms, biases and embeddings have none"
-    )
+    weight_decay: float = Field(0.0, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip_norm: float | None = Field(
         None, gt=0, description="largest norm of a gradient (default: 1, with a base in four bits 0.3)"
     )
@@ -57,8 +55,7 @@ class Adapters(Config):
     alpha: float = Field(32.0, gt=0, description="adapters are scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="on what goes into an adapter")
     targets: Literal["all-linear"] | list[str] = Field(
-        "all-linear",
-        description="layers with adapters: all-linear, or ends of their names such as q_proj v_proj",
+        "all-linear", description="layers with adapters: all-linear, or ends of their names such as q_proj v_proj"
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (arXiv 2312.03732)")
     rank_pattern: dict[str, int] = Field(
@@ -83,12 +80,8 @@ class Qlora(Adapters):
 
     kind: Literal["qlora"] = "qlora"
     code: Literal["nf4", "fp4"] = Field("nf4", description="the 16 values of a weight")
-    double: bool = Field(
-        True, description="store the blocks' scales in 8 bits: 4.13 instead of 4.5 bits a weight"
-    )
-    paged: bool = Field(
-        False, description="keep the optimizer's averages outside the memory that training needs"
-    )
+    double: bool = Field(True, description="store the blocks' scales in 8 bits: 4.13 instead of 4.5 bits a weight")
+    paged: bool = Field(False, description="keep the optimizer's averages outside the memory that training needs")
 
 
 def derived_rate(kind: str, parameters: int) -> float:
@@ -167,9 +160,7 @@ def optimizer_for(method: Any, settings: Adam, rate: float, model: nn.Module, sc
     """The optimizer of a gradient method, over what learns; a paged one keeps its averages in ``scratch``."""
     from mickle.training.optimizers import AdamW, build_optimizer, decay_groups
 
-    adam = AdamW(
-        learning_rate=rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-    )
+    adam = AdamW(learning_rate=rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
     if isinstance(method, Qlora) and method.paged:
         from mickle.training.paged import paged_adamw
 

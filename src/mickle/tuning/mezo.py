@@ -62,12 +62,8 @@ class Mezo(Config):
     parameters: Annotated[AllWeights | LowRank | Prefix, Field(discriminator="kind")] = Field(
         default_factory=AllWeights, description="what is tuned: full, lora or prefix, and its settings"
     )
-    learning_rate: float | None = Field(
-        None, gt=0, description="step size (default: measured on the first batches)"
-    )
-    eps: float | None = Field(
-        None, gt=0, description="how far probes go (default: 1e-3 full, 1e-2 lora, 1e-1 prefix)"
-    )
+    learning_rate: float | None = Field(None, gt=0, description="step size (default: measured on the first batches)")
+    eps: float | None = Field(None, gt=0, description="how far probes go (default: 1e-3 full, 1e-2 lora, 1e-1 prefix)")
     draws: Literal["rademacher", "gaussian"] = Field(
         "rademacher", description="directions of +1 and -1, or of normal numbers"
     )
@@ -76,9 +72,7 @@ class Mezo(Config):
         "plain", description="what is made of the projections; fzoo takes at least 2 one-sided probes"
     )
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of momentum's and adam's averages")
-    weight_decay: float = Field(
-        0.0, ge=0, description="decay of matrices; norms, biases and embeddings have none"
-    )
+    weight_decay: float = Field(0.0, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip: float = Field(5.0, ge=0, description="bound of |g| in medians of the latest hundred; 0 for none")
     objective: Literal["loss", "accuracy"] = Field(
         "loss", description="what falls: the loss, or the share of wrong answers (needs a prompt with labels)"
@@ -98,9 +92,7 @@ def prepare_mezo(settings: Mezo, model: nn.Module, seed: int) -> nn.Module:
     if isinstance(parameters, LowRank):
         from mickle.models.lora import attach_lora
 
-        attach_lora(
-            model, rank=parameters.rank, alpha=parameters.alpha, targets=parameters.targets, seed=seed
-        )
+        attach_lora(model, rank=parameters.rank, alpha=parameters.alpha, targets=parameters.targets, seed=seed)
         return model
     if isinstance(parameters, Prefix):
         from mickle.models.prefix import attach_prefix

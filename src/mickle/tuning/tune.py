@@ -43,9 +43,7 @@ class Tune(Step):
     reported: ClassVar[bool] = True
 
     model: Input = Field(description="model folder, Mickle's or any other, also one in few bits")
-    data: Input = Field(
-        description="examples: JSON Lines, JSON, Parquet or CSV; the form is found by its columns"
-    )
+    data: Input = Field(description="examples: JSON Lines, JSON, Parquet or CSV; the form is found by its columns")
     heldout: Input | None = Field(None, description="examples to measure on (default: some of data)")
     heldout_share: float | None = Field(
         None, ge=0, lt=1, description="share of data never trained on (default: 10 %, 500 examples at most)"
@@ -76,17 +74,12 @@ class Tune(Step):
         None, ge=1, description="tokens an optimizer step (default: those of some 16 examples)"
     )
     sequence_length: int | None = Field(
-        None,
-        ge=8,
-        le=1 << 20,
-        description="tokens a row; longer examples are cut (default: the longest, 2048 at most)",
+        None, ge=8, le=1 << 20, description="tokens a row; longer examples are cut (default: the longest, 2048 at most)"
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
         None, description="of products, and of a frozen base (default: bfloat16 where the processor has it)"
     )
-    accumulate: int | None = Field(
-        None, ge=1, description="parts of a batch (default: as few as fit in memory)"
-    )
+    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
     recompute: bool | None = Field(
         None, description="compute activations twice instead of keeping them (default: where memory is short)"
     )
@@ -95,13 +88,9 @@ class Tune(Step):
     )
     evaluate_every: int | None = Field(None, ge=1, description="steps (default: 10 times in a run)")
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 10 in a run)")
-    weights: Literal["best", "last"] = Field(
-        "best", description="which weights to keep, best by held-out loss"
-    )
+    weights: Literal["best", "last"] = Field("best", description="which weights to keep, best by held-out loss")
     most_bad: float = Field(0.1, ge=0, le=1, description="share of bad rows above which the data is refused")
-    samples: int = Field(
-        4, ge=0, le=100, description="held-out examples that the model answers before and after"
-    )
+    samples: int = Field(4, ge=0, le=100, description="held-out examples that the model answers before and after")
 
     @model_validator(mode="after")
     def _agree(self) -> Tune:
@@ -132,18 +121,13 @@ class Tune(Step):
         before = self._measured(scratch / "before.json", model, ready, pages)
         last, optimizer = self._train(model, ready, work, emit)
         kept = self._choose_weights(model, scratch / "checkpoints", ready)
-        emit(
-            Noted(
-                f"weights of step {kept:,} of {ready.plan.steps:,} are kept ({self.weights} by held-out loss)"
-            )
-        )
+        emit(Noted(f"weights of step {kept:,} of {ready.plan.steps:,} are kept ({self.weights} by held-out loss)"))
         after = self._measured(scratch / f"after-{kept}.json", model, ready, pages)
         results = self._results(before, after, ready)
         save_tuned(self, model, work, ready)
         journal = self._journal(optimizer, model, kept, work)
         texts = [
-            {**one, "text": two["text"], "untrained": one["text"]}
-            for one, two in zip(*self._texts(before, after))
+            {**one, "text": two["text"], "untrained": one["text"]} for one, two in zip(*self._texts(before, after))
         ]
         outcome.write(work, results, work / "metrics.jsonl", texts)
         for line in outcome.lines(results):
@@ -177,18 +161,14 @@ class Tune(Step):
         ready = get_ready(self)
         f = ready.forecast
         task = ready.task
-        shown = (
-            label_preview(task) if isinstance(task, LabelTask) else preview(task.training, ready.tokenizer)
-        )
+        shown = label_preview(task) if isinstance(task, LabelTask) else preview(task.training, ready.tokenizer)
         notes = (*ready.task.lines, *ready.plan.lines())
         return Forecast(f.memory_bytes, f.seconds, f.disk_bytes, notes), shown
 
     def after(self, out: Path) -> str:
         if isinstance(self.method, Mezo) and self.method.parameters.kind == "prefix":
             return f"mickle sample {out}"  # a prefix is no change of weights that could be merged
-        whole = self.method.kind == "full" or (
-            isinstance(self.method, Mezo) and self.method.parameters.kind == "full"
-        )
+        whole = self.method.kind == "full" or (isinstance(self.method, Mezo) and self.method.parameters.kind == "full")
         return f"mickle export {out} --out {out}-{'exported' if whole else 'merged'}"
 
     def _refuse_inputs(self) -> None:
@@ -218,9 +198,7 @@ class Tune(Step):
             emit(Warned("held-out examples are among the training examples: their loss says little"))
         return ready
 
-    def _train(
-        self, model: nn.Module, ready: Ready, work: Path, emit: Emit
-    ) -> tuple[dict[str, float], Optimizer]:
+    def _train(self, model: nn.Module, ready: Ready, work: Path, emit: Emit) -> tuple[dict[str, float], Optimizer]:
         """Train in place; what the last evaluation measured, and the optimizer."""
         from mickle import machine
         from mickle.training.loop import fit

@@ -69,9 +69,7 @@ def read_task(settings: Tune, tokenizer: TextTokenizer, longest: int, causal: bo
         training, heldout = list(reading.examples), list(other.examples)
     else:
         training, heldout = split(reading.examples, settings.heldout_share, settings.data, Example.own_text)
-        lines.append(
-            f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts"
-        )
+        lines.append(f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts")
     chats = reading.form not in ("text", "completion")
     template = open_template(settings.model, tokenizer) if chats else None
     if template is not None and template.builtin:
@@ -83,13 +81,7 @@ def read_task(settings: Tune, tokenizer: TextTokenizer, longest: int, causal: bo
     shared = overlap([e.own_text() for e in training], [e.own_text() for e in heldout])
     lines.append(shared.line())
     return Task(
-        reading.form,
-        found,
-        held,
-        tuple(lines),
-        {"exact": shared.exact, "near": shared.near},
-        tuple(heldout),
-        template,
+        reading.form, found, held, tuple(lines), {"exact": shared.exact, "near": shared.near}, tuple(heldout), template
     )
 
 
@@ -140,9 +132,7 @@ def split(
             todo="give more, name others with --heldout, or set --heldout-share 0",
         )
     most = MOST_HELDOUT if share is None else len(distinct) - 1
-    count = min(
-        most, len(distinct) - 1, max(1, round((HELDOUT_SHARE if share is None else share) * len(distinct)))
-    )
+    count = min(most, len(distinct) - 1, max(1, round((HELDOUT_SHARE if share is None else share) * len(distinct))))
     chosen = set(distinct[:count])
     training = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]
     heldout = {key: example for example, key in zip(examples, keys, strict=True) if key in chosen}

@@ -68,9 +68,7 @@ def read_labels(settings: Tune, tokenizer: TextTokenizer, longest: int, causal: 
         lines += [f"held out: {line}" for line in other.lines()]
     else:
         training, heldout = split(found.examples, settings.heldout_share, settings.data, text_of)
-        lines.append(
-            f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts"
-        )
+        lines.append(f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts")
     shared = overlap([text_of(e) for e in training], [text_of(e) for e in heldout])
     lines.append(shared.line())
 
@@ -100,9 +98,7 @@ def rows_of_labels(batch_tokens: int | None, lengths: Sequence[int]) -> int:
     return min(MOST_EXAMPLES, max(1, len(lengths) // LEAST_STEPS))
 
 
-def label_objective(
-    task: LabelTask, method: Any, rows: int, seed: int
-) -> tuple[Objective, Callable[[int], Batch]]:
+def label_objective(task: LabelTask, method: Any, rows: int, seed: int) -> tuple[Objective, Callable[[int], Batch]]:
     """Cross-entropy over the label words, or, for MeZO where it asks, the share of wrong ones; and the batches."""
     counts = getattr(method, "objective", "loss") == "accuracy"
     return wrong_labels if counts else label_words, LabelBatches(task.training, rows, seed)
@@ -129,9 +125,7 @@ def _scores(model: nn.Module, encoded: EncodedLabels, count: int) -> torch.Tenso
     for batch in in_order(encoded, rows):
         if done >= count:
             break
-        found.append(
-            class_scores(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu()
-        )
+        found.append(class_scores(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu())
         done += len(batch["labels"])
     return torch.cat(found)[:count] if found else torch.empty(0, 1)
 

@@ -31,23 +31,13 @@ if TYPE_CHECKING:
     from mickle.tuning.tune import Tune
 
 EPOCHS = 3
-LIBRARIES = (
-    80_000_000  # bytes that a fresh process sets up between the forecast and the first step, as measured
-)
+LIBRARIES = 80_000_000  # bytes that a fresh process sets up between the forecast and the first step, as measured
 MEZO_EPOCHS, MEZO_STEPS = 60, 1000
 MOST_EXAMPLES = 16  # of a step
 LEAST_STEPS = 20  # of an epoch, as long as a step has an example
 LONGEST, SHORTEST = 2048, 128  # tokens of a row, unless told otherwise
 EVALUATIONS = 10
-TABLES = (
-    "embed",
-    "lm_head",
-    "wte",
-    "wpe",
-    "shared",
-    "decoder.weight",
-    "position",
-)  # in names of what stays in 32 bits
+TABLES = ("embed", "lm_head", "wte", "wpe", "shared", "decoder.weight", "position")  # in names of what stays in 32 bits
 FOUR_BIT_TENSORS = ("absmax", "quant_map", "quant_state", "nested_")
 # Of what pretraining keeps of activations, as measured: in our decoder, and in models of transformers.
 KEPT_SHARE = {"full": (0.82, 0.85), "lora": (0.68, 1.0), "qlora": (0.95, 1.2)}

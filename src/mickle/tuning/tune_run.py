@@ -166,27 +166,15 @@ def whole(method: Any) -> bool:
 
 
 def build_optimizer(
-    settings: Tune,
-    ready: Ready,
-    model: nn.Module,
-    scratch: Path,
-    objective: Objective,
-    batches: Callable[[int], Batch],
+    settings: Tune, ready: Ready, model: nn.Module, scratch: Path, objective: Objective, batches: Callable[[int], Batch]
 ) -> Optimizer:
     """The method's optimizer over what learns."""
     if not isinstance(settings.method, Mezo):
-        return methods.optimizer_for(
-            settings.method, settings.optimizer, ready.plan.learning_rate, model, scratch
-        )
+        return methods.optimizer_for(settings.method, settings.optimizer, ready.plan.learning_rate, model, scratch)
     from mickle.tuning.tune_mezo import kept_rate
 
     method = kept_rate(
-        settings,
-        ready.plan,
-        scratch / "rate.json",
-        lambda: open_model_to_tune(settings, ready),
-        objective,
-        batches,
+        settings, ready.plan, scratch / "rate.json", lambda: open_model_to_tune(settings, ready), objective, batches
     )
     return build_mezo(method, model, settings.seed, ready.plan.steps)
 
@@ -229,9 +217,7 @@ def quick_measure(ready: Ready, tokens: int) -> Callable[[nn.Module], dict[str, 
     """A measure for the run: mean loss of the first held-out examples, some ``tokens`` of them."""
 
     def measured(model: nn.Module) -> dict[str, float]:
-        scores = measures.example_scores(
-            model, ready.task, ready.tokenizer, ready.plan.sequence_length, tokens
-        )
+        scores = measures.example_scores(model, ready.task, ready.tokenizer, ready.plan.sequence_length, tokens)
         nats, count, right = scores.sum(0)
         return {"heldout_loss": nats / max(count, 1), "heldout_accuracy": right / max(count, 1)}
 
@@ -244,9 +230,7 @@ def measure(settings: Tune, model: nn.Module, ready: Ready, pages: list[Page]) -
     with measures.measuring(model, ready.plan.precision):
         scores = measures.example_scores(model, task, tokenizer, ready.plan.sequence_length)
         general = measures.page_scores(model, pages, tokenizer, min(longest, ready.plan.sequence_length))
-        written = measures.samples(
-            model, task, tokenizer, settings.samples, end_tokens(settings.model), longest
-        )
+        written = measures.samples(model, task, tokenizer, settings.samples, end_tokens(settings.model), longest)
     return {"task": measures.as_lists(scores), "general": measures.as_lists(general), "samples": written}
 
 

@@ -25,9 +25,7 @@ def repeat_symbol(rng: random.Random, length: int, symbols: Sequence[str] = SYMB
     return Problem(f"Copy: {text} [SEP]", text, text, "rsc")
 
 
-def repeat_symbol_twice_as_often(
-    rng: random.Random, length: int, symbols: Sequence[str] = SYMBOLS
-) -> Problem:
+def repeat_symbol_twice_as_often(rng: random.Random, length: int, symbols: Sequence[str] = SYMBOLS) -> Problem:
     """rsc2x: one symbol ``length`` times, to be written twice as often."""
     drawn = [rng.choice(symbols)] * length
     answer = " ".join(drawn * 2)

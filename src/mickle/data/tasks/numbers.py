@@ -68,11 +68,7 @@ def summation(rng: random.Random, length: int) -> Problem:
         )
         total = result
     return Problem(
-        f"Compute: {' + '.join(map(str, numbers))} .",
-        f"The answer is {total} .",
-        str(total),
-        "summation",
-        tuple(steps),
+        f"Compute: {' + '.join(map(str, numbers))} .", f"The answer is {total} .", str(total), "summation", tuple(steps)
     )
 
 

@@ -89,9 +89,7 @@ def read_work(text: str) -> list[dict[str, str]]:
     for step in body.split(JOINT):
         match = _STEP.match(step.strip())
         found.append(
-            {name: value.strip() for name, value in match.groupdict().items() if value is not None}
-            if match
-            else {}
+            {name: value.strip() for name, value in match.groupdict().items() if value is not None} if match else {}
         )
     return found
 
