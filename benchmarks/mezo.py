@@ -65,8 +65,8 @@ def run_arm(name: str, shape: dict[str, int], answers: int, threads: int) -> Non
     import torch
 
     from mickle import machine
-    from mickle.kernels.perturb import Moves, add_draws
-    from mickle.kernels.philox import Stream
+    from mickle.kernels.perturb import add_draws
+    from mickle.kernels.philox import Moves, Stream
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -219,8 +219,8 @@ def kernels(rounds: int) -> dict[str, Any]:
     """Processor milliseconds on one thread, in turn; and a replay's nanoseconds a weight and step."""
     import torch
 
-    from mickle.kernels.perturb import Moves, add_draws
-    from mickle.kernels.philox import Stream
+    from mickle.kernels.perturb import add_draws
+    from mickle.kernels.philox import Moves, Stream
 
     torch.set_num_threads(1)
     weights, other = torch.randn(1 << 22), torch.empty(1 << 22)

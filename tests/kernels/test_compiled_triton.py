@@ -55,8 +55,7 @@ def test_exact_kernels_are_launched_without_fusion(monkeypatch: pytest.MonkeyPat
     import torch
 
     from mickle.kernels import grouped_triton, nf4_triton, perturb_triton
-    from mickle.kernels.perturb import Moves
-    from mickle.kernels.philox import Stream
+    from mickle.kernels.philox import Moves, Stream
 
     launches = Launches()
     for module, names in ((grouped_triton, ("_dense", "_dense_outliers")), (nf4_triton, ("_dense",))):

@@ -9,9 +9,9 @@ from hypothesis import strategies as some
 
 pytest.importorskip("triton")
 
-from mickle.kernels.perturb import Moves, add_draws_plain
+from mickle.kernels.perturb import add_draws_plain
 from mickle.kernels.perturb_triton import add_draws_triton
-from mickle.kernels.philox import Kind, Stream
+from mickle.kernels.philox import Kind, Moves, Stream
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DRAWS = [2**32 - 1, 0, 2**31, 7]

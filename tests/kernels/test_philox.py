@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mickle.kernels.perturb import Moves, add_draws, add_draws_numba, add_draws_plain
-from mickle.kernels.philox import Kind, Stream, direction, philox4x32
+from mickle.kernels.perturb import add_draws, add_draws_numba, add_draws_plain
+from mickle.kernels.philox import Kind, Moves, Stream, direction, philox4x32
 
 KINDS: tuple[Kind, ...] = ("rademacher", "gaussian")
 

@@ -13,12 +13,9 @@ threads.
 float32 in this machine's memory, `perturb_triton.py` for CUDA. `add_draws` chooses.
 """
 
-from dataclasses import dataclass
-
 import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mickle.kernels.philox import (
@@ -30,6 +27,7 @@ from mickle.kernels.philox import (
     SQUARE_ROOT_OF_HALF,
     W0,
     W1,
+    Moves,
     Stream,
     direction,
     two_words,
@@ -38,23 +36,6 @@ from mickle.kernels.philox import (
 _PLAIN_TILE = 1 << 20
 _CHUNK = 1 << 16  # elements a thread takes at a time
 _PARALLEL_FROM = 2 * _CHUNK
-
-
-@dataclass(frozen=True)
-class Moves:
-    """What is added: draws [n] uint32, scales [n] and factors [n] float32."""
-
-    draws: NDArray[np.uint32]
-    scales: NDArray[np.float32]
-    factors: NDArray[np.float32]
-
-    @staticmethod
-    def of(draws: object, scales: object, factors: object = None) -> "Moves":
-        """From lists or arrays; factors are 1 where they are left out."""
-        draws = np.atleast_1d(np.asarray(draws, dtype=np.uint32))
-        scales = np.atleast_1d(np.asarray(scales, dtype=np.float64)).astype(np.float32)
-        ones = np.ones(len(draws)) if factors is None else factors
-        return Moves(draws, scales, np.atleast_1d(np.asarray(ones, dtype=np.float64)).astype(np.float32))
 
 
 @torch.no_grad()

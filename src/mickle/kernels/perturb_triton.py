@@ -14,8 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mickle.kernels.perturb import Moves
-from mickle.kernels.philox import Stream, two_words
+from mickle.kernels.philox import Moves, Stream, two_words
 
 _TILE = 1024
 

@@ -52,6 +52,23 @@ class Stream:
         return two_words(f"mickle {self.kind} {self.seed}")
 
 
+@dataclass(frozen=True)
+class Moves:
+    """What is added: draws [n] uint32, scales [n] and factors [n] float32."""
+
+    draws: NDArray[np.uint32]
+    scales: NDArray[np.float32]
+    factors: NDArray[np.float32]
+
+    @staticmethod
+    def of(draws: object, scales: object, factors: object = None) -> "Moves":
+        """From lists or arrays; factors are 1 where they are left out."""
+        draws = np.atleast_1d(np.asarray(draws, dtype=np.uint32))
+        scales = np.atleast_1d(np.asarray(scales, dtype=np.float64)).astype(np.float32)
+        ones = np.ones(len(draws)) if factors is None else factors
+        return Moves(draws, scales, np.atleast_1d(np.asarray(ones, dtype=np.float64)).astype(np.float32))
+
+
 def two_words(text: str) -> tuple[int, int]:
     """A text as two words of 32 bits; what tensor names become."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()

@@ -41,8 +41,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mickle.errors import UsageError
-from mickle.kernels.perturb import Moves, add_draws
-from mickle.kernels.philox import Kind
+from mickle.kernels.perturb import add_draws
+from mickle.kernels.philox import Kind, Moves
 from mickle.training.mezo_rule import MOST_DRAWS, Rule, Update, Updates, Variant, from_codes, rounded, to_codes
 
 RECENT, ENOUGH = 100, 10  # projections the clipping bound is made of

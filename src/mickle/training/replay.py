@@ -22,7 +22,8 @@ import xxhash
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.kernels.perturb import Moves, add_draws
+from mickle.kernels.perturb import add_draws
+from mickle.kernels.philox import Moves
 from mickle.training.journal import Journal, Run
 from mickle.training.mezo import history_of, moves_of_measuring, moves_of_step
 from mickle.training.mezo_rule import Updates

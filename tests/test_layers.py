@@ -1,0 +1,106 @@
+"""The house's imports hold no circle: imports inside functions and for types alone count too."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import mickle
+
+ROOT = Path(mickle.__file__).parent
+
+# Circles that stood when this test was written; each goes from here with its circle.
+KNOWN: list[set[str]] = [
+    {"mickle.data.answer_spans", "mickle.data.chat_template"},
+    {"mickle.data.comparing", "mickle.data.refine"},
+    {"mickle.models.adapters", "mickle.models.folder", "mickle.models.prefix", "mickle.models.quantized"},
+    {"mickle.planning.plan", "mickle.planning.repeats"},
+    {"mickle.studies.template_families", "mickle.studies.templates"},
+    {f"mickle.training.{name}" for name in ("mix", "mix_plan", "mix_results", "mix_round")},
+    {f"mickle.training.{name}" for name in ("pretrain", "pretrain_data", "pretrain_plan")},
+    {"mickle.tuning.measures"}
+    | {f"mickle.tuning.{name}" for name in ("tune", "tune_data", "tune_labels", "tune_mezo", "tune_plan", "tune_run")},
+]
+KNOWN_PAGES = {"mickle.studies.sophia"}  # imported by other pages
+
+
+def module_name(path: Path) -> str:
+    """src/mickle/data/card.py -> mickle.data.card, and a package's __init__.py -> the package."""
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def parsed() -> dict[str, ast.Module]:
+    """Each module of the package by its name."""
+    return {module_name(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(tree: ast.Module, modules: dict[str, ast.Module]) -> Iterator[str]:
+    """Modules of the package that one imports anywhere in its text."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in modules)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert not node.level, "this package imports by full names"
+            for alias in node.names:  # `from mickle.data import card` imports a module, `... import Card` a name of one
+                full = f"{node.module}.{alias.name}"
+                yield from (name for name in [full if full in modules else node.module] if name in modules)
+
+
+def reached(start: str, edges: dict[str, set[str]]) -> set[str]:
+    """Modules to which imports lead from one."""
+    found: set[str] = set()
+    waiting = list(edges[start])
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting.extend(edges[name])
+    return found
+
+
+def circles(edges: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of modules each of which leads to all of its group."""
+    leads = {name: reached(name, edges) for name in edges}
+    groups = {frozenset(b for b in leads[a] if a in leads[b]) for a in edges}
+    return sorted((set(group) for group in groups if group), key=sorted)
+
+
+def test_no_circle_of_imports() -> None:
+    modules = parsed()
+    found = circles({name: set(imports(tree, modules)) for name, tree in modules.items()})
+    new = [sorted(group) for group in found if not any(group <= known for known in KNOWN)]
+    assert not new, f"These modules import each other in a circle: {new}. Pass values instead, or move what both need."
+
+
+def test_a_circle_is_found_through_a_third_module_and_in_functions() -> None:
+    texts = {
+        "a": "import b",
+        "b": "def f():\n    from c import x",
+        "c": "if TYPE_CHECKING:\n    import a",
+        "d": "import a",
+    }
+    modules = {name: ast.parse(text) for name, text in texts.items()}
+    assert circles({name: set(imports(tree, modules)) for name, tree in modules.items()}) == [{"a", "b", "c"}]
+
+
+def test_no_study_imports_a_study() -> None:
+    modules = parsed()
+    pages = {name for name, tree in modules.items() if name.startswith("mickle.studies.") and declares_study(tree)}
+    assert len(pages) >= 10
+    found = [
+        (page, other)
+        for page in sorted(pages)
+        for other in imports(modules[page], modules)
+        if other in pages - KNOWN_PAGES
+    ]
+    assert not found, f"What two studies need belongs in a module of its own: {found}"
+
+
+def declares_study(tree: ast.Module) -> bool:
+    """Whether a module has a value `study` at its top."""
+    names = [
+        target
+        for node in tree.body
+        for target in (node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)])
+    ]
+    return any(isinstance(name, ast.Name) and name.id == "study" for name in names)
