@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ from mickle.events import Event, Trained
 from mickle.models.decoder import Decoder
 from mickle.models.shape import DecoderConfig
 from mickle.training import objectives
+from mickle.training.label_words import label_words, wrong_labels
 from mickle.training.loop import fit
 from mickle.training.mezo import MeZO
 from mickle.training.objectives import Batch, Objective
-from mickle.training.optimizers import AdamW, Schedule, Sophia, build_optimizer
+from mickle.training.optimizers import AdamW, Schedule, Sophia, build_optimizer, decay_groups
+from mickle.training.paged import paged_adamw
+from mickle.tuning.tune_data import trained_tokens
 
 VOCABULARY, LENGTH, CLASSES = 13, 10, 3
 MASK = VOCABULARY - 1
@@ -65,6 +69,18 @@ def points(step: int, rows: int = 7) -> Batch:
     return {"inputs": inputs, "labels": inputs[:, :CLASSES].argmax(1)}
 
 
+def labelled(step: int, rows: int = 5) -> Batch:
+    """Texts whose last place is answered by one of three words."""
+    draw = torch.Generator().manual_seed(4000 + step)
+    tokens = torch.randint(0, MASK, (rows, LENGTH), generator=draw)
+    answers = torch.zeros(rows, LENGTH, dtype=torch.bool)
+    answers[:, -1] = True
+    return {
+        "input_ids": tokens, "documents": torch.zeros_like(tokens), "answers": answers,
+        "candidates": torch.tensor([[2, 5, 7]]).repeat(rows, 1), "labels": tokens[:, 0] % CLASSES,
+    }  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Case:
     """An objective with a model and batches it can train on."""
@@ -72,9 +88,14 @@ class Case:
     objective: Objective
     model: Callable[..., nn.Module]
     batches: Callable[[int], Batch]
+    leaves_out: bool = True  # terms whose label is -100
+    differentiable: bool = True
 
 
 CASES = {
+    "trained_tokens": Case(trained_tokens, decoder, packed),
+    "label_words": Case(label_words, decoder, labelled, leaves_out=False),
+    "wrong_labels": Case(wrong_labels, decoder, labelled, leaves_out=False, differentiable=False),
     "next_token": Case(objectives.next_token, decoder, packed),
     "masked_token": Case(objectives.masked_token, lambda **k: decoder(causal=False, **k), masked),
     "classification": Case(objectives.classification, classifier, points),
@@ -86,11 +107,14 @@ def still(case: str) -> nn.Module:
     return CASES[case].model(dropout=0.0)
 
 
+GRADIENT_CASES = [name for name, case in CASES.items() if case.differentiable]
+
 OPTIMIZERS: dict[str, Callable[[nn.Module], Optimizer]] = {
     "adamw": lambda model: build_optimizer(AdamW(learning_rate=0.01), model),
     "sophia_g": lambda model: build_optimizer(Sophia(learning_rate=0.01, every=4), model),
     "sophia_h": lambda model: build_optimizer(Sophia(learning_rate=0.01, estimator="hutchinson"), model),
     "sophia_paper": lambda model: build_optimizer(Sophia(preset="paper", gamma=2.0), model),
+    "paged": lambda model: paged_adamw(decay_groups(model, 0.1), Path(tempfile.mkdtemp()), lr=0.01),
     "sgd": lambda model: SGD(model.parameters(), lr=0.1, momentum=0.9),
 }
 # Those that move weights of float32 and float64 alone.
