@@ -340,7 +340,7 @@ def test_documentation_is_general_text_where_there_is_no_other(tmp_path: Path, m
     from mickle.tuning import general
 
     monkeypatch.setattr(general, "MODULES", 3)
-    pages, whence = general.general_pages(None, tmp_path, tmp_path / "scratch")
+    pages, whence = general.general_pages(None, tmp_path)
     assert "documentation" in whence
     assert pages
     assert all(general.SHORTEST <= len(page.text) <= general.MOST_CHARACTERS for page in pages)

@@ -8,7 +8,7 @@ same bytes, whatever the number of workers.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -34,7 +34,7 @@ from mickle.step import Step
 
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
 # Measured on one core with all stages; for the forecast only.
-MODULES_PER_SECOND, PAGES_PER_SECOND = 25.0, 120.0
+MODULES_PER_SECOND, PAGES_PER_SECOND = 60.0, 120.0
 BYTES_PER_SECOND, COMPRESSED_BYTES_PER_SECOND = 4e6, 8e5
 MEMORY, WORKER_MEMORY = 450 << 20, 350 << 20  # bytes: of this process, of a worker
 SAMPLED = 200  # records that a dry run looks at
@@ -46,7 +46,7 @@ AnySource = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="
 class Curate(Rules, Step):
     """Pages to a corpus by the stages of RefinedWeb; whatever is removed is kept beside it with its reason."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     kind: ClassVar[str] = "corpus"
     example: ClassVar[str] = "mickle curate --source.kind warc --source.path crawl/ --out corpus"
 
@@ -55,7 +55,10 @@ class Curate(Rules, Step):
         [], description="corpus folders: what is in them already is removed (texts, near-duplicates, addresses)"
     )
     workers: int = Field(0, ge=0, description="processes; 0 for one per core. The result does not depend on it")
-    ray: str = Field("", description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); nor on this")
+    ray: str = Field(
+        "",
+        description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); the result is the same",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Curate:
@@ -130,9 +133,9 @@ class Curate(Rules, Step):
     def _forecast(self) -> Forecast:
         if isinstance(self.source, Documentation):
             count = len(documentation.list_modules(self.source.packages, self.source.tests))
-            seconds = count / PAGES_PER_SECOND + count / MODULES_PER_SECOND
+            seconds = count / PAGES_PER_SECOND / self._workers() + count / MODULES_PER_SECOND
             notes: tuple[str, ...] = ("pages are about 6 kB each",)
-            return Forecast(self._memory(), seconds / self._workers(), 20_000 * count, notes)
+            return Forecast(self._memory(), seconds, 20_000 * count, notes)
         size, seconds = 0, 0.0
         for path in self.source.files():
             compressed = path.suffix in (".gz", ".zst", ".parquet")
@@ -163,27 +166,24 @@ class Curate(Rules, Step):
         return MEMORY + self._workers() * WORKER_MEMORY
 
     def _write_documentation(self, source: Documentation, work: Path, emit: Emit) -> dict[str, list[str]]:
-        """Renders the packages' modules into ``source.warc.gz``; returns the modules without a page by
+        """Writes the pages of the packages' modules to ``source.warc.gz``; returns the modules without a page by
         reason.
         """
         modules = documentation.list_modules(source.packages, source.tests)
-        folder = work / storage.SCRATCH / "modules"
         emit(Started("document modules", len(modules), "modules"))
-        limits = documentation.Limits(
-            source.module_seconds, max(1, int(source.module_seconds)), source.module_megabytes << 20
-        )
-        outcomes = documentation.render(modules, folder, limits, self._workers(), lambda done: emit(Progressed(done)))
-        warc, partial = work / WARC, work / f"{WARC}.partial"
-        if not warc.exists():
-            pages = (
-                (m.url, (folder / f"{i}.html").read_bytes()) for i, (m, failed) in enumerate(outcomes) if not failed
-            )
-            write_warc(partial, pages)
-            partial.rename(warc)
         undocumented: dict[str, list[str]] = {}
-        for module, failed in outcomes:
-            if failed:
-                undocumented.setdefault(failed, []).append(module.name)
+
+        def pages() -> Iterator[tuple[str, bytes]]:
+            for done, (module, page, problem) in enumerate(documentation.render(modules), start=1):
+                emit(Progressed(done))
+                if problem:
+                    undocumented.setdefault(problem, []).append(module.name)
+                else:
+                    yield module.url, page.encode("utf-8", "replace")
+
+        partial = work / f"{WARC}.partial"
+        write_warc(partial, pages())
+        partial.rename(work / WARC)
         if undocumented:
             count = sum(map(len, undocumented.values()))
             emit(Noted(f"{count} of {len(modules)} modules could not be documented: the card says why"))

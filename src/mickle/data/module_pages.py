@@ -1,121 +1,213 @@
-"""One HTML page for one Python module, made from its docstrings; run as a program, for many modules, each in
-a bounded child.
+"""One HTML page for one Python module, made from its source: the docstrings and signatures of its syntax tree.
 
-Importing a module runs it, and a module may hang, print, exit, fork, open a browser or eat all memory. So the
-program reads a job (JSON) from its standard input and forks a child for every module. The child has limits on
-address space, CPU seconds and wall seconds, an empty standard input, its output thrown away, no search path
-for programs, and an audit hook that refuses connections and other programs. One line per finished module,
-``index<TAB>reason`` (the reason is empty when a page was written to ``folder/index.html``), goes to standard
-output. This stops accidents; it is no boundary against a package that means harm.
-
-The file imports the standard library alone, so that a child starts with nothing of Mickle's or its libraries
-loaded.
+Nothing is imported, so no module runs. A page shows what a reader of the module would look for: its docstring, then
+its public classes and functions in the order they are defined, those too that a public module takes over from a
+private one (``from ._linalg import norm``, named in its ``__all__``). What only a running Python knows is not there:
+docstrings of C code, and those that a program writes when it is imported.
 """
 
-import contextlib
-import ctypes
+from __future__ import annotations
+
+import ast
 import html
-import importlib
-import inspect
-import json
-import os
+import importlib.util
 import re
-import resource
-import signal
-import sys
-import time
-import types
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.machinery import PathFinder
+from inspect import cleandoc
 from pathlib import Path
 
-FORBIDDEN = ("socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec",
-             "os.posix_spawn", "webbrowser.open")  # fmt: skip
+from mickle.data.installed import parsed
+
 LONGEST_SIGNATURE = 1000
-LONGEST_PAGE = 8 << 20
-DISK_REFUSED = 75  # exit code of a child whose page could not be written
-ADDRESS = re.compile(r"\s+at 0x[0-9a-fA-F]+")
-ENVIRONMENT = re.compile(r"environ\(\{.*?\}\)")  # a default argument that shows this machine's settings
+PRIVATE_DEPTH = 4  # private modules that a name is followed through
 BULLET = re.compile(r"^[-*] ")
 UNDERLINE = re.compile(r"^[-=~]{3,}$")
 RULE = re.compile(r"^[-=+|][-=+| ]{2,}$")
 
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-# ---------------------------------------------------------------------------------------------------------- one page
 
-
-def render_module(module: types.ModuleType, name: str, siblings: list[str], origin: str) -> str:
-    """HTML page of ``module``: its docstring, then its public classes and functions with theirs.
+def render_module(name: str, siblings: list[str], origin: str) -> tuple[str, str]:
+    """The HTML page of the module ``name``, and why there is none; one of the two is empty.
 
     ``siblings`` become the page's navigation and ``origin`` its footer: what a reader of pages must tell from
     main text. Names that the module only passes on from another public module are left to that module's page.
     """
-    parts = [f"<h1>{html.escape(name)}</h1>", *docstring_blocks(module)]
-    for label, value in public_members(module, name):
-        if inspect.isclass(value):
-            parts += class_blocks(label, value)
-        else:
-            parts += [f"<h2>{html.escape(signature(label, value))}</h2>", *docstring_blocks(value)]
+    path = source_of(name)
+    if path is None:
+        return "", "has no Python source"
+    tree = parsed(path)
+    if tree is None:
+        return "", "cannot be parsed"
+    try:
+        parts = [f"<h1>{html.escape(name)}</h1>", *docstring_blocks(ast.get_docstring(tree) or "")]
+        for label, node in public_members(name, path, tree):
+            parts += class_blocks(label, node) if isinstance(node, ast.ClassDef) else function_blocks(label, node, "h2")
+    except RecursionError:  # an expression nested too deeply to be written
+        return "", "is nested too deeply"
     links = "".join(f'<li><a href="{html.escape(other)}.html">{html.escape(other)}</a></li>' for other in siblings)
     title = html.escape(name)
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title></head><body>\n'
         f"<nav><ul>{links}</ul></nav>\n<main><article>\n" + "\n".join(parts) + "\n</article></main>\n"
         f"<footer>{html.escape(origin)}</footer>\n</body></html>\n"
-    )
+    ), ""
 
 
-def public_members(module: types.ModuleType, name: str) -> Iterator[tuple[str, object]]:
-    """Documented classes and functions that have their home in the module, in the order they are defined."""
-    exported = getattr(module, "__all__", None)
-    for label, value in list(vars(module).items()):
-        if not isinstance(label, str) or label.startswith("_"):
-            continue
-        if not (inspect.isclass(value) or inspect.isroutine(value)):
-            continue
-        home = getattr(value, "__module__", None) or name
-        private_home = isinstance(home, str) and any(part.startswith("_") for part in home.split("."))
-        at_home = home == name or (isinstance(exported, list | tuple) and label in exported and private_home)
-        if at_home and (own_docstring(value) or inspect.isclass(value)):
-            yield label, value
+@lru_cache(4096)
+def source_of(name: str) -> Path | None:
+    """The source file of a module by its dotted name; None for one that has none. Nothing is imported."""
+    root, *inside = name.split(".")
+    # The finder of paths comes first: of modules frozen into Python the other does not know the file.
+    spec = PathFinder.find_spec(root) or importlib.util.find_spec(root)
+    if spec is None:
+        return None
+    if not inside:
+        return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for folder in spec.submodule_search_locations or ():
+        place = Path(folder, *inside)
+        for path in (place / "__init__.py", place.with_name(place.name + ".py")):
+            if path.is_file():
+                return path
+    return None
 
 
-def class_blocks(label: str, value: type) -> list[str]:
+def public_members(name: str, path: Path, tree: ast.Module) -> Iterator[tuple[str, Definition]]:
+    """Classes and functions that have their home in the module or in a private one from which it exports them."""
+    exported = _exported(tree)
+    for label, node in _members(name, path, tree, exported).items():
+        if not label.startswith("_"):
+            yield label, node
+
+
+def _members(
+    name: str, path: Path, tree: ast.Module, exported: set[str] | None, depth: int = 0
+) -> dict[str, Definition]:
+    """What the module defines, and of what it imports from private modules the names in ``exported`` (None: all)."""
+    found: dict[str, Definition] = {}
+    for node in _statements(tree.body):
+        if isinstance(node, ast.ImportFrom) and depth < PRIVATE_DEPTH:
+            taken = _taken_over(node, name, path, depth)
+            found |= {label: value for label, value in taken.items() if exported is None or label in exported}
+        else:
+            found |= _defined(node, found)
+    return found
+
+
+def _taken_over(node: ast.ImportFrom, name: str, path: Path, depth: int) -> dict[str, Definition]:
+    """What an import takes from a private module, by the names it gets."""
+    parts = name.split(".")
+    above = parts[: len(parts) - node.level + (path.name == "__init__.py")] if node.level else []
+    home = ".".join([*above, *(node.module or "").split(".")]).strip(".")
+    if not any(part.startswith("_") for part in home.split(".")) or (source := source_of(home)) is None:
+        return {}
+    inside = _private_members(home, source, depth + 1)
+    named = {alias.name: alias.asname or alias.name for alias in node.names}
+    if "*" in named:
+        return {label: value for label, value in inside.items() if not label.startswith("_")}
+    return {named[label]: value for label, value in inside.items() if label in named}
+
+
+@lru_cache(256)
+def _private_members(name: str, path: Path, depth: int) -> dict[str, Definition]:
+    tree = parsed(path)
+    return _members(name, path, tree, None, depth) if tree else {}
+
+
+def _exported(tree: ast.Module) -> set[str] | None:
+    """The names in what the module does to ``__all__``; None, which means all, where other modules say what they are
+    (``__all__ = _linalg.__all__.copy()``, or ``from _decimal import *`` alone).
+    """
+    told: list[ast.AST] = []
+    for node in _statements(tree.body):
+        parts = list(ast.walk(node)) if isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign | ast.Expr) else []
+        if any(isinstance(part, ast.Name) and part.id == "__all__" for part in parts):
+            told += parts
+    passes_on = any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in _statements(tree.body))
+    if (passes_on and not told) or any(isinstance(part, ast.Attribute) and part.attr == "__all__" for part in told):
+        return None
+    return {part.value for part in told if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements in order, with those under conditions; what is done only when a module is a program is left out."""
+    for node in body:
+        if isinstance(node, ast.If):
+            if not ast.unparse(node.test).startswith("__name__"):
+                yield from _statements(node.body + node.orelse)
+        elif isinstance(node, ast.Try | ast.TryStar):
+            handled = [statement for handler in node.handlers for statement in handler.body]
+            yield from _statements(node.body + handled + node.orelse + node.finalbody)
+        elif isinstance(node, ast.With):
+            yield from _statements(node.body)
+        else:
+            yield node
+
+
+def _defined(node: ast.stmt, known: dict[str, Definition]) -> dict[str, Definition]:
+    """What a statement defines: a class, a function, or another name for one of those ``known``."""
+    if isinstance(node, Definition):
+        return {} if _changes_property(node) else {node.name: node}
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id in known:
+        same = known[node.value.id]
+        return {target.id: same for target in node.targets if isinstance(target, ast.Name)}
+    return {}
+
+
+def class_blocks(label: str, node: ast.ClassDef) -> list[str]:
     """Heading, docstring and documented public methods and properties of a class (those it defines itself)."""
-    bases = ", ".join(base.__qualname__ for base in value.__bases__ if base is not object)
+    bases = ", ".join(name for base in node.bases if (name := _last_name(base)) != "object")
     parts = [f"<h2>class {html.escape(label)}{'(' + html.escape(bases) + ')' if bases else ''}</h2>"]
-    parts += docstring_blocks(value)
-    for method, raw in list(vars(value).items()):
-        if method.startswith("_") and method not in ("__init__", "__call__"):
-            continue
-        target = raw.__func__ if isinstance(raw, classmethod | staticmethod) else raw
-        blocks = docstring_blocks(target)
-        if blocks and (inspect.isroutine(target) or inspect.isdatadescriptor(target)):
-            heading = signature(method, target) if inspect.isroutine(target) else method
-            parts += [f"<h3>{html.escape(heading)}</h3>", *blocks]
+    parts += docstring_blocks(ast.get_docstring(node) or "")
+    methods: dict[str, Definition] = {}
+    for statement in _statements(node.body):
+        methods |= _defined(statement, methods)
+    for name, method in methods.items():
+        if isinstance(method, Function) and (not name.startswith("_") or name in ("__init__", "__call__")):
+            parts += function_blocks(name, method, "h3")
     return parts if len(parts) > 1 else []
 
 
-def signature(label: str, value: object) -> str:
-    try:
-        text = str(inspect.signature(value))  # type: ignore[arg-type]
-    except Exception:  # built-in functions without a signature; defaults whose repr fails
-        return f"{label}(...)"
+def function_blocks(label: str, node: Function, level: str) -> list[str]:
+    """Heading and docstring of a function or property; nothing without a docstring."""
+    blocks = docstring_blocks(ast.get_docstring(node) or "")
+    return [f"<{level}>{html.escape(signature(label, node))}</{level}>", *blocks] if blocks else []
+
+
+def signature(label: str, node: Function) -> str:
+    """``name(arguments) -> result`` as the source has it; of a property the name alone."""
+    if any(_last_name(decorator).endswith("property") for decorator in node.decorator_list):
+        return label
+    text = f"({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
     return label + (text if len(text) <= LONGEST_SIGNATURE else "(...)")
 
 
-def own_docstring(value: object) -> str:
-    """The docstring as written, without indentation; empty where there is none of its own."""
-    text = getattr(value, "__doc__", None)
-    return inspect.cleandoc(text).strip() if isinstance(text, str) else ""
+def _changes_property(node: Definition) -> bool:
+    """Whether this is no more than a setter of a property that stands before it."""
+    return any(isinstance(d, ast.Attribute) and d.attr in ("setter", "deleter") for d in node.decorator_list)
 
 
-def docstring_blocks(value: object) -> list[str]:
+def _last_name(node: ast.expr) -> str:
+    """``ABC`` of ``abc.ABC``, ``Generic`` of ``Generic[T]``, ``wraps`` of ``functools.wraps(f)``."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    if isinstance(node, ast.Subscript):
+        return _last_name(node.value)
+    if isinstance(node, ast.Call):
+        return _last_name(node.func)
+    return node.id if isinstance(node, ast.Name) else ast.unparse(node)
+
+
+def docstring_blocks(text: str) -> list[str]:
     """HTML of a docstring: paragraphs, lists and headings where it has them, ``pre`` where its layout carries
     meaning.
     """
     blocks: list[str] = []
     verbatim: list[str] = []
-    for block in [*re.split(r"\n(?:[ \t]*\n)+", own_docstring(value)), ""]:
+    for block in [*re.split(r"\n(?:[ \t]*\n)+", cleandoc(text).strip()), ""]:
         lines = block.rstrip().split("\n")
         if block.strip() and has_layout(lines):
             verbatim.append(block.rstrip())
@@ -141,148 +233,3 @@ def has_layout(lines: list[str]) -> bool:
     """
     drawn = sum(bool(RULE.match(line)) for line in lines) > 1
     return drawn or any(line[:1].isspace() or line.startswith(">>>") for line in lines)
-
-
-def without_traces(page: str, places: list[tuple[str, str]]) -> str:
-    """The page without object addresses and without paths of this machine, so that its bytes are the same
-    every time.
-    """
-    page = ENVIRONMENT.sub("environ", ADDRESS.sub("", page))
-    for place, name in places:
-        page = page.replace(place, name)
-    return page
-
-
-# ------------------------------------------------------------------------------------------------ one child per module
-
-
-def render_in_child(job: dict, index: int, name: str) -> None:
-    """Runs in the forked child: confine, import, render, write, and end without running anyone's exit
-    handlers.
-    """
-    silence()
-    confine(job)
-    try:
-        page = without_traces(
-            render_module(importlib.import_module(name), name, job["siblings"][index], job["origin"]), job["places"]
-        )
-        if len(page) > LONGEST_PAGE:
-            raise ValueError("page is too long")
-        content, reason = page.encode("utf-8", "replace"), ""
-    except MemoryError:
-        content, reason = b"", "ran out of memory"
-    except BaseException as error:  # SystemExit and KeyboardInterrupt too: a module may raise what it likes
-        content, reason = b"", f"raised {type(error).__name__}"
-    target = Path(job["folder"]) / f"{index}.{'failed' if reason else 'html'}"
-    temporary = target.with_suffix(".part")
-    try:
-        temporary.write_bytes(reason.encode() if reason else content)
-        temporary.rename(target)
-    except OSError:
-        os._exit(DISK_REFUSED)
-    os._exit(0)
-
-
-def silence() -> None:
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.closerange(3, 256)
-    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-
-
-def confine(job: dict) -> None:
-    os.setsid()
-    end_with_parent(signal.SIGKILL)
-    resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
-    resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_seconds"], job["cpu_seconds"] + 1))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-    def refuse(event: str, _: tuple) -> None:
-        if event in FORBIDDEN:
-            raise PermissionError(f"{event} is not allowed while a module is documented")
-
-    sys.addaudithook(refuse)
-
-
-def become_guardian() -> None:
-    """Linux: orphans of a child that forked come to this process, which ends them; and this process ends with
-    its parent.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
-    end_with_parent(signal.SIGTERM)
-
-
-def end_with_parent(number: signal.Signals) -> None:
-    """Linux: this process gets the signal when its parent is gone, however that ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, number, 0, 0, 0)  # PR_SET_PDEATHSIG
-
-
-def end_family(pid: int) -> None:
-    """Ends the child's process group: whatever it forked and did not move elsewhere."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def end_orphans(running: dict[int, tuple[int, float]]) -> None:
-    """Ends processes that came to this one as orphans: they left their group before their parent ended."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children")
-    if children.exists():
-        for pid in map(int, children.read_text().split()):
-            if pid not in running:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-
-
-def verdict(folder: Path, index: int, status: int, overdue: bool) -> str:
-    """Why there is no page; empty when there is one."""
-    if (folder / f"{index}.html").exists():
-        return ""
-    failed = folder / f"{index}.failed"
-    if not failed.exists():
-        if os.WIFEXITED(status) and os.WEXITSTATUS(status) == DISK_REFUSED:
-            raise OSError("the disk refused a page")
-        if overdue:
-            reason = "ran out of time"
-        elif os.WIFSIGNALED(status):
-            number = os.WTERMSIG(status)
-            cause = f"was ended by signal {number} ({signal.strsignal(number)})"
-            reason = "ran out of time" if number == signal.SIGXCPU else cause
-        else:
-            reason = "ended the process"
-        failed.write_text(reason)
-    return failed.read_text()
-
-
-def serve(job: dict) -> None:
-    """Forks a child for every module of the job, ``concurrency`` at a time."""
-    become_guardian()
-    folder = Path(job["folder"])
-    waiting = list(reversed(job["modules"]))
-    running: dict[int, tuple[int, float]] = {}  # process -> (index, deadline)
-    overdue: set[int] = set()
-    while waiting or running:
-        while waiting and len(running) < job["concurrency"]:
-            index, name = waiting.pop()
-            pid = os.fork()
-            if pid == 0:
-                render_in_child(job, index, name)
-            running[pid] = (index, time.monotonic() + job["wall_seconds"])
-        pid, status = os.waitpid(-1, os.WNOHANG)
-        if pid in running:
-            index, _ = running.pop(pid)
-            end_family(pid)
-            print(index, verdict(folder, index, status, pid in overdue), sep="\t", flush=True)
-        elif pid == 0:
-            time.sleep(0.002)
-            for late in [pid for pid, (_, deadline) in running.items() if time.monotonic() > deadline]:
-                overdue.add(late)
-                end_family(late)
-                os.kill(late, signal.SIGKILL)
-            end_orphans(running)
-
-
-if __name__ == "__main__":
-    serve(json.load(sys.stdin))

@@ -43,13 +43,13 @@ BAD_ROWS_FROM = 1000  # rows after which a file may be refused before its end
 
 
 class Documentation(Config):
-    """Documentation strings of packages installed in this Python, rendered to pages."""
+    """Documentation strings of packages installed in this Python, read from their sources and rendered to pages."""
 
     kind: Literal["documentation"] = "documentation"
     packages: list[str] = Field(["stdlib"], min_length=1, description="'stdlib' and names of installed packages")
     tests: bool = Field(False, description="document test modules too")
-    module_seconds: float = Field(20.0, gt=0, le=600, description="wall time one module may take to import and render")
-    module_megabytes: int = Field(4096, ge=64, description="address space one module may use, in MiB")
+    module_seconds: float = Field(20.0, gt=0, le=600, description="no effect: modules are read, not imported")
+    module_megabytes: int = Field(4096, ge=64, description="no effect: modules are read, not imported")
 
 
 class Warc(Config):

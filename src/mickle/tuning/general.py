@@ -19,11 +19,11 @@ MODULES = 40  # of the standard library, spread over the alphabet
 SHORTEST = 200  # characters of a page worth measuring
 
 
-def general_pages(given: Path | None, model: Path, scratch: Path) -> tuple[list[Page], str]:
+def general_pages(given: Path | None, model: Path) -> tuple[list[Page], str]:
     """The pages, each cut to its first characters, and where they are from. UsageError where there is no text."""
     own = model / HELDOUT
     if given is None and not own.is_file():
-        return documentation_pages(scratch), "documentation of this Python"
+        return documentation_pages(), "documentation of this Python"
     from mickle.data.heldout import read_pages
 
     source = given or own
@@ -33,20 +33,16 @@ def general_pages(given: Path | None, model: Path, scratch: Path) -> tuple[list[
     return [_opening(page) for page in found], "pages of --general" if given else "the model's own held-out pages"
 
 
-def documentation_pages(scratch: Path) -> list[Page]:
+def documentation_pages() -> list[Page]:
     """Pages of some modules of the standard library; the same on the same machine."""
-    from mickle.data.documentation import STDLIB, Limits, list_modules, render
+    from mickle.data.documentation import STDLIB, list_modules, render
     from mickle.data.extraction import main_text
     from mickle.data.records import Page
 
     modules = list_modules([STDLIB])
     chosen = modules[:: max(1, len(modules) // MODULES)][:MODULES]
-    pages = []
-    for number, (module, problem) in enumerate(render(chosen, scratch, Limits(), 1, lambda done: None)):
-        if not problem:
-            text = main_text((scratch / f"{number}.html").read_text(encoding="utf-8"))
-            if len(text) >= SHORTEST:
-                pages.append(_opening(Page(module.url, module.package, "", text)))
+    texts = ((module, main_text(page)) for module, page, _ in render(chosen) if page)
+    pages = [_opening(Page(m.url, m.package, "", text)) for m, text in texts if len(text) >= SHORTEST]
     if not pages:
         raise UsageError(
             "The documentation of this Python cannot be read.", where="general", todo="name pages with --general"

@@ -37,6 +37,7 @@ QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run 
 class Tune(Step):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
+    version: ClassVar[int] = 2  # 2: the documentation that general text falls back on is read, not imported
     kind: ClassVar[str] = "tuned"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
@@ -115,7 +116,7 @@ class Tune(Step):
         scratch = work / SCRATCH
         self._refuse_inputs()
         ready = self._ready(scratch / "plan.json", emit)
-        pages, whence = general_pages(self.general, self.model, scratch / "documentation")
+        pages, whence = general_pages(self.general, self.model)
         emit(Noted(f"general text: {len(pages):,} pages, {whence}"))
         model = open_model_to_tune(self, ready)
         before = self._measured(scratch / "before.json", model, ready, pages)
