@@ -1,6 +1,7 @@
 """The runner on toy pages: fair tuning, cells kept, failures shown, results bound to their declaration."""
 
 import importlib
+import json
 import math
 import os
 import signal
@@ -16,7 +17,17 @@ import pytest
 from mickle.errors import UsageError
 from mickle.events import Event, Warned
 from mickle.studies import analysis
-from mickle.studies.declaration import Arm, Comparison, Scale, Study, declaration_hash
+from mickle.studies.declaration import (
+    Arm,
+    Comparison,
+    Scale,
+    Study,
+    code_digest,
+    declaration,
+    declaration_hash,
+    declared_hash,
+    versions_read,
+)
 from mickle.studies.runner import Place, reported_cells, run_study, tuning_cells
 
 # A page with a log of its calls. The method's loss is half of the baseline's, smallest at rate 2.
@@ -163,9 +174,47 @@ def test_finished_cells_are_not_run_again(toy: Study, tmp_path: Path) -> None:
 def test_cells_of_another_version_of_the_source_are_not_taken_for_this_one(toy: Study, tmp_path: Path) -> None:
     log = tmp_path / "log"
     toy = at_scale(toy, values={"log": str(log)})
-    for source in ("first commit", "second commit", "first commit"):
-        run_study(toy, "full", Place(tmp_path / "work", workers=0, source=source))
+    page = Path(sys.modules[toy.run_cell.__module__].__file__ or "")
+    source = page.read_text()
+    for changed in (source, source.replace("0.5 if", "0.6 if"), source):
+        page.write_text(changed)
+        run_study(toy, "full", Place(tmp_path / "work", workers=0))
     assert len(log.read_text().splitlines()) == 2 * (12 + 24)
+
+
+def test_cells_are_kept_for_one_version_of_the_study_and_of_what_it_reads(
+    toy: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, data = tmp_path / "log", tmp_path / "texts"
+    data.mkdir()
+    (data / "a.txt").write_text("a long text")
+    toy = at_scale(replace(toy, reads=("python", "numpy", data)), values={"log": str(log)})
+
+    def cells_run(study: Study) -> int:
+        before = len(log.read_text().splitlines()) if log.exists() else 0
+        result = run_study(study, "quick", Place(tmp_path / "work", workers=0))
+        assert result["reads"] == versions_read(study)
+        return len(log.read_text().splitlines()) - before
+
+    toy = replace(toy, scales={**toy.scales, "quick": replace(toy.scales["quick"], values={"log": str(log)})})
+    whole = 12 + 8
+    assert [cells_run(toy), cells_run(toy)] == [whole, 0]
+    assert [cells_run(replace(toy, version=2)), cells_run(toy)] == [whole, 0]
+    (data / "a.txt").write_text("a text")
+    assert [cells_run(toy), cells_run(toy)] == [whole, 0]
+    monkeypatch.setattr("mickle.studies.declaration.version_of", lambda name: "99")
+    assert versions_read(toy)["numpy"] == "99"
+    assert [cells_run(toy), cells_run(toy)] == [whole, 0]
+
+
+def test_a_cell_during_which_the_source_changed_is_not_kept(
+    toy: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = iter(["before", *["before"] * 3, *["after"] * 100])
+    monkeypatch.setattr("mickle.studies.runner.code_digest", lambda study: next(digests))
+    arms = tuple(replace(arm, grid=({"rate": 2},)) for arm in toy.arms)
+    run_study(replace(toy, arms=arms), "quick", Place(tmp_path, workers=0))
+    assert len(list(tmp_path.glob("cells/*.json"))) == 3
 
 
 def test_a_replication_runs_on_other_seeds(toy: Study, tmp_path: Path) -> None:
@@ -308,9 +357,12 @@ SAME = [
     ("    assert not list", "    # a comment\n    assert not list"),
     ('claim="half the loss"', 'claim="half of the loss"'),
     ('"quick": Scale(2)', '"quick": Scale(3)'),  # another scale than the one asked about
+    ("0.5 if cell.arm", "0.6 if cell.arm"),  # the code: whoever moves its numbers raises the version
+    ('"table 1"', '"table 3"'),
+    ('"halves"', '"makes half of it"'),
 ]
 OTHER = [
-    ("0.5 if cell.arm", "0.6 if cell.arm"),
+    ('name="toy",', 'name="toy", version=2,'),
     ('rule="ratio at most 0.71"', 'rule="ratio at most 0.9"'),
     ('"full": Scale(6)', '"full": Scale(7)'),
     ('{"rate": 3})', '{"rate": 4})'),
@@ -326,6 +378,9 @@ def test_the_hash_changes_with_what_is_run_measured_or_ruled_and_not_with_prose(
     assert change[0] in PAGE
     changed = load(PAGE.replace(*change), tmp_path / "changed", monkeypatch)
     assert (declaration_hash(changed, "full") == declaration_hash(toy, "full")) is same
+    stored = json.loads(json.dumps(declaration(changed, "full")))  # as a result has it
+    assert declared_hash(stored) == declaration_hash(changed, "full")
+    assert code_digest(changed) != code_digest(toy)
 
 
 def test_an_unknown_scale_is_refused(toy: Study, tmp_path: Path) -> None:

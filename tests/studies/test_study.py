@@ -125,6 +125,15 @@ def test_workers_and_publishing_are_not_part_of_what_a_study_is(momentum: Path, 
     assert RunStudy(name="momentum", scale="full").identity() != plain
 
 
+def test_a_finished_folder_is_not_taken_for_what_changed_code_would_make(folder: Path, momentum: Path) -> None:
+    """A function that returns something else, in the same command with the same --out."""
+    step = RunStudy(name="momentum", scale="full", workers=0)
+    assert execute(step, folder, ignore) == folder  # done already
+    momentum.write_text(momentum.read_text(encoding="utf-8").replace("1e-9", "1e-8"), encoding="utf-8")
+    with pytest.raises(UsageError, match="fingerprint.code"):
+        execute(step, folder, ignore)
+
+
 def test_dry_run_counts_cells_and_says_the_rule(momentum: Path) -> None:
     forecast, preview = RunStudy(name="momentum", scale="full").dry_run()
     assert "8 tuning cells and 16 reported ones" in preview
@@ -207,7 +216,8 @@ def test_tables_are_written_checked_and_found_stale(
     assert table.main(["--root", str(root), "--write"]) == 0
     assert (root / "README.md").read_text(encoding="utf-8") == text
 
-    momentum.write_text(momentum.read_text(encoding="utf-8").replace("1e-9", "1e-8"), encoding="utf-8")
+    momentum.write_text(momentum.read_text(encoding="utf-8").replace('name="momentum",', 'name="momentum", version=2,'),
+                        encoding="utf-8")  # fmt: skip
     monkeypatch.delitem(sys.modules, "mickle.studies.momentum")
     assert results.is_stale(storage.read_json(root / "docs" / "results" / "momentum-full.json"))
     assert table.main(["--root", str(root), "--check"]) == 1

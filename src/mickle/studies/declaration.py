@@ -5,19 +5,22 @@ cell. Modules are found by looking at the folder; nothing is registered. Importi
 (no torch at its top), so that ``mickle study`` can list all of them.
 """
 
-import ast
 import difflib
 import hashlib
 import importlib
 import inspect
 import json
-import sys
+import platform
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Literal
 
 import mickle.studies
+from mickle import storage
 from mickle.errors import UsageError
 from mickle.evaluation.compare import LEAST_SEEDS, Better, Form
 
@@ -25,6 +28,7 @@ Setting = Mapping[str, Any]  # what one arm is run with: {"learning_rate": 1e-3}
 Measurements = dict[str, Any]  # numbers, and lists of numbers for curves; JSON values only
 Phase = Literal["tuning", "reported"]
 SEEDS_OF_A_RUN = 10_000  # a replication's seeds begin at a multiple of this
+PAGE = re.compile(r"^study(: Study)? = Study\(", re.MULTILINE)  # the mark of a study's page
 FIRST_TUNING_SEED = 1000  # reported seeds are 0, 1, 2, ...; a choice is never made on a seed that is reported
 
 
@@ -105,6 +109,10 @@ class Study:
     ranks or steps to the baseline's final loss; it returns the same dict, added to. ``tune_by`` names the
     measure (and ``tune_better`` its side) by which each arm's setting is chosen, in each world on its own,
     by the mean over the tuning seeds; the reported seeds are others.
+
+    ``version`` is raised by hand when the code that computes the cells moves their numbers: older results are stale
+    then. ``reads`` says what else the numbers depend on: installed packages whose text or code the cells read (by
+    name; ``python`` is the standard library), and files or folders of data (as paths).
     """
 
     name: str  # the module's name
@@ -122,6 +130,8 @@ class Study:
     tune_better: Better = "lower"
     derive: Callable[[dict[str, Measurements]], dict[str, Measurements]] | None = None
     departures: tuple[str, ...] = ()  # where this differs from the paper, one line each
+    version: int = 1
+    reads: tuple[str | Path, ...] = ("python", "numpy", "torch")
 
     def __post_init__(self) -> None:
         for problem in problems(self):
@@ -212,7 +222,7 @@ def declaration(study: Study, scale: str) -> dict[str, Any]:
     """The declaration at one scale as JSON values, as it is stored in the result."""
     values = {
         name: getattr(study, name)
-        for name in ("name", "title", "paper", "claim", "budget_unit", "rule", "tune_by", "tune_better")
+        for name in ("name", "title", "paper", "claim", "budget_unit", "rule", "tune_by", "tune_better", "version")
     }
     return values | {
         "worlds": list(study.worlds),
@@ -224,17 +234,35 @@ def declaration(study: Study, scale: str) -> dict[str, Any]:
     }
 
 
-def declaration_hash(study: Study, scale: str) -> str:
-    """What a result is bound to: arms, measures, rule, this scale, and the code of the page.
+PROSE = ("title", "claim", "departures")
+PROSE_OF_AN_ARM = ("what",)
+PROSE_OF_A_COMPARISON = ("paper",)
 
-    Comments, docstrings and line breaks do not enter, neither do the paper's wording and the departures:
-    correcting the prose leaves a result valid, changing what is run, measured or counted as success makes
-    it stale.
+
+def declaration_hash(study: Study, scale: str) -> str:
+    """What a result is bound to: version, arms, measures, rule and this scale of the study as it is declared now."""
+    return declared_hash(declaration(study, scale))
+
+
+def declared_hash(declared: dict[str, Any]) -> str:
+    """The hash of a declaration, also of one that is read from a result's JSON.
+
+    Wording does not enter: correcting it leaves a result valid, changing what is run, measured or counted as success
+    makes it stale. The code does not enter either: whoever moves its numbers raises the study's ``version``, and a
+    test that runs a small cell of every study (``tests/studies/test_sentinels.py``) fails until they do.
     """
-    parts = declaration(study, scale)
-    for prose in ("title", "claim", "departures"):
-        del parts[prose]
-    return digest([parts, page_code(study)])
+    return digest(
+        without(declared, PROSE)
+        | {
+            "arms": [without(arm, PROSE_OF_AN_ARM) for arm in declared["arms"]],
+            "comparisons": [without(comparison, PROSE_OF_A_COMPARISON) for comparison in declared["comparisons"]],
+        }
+    )
+
+
+def without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """A mapping less some of its keys."""
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def digest(value: Any) -> str:
@@ -243,38 +271,36 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def page_code(study: Study) -> str:
-    """The page's code without comments, docstrings and ``study = ...`` (which is hashed as values)."""
-    tree = ast.parse(inspect.getsource(sys.modules[study.run_cell.__module__]))
-    tree.body = [node for node in tree.body if not assigns_study(node)]
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and is_docstring(body[0]):
-            del body[0]
-    return ast.dump(tree)
+def versions_read(study: Study) -> dict[str, str]:
+    """The version of each package that the cells read, the hash of each file or folder of data."""
+    return {str(name): version_read(name) for name in study.reads}
 
 
-def is_docstring(node: ast.AST) -> bool:
-    """Whether a statement is a bare string."""
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+def version_read(name: str | Path) -> str:
+    """One package's version, or the hash of a path's contents; "none" for a package that is not installed."""
+    if isinstance(name, Path):
+        return storage.content_digest(name)
+    if name == "python":
+        return platform.python_version()
+    try:
+        return version_of(name)
+    except PackageNotFoundError:
+        return "none"
 
 
-def assigns_study(node: ast.AST) -> bool:
-    """Whether a statement is ``study = ...``: the mark of a study's page."""
-    if isinstance(node, ast.AnnAssign):
-        return isinstance(node.target, ast.Name) and node.target.id == "study"
-    return isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "study" for t in node.targets)
+def code_digest(study: Study) -> str:
+    """One hash for the source of this package and of the study's page, as it stands on the disk.
+
+    Cells are kept under it, so that none is ever taken for what other code would compute, committed or not.
+    """
+    files = sorted({*Path(mickle.__file__).parent.rglob("*.py"), Path(inspect.getfile(study.run_cell))})
+    return digest([[path.name, path.read_text(encoding="utf-8")] for path in files])
 
 
 def page_names() -> list[str]:
-    """The names of all studies: modules here with a top-level ``study = ...``. Imports none of them."""
+    """The names of all studies: modules here with a top-level ``study = Study(...)``. Imports none of them."""
     paths = (path for folder in mickle.studies.__path__ for path in Path(folder).glob("*.py"))
-    return sorted(path.stem for path in paths if is_page(path.read_text(encoding="utf-8")))
-
-
-def is_page(source: str) -> bool:
-    """Whether a module's source declares a study."""
-    return "study" in source and any(assigns_study(node) for node in ast.parse(source).body)
+    return sorted(path.stem for path in paths if PAGE.search(path.read_text(encoding="utf-8")))
 
 
 def open_study(name: str) -> Study:

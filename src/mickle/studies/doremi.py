@@ -409,6 +409,7 @@ study = Study(
         "gpu": Scale(seeds=5, values=GPU, cell_seconds=7200),
     },
     run_cell=run_cell,
+    reads=("python", "numpy", "torch", "pyarrow", "matplotlib"),
     worlds=("planted", "natural"),
     derive=steps_to_baseline,
     departures=(

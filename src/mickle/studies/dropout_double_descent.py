@@ -350,6 +350,7 @@ study = Study(
         "gpu": Scale(seeds=8, values={**SIZES, **GPU}, cell_seconds=3600),
     },
     run_cell=run_cell,
+    reads=("numpy", "torch", "scikit-learn"),
     worlds=WORLDS,
     derive=share_of_peak,
     departures=(

@@ -412,6 +412,7 @@ study = Study(
         ),
     },
     run_cell=run_cell,
+    reads=("python", "numpy", "matplotlib", "torch", "tokenizers"),
     worlds=("docs", "grammar"),
     tune_by="score",
     derive=steps_to_baselines,

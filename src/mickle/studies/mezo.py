@@ -322,6 +322,7 @@ study = Study(
         ),
     },
     run_cell=run_cell,
+    reads=("numpy", "torch"),
     worlds=("k16", "k512"),
     tune_by="score",
     derive=margins,

@@ -303,6 +303,7 @@ study = Study(
         "gpu": Scale(seeds=5, values=GPU, cell_seconds=7200),
     },
     run_cell=run_cell,
+    reads=("numpy", "torch"),
     worlds=WORLDS,
     derive=add_ranks,
     departures=(

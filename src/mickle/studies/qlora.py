@@ -393,6 +393,7 @@ study = Study(
         ),
     },
     run_cell=run_cell,
+    reads=("python", "numpy", "numba", "torch", "tokenizers"),
     tune_by="score",
     derive=costs,
     departures=(

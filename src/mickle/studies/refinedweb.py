@@ -408,6 +408,7 @@ study = Study(
         "gpu": Scale(seeds=5, values=GPU, cell_seconds=7200),
     },
     run_cell=run_cell,
+    reads=("python", "numpy", "torch", "tokenizers"),
     derive=allow_margin,
     departures=(
         "the crawl is made: documentation of Python modules in page templates, planted junk in the paper's shares",

@@ -26,10 +26,11 @@ from mickle.studies.declaration import (
     Phase,
     RunCell,
     Study,
+    code_digest,
     declaration,
     declaration_hash,
     digest,
-    page_code,
+    versions_read,
 )
 from mickle.studies.workers import run_all
 
@@ -37,7 +38,7 @@ Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Run:
+class CellRun:
     """A cell with its outcome; ``measured`` is empty when ``failure`` says why."""
 
     phase: Phase
@@ -49,12 +50,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Place:
-    """Where cells run and are kept; ``source`` names the code's version, so that no other's cells are reused."""
+    """Where cells run and are kept, who hears of them, and how many processes share them."""
 
     work: Path
     emit: Emit = ignore
     workers: int = 2
-    source: str = ""
 
 
 def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
@@ -73,6 +73,7 @@ def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
     return {
         "declaration": declaration(study, scale),
         "hash": declaration_hash(study, scale),
+        "reads": versions_read(study),
         "seed": seed,
         "indicative": scale == "quick",
         "chosen": [{"world": w, "arm": a, "setting": dict(s)} for (w, a), s in chosen.items()],
@@ -111,13 +112,13 @@ def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any],
     ]
 
 
-def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
+def choose(study: Study, tuning: list[CellRun]) -> dict[tuple[str, str], Any]:
     """For each (world, arm) the setting with the best mean of ``tune_by``.
 
     One with a failed cell loses to any other. Ties go to the setting declared first.
     Raises ``UsageError`` when every setting of an arm failed.
     """
-    trials: dict[tuple[str, str, str], list[Run]] = {}
+    trials: dict[tuple[str, str, str], list[CellRun]] = {}
     for run in tuning:
         trials.setdefault((run.cell.world, run.cell.arm, digest(run.cell.setting)), []).append(run)
     chosen = {}
@@ -133,7 +134,7 @@ def choose(study: Study, tuning: list[Run]) -> dict[tuple[str, str], Any]:
     return chosen
 
 
-def cost(study: Study, trials: list[Run]) -> float:
+def cost(study: Study, trials: list[CellRun]) -> float:
     """The mean of ``tune_by`` over one setting's trials, turned so that lower is better.
 
     Infinite if any trial failed; zero where there were none, which is the case of an only setting.
@@ -149,14 +150,14 @@ def cost(study: Study, trials: list[Run]) -> float:
     return sign * math.fsum(trial.measured[study.tune_by] for trial in trials) / max(len(trials), 1)
 
 
-def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: Place) -> list[Run]:
+def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: Place) -> list[CellRun]:
     """Run the cells that are not kept from an earlier try; return all of them in the order given."""
     if not cells:
         return []
     folder = place.work / "cells"
     folder.mkdir(parents=True, exist_ok=True)
-    code = [page_code(study), place.source]
-    keys = [digest([code, asdict(cell)]) for cell in cells]
+    code, reads = code_digest(study), versions_read(study)
+    keys = [digest([study.version, reads, code, asdict(cell)]) for cell in cells]
     files = {key: folder / f"{key}.json" for key in keys}
     kept = {key: storage.read_json(file) for key, file in files.items() if file.exists()}
     missing = {
@@ -179,11 +180,11 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
             )
         if outcome.failure:
             place.emit(Warned(f"a {phase} cell failed ({name}): {outcome.failure}"))
-        else:
+        elif code_digest(study) == code:  # else: it changed while the cell ran, and nobody knows which one computed it
             storage.write_json(files[outcome.key], entry)
         done += 1
         place.emit(Progressed(done, name))
-    return [Run(phase, cell, **kept[key]) for key, cell in zip(keys, cells)]
+    return [CellRun(phase, cell, **kept[key]) for key, cell in zip(keys, cells)]
 
 
 def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:
@@ -204,7 +205,7 @@ def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:
     return measured
 
 
-def measured_cells(reported: list[Run]) -> dict[tuple[str, int], dict[str, Measurements]]:
+def measured_cells(reported: list[CellRun]) -> dict[tuple[str, int], dict[str, Measurements]]:
     """{(world, seed): {arm: measurements}}; an arm whose cell failed is absent."""
     tables: dict[tuple[str, int], dict[str, Measurements]] = {}
     for run in reported:

@@ -385,6 +385,7 @@ study = Study(
         "gpu": Scale(seeds=5, values={**SIZES, "base": asdict(LARGE)}, cell_seconds=20000),
     },
     run_cell=run_cell,
+    reads=("python", "numpy", "torch", "tokenizers"),
     worlds=("decoder", "planted"),
     departures=(
         "decoders of 0.5 million parameters that Mickle trained on the standard library, matrices 128 to 352 wide, not"

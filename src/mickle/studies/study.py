@@ -27,7 +27,9 @@ class RunStudy(Step):
     kind: ClassVar[str] = "study"
     example: ClassVar[str] = "mickle study sophia --scale quick"
     positional: ClassVar[str] = "name"
-    resumable_changes: ClassVar[frozenset[str]] = frozenset({"publish", "workers"})
+    resumable_changes: ClassVar[frozenset[str]] = frozenset(
+        {"publish", "workers", "fingerprint.code", "fingerprint.reads"}  # cells are kept under both of these
+    )
 
     name: str = Field("", description="the study; without it all are listed with claim and last verdict")
     scale: Literal["quick", "full", "gpu"] = Field(
@@ -45,10 +47,12 @@ class RunStudy(Step):
         return identity
 
     def fingerprint(self) -> dict[str, Any]:
-        """The declaration's hash: a changed rule is another step."""
-        from mickle.studies.declaration import declaration_hash
+        """The declaration's hash, the code and what it reads: a changed rule, function or data is another step."""
+        from mickle.studies.declaration import code_digest, declaration_hash, versions_read
 
-        return {"declaration": declaration_hash(self._study(), self.scale)}
+        study = self._study()
+        reads = ", ".join(f"{name} {version}" for name, version in versions_read(study).items())
+        return {"declaration": declaration_hash(study, self.scale), "code": code_digest(study), "reads": reads}
 
     def answer(self) -> str:
         """The list of studies, when none is named: nothing is run then."""
@@ -83,7 +87,7 @@ class RunStudy(Step):
         if self.publish is not None:
             results.require_clean(source)
         begun = time.monotonic()
-        place = Place(work / SCRATCH / "study", emit, self.workers, "" if source["dirty"] else source["commit"])
+        place = Place(work / SCRATCH / "study", emit, self.workers)
         result = run_study(study, self.scale, place, self.seed)
         if results.source_state() != source:
             source = {**source, "dirty": True}
