@@ -36,7 +36,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 def test_a_chain_of_opened_blocks_is_the_model(folder: Path) -> None:
     blocks = open_blocks(folder)
-    assert not blocks.whole
+    assert not blocks.in_memory
     model = open_model(folder)
     assert isinstance(model, Decoder)
     seen: list[torch.Tensor] = []
@@ -75,7 +75,7 @@ def test_a_model_of_transformers_is_a_chain_too(tmp_path: Path) -> None:
     shape = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3, "num_attention_heads": 3}
     GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=60, max_position_embeddings=64, **shape)).save_pretrained(tmp_path)
     blocks = open_blocks(tmp_path)
-    assert blocks.whole
+    assert blocks.in_memory
     hidden = first_inputs(blocks, IDS, 2)
     for index in range(2):
         hidden = next_inputs(blocks, open_block(blocks, index), index, IDS, 2, hidden)

@@ -21,7 +21,7 @@ from transformers import (
 
 from mickle.errors import NumericError, UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
-from mickle.models.folder import end_tokens, model_config, open_model, open_tokenizer, save_model, untrained
+from mickle.models.folder import describe, end_tokens, open_model, open_tokenizer, save_model
 from mickle.models.wrapped import WrappedModel
 
 IDS = torch.randint(0, 60, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -153,7 +153,7 @@ def test_what_is_saved_is_opened_bit_for_bit(settings: dict[str, Any], tmp_path:
     assert all(torch.equal(opened.state_dict()[name], weight) for name, weight in model.state_dict().items())
     # Where the weights lie in memory decides how torch multiplies the few rows of an expert: last bits may differ.
     torch.testing.assert_close(opened(IDS), model(IDS), atol=1e-5 if model.config.experts > 1 else 0, rtol=0)
-    assert model_config(tmp_path) == opened.config
+    assert describe(tmp_path).shape == opened.config
 
 
 def test_dtype_and_the_files_own_dtype(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
-    for call in (open_model, model_config):
+    for call in (open_model, describe):
         with pytest.raises(UsageError, match="no such model folder"):
             call(tmp_path / "nowhere")
 
@@ -201,7 +201,7 @@ def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
 def test_an_untrained_twin_depends_on_the_seed_alone(tmp_path: Path) -> None:
     llama(attention_bias=True).save_pretrained(tmp_path)
     for model in (decoder(), open_model(tmp_path)):
-        twins = [untrained(model, seed)(IDS) for seed in (5, 5, 6)]
+        twins = [model.untrained(seed)(IDS) for seed in (5, 5, 6)]
         assert torch.equal(twins[0], twins[1])
         assert not torch.equal(twins[0], twins[2])
         assert not torch.equal(twins[0], model(IDS))
@@ -313,7 +313,7 @@ def test_a_folder_of_ours_from_before_experts_opens(tmp_path: Path) -> None:
     for name in ("experts", "experts_per_token", "router_loss", "drop_path"):
         del config[name]
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert model_config(tmp_path) == model.config
+    assert describe(tmp_path).shape == model.config
 
 
 def test_more_experts_than_tensors_are_refused_before_they_are_made(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from mickle.errors import NumericError, UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import open_model, save_model
 from mickle.models.linear_layers import linear_layers
+from mickle.models.lora import merge_lora
 from mickle.models.quantized import (
     bits_per_weight,
-    dequantize_model,
     linear_bytes,
     quantize_model,
     quantized_layers,
@@ -77,7 +77,7 @@ def test_a_saved_decoder_opens_as_it_was(tmp_path: Path, code: str, double: bool
     assert not opened.training
     assert torch.equal(scores(opened), scores(model))
     assert linear_bytes(opened) == linear_bytes(model)
-    dequantize_model(opened)
+    merge_lora(opened)
     assert not quantized_layers(opened)
     torch.testing.assert_close(scores(opened), scores(model), rtol=1e-4, atol=1e-5)
 
@@ -232,7 +232,7 @@ def test_a_dense_gpt2_comes_back_from_4_bits(tmp_path: Path) -> None:
     model = wrapped("gpt2")
     quantize_model(model)
     before = scores(model)
-    dequantize_model(model)
+    merge_lora(model)
     save_model(model, tmp_path / "dense")
     torch.testing.assert_close(scores(open_model(tmp_path / "dense")), before, rtol=1e-4, atol=1e-5)
 

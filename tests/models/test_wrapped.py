@@ -9,7 +9,7 @@ import transformers
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.models.folder import model_config, open_model, save_model
+from mickle.models.folder import describe, open_model, save_model
 from mickle.models.wrapped import WrappedModel
 from mickle.training.dropout import set_dropout
 from mickle.training.objectives import masked_token
@@ -81,9 +81,9 @@ def test_a_wrapped_model_is_saved_as_what_it_is(tmp_path: Path) -> None:
     theirs, model = make("GPT2", "LMHeadModel", tmp_path / "in")
     save_model(model, tmp_path / "out")
     close(transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")(IDS).logits, theirs(IDS).logits)
-    config = model_config(tmp_path / "out")
-    assert isinstance(config, dict)
-    assert config["model_type"] == "gpt2"
+    found = describe(tmp_path / "out")
+    assert found.model_type == "gpt2"
+    assert not found.ours
 
 
 def test_two_documents_in_a_cached_row_are_refused(tmp_path: Path) -> None:

@@ -19,12 +19,13 @@ from mickle.data.heldout import write_pages
 from mickle.data.records import Page
 from mickle.errors import ResourceError, UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
-from mickle.models.folder import model_config, open_model, save_model
+from mickle.models.folder import describe, open_model, save_model
+from mickle.models.language import described
 from mickle.models.linear_layers import features, linear_layers
 from mickle.tuning import tune_plan
 from mickle.tuning.methods import Full, Lora, Qlora, derived_rate
 from mickle.tuning.tune import Tune
-from mickle.tuning.tune_plan import Plan, Weights, memory, resolve, shape_of, weigh
+from mickle.tuning.tune_plan import Plan, Weights, memory, resolve, weigh
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -54,8 +55,8 @@ def test_headers_tell_what_the_open_model_has(make: Any, tmp_path: Path) -> None
 
 
 def test_dimensions_of_models_of_others_go_by_their_usual_names() -> None:
-    found = shape_of({"vocab_size": 100, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_positions": 77})
-    assert (found.vocabulary, found.width, found.layers, found.heads, found.ffn) == (100, 8, 3, 2, 32)
+    found = described({"vocab_size": 100, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_positions": 77})
+    assert (found.vocab_size, found.width, found.layers, found.heads, found.ffn) == (100, 8, 3, 2, 32)
     assert found.longest == 77
     assert not found.ours
 
@@ -89,7 +90,7 @@ def test_rows_hold_the_longest_example_and_the_rules(lengths: list[int], asked: 
 
 def test_a_row_longer_than_the_model_reads_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="at most 64"):
-        tune_plan.longest_row(settings(folder, sequence_length=65), shape_of(model_config(folder)))
+        tune_plan.longest_row(settings(folder, sequence_length=65), describe(folder))
 
 
 def big(path: Path) -> Path:
@@ -105,7 +106,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def plan_of(path: Path, method: Any, **more: Any) -> tuple[Plan, Any, Any]:
-    weights, shape = weigh(path), shape_of(model_config(path))
+    weights, shape = weigh(path), describe(path)
     chosen = settings(path, method=method, precision="float32", **more)
     return resolve(chosen, weights, shape, 1024, 16, 10.0, 100), weights, shape
 

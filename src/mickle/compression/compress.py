@@ -105,7 +105,7 @@ class Compress(Step):
 
         blocks = open_blocks(self.model)
         check_finite(blocks.files)
-        if blocks.whole:
+        if blocks.in_memory:
             emit(
                 Noted("this architecture is opened whole: memory is that of the model in float32 and one block's more")
             )

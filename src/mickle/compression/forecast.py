@@ -29,7 +29,7 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None)
     hessians = [sum(8 * i * i for i in {i for _, i in block}) for block in a_block]
     largest_layer = max((o * i for o, i in sizes.values()), default=0)
     hidden = 0 if ids is None else 4 * ids.numel() * _width(blocks)
-    held = 4 * (files.elements if blocks.whole else files.elements - in_blocks + max(weights, default=0))
+    held = 4 * (files.elements if blocks.in_memory else files.elements - in_blocks + max(weights, default=0))
     memory = PROCESS + held + 3 * max(hessians, default=0) + 6 * 4 * largest_layer + 2 * hidden
     seconds = in_blocks / SWEPT_A_SECOND
     if ids is not None:
@@ -45,7 +45,7 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None)
     notes = (
         f"{len(blocks)} blocks, {in_blocks:,} weights in them: {small / 1e6:,.1f} MB without outliers, "
         f"{8 * small / max(1, in_blocks):.3f} bits each; {rest}",
-        "opened whole: this architecture cannot be read block by block" if blocks.whole else "one block at a time",
+        "opened whole: this architecture cannot be read block by block" if blocks.in_memory else "one block at a time",
     )
     return Forecast(int(memory), seconds, 2 * small + dense, notes)
 

@@ -145,10 +145,10 @@ def differences(sums: Sums, seed: int = 0) -> dict[str, Any]:
 
 def weight_bytes(folder: Path) -> int:
     """Bytes of a folder's weight files; an adapter's and its base's together."""
-    from mickle.models.folder import ADAPTER
+    from mickle.models.folder_check import is_adapter
 
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if (folder / ADAPTER).exists():
+    if is_adapter(folder):
         from mickle.models.adapters import adapter_base
 
         size += weight_bytes(adapter_base(folder))

@@ -31,11 +31,7 @@ def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
 
 def longest_text(model: Any, unknown: int) -> int:
     """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
-    from mickle.models.shape import DecoderConfig
-
-    if isinstance(model.config, DecoderConfig):  # trained at this length, whatever its positions would allow
-        return model.config.max_length
-    return unknown if model.length_limit is None else int(model.length_limit)
+    return unknown if model.trained_length is None else int(model.trained_length)
 
 
 def check_vocabulary(model: Any, tokenizer: TextTokenizer, folder: Path) -> None:

@@ -220,19 +220,12 @@ def check(source: Source, work: Path, step: Export, kind: str, opened: nn.Module
 
 def token_prompts(source: Source, texts: list[str], room: int) -> list[list[int]]:
     """Token ids of the prompts, cut so that `room` more fit a short model; counted ones where there is no tokenizer."""
-    from mickle.models.folder import model_config, open_tokenizer
-    from mickle.models.shape import DecoderConfig
+    from mickle.models.folder import describe, open_tokenizer
 
-    config = model_config(source.base)
-    if isinstance(config, DecoderConfig):
-        limit, vocabulary = config.max_length, config.vocab_size
-    else:
-        limit = next((config[n] for n in ("max_position_embeddings", "n_positions") if n in config), 1024)
-        vocabulary = config.get("vocab_size", 2)
-    longest = max(1, int(limit) - room - 4)
-    home = next((folder for folder in source.files if (folder / "tokenizer.json").exists()), None)
+    model, home = describe(source.base), source.tokenizer_home
+    longest = max(1, model.longest - room - 4)
     if home is None:
-        return [[(7 * k + 3 * n) % vocabulary for k in range(min(12, longest))] for n in range(len(texts))]
+        return [[(7 * k + 3 * n) % model.vocab_size for k in range(min(12, longest))] for n in range(len(texts))]
     found = [open_tokenizer(home).encode(text).ids[:longest] for text in texts]
     if not all(found):
         raise UsageError("a prompt has no tokens", where="check_prompts")

@@ -100,8 +100,8 @@ def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]
     from mickle.exporting.source import chat_template, token_settings
     from mickle.models.folder import open_tokenizer
 
-    home = next(f for f in source.files if (f / "tokenizer.json").exists())
-    words, before = read_back(folder), open_tokenizer(home)
+    assert source.tokenizer_home is not None  # the file could not have been written
+    words, before = read_back(folder), open_tokenizer(source.tokenizer_home)
     if words.template != chat_template(source):
         raise UsageError("the file holds another chat template", where=str(folder))
     ids = token_settings(source)

@@ -18,7 +18,6 @@ from mickle.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from mickle.exporting.gguf_tokens import Vocabulary
     from mickle.exporting.source import Source
@@ -61,32 +60,26 @@ def gguf_package() -> Any:
 
 def refuse_other_models(folder: Path) -> None:
     """UsageError where a folder is no plain Llama, or the package is missing. Reads no weights."""
-    from mickle.models import architectures
-    from mickle.models.folder import model_config
-    from mickle.models.shape import DecoderConfig
+    from mickle.models.folder import describe
 
     gguf_package()
-    config = model_config(folder)
-    kind = architectures.model_type(config) if isinstance(config, DecoderConfig) else config.get("model_type")
-    if kind != "llama" or not isinstance(config, DecoderConfig):
-        more = "" if kind != "llama" else " with more than our decoder does (biases, scaled positions)"
+    model = describe(folder)
+    if model.model_type != "llama" or not model.ours:
+        more = "" if model.model_type != "llama" else " with more than our decoder does (biases, scaled positions)"
         raise UsageError(
-            f"GGUF is written of plain Llama models; this is a {str(kind)[:60]}{more}",
+            f"GGUF is written of plain Llama models; this is a {model.model_type[:60]}{more}",
             where=str(folder),
             todo="export with --format huggingface and use llama.cpp's own converter on that folder",
         )
 
 
-def write_gguf(model: nn.Module, source: Source, work: Path, kind: str) -> list[str]:
-    """Write `model`, a Decoder that is a Llama, as `work`/model.gguf; returns what a user should know of the file."""
+def write_gguf(model: Decoder, source: Source, work: Path, kind: str) -> list[str]:
+    """Write `model`, a plain Llama, as `work`/model.gguf; returns what a user should know of the file."""
     from mickle.exporting.gguf_tokens import read_vocabulary
     from mickle.exporting.source import chat_template, token_settings
-    from mickle.models.decoder import Decoder
     from mickle.storage import check_space
 
-    gguf = gguf_package()
-    assert isinstance(model, Decoder)  # `refuse_other_models` came first
-    home = next((folder for folder in source.files if (folder / "tokenizer.json").exists()), None)
+    gguf, home = gguf_package(), source.tokenizer_home
     if home is None:
         raise UsageError("a GGUF file holds its tokenizer, and this folder has none", where=str(source.folder))
     words = replace(read_vocabulary(home, model.vocab_size, token_settings(source)), template=chat_template(source))

@@ -64,20 +64,15 @@ def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> No
     from mickle.exporting.source import template_folder
     from mickle.models.folder import end_tokens, open_tokenizer
 
-    homes = {name: _home(source.files, name) for name in ("tokenizer.json", "generation_config.json")}
-    if homes["tokenizer.json"] is not None:
-        before, after = open_tokenizer(homes["tokenizer.json"]), open_tokenizer(work)
+    if source.tokenizer_home is not None:
+        before, after = open_tokenizer(source.tokenizer_home), open_tokenizer(work)
         for prompt in prompts:
             if before.encode(prompt).ids != after.encode(prompt).ids:
                 raise UsageError("the export's tokenizer gives other tokens", where=f"prompt {prompt[:60]!r}")
         _refuse_other_template(template_folder(source), work)
-    ends = homes["generation_config.json"]
+    ends = source.home_of("generation_config.json")
     if ends is not None and end_tokens(ends) != end_tokens(work):
         raise UsageError(f"the export ends texts at {end_tokens(work)}", expected=str(end_tokens(ends)))
-
-
-def _home(folders: Sequence[Path], name: str) -> Path | None:
-    return next((folder for folder in folders if (folder / name).exists()), None)
 
 
 def _refuse_other_template(home: Path | None, work: Path) -> None:

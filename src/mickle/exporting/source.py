@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mickle.errors import UsageError
+from mickle.models.folder_check import TOKENIZER, is_adapter
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from mickle.training.journal import Journal
-
-ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,21 @@ class Source:
     @property
     def adapter(self) -> bool:
         """Whether the folder is an adapter's."""
-        return (self.folder / ADAPTER).exists()
+        return is_adapter(self.folder)
 
     @property
     def files(self) -> list[Path]:
         """Where tokenizer, chat template and generation settings may stand."""
         return [self.folder, self.base] if self.adapter else [self.folder]
+
+    def home_of(self, name: str) -> Path | None:
+        """The first of these folders that has a file of this name."""
+        return next((folder for folder in self.files if (folder / name).exists()), None)
+
+    @property
+    def tokenizer_home(self) -> Path | None:
+        """The folder with the tokenizer, where there is one."""
+        return self.home_of(TOKENIZER)
 
     def open(self) -> nn.Module:
         """The model as it computes, adapters still beside their layers, in the types of its files."""
@@ -109,7 +117,7 @@ def _journaled(folder: Path, base: Path | None, original: Path | None, file: Pat
 
     if original is not None:
         raise UsageError("original_folder is not read with a journal", where="original_folder")
-    adapter = (folder / ADAPTER).exists()
+    adapter = is_adapter(folder)
     if base is not None and not adapter:
         raise UsageError(f"{folder} is no adapter", where="base_folder", todo="leave base_folder out")
     journal = read_journal(file)
@@ -123,7 +131,7 @@ def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | 
     """A model or an adapter."""
     from mickle.models.adapters import adapter_base, base_in_few_bits, read_settings
 
-    if not (folder / ADAPTER).exists():
+    if not is_adapter(folder):
         refused = {"base_folder": base, "original_folder": original}
         for name, value in refused.items():
             if value is not None:

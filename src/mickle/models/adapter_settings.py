@@ -11,8 +11,8 @@ from typing import Any
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.models import folder_check
+from mickle.models.folder_check import ADAPTER
 
-ADAPTER = "adapter_config.json"
 KINDS = ("LORA", "PREFIX_TUNING")
 # Settings that say how an adapter was begun or is held, not what it computes.
 HARMLESS = {

@@ -1,18 +1,15 @@
 """Adapter folders in PEFT's format, written and read: `adapter_config.json` and `adapter_model.safetensors`.
 
 A's and B's are named `base_model.model.<the layer's folder name>.lora_A.weight` and `.lora_B.weight`. Our own folders
-hold `base.json` too: the base's path seen from the adapter, a hash of its weights, so that another base is refused, and
-in which few bits it was held. What PEFT writes is read where it is a plain LoRA, rsLoRA and patterns too; a variant
-that would compute something else is refused by its name (`models/adapter_settings.py`). A folder from a stranger is
-checked as a model folder is, before memory is taken.
+hold a note on their base too (`models/adapter_base.py`), so that another base is refused. What PEFT writes is read
+where it is a plain LoRA, rsLoRA and patterns too; a variant that would compute something else is refused by its name
+(`models/adapter_settings.py`). A folder from a stranger is checked as a model folder is, before memory is taken.
 """
 
-import hashlib
-import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,13 +17,26 @@ from torch import nn
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.models import folder_check
-from mickle.models.adapter_settings import ADAPTER, AdapterSettings, plain_lora, read_settings
-from mickle.models.folder import open_model
+from mickle.models.adapter_base import (
+    WEIGHTS,
+    adapter_base,
+    base_in_few_bits,
+    base_note,
+    checked_base,
+    tokenizer_folder,
+    weights_digest,
+    write_adapter,
+)
+from mickle.models.adapter_settings import AdapterSettings, plain_lora, read_settings
+from mickle.models.folder_check import ADAPTER
 from mickle.models.linear_layers import features, folder_layer_name, is_conv1d, is_linear, linear_layers, replace_layer
 from mickle.models.lora import LoraLinear, lora_layers, matched
+from mickle.models.prefix import open_prefix
+from mickle.models.quantized import open_base, quantize_model
 from mickle.models.safetensors_check import TensorEntry, read_header, refuse_not_finite
 
-WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
+__all__ = ["adapter_base", "base_in_few_bits", "open_adapter", "read_settings", "save_adapter", "tokenizer_folder"]
+__all__ += ["weights_digest"]
 PREFIX = "base_model.model."
 ENDINGS = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight"}
 
@@ -44,20 +54,12 @@ def save_adapter(
     layers = lora_layers(model)
     if not layers:
         raise UsageError("the model has no adapters to save", todo="attach them first: models.lora.attach_lora")
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"{PREFIX}{name}{ENDINGS[part]}": getattr(layer, part).detach()
         for name, layer in layers.items()
         for part in ENDINGS
     }
-    refuse_not_finite(tensors, folder)
-    storage.save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    beside = os.path.relpath(base, folder.resolve())
-    note = {"path": beside, "weights": weights_digest(base), "quantization": dict(quantization or {}) or None}
-    storage.write_json(folder / BASE, note)
-    if tokenizer is not None:
-        _save_tokenizer(tokenizer, folder)
-    storage.write_json(folder / ADAPTER, _settings(model, layers, base))
+    write_adapter(folder, base, tensors, _settings(model, layers, base), tokenizer, quantization)
 
 
 def open_adapter(
@@ -79,17 +81,15 @@ def open_adapter(
     """
     folder = Path(folder)
     values = read_settings(folder)
-    base = adapter_base(folder) if base is None else _checked_base(Path(base), folder, as_trained)
+    base = adapter_base(folder) if base is None else checked_base(Path(base), folder, as_trained)
     if values["peft_type"] == "PREFIX_TUNING":
-        from mickle.models.prefix import open_prefix
-
-        prefixed: nn.Module = open_prefix(folder, values, base, dtype, device)
-        return prefixed
+        return open_prefix(folder, values, base, dtype, device)
     settings = plain_lora(values, folder / ADAPTER)
     entries = _entries(read_header(folder_check.regular_file(folder, WEIGHTS)), folder / WEIGHTS)
-    model = open_model(base, dtype, device)
-    if as_trained:
-        _quantize_as_trained(model, folder)
+    model = open_base(base, dtype, device)
+    how = base_note(folder).get("quantization")
+    if as_trained and how:
+        quantize_model(model, **how)
     _refuse_misfit(model, entries, settings, folder)
     model.requires_grad_(False)
     tensors = storage.load_tensors(folder / WEIGHTS)
@@ -105,86 +105,6 @@ def open_adapter(
             setattr(layer, part, nn.Parameter(value, requires_grad=trainable))
         replace_layer(model, name, layer)
     return model.eval()
-
-
-def adapter_base(folder: Path) -> Path:
-    """The folder of the model that an adapter belongs to: where it says, or at the same place seen from the adapter.
-
-    UsageError where there is none, or another model stands there. Nothing is ever fetched.
-    """
-    folder = Path(folder)
-    values, note = read_settings(folder), _note(folder)
-    named = values.get("base_model_name_or_path")
-    written = [Path(named)] if isinstance(named, str) and named else []
-    beside = [folder / note["path"]] if note.get("path") else []
-    places = [*written, *beside, *(folder / path for path in written if not path.is_absolute())]
-    for place in places:
-        if (place / folder_check.CONFIG).is_file():
-            return _checked_base(place, folder)
-    raise UsageError(
-        f"the base model of this adapter is not at {str(named)[:200]!r}"
-        if named
-        else "this adapter names no base model",
-        where=str(folder / ADAPTER),
-        todo="put the base's folder there, or give it: open_adapter(folder, base=...), on the command line base_folder",
-    )
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """Where the tokenizer of a model or adapter folder is: the folder itself, or the base of an adapter without one."""
-    folder = Path(folder)
-    if (folder / folder_check.TOKENIZER).exists() or not (folder / ADAPTER).exists():
-        return folder
-    return adapter_base(folder)
-
-
-def base_in_few_bits(folder: Path, base: Path) -> Literal["", "stored", "made"]:
-    """Whether an adapter's base is in few bits: in its folder ("stored"), or put there when opened ("made")."""
-    if folder_check.read_config(base).get("quantization_config"):
-        return "stored"
-    return "made" if _note(folder).get("quantization") else ""
-
-
-def weights_digest(folder: Path) -> str:
-    """One hash for the weights of a model folder: names, sizes and hashes of its safetensors files."""
-    manifest = storage.read_manifest(folder)
-    known = {} if manifest is None else {name: file.xxh3 for name, file in manifest.files.items()}
-    return _digest(
-        f"{path.name} {path.stat().st_size} {known.get(path.name) or storage.hash_file(path)}"
-        for path in sorted(folder.glob("*.safetensors"))
-    )
-
-
-def _digest(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _checked_base(base: Path, folder: Path, by_hash: bool = True) -> Path:
-    """`base`, refused where the adapter was made on other weights, or where it is an adapter itself."""
-    if (base / ADAPTER).exists():
-        raise UsageError(
-            "the base of this adapter is an adapter itself", where=str(base), todo="export it merged first"
-        )
-    wanted = _note(folder).get("weights") if by_hash else None
-    if wanted and base.is_dir() and weights_digest(base) != wanted:
-        raise UsageError(
-            f"this adapter was made on another model than {base}: its weights have another hash",
-            where=str(folder / BASE),
-            todo=f"give the base it was made on; to use it on this one all the same, remove {BASE}",
-        )
-    return base
-
-
-def _note(folder: Path) -> dict[str, Any]:
-    """What our own adapters say of their base; nothing for those of others."""
-    if not (folder / BASE).exists():
-        return {}
-    path = folder_check.regular_file(folder, BASE)
-    note = storage.read_json(path, folder_check.LARGEST_CONFIG)
-    kinds: dict[str, Any] = {"path": str, "weights": str, "quantization": (dict, type(None))}
-    if not isinstance(note, dict) or not all(isinstance(note.get(key), kind) for key, kind in kinds.items()):
-        raise UsageError("this file does not say what the adapter's base is", where=str(path))
-    return note
 
 
 def _entries(header: dict[str, TensorEntry], path: Path) -> dict[str, dict[str, TensorEntry]]:
@@ -237,22 +157,6 @@ def _refuse_misfit(
     for target in settings.targets or []:
         if not any(name == target or name.endswith(f".{target}") for name in entries):
             raise UsageError(f"adapter has no tensors for its target {target[:80]!r}", where=where)
-
-
-def _quantize_as_trained(model: nn.Module, folder: Path) -> None:
-    """Put the base into few bits where the adapter was trained so on a folder of 16 bits."""
-    settings = _note(folder).get("quantization")
-    if settings:
-        from mickle.models.quantized import quantize_model
-
-        quantize_model(model, **settings)
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    if hasattr(tokenizer, "start"):
-        tokenizer.save(folder)
-    else:
-        storage.write_text(folder / folder_check.TOKENIZER, tokenizer.to_str(pretty=True))
 
 
 def _settings(model: nn.Module, layers: dict[str, LoraLinear], base: Path) -> dict[str, Any]:

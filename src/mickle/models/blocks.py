@@ -2,15 +2,17 @@
 
 For work that needs every layer's inputs and not all of the model at once. Of a folder that our decoder computes, all
 but the blocks is read (embedding, norm, head), and a block's weights only when it is opened. Of any other model the
-folder is opened whole, because what its layers share (tables of positions, masks) is made with it; `whole` says so.
+folder is opened at once, because what its layers share (tables of positions, masks) is made with it; `in_memory` says
+so.
 
-The blocks are the members of the model's longest ModuleList. What a block is given beside the hidden states
+What a block is given beside the hidden states
 (masks, rotations) is caught in one pass up to it, so nothing is assumed about it; that a block's output is the next
 one's input is tried, and where it is not so the inputs are computed from the start for every block.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,14 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.models import architectures, folder, folder_check
-from mickle.models.decoder import Decoder
-from mickle.models.folder_check import ModelFiles
-from mickle.models.linear_layers import linear_layers
+from mickle.models.dense import checked_frame, open_dense
+from mickle.models.folder_check import ModelFiles, inspect_folder
+from mickle.models.folder_files import read_tensor
+from mickle.models.linear_layers import features, linear_layers
 from mickle.models.safetensors_check import refuse_not_finite
 
 
@@ -33,14 +34,14 @@ from mickle.models.safetensors_check import refuse_not_finite
 class Blocks:
     """A model in evaluation mode and float32 whose blocks are opened one at a time.
 
-    whole: all weights are in memory. layers: for each block its linear layers by folder name.
+    in_memory: all weights are. layers: for each block its linear layers by folder name.
     """
 
     files: ModelFiles
     model: nn.Module
     list: nn.ModuleList
     layers: list[dict[str, str]]
-    whole: bool
+    in_memory: bool
     chained: bool | None = None
     given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] | None = None
 
@@ -56,40 +57,34 @@ def open_blocks(path: Path) -> Blocks:
     """The blocks of a model folder. UsageError for an adapter, for weights in few bits already, for a model without
     blocks.
     """
-    files = folder_check.inspect_folder(path)
+    files = inspect_folder(path)
     if "quantization_config" in files.config:
         raise UsageError(
             "the model's weights are in few bits already", where=str(path), todo="name the model it was made from"
         )
-    shape = folder.decoder_shape(files.config, files.folder)
-    if shape is None:
-        model = folder.open_model(path, dtype=torch.float32)
-        found = _longest_list(model, path)
-        return Blocks(files, model, found, _layers_of(model, found), whole=True)
-    folder.refuse_misfit(shape, files)
-    with torch.device("meta"):
-        frame = Decoder(shape).eval()
-    state = {name: architectures.folder_name(shape, name) for name in frame.state_dict()}
-    outside = {name: there for name, there in state.items() if not name.startswith("layers.")}
-    frame.load_state_dict({n: read_tensor(files, t).float() for n, t in outside.items()}, assign=True, strict=False)
-    return Blocks(files, frame, frame.layers, _layers_of(frame, frame.layers), whole=False)
+    model: Any = checked_frame(files)
+    in_memory = model is None
+    if in_memory:
+        model = open_dense(files, dtype=torch.float32)
+    blocks = _blocks_of(model, path)
+    if not in_memory:
+        model.eval()
+        inside = tuple(f"{name}." for name, module in model.named_modules() if module is blocks)
+        outside = [name for name in model.state_dict() if not name.startswith(inside)]
+        weights = {name: read_tensor(files, model.folder_name(name)).float() for name in outside}
+        model.load_state_dict(weights, assign=True, strict=False)
+    return Blocks(files, model, blocks, _layers_of(model, blocks), in_memory)
 
 
 def open_block(blocks: Blocks, index: int) -> nn.Module:
     """Block `index` with its weights in float32; the caller drops it when done."""
     block = blocks.list[index]
-    if blocks.whole:
+    if blocks.in_memory:
         return block
-    assert isinstance(blocks.model, Decoder)
-    shape = blocks.model.config
-    weights = {
-        name: read_tensor(blocks.files, architectures.folder_name(shape, f"layers.{index}.{name}")).float()
-        for name in block.state_dict()
-    }
-    from mickle.models.decoder import Block
-
-    with torch.device("meta"):
-        fresh = Block(shape, index).eval()
+    model: Any = blocks.model
+    name = next(name for name, module in model.named_modules() if module is block)
+    weights = {own: read_tensor(blocks.files, model.folder_name(f"{name}.{own}")).float() for own in block.state_dict()}
+    fresh = copy.deepcopy(block)  # of the frame, which holds no numbers
     fresh.load_state_dict(weights, assign=True)
     return fresh
 
@@ -120,7 +115,7 @@ def first_inputs(blocks: Blocks, ids: Tensor, rows: int) -> list[Tensor]:
 def run_block(blocks: Blocks, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
     """Block `index` on hidden states [rows, T, D]."""
     assert blocks.given is not None
-    arguments, named = blocks.given[index if blocks.whole else 0]
+    arguments, named = blocks.given[index if blocks.in_memory else 0]
     return _first(block(hidden, *arguments, **named))
 
 
@@ -131,7 +126,7 @@ def next_inputs(
     """What block `index` + 1 gets once `index` is what `block` is; `hidden` is overwritten where blocks are a chain."""
     if index + 1 == len(blocks):
         return []
-    if not blocks.whole or _is_chain(blocks, ids[:1]):
+    if not blocks.in_memory or _is_chain(blocks, ids[:1]):
         for number, part in enumerate(hidden):
             hidden[number] = run_block(blocks, block, index, part)
         return hidden
@@ -144,20 +139,11 @@ def check_finite(files: ModelFiles) -> None:
         refuse_not_finite({name: read_tensor(files, name)}, files.folder)
 
 
-def read_tensor(files: ModelFiles, name: str) -> Tensor:
-    """One tensor of a checked folder, without reading the others."""
-    if name not in files.tensors:
-        raise UsageError(f"weights lack tensor {name[:120]!r}", where=str(files.folder))
-    with safe_open(files.tensors[name][0], framework="pt") as stream:
-        found: Tensor = stream.get_tensor(name)
-    return found
-
-
-def _longest_list(model: nn.Module, path: Path) -> nn.ModuleList:
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise UsageError("the model is not made of blocks", where=str(path), expected="a list of layers")
-    return max(lists, key=len)
+def _blocks_of(model: Any, path: Path) -> nn.ModuleList:
+    try:
+        return model.blocks
+    except UsageError as error:
+        raise UsageError(error.what, where=str(path), expected=error.expected) from None
 
 
 def _layers_of(model: nn.Module, found: nn.ModuleList) -> list[dict[str, str]]:
@@ -209,8 +195,8 @@ def _is_chain(blocks: Blocks, ids: Tensor) -> bool:
 
 
 def _give_all(blocks: Blocks, ids: Tensor) -> None:
-    """Keep what every block of a whole model gets beside the hidden states, for batches of the shape of `ids`."""
-    if not blocks.whole:
+    """Keep what every block of a model in memory gets beside the hidden states, for batches of the shape of `ids`."""
+    if not blocks.in_memory:
         return
 
     def keep(index: int) -> Callable[..., None]:
@@ -247,8 +233,6 @@ def _no_head(hidden: Tensor, _: Tensor | None) -> Tensor:
 
 def weights_of(blocks: Blocks) -> Iterator[tuple[str, tuple[int, int]]]:
     """Folder name and [out, in] of every linear layer in a block."""
-    from mickle.models.linear_layers import features
-
     for index, block in enumerate(blocks.list):
         for there, own in blocks.layers[index].items():
             inputs, outputs = features(block.get_submodule(own))

@@ -22,9 +22,16 @@ class KeyValueCache:
         self._layers[layer] = keys, values
         return keys, values
 
-    def layer(self, number: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, G, S, K] that a layer holds."""
-        return self._layers[number]
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [B, G, S, K] that each layer holds."""
+        return [self._layers[number] for number in sorted(self._layers)]
+
+    def fill(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Begin with these keys and values [B, G, S, K] of each layer, as if S tokens had been read."""
+        for number, (keys, values) in enumerate(pairs):
+            self.extend(number, keys, values)
+        rows, _, tokens, _ = pairs[0][0].shape
+        self.extend_documents(None, rows, tokens, pairs[0][0].device)
 
     def extend_documents(self, documents: Tensor | None, rows: int, new: int, device: torch.device) -> Tensor | None:
         """Append the document ids [B, T] of `new` tokens and return all: [B, S], or None for one document a

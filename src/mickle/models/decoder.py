@@ -15,6 +15,7 @@ heads, K head width, F feed-forward width, V vocabulary.
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,22 +25,14 @@ from torch import Tensor, nn
 from mickle.errors import UsageError
 from mickle.kernels.losses import labels_are_drawn
 from mickle.kernels.norms import rms_norm
-from mickle.models import positions
+from mickle.models import decoder_folder, folder_files, positions
 from mickle.models.attention import Attention, Sight
 from mickle.models.cache import KeyValueCache
 from mickle.models.experts import Experts, FeedForward, with_balance
+from mickle.models.language import Description, Head, logits
 from mickle.models.shape import DecoderConfig
 
 __all__ = ["Attention", "Decoder", "DecoderConfig", "Head", "KeyValueCache", "Sight", "logits"]
-
-Head = Callable[[Tensor, Tensor | None], Any]
-
-
-def logits(hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """hidden [B, T, D] and the output matrix [V, D] -> [B, T, V]. With no matrix, `hidden` are logits
-    already.
-    """
-    return hidden if weight is None else F.linear(hidden, weight)
 
 
 class RMSNorm(nn.RMSNorm):
@@ -145,6 +138,21 @@ class Decoder(nn.Module):
         """
         return self.config.max_length if "learned" in self.config.schemes else None
 
+    @property
+    def trained_length(self) -> int:
+        """Tokens of the texts it was made for, whatever its positions would allow."""
+        return self.config.max_length
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers, in order."""
+        return self.layers
+
+    @property
+    def output_layer(self) -> nn.Module | None:
+        """The layer that makes the logits; None where the embedding does."""
+        return None if self.config.tied else self.lm_head
+
     def new_cache(self) -> KeyValueCache:
         """An empty cache for one batch of texts."""
         return KeyValueCache()
@@ -187,6 +195,43 @@ class Decoder(nn.Module):
         An expert near 0 is dead: its parameters do not take part. Empty without experts.
         """
         return [layer.mlp.load() for layer in self.layers if isinstance(layer.mlp, Experts)]
+
+    def untrained(self, seed: int) -> "Decoder":
+        """The same shape with fresh weights."""
+        return Decoder(self.config, seed=seed).eval()
+
+    def recompute_activations(self) -> None:
+        """Keep only what goes into each block; compute the rest again in the backward pass (arXiv 1604.06174)."""
+        for block in self.layers:
+            block.forward = _twice(block.forward)
+
+    @staticmethod
+    def shape_in(settings: dict[str, Any]) -> DecoderConfig | None:
+        """The shape that a `config.json` describes, or None where it is no decoder of ours."""
+        return decoder_folder.from_settings(settings)
+
+    @staticmethod
+    def describe(shape: DecoderConfig) -> Description:
+        """What there is to know of a decoder before its weights are opened."""
+        return decoder_folder.description(shape)
+
+    def description(self) -> Description:
+        """As `models/folder.py:describe` has it of the decoder's folder."""
+        return self.describe(self.config)
+
+    def folder_name(self, name: str) -> str:
+        """What the folder calls the weight or layer `name`."""
+        return decoder_folder.folder_name(self.config, name)
+
+    def ignored_tensors(self) -> set[str]:
+        """Tensors that a folder may hold and that the decoder does not need."""
+        return decoder_folder.ignored_tensors(self.config)
+
+    def save(self, folder: Path, tokenizer: Any = None) -> None:
+        """Write settings and weights; `tokenizer` names the marks."""
+        tensors = {self.folder_name(name): tensor for name, tensor in self.state_dict().items()}
+        settings, dtype = decoder_folder.to_settings(self.config), self.embed_tokens.weight.dtype
+        folder_files.write_model(folder, tensors, settings, tokenizer, dtype)
 
     def _embed(self, input_ids: Tensor, at: Tensor) -> Tensor:
         """Token embeddings, with what is added for the positions `at` ([T] or [B, T]): [B, T, D].
@@ -249,6 +294,18 @@ class Decoder(nn.Module):
         device = queries.device.type
         autocast = torch.is_autocast_enabled(device)
         return bias.to(torch.get_autocast_dtype(device) if autocast else self.embed_tokens.weight.dtype)
+
+
+def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward pass that keeps its inputs only."""
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*arguments: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments)
+        return checkpoint(forward, *arguments, use_reentrant=False)
+
+    return run
 
 
 def _one_document_a_row(documents: Tensor) -> bool:

@@ -18,12 +18,9 @@ from mickle.errors import UsageError
 from mickle.models.safetensors_check import TensorEntry, read_header
 from mickle.storage import MANIFEST, open_folder, read_json
 
-CONFIG, WEIGHTS, INDEX, TOKENIZER = (
-    "config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-)
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+TOKENIZER = "tokenizer.json"
+ADAPTER = "adapter_config.json"  # what makes a folder an adapter's
 LARGEST_CONFIG = 4 << 20  # bytes
 LARGEST_INDEX = 25 << 20
 LARGEST_TOKENIZER = 64 << 20  # the largest in use have about 40 MB
@@ -67,9 +64,14 @@ def inspect_folder(folder: Path) -> ModelFiles:
     return ModelFiles(folder, config, tensors)
 
 
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no whole model."""
+    return (folder / ADAPTER).exists()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json`, refused where it is too large, too deep, names code to run or claims absurd sizes."""
-    if (folder / "adapter_config.json").exists():
+    if is_adapter(folder):
         raise UsageError(
             "this is an adapter folder, not a whole model",
             where=str(folder),

@@ -11,8 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.models import architectures
-from mickle.models.decoder import Decoder
 from mickle.models.experts import Experts
 
 
@@ -23,7 +21,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     with `in_features` and `out_features`. Of one inside another (an adapter's base), only the outer one counts.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    output = _output_layer(model)
+    output = getattr(model, "output_layer", None)
     routers = {id(m.gate) for m in model.modules() if isinstance(m, Experts)}  # read by their weight, never called
     found: dict[str, nn.Module] = {}
     inside: str | None = None
@@ -89,14 +87,4 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
 def folder_layer_name(model: nn.Module, name: str) -> str:
     """What the folder calls the module that `model` calls `name`."""
-    if isinstance(model, Decoder):
-        return architectures.folder_name(model.config, f"{name}.weight").removesuffix(".weight")
-    return name.removeprefix("model.")  # WrappedModel holds the model of transformers as `.model`
-
-
-def _output_layer(model: nn.Module) -> nn.Module | None:
-    """The layer that makes the logits, if it is a layer."""
-    if isinstance(model, Decoder):
-        return None if model.config.tied else model.lm_head
-    inner = getattr(model, "model", model)
-    return inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    return model.folder_name(name) if hasattr(model, "folder_name") else name

@@ -13,7 +13,6 @@ before it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,13 @@ from torch import Tensor, nn
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.models import folder_check
-from mickle.models.cache import KeyValueCache
-from mickle.models.decoder import Decoder, Head, logits
-from mickle.models.folder import open_model
+from mickle.models.adapter_base import WEIGHTS, write_adapter
+from mickle.models.documents import rows_apart
+from mickle.models.language import Description, Head, logits
+from mickle.models.quantized import open_base
 from mickle.models.safetensors_check import read_header, refuse_not_finite
-from mickle.models.wrapped import WrappedModel, lay_out
 
-SETTINGS, WEIGHTS, TENSOR = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+TENSOR = "prompt_embeddings"
 MOST_TOKENS = 1024
 
 
@@ -46,7 +45,7 @@ class PrefixCache:
 class PrefixedModel(nn.Module):
     """A frozen model (`.base`) with a trained prefix [tokens, 2 layers x width] (`.prefix`); takes the same call."""
 
-    def __init__(self, base: Decoder | WrappedModel, prefix: Tensor, heads: int, layers: int) -> None:
+    def __init__(self, base: Any, prefix: Tensor, heads: int, layers: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.prefix = nn.Parameter(prefix)
@@ -73,6 +72,42 @@ class PrefixedModel(nn.Module):
         limit = self.base.length_limit
         return None if limit is None else limit - len(self.prefix)
 
+    @property
+    def trained_length(self) -> int | None:
+        """The longest text that the base was made for, as far as it can read it after the prefix."""
+        limit, made_for = self.length_limit, self.base.trained_length
+        return made_for if limit is None else min(limit, made_for)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The base's repeated layers."""
+        return self.base.blocks
+
+    @property
+    def output_layer(self) -> nn.Module | None:
+        """The base's layer that makes the logits."""
+        return self.base.output_layer
+
+    def description(self) -> Description:
+        """The base's; a prefix is no change of dimensions."""
+        return self.base.description()
+
+    def folder_name(self, name: str) -> str:
+        """What the base's folder calls the weight or layer `name`."""
+        return self.base.folder_name(name.removeprefix("base."))
+
+    def untrained(self, seed: int) -> PrefixedModel:
+        """A fresh base with a fresh prefix of as many tokens."""
+        return attach_prefix(self.base.untrained(seed), len(self.prefix), seed)
+
+    def recompute_activations(self) -> None:
+        """As the base does it."""
+        self.base.recompute_activations()
+
+    def save(self, folder: Path, tokenizer: Any = None) -> None:
+        """A prefix belongs to a base's folder: UsageError."""
+        raise UsageError("a model with a prefix is no model folder", todo="save it with save_prefix")
+
     def new_cache(self) -> PrefixCache:
         """An empty cache for one batch of texts."""
         return PrefixCache()
@@ -93,27 +128,11 @@ class PrefixedModel(nn.Module):
             return self._continue(input_ids, documents, cache, positions, head)
         if documents is None or bool((documents == documents[:, :1]).all() & (documents >= 0).all()):
             return self._read(input_ids, torch.zeros_like(input_ids), positions, head)
-        rows, columns = lay_out(documents)
-        mask = columns >= 0  # [N, L]
-        columns = columns.clamp(min=0)
-        apart = torch.where(mask, 0, -1)
-        ids = input_ids[rows, columns] * mask
-        # The head gets the chosen tokens' states in the order of the batch: as they stand there, row by row.
-        if positions is not None:
-            return self._positioned(ids, apart, positions[rows, columns] & mask, documents[positions] >= 0, head)
-
-        def gathered(hidden: Tensor, weight: Tensor | None) -> Any:
-            flat = hidden.new_zeros(*input_ids.shape, hidden.shape[-1])
-            return head(flat.index_put((rows[mask], columns[mask]), hidden[mask]), weight)
-
-        return self._read(ids, apart, None, gathered)
-
-    def _positioned(self, ids: Tensor, apart: Tensor, chosen: Tensor, text: Tensor, head: Head) -> Any:
-        def gathered(hidden: Tensor, weight: Tensor | None) -> Any:
-            flat = hidden.new_zeros(len(text), hidden.shape[-1])  # padding has no state
-            return head(flat.index_put((text.nonzero().squeeze(1),), hidden), weight)
-
-        return self._read(ids, apart, chosen, gathered)
+        apart = rows_apart(documents)
+        ids, text = apart.of(input_ids), torch.where(apart.mask, 0, -1)
+        chosen = None if positions is None else apart.of(positions)
+        # The head gets the states in the order of the batch: as they stand there, row by row.
+        return self._read(ids, text, chosen, lambda hidden, weight: head(apart.back(hidden, positions), weight))
 
     def _read(self, ids: Tensor, documents: Tensor, positions: Tensor | None, head: Head) -> Any:
         return self.base(ids, documents=documents, cache=self._filled(len(ids)), positions=positions, head=head)
@@ -147,28 +166,18 @@ class PrefixedModel(nn.Module):
         parts = self.prefix.to(kind).view(tokens, 2 * self.layers_of_keys, self.heads, head_width)
         parts = parts.permute(1, 2, 0, 3)[:, None].expand(-1, rows, -1, -1, -1)  # [2 L, B, G, P, K]
         pairs = [(parts[2 * layer], parts[2 * layer + 1]) for layer in range(self.layers_of_keys)]
-        cache: Any = self.base.new_cache()
-        if isinstance(cache, KeyValueCache):
-            for layer, (keys, values) in enumerate(pairs):
-                cache.extend(layer, keys, values)
-            cache.extend_documents(None, rows, tokens, self.prefix.device)
-            return cache
-        from transformers import DynamicCache
-
-        device = self.prefix.device
-        cache.past = DynamicCache(pairs)
-        cache.input_ids = torch.zeros(rows, tokens, dtype=torch.long, device=device)
-        cache.mask = torch.ones_like(cache.input_ids)
+        cache = self.base.new_cache()
+        cache.fill(pairs)
         return cache
 
 
 @torch.no_grad()
-def attach_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor | None = None) -> PrefixedModel:
+def attach_prefix(model: Any, tokens: int = 5, seed: int = 0, ids: Tensor | None = None) -> PrefixedModel:
     """The model, frozen, with a fresh prefix: the keys and values of `ids` [tokens], or of tokens drawn by `seed`.
 
     UsageError where the architecture keeps no keys and values of all layers alike.
     """
-    if not isinstance(model, (Decoder, WrappedModel)):
+    if isinstance(model, PrefixedModel) or not hasattr(model, "new_cache"):
         raise UsageError(f"a {type(model).__name__} takes no prefix", todo="tune the plain model")
     if not 1 <= tokens <= MOST_TOKENS:
         raise UsageError(f"a prefix of {tokens} tokens", expected=f"1 to {MOST_TOKENS}")
@@ -178,7 +187,9 @@ def attach_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor 
     device = next(model.parameters()).device
     if ids is None:
         ids = torch.randint(model.vocab_size, (tokens,), generator=torch.Generator().manual_seed(seed))
-    pairs = _keys_and_values(model.eval(), ids[None].to(device))
+    cache = model.new_cache()
+    model.eval()(ids[None].to(device), cache=cache)
+    pairs = cache.pairs()
     shapes = {part.shape for pair in pairs for part in pair}
     if len(shapes) != 1:
         raise _no_keys(model)
@@ -194,19 +205,7 @@ def save_prefix(model: PrefixedModel, folder: Path, base: Path, tokenizer: Any =
     `tokenizer` as `save_model` takes it. The caller seals the folder. Raises NumericError where a number is not
     finite.
     """
-    from mickle.models.adapters import BASE, weights_digest
-
-    folder, base = Path(folder), Path(base).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    prefix = model.prefix.detach()
-    refuse_not_finite({TENSOR: prefix}, folder)
-    storage.save_tensors(folder / WEIGHTS, {TENSOR: prefix}, {"format": "pt"})
-    note = {"path": os.path.relpath(base, folder.resolve()), "weights": weights_digest(base), "quantization": None}
-    storage.write_json(folder / BASE, note)
-    if hasattr(tokenizer, "start"):
-        tokenizer.save(folder)
-    elif tokenizer is not None:
-        storage.write_text(folder / folder_check.TOKENIZER, tokenizer.to_str(pretty=True))
+    prefix, base = model.prefix.detach(), Path(base).resolve()
     width = prefix.shape[1] // (2 * model.layers_of_keys)
     settings = {
         "peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base),
@@ -214,7 +213,7 @@ def save_prefix(model: PrefixedModel, folder: Path, base: Path, tokenizer: Any =
         "num_transformer_submodules": 1, "num_attention_heads": model.heads, "num_layers": model.layers_of_keys,
         "encoder_hidden_size": width, "prefix_projection": False,
     }  # fmt: skip
-    storage.write_json(folder / SETTINGS, settings)
+    write_adapter(Path(folder), base, {TENSOR: prefix}, settings, tokenizer)
 
 
 def open_prefix(
@@ -229,7 +228,7 @@ def open_prefix(
     UsageError where the prefix is made by a network or does not fit the base.
     """
     folder = Path(folder)
-    where = str(folder / SETTINGS)
+    where = str(folder / folder_check.ADAPTER)
     if values.get("prefix_projection"):
         raise UsageError("this prefix is made by a network (prefix_projection)", where=where, todo="save it without")
     numbers = [values.get(name) for name in ("num_virtual_tokens", "num_layers", "num_attention_heads", "token_dim")]
@@ -244,7 +243,7 @@ def open_prefix(
         raise UsageError(f"this adapter holds no prefix of shape {list(shape)}", where=str(path), expected=TENSOR)
     tensors = storage.load_tensors(path)
     refuse_not_finite(tensors, folder)
-    model = open_model(base, dtype, device)
+    model = open_base(base, dtype, device)
     fresh = attach_prefix(model, tokens)
     if fresh.prefix.shape != shape or (fresh.heads, fresh.layers_of_keys) != (heads, layers):
         raise UsageError(
@@ -256,23 +255,6 @@ def open_prefix(
     with torch.no_grad():
         fresh.prefix.copy_(tensors[TENSOR])
     return fresh
-
-
-def _keys_and_values(model: Decoder | WrappedModel, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values [1, G, P, K] of each layer after reading `ids` [1, P]."""
-    cache: Any = model.new_cache()
-    if isinstance(model, Decoder):
-        model(ids, cache=cache)
-        return [cache.layer(number) for number in range(len(model.layers))]
-    if not model.takes_cache or not model.causal:
-        raise _no_keys(model)
-    model(ids, cache=cache)
-    layers = getattr(cache.past, "layers", None)
-    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers or []]
-    found = [(k, v) for k, v in pairs if isinstance(k, Tensor) and isinstance(v, Tensor) and k.dim() == 4]
-    if not found or len(found) != len(pairs) or any("Sliding" in type(layer).__name__ for layer in layers or []):
-        raise _no_keys(model)
-    return found
 
 
 def _no_keys(model: nn.Module) -> UsageError:

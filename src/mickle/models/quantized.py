@@ -14,11 +14,16 @@ from torch import Tensor, nn
 
 from mickle import storage
 from mickle.errors import UsageError
-from mickle.models import architectures, folder
-from mickle.models.decoder import Decoder
-from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles
-from mickle.models.linear_layers import dense_weight, is_conv1d, is_linear, linear_layers, replace_layer
-from mickle.models.linear_layers import folder_layer_name as folder_name_of
+from mickle.models.dense import checked_frame, open_dense, save_dense
+from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles, inspect_folder
+from mickle.models.linear_layers import (
+    dense_weight,
+    folder_layer_name,
+    is_conv1d,
+    is_linear,
+    linear_layers,
+    replace_layer,
+)
 from mickle.models.quantized_files import SETTINGS, read_layers
 from mickle.quantization.layer import QuantizedLinear
 from mickle.quantization.nf4 import BLOCK
@@ -55,22 +60,6 @@ def quantize_model(
     return done
 
 
-def dequantize_model(model: nn.Module, dtype: torch.dtype | None = None) -> list[str]:
-    """Put a dense layer in the place of every layer in few bits; returns their folder names.
-
-    `dtype` None is that of the model's other weights. Layers inside an adapter are left to `merge_lora`.
-    """
-    dtype = dtype or next(model.parameters()).dtype
-    done = []
-    layers = linear_layers(model)
-    for name in list(layers):
-        layer = layers.pop(name)
-        if isinstance(layer, QuantizedLinear):
-            replace_layer(model, name, _dense(layer, dtype).train(layer.training))
-            done.append(name)
-    return done
-
-
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedLinear]:
     """The layers in few bits by folder name; of one inside an adapter, the name of the adapter's place."""
     found = {}
@@ -93,6 +82,12 @@ def bits_per_weight(model: nn.Module) -> float:
     return 8 * sum(layer.stored_bytes() for layer in layers) / weights if weights else 0.0
 
 
+def open_base(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> nn.Module:
+    """The model of a folder that is no adapter's, its weights plain or in few bits, in evaluation mode."""
+    files = inspect_folder(path)
+    return (open_quantized if SETTINGS in files.config else open_dense)(files, dtype, device)
+
+
 def open_quantized(
     files: ModelFiles, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> nn.Module:
@@ -102,25 +97,19 @@ def open_quantized(
     linear layer's (an output matrix) is made dense. UsageError names the tensor or setting that is not as it should be.
     """
     layers, rest, files = read_layers(files)
-    where, config = str(files.folder), files.config
-    shape = folder.decoder_shape(config, files.folder)
-    if shape is None:
+    model = checked_frame(files)
+    if model is None:
         return _wrapped(files, layers, rest).to(device=device, dtype=dtype).eval()
-    folder.refuse_misfit(shape, files)
-    with torch.device("meta"):
-        model = Decoder(shape)
-    rest |= _place(model, layers, where)
-    state = model.state_dict()
-    names = {name: architectures.folder_name(shape, name) for name in state}
-    model.load_state_dict({name: rest[there] for name, there in names.items()}, assign=True)
+    rest |= _place(model, layers, str(files.folder))
+    model.load_state_dict({name: rest[model.folder_name(name)] for name in model.state_dict()}, assign=True)
     return model.to(device=device, dtype=dtype).eval()
 
 
 def save_quantized(model: nn.Module, path: Path, tokenizer: Any = None) -> None:
     """Write a model folder with the layers in few bits as they are stored; the caller seals it.
 
-    As `models/folder.py:save_model`, and `quantization_config`. UsageError for layers of several methods, and for codes
-    that the format does not have.
+    As `models/folder.py:save_model`, with `quantization_config`. UsageError for layers of several methods, and for
+    codes that the format does not have.
     """
     layers = quantized_layers(model)
     settings = quantization_settings(model)
@@ -128,7 +117,7 @@ def save_quantized(model: nn.Module, path: Path, tokenizer: Any = None) -> None:
     for name, layer in layers.items():
         stored |= {part: tensor.cpu() for part, tensor in layer.tensors(name).items()}
     path = Path(path)
-    folder.save_dense(model, path, tokenizer)  # everything else: stored weights are in no `state_dict`
+    save_dense(model, path, tokenizer)  # everything else: stored weights are in no `state_dict`
     storage.save_tensors(path / WEIGHTS, storage.load_tensors(path / WEIGHTS) | stored, {"format": "pt"})
     storage.write_json(path / CONFIG, {**storage.read_json(path / CONFIG), SETTINGS: settings})
 
@@ -169,7 +158,7 @@ def _relative_error(weight: Tensor, layer: QuantizedLinear) -> float:
 
 def _dense_layers(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> list[str]:
     """Folder names of the linear layers that are not in few bits, the output layer among them."""
-    names = [folder_name_of(model, own) for own, module in model.named_modules() if is_linear(module)]
+    names = [folder_layer_name(model, own) for own, module in model.named_modules() if is_linear(module)]
     left = [name for name in names if name not in layers]
     return left if "lm_head" in left else [*left, "lm_head"]  # a tied one is a layer in transformers' eyes
 
@@ -177,22 +166,6 @@ def _dense_layers(model: nn.Module, layers: Mapping[str, QuantizedLinear]) -> li
 def _put(model: nn.Module, name: str, old: nn.Module, new: QuantizedLinear) -> None:
     new.conv1d = is_conv1d(old)
     replace_layer(model, name, new.train(old.training))
-
-
-def _dense(layer: QuantizedLinear, dtype: torch.dtype) -> nn.Module:
-    """The plain layer, Conv1D or Linear, that computes the same."""
-    weight, bias = layer.dequantized(dtype), layer.bias
-    with torch.device("meta"):
-        if layer.conv1d:
-            from transformers.pytorch_utils import Conv1D
-
-            plain: nn.Module = Conv1D(layer.out_features, layer.in_features)
-            weight = weight.T.contiguous()
-        else:
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=bias is not None)
-    plain.weight = nn.Parameter(weight, requires_grad=False)
-    plain.bias = None if bias is None else nn.Parameter(bias.detach().to(dtype), requires_grad=False)
-    return plain
 
 
 def _place(model: nn.Module, layers: Mapping[str, QuantizedLinear], where: str) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mickle import storage
 from mickle.errors import UsageError
 from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles
+from mickle.models.folder_files import read_tensors
 from mickle.models.safetensors_check import TensorEntry, refuse_not_finite
 from mickle.quantization.bitsandbytes_format import PARTS, STATE, WRITTEN, stored_names
 from mickle.quantization.layer import QuantizedLinear
@@ -62,9 +62,7 @@ def _checked_settings(files: ModelFiles) -> dict[str, Any]:
 
 def _read(files: ModelFiles, settings: Mapping[str, Any]) -> dict[str, Tensor]:
     """All tensors; what is a number must be finite, what is packed bits is bytes whatever the folder calls it."""
-    tensors: dict[str, Tensor] = {}
-    for path in sorted({path for path, _ in files.tensors.values()}):
-        tensors |= storage.load_tensors(path)
+    tensors = read_tensors(files)
     if settings["quant_method"] == "bitsandbytes":
         for name in stored_names(tensors):
             if name in tensors:

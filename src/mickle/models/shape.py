@@ -110,6 +110,14 @@ class DecoderConfig:
         norms = (2 * self.layers + 1) * self.width
         return embeddings + learned + t5 + norms + self.layers * (attention + feed_forward + router)
 
+    def refuse_fewer_tensors(self, tensors: int, where: str) -> None:
+        """UsageError where a folder of so many tensors cannot hold a decoder of this shape."""
+        if self.layers * self.experts > tensors:
+            raise UsageError(
+                f"config describes {self.layers * self.experts:,} experts in all, the weights hold {tensors:,} tensors",
+                where=where,
+            )
+
     @classmethod
     def for_size(cls, size: str | int, vocab_size: int, max_length: int = 512, **settings: Any) -> "DecoderConfig":
         """The decoder whose parameter count, embeddings included, is nearest to `size`.

@@ -25,9 +25,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mickle.errors import MickleError, UsageError
-from mickle.models.architectures import MODEL_TYPE, from_settings
 from mickle.models.decoder import Decoder
+from mickle.models.decoder_folder import MODEL_TYPE, from_settings
 from mickle.models.folder_check import CONFIG, ModelFiles
+from mickle.models.language import fills_masks
 from mickle.models.shape import DecoderConfig
 from mickle.models.wrapped import WrappedModel
 
@@ -141,8 +142,8 @@ def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
     if kind not in transformers.CONFIG_MAPPING:
         raise UsageError(f"transformers {transformers.__version__} has no model type {kind[:60]!r}", where=where)
     config = AutoConfig.for_model(kind, **{name: value for name, value in values.items() if name != "model_type"})
-    masked = any("MaskedLM" in str(name) for name in values.get("architectures") or [])
-    mapping = (AutoModelForMaskedLM if masked else AutoModelForCausalLM)._model_mapping
+    auto = AutoModelForMaskedLM if fills_masks(values.get("architectures")) else AutoModelForCausalLM
+    mapping = auto._model_mapping
     if type(config) not in mapping:
         raise UsageError(f"{kind} is no language model of transformers {transformers.__version__}", where=where)
     return mapping[type(config)], config

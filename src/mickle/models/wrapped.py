@@ -7,14 +7,20 @@ themselves. With `positions`, only those tokens' hidden states reach the layer t
 whose loss is on some 15 in 100 tokens, and whose vocabulary is large, that layer is a good part of the work.
 """
 
+from __future__ import annotations
+
 import inspect
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.models.decoder import Head, logits
+from mickle.models.documents import rows_apart
+from mickle.models.language import Description, Head, described, logits, named_size
+from mickle.models.safetensors_check import refuse_not_finite
 
 
 class WrappedCache:
@@ -39,6 +45,23 @@ class WrappedCache:
             )
         self.input_ids = input_ids if self.input_ids is None else torch.cat([self.input_ids, input_ids], dim=1)
         self.mask = new if self.mask is None else torch.cat([self.mask, new], dim=1)
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [B, G, S, K] of each layer; none where the model keeps others, or not all that it read."""
+        layers = getattr(self.past, "layers", None) or []
+        pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+        found = [(k, v) for k, v in pairs if isinstance(k, Tensor) and isinstance(v, Tensor) and k.dim() == 4]
+        sliding = any("Sliding" in type(layer).__name__ for layer in layers)
+        return found if len(found) == len(pairs) and not sliding else []
+
+    def fill(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Begin with these keys and values [B, G, S, K] of each layer, as if S tokens had been read."""
+        from transformers import DynamicCache
+
+        rows, _, tokens, _ = pairs[0][0].shape
+        self.past = DynamicCache(pairs)
+        self.input_ids = torch.zeros(rows, tokens, dtype=torch.long, device=pairs[0][0].device)
+        self.mask = torch.ones_like(self.input_ids)
 
 
 class WrappedModel(nn.Module):
@@ -70,10 +93,56 @@ class WrappedModel(nn.Module):
     def length_limit(self) -> int | None:
         """The longest text its settings allow; None where they do not say."""
         settings = self.config.get_text_config()
-        for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-            if isinstance(getattr(settings, name, None), int):
-                return int(getattr(settings, name)) - self._positions_before_text()
-        return None
+        limit = named_size(lambda name: getattr(settings, name, None), "longest")
+        return None if limit is None else limit - self._positions_before_text()
+
+    @property
+    def trained_length(self) -> int | None:
+        """The same: these models' settings know no other."""
+        return self.length_limit
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers: the longest list of modules. UsageError where there is none."""
+        lists = [module for module in self.modules() if isinstance(module, nn.ModuleList)]
+        if not lists:
+            raise UsageError("the model is not made of blocks", expected="a list of layers")
+        return max(lists, key=len)
+
+    @property
+    def output_layer(self) -> nn.Module | None:
+        """The layer that makes the logits."""
+        return self.model.get_output_embeddings()
+
+    def description(self) -> Description:
+        """What its settings say of it, by the model where they leave a size open."""
+        found = described({**self.config.to_dict(), "architectures": [type(self.model).__name__]})
+        return replace(found, vocab_size=self.vocab_size, longest=self.length_limit or found.longest)
+
+    def folder_name(self, name: str) -> str:
+        """What transformers calls the weight or layer `name`."""
+        return name.removeprefix("model.")
+
+    def untrained(self, seed: int) -> WrappedModel:
+        """The same settings with fresh weights."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return WrappedModel(type(self.model)(self.model.config)).eval()
+
+    def recompute_activations(self) -> None:
+        """As transformers does it. UsageError where this architecture cannot."""
+        if not getattr(self.model, "supports_gradient_checkpointing", False):
+            raise UsageError(
+                "This architecture of transformers cannot compute activations twice.",
+                where="recompute",
+                todo="leave recompute out, and set accumulate higher or sequence_length lower",
+            )
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def save(self, folder: Path, tokenizer: Any = None) -> None:
+        """Write settings and weights as transformers does."""
+        refuse_not_finite(dict(self.named_parameters()), folder)
+        self.model.save_pretrained(folder)
 
     def _positions_before_text(self) -> int:
         """Rows of a table of positions that no token of a text has: RoBERTa's begins after its padding id."""
@@ -137,18 +206,10 @@ class WrappedModel(nn.Module):
         """Logits [B, T, V], or [n, V] of the positions, with every document in a row of its own: [N, L], padded on
         the right.
         """
-        rows, columns = lay_out(documents)  # [N, L] each; columns is -1 for padding
-        mask = columns >= 0
-        columns = columns.clamp(min=0)
-        inputs = {"input_ids": input_ids[rows, columns] * mask, "attention_mask": mask.long()}
-        if positions is None:
-            answer = self._logits(None, **inputs)  # [N, L, V]
-            result = answer.new_zeros(*input_ids.shape, answer.shape[-1])
-            return result.index_put((rows[mask], columns[mask]), answer[mask])
-        # Documents follow each other row by row, so the chosen tokens of all keep their order; padding has none.
-        answer = self._logits(positions[rows, columns] & mask, **inputs)
-        text = documents[positions] >= 0  # [n]
-        return answer.new_zeros(len(text), answer.shape[-1]).index_put((text.nonzero().squeeze(1),), answer)
+        apart = rows_apart(documents)
+        inputs = {"input_ids": apart.of(input_ids), "attention_mask": apart.mask.long()}
+        chosen = None if positions is None else apart.of(positions)
+        return apart.back(self._logits(chosen, **inputs), positions)
 
     def _continue(self, input_ids: Tensor, documents: Tensor | None, cache: WrappedCache) -> Tensor:
         """Logits [B, T, V] of tokens that follow what the cache holds."""
@@ -167,20 +228,3 @@ class WrappedModel(nn.Module):
         )
         cache.past = out.past_key_values
         return out.logits
-
-
-def lay_out(documents: Tensor) -> tuple[Tensor, Tensor]:
-    """For each document of a batch [B, T], where its tokens stand: rows and columns, [N, L] each, columns
-    padded by -1.
-    """
-    table = documents.tolist()
-    runs = []
-    for row, ids in enumerate(table):
-        starts = [0] + [t for t in range(1, len(ids)) if ids[t] != ids[t - 1]]
-        runs += [(row, start, end) for start, end in zip(starts, [*starts[1:], len(ids)]) if ids[start] >= 0]
-    longest = max((end - start for _, start, end in runs), default=0)
-    rows = torch.tensor([[row] * longest for row, _, _ in runs], dtype=torch.long)
-    columns = torch.tensor(
-        [[*range(start, end), *[-1] * (longest - end + start)] for _, start, end in runs], dtype=torch.long
-    )
-    return rows.to(documents.device), columns.to(documents.device)

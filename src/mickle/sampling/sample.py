@@ -44,14 +44,14 @@ class Sample(Step):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Write `samples.jsonl` (prompt, text, tokens, stopped; untrained) and a readable `samples.txt`."""
-        from mickle.models.folder import open_model, untrained
+        from mickle.models.folder import open_model
 
         prompts = self._prompts()
-        model = open_model(self.model)
+        model: Any = open_model(self.model)
         tokenizer = self._tokenizer()
         arms = {"text": model}
         if self.compare_untrained:
-            arms["untrained"] = untrained(model, self._training_seed())
+            arms["untrained"] = model.untrained(self._training_seed())
         emit(Started("sample", len(prompts) * len(arms), "texts"))
         rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
         for done, (name, arm) in enumerate(arms.items()):

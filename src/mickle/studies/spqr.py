@@ -141,12 +141,12 @@ def held_out_windows(folder: Path, windows: int) -> Tensor:
     import torch
 
     from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.models.folder import model_config
+    from mickle.models.folder import describe
 
-    config: Any = model_config(folder)
+    length = describe(folder).longest
     texts = [page.text for page in measured_pages(1000)]
     documents = open_text_tokenizer(folder).encode_documents(texts)
-    long = [document[: config.max_length] for document in documents if len(document) >= config.max_length]
+    long = [document[:length] for document in documents if len(document) >= length]
     return torch.from_numpy(np.stack(long[:windows]).astype(np.int64))
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from mickle import machine
 from mickle.errors import UsageError
-from mickle.models.decoder import Decoder
-from mickle.models.folder import model_config, open_model
+from mickle.models.folder import describe, open_model
+from mickle.models.language import Description
 from mickle.models.shape import DecoderConfig
 
 
@@ -32,12 +32,7 @@ def refuse_other_objective(folder: Path, causal: bool) -> None:
 
     Reads the settings only, so that it can be asked before anything is done.
     """
-    settings = model_config(folder)
-    if isinstance(settings, DecoderConfig):
-        one_side = settings.causal
-    else:
-        one_side = not any("MaskedLM" in str(name) for name in settings.get("architectures") or [])
-    if one_side is not causal:
+    if describe(folder).causal is not causal:
         does, task, kind = _OTHERWISE[causal]
         raise UsageError(
             f"This model {does} of a token; it cannot be trained to {task}.",
@@ -67,35 +62,24 @@ def open_origin(folder: Path, vocabulary: int) -> nn.Module:
     return model
 
 
-def origin_of(model: nn.Module) -> Origin:
+def origin_of(model: Any) -> Origin:
     """What a plan needs of an opened model."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    if isinstance(model, Decoder):
-        return Origin(parameters, model.config.max_length, model.config)
-    return Origin(parameters, model.length_limit, _stand_in(model))
+    described = model.description()
+    return Origin(parameters, model.trained_length, described.shape or _stand_in(described))
 
 
-def _stand_in(model: Any) -> DecoderConfig:
-    """A decoder of the same dimensions; attributes go by the names that transformers maps others to."""
-    settings = model.config.get_text_config()
-    width, heads = settings.hidden_size, settings.num_attention_heads
-    feed_forward = next(
-        (getattr(settings, name) for name in ("intermediate_size", "n_inner", "hidden_dim") if _has(settings, name)),
-        4 * width,
-    )
+def _stand_in(model: Description) -> DecoderConfig:
+    """A decoder of the same dimensions."""
     return DecoderConfig(
         vocab_size=model.vocab_size,
-        width=width,
-        layers=settings.num_hidden_layers,
-        heads=heads,
-        kv_heads=heads,
-        head_width=max(2, width // heads),
-        ffn_width=feed_forward,
-        max_length=model.length_limit or 1 << 20,
+        width=model.width,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.heads,
+        head_width=max(2, model.width // model.heads),
+        ffn_width=model.ffn,
+        max_length=model.longest,
         causal=model.causal,
         activation="gelu",
     )
-
-
-def _has(settings: Any, name: str) -> bool:
-    return isinstance(getattr(settings, name, None), int)

@@ -18,6 +18,8 @@ from mickle.config import Config, Input
 from mickle.data.masking import Masking
 from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Trained, Warned
 from mickle.machine import Forecast
+from mickle.models.architectures import Architecture
+from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.step import Step
 from mickle.storage import SCRATCH
 from mickle.training.dropout import Dropout
@@ -41,17 +43,6 @@ class NextToken(Config):
 
     kind: Literal["next"] = "next"
     smoothing: float = Field(0.0, ge=0, lt=1, description="share of each target spread over the vocabulary")
-
-
-class Architecture(Config):
-    """What the fresh model is made of, beside its size."""
-
-    position: Literal["rotary", "none", "learned", "sinusoidal", "alibi", "t5"] = Field(
-        "rotary", description="how the model knows positions; rotary saves as a plain Llama or EuroBERT folder"
-    )
-    experts: int = Field(1, ge=1, le=256, description="feed-forward networks a layer; above 1 a Mixtral folder")
-    experts_per_token: int = Field(2, ge=1, description="how many of them each token passes through")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="share of rows that skip the last block, fewer before")
 
 
 class Pretrain(Step):
@@ -87,7 +78,9 @@ class Pretrain(Step):
         None, gt=0, description="at its peak (default: optimizer.learning_rate x (10^6 / parameters)^(1/4))"
     )
     schedule: Schedule = Field(default_factory=Schedule, description="how the learning rate moves")
-    architecture: Architecture = Field(default_factory=Architecture, description="what a fresh model is made of")
+    architecture: Architecture = Field(
+        default_factory=DecoderArchitecture, description="decoder: what a fresh model is made of, and its settings"
+    )
     dropout: Dropout = Field(default_factory=Dropout, description="how much of it, and from when")
     heldout_share: float | None = Field(
         None, ge=0, lt=1, description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)"
@@ -216,7 +209,6 @@ class Pretrain(Step):
     ) -> tuple[nn.Module, dict[str, float]]:
         """The trained model and what the last evaluation measured."""
         from mickle import machine
-        from mickle.models.decoder import Decoder
         from mickle.training.loop import fit
         from mickle.training.optimizers import build_optimizer
         from mickle.training.pretrain_data import heldout_measure, objective_and_batches
@@ -224,7 +216,7 @@ class Pretrain(Step):
         machine.seed_everything(self.seed)
         model = self._model_to_go_on_from(tokenizer)
         if model is None:
-            model = Decoder(plan.config, seed=self.seed).to(machine.device())
+            model = self.architecture.build(plan.shape, self.seed).to(machine.device())
         objective, batches = objective_and_batches(self, text, plan, tokenizer)
         settings = self.optimizer.model_copy(update={"learning_rate": plan.learning_rate})
         events = fit(

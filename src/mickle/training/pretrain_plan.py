@@ -24,7 +24,6 @@ import torch
 from mickle import machine
 from mickle.errors import ResourceError, UsageError
 from mickle.kernels.losses import CHUNK_BYTES
-from mickle.models.decoder import Decoder
 from mickle.models.shape import SIZES, DecoderConfig
 from mickle.training.closure import Closure
 from mickle.training.objectives import Batch, masked_token, next_token
@@ -124,7 +123,9 @@ def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int, or
     _refuse_length(length, training_tokens, origin)
     batch_tokens = settings.batch_tokens or _power_of_two(4 * math.sqrt(target))
     rows = max(1, round(batch_tokens / length))
-    shape = origin.shape if origin else _fresh_shape(settings, vocabulary_size, length)
+    causal, dropout = settings.objective.kind == "next", settings.dropout.rate
+    fresh = settings.architecture.shape
+    shape = origin.shape if origin else fresh(settings.size, vocabulary_size, length, causal, dropout)
     parameters = origin.parameters if origin else shape.parameters()
     most_epochs = MOST_EPOCHS_FURTHER if origin else MOST_EPOCHS
     tokens = min(TOKENS_A_PARAMETER * parameters, most_epochs * training_tokens)
@@ -147,21 +148,6 @@ def resolve(settings: "Pretrain", vocabulary_size: int, training_tokens: int, or
         shape=asdict(shape),
     )
     return plan if settings.accumulate else _fitting(plan)
-
-
-def _fresh_shape(settings: "Pretrain", vocabulary_size: int, length: int) -> DecoderConfig:
-    asked = settings.architecture
-    return DecoderConfig.for_size(
-        settings.size,
-        vocabulary_size,
-        length,
-        position=asked.position,
-        causal=settings.objective.kind == "next",
-        dropout=settings.dropout.rate,
-        drop_path=asked.drop_path,
-        experts=asked.experts,
-        experts_per_token=min(asked.experts, asked.experts_per_token),
-    )
 
 
 def _refuse_length(length: int, training_tokens: int, origin: "Origin | None") -> None:
@@ -233,9 +219,10 @@ def disk(plan: Plan, text_bytes: int) -> int:
 def step_seconds(settings: "Pretrain", plan: Plan, model: "nn.Module | None" = None, repeats: int = 3) -> float:
     """Seconds of one optimizer step, measured on random tokens (median after one to warm up).
 
-    ``model`` is trained by it; None measures a fresh decoder of the plan's shape.
+    ``model`` is trained by it; None measures a fresh one of the plan's shape.
     """
-    model = model if model is not None else Decoder(plan.config, seed=settings.seed).to(machine.device())
+    if model is None:
+        model = settings.architecture.build(plan.shape, settings.seed).to(machine.device())
     optimizer = build_optimizer(settings.optimizer, model)
     batch = _random_batch(settings, plan)
     objective = next_token if settings.objective.kind == "next" else masked_token

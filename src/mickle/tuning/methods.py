@@ -148,7 +148,9 @@ def refuse_quantized(model: nn.Module) -> None:
 
 def refuse_adapter(folder: Path) -> None:
     """UsageError for an adapter's folder: which base it has is for a merge to say."""
-    if (folder / "adapter_config.json").exists():
+    from mickle.models.folder_check import is_adapter
+
+    if is_adapter(folder):
         raise UsageError(
             "This is an adapter folder, not a model.",
             where=f"model: {folder}",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from mickle.config import validate
 from mickle.errors import UsageError
+from mickle.models.folder_check import is_adapter
 from mickle.tuning.mezo import Mezo, fingerprint_of, prepare_mezo
 
 if TYPE_CHECKING:
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
     from mickle.training.journal import Journal
     from mickle.training.mezo import MeZO
-
-ADAPTER = "adapter_config.json"
 
 
 def journal_of_tuning(settings: Mezo, optimizer: MeZO, model: nn.Module, seed: int, folder: Path) -> Journal:
@@ -77,7 +76,7 @@ def refuse_other_kind(folder: Path, journal: Journal) -> None:
     """UsageError where an adapter is given with a journal of all weights, or an adapter of the other kind."""
     from mickle.models.adapters import read_settings
 
-    if not (folder / ADAPTER).exists():
+    if not is_adapter(folder):
         return
     added = journal.runs[0].added
     if added is None:
@@ -101,7 +100,7 @@ def _opened(folder: Path, journal: Journal, base: Path | None) -> nn.Module:
     run = journal.runs[0]
     if run.added is None:
         return open_model(folder, getattr(torch, run.tensors[0].dtype))
-    if (folder / ADAPTER).exists():
+    if is_adapter(folder):
         beneath = base or adapter_base(folder)
         _refuse_other_weights(beneath, run.beneath)
         return open_adapter(folder, beneath)

@@ -174,10 +174,10 @@ class Tune(Step):
 
     def _refuse_inputs(self) -> None:
         """What is wrong with the model is said before the data is read."""
-        from mickle.models.folder import model_config
+        from mickle.models.folder import describe
 
         refuse_adapter(self.model)
-        model_config(self.model)
+        describe(self.model)
 
     def _ready(self, file: Path, emit: Emit) -> Ready:
         """What the run needs before the model is opened. The plan is kept: a restart must not measure otherwise."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from mickle import machine
 from mickle.errors import ResourceError, UsageError
 from mickle.kernels.losses import CHUNK_BYTES
-from mickle.models.shape import DecoderConfig
+from mickle.models.language import Description
 from mickle.training.pretrain_plan import ACTIVATION_BYTES
 from mickle.tuning.methods import derived_rate
 
@@ -97,46 +97,6 @@ class Plan:
         ]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """The dimensions of any model that its memory depends on."""
-
-    vocabulary: int
-    width: int
-    layers: int
-    attention: int  # numbers an attention keeps for the backward pass, a token
-    heads: int
-    ffn: int
-    ours: bool
-    longest: int
-
-
-def shape_of(config: DecoderConfig | dict[str, Any]) -> Shape:
-    """The dimensions that a folder's settings name, by the names that are in use."""
-    if isinstance(config, DecoderConfig):
-        attention = 6 * config.width + (3 * config.heads + 2 * config.kv_heads) * config.head_width
-        ffn = config.ffn_width * (config.experts_per_token if config.experts > 1 else 1)
-        return Shape(
-            config.vocab_size, config.width, config.layers, attention, config.heads, ffn, True, config.max_length
-        )  # fmt: skip
-    values = {**config, **(config.get("text_config") or {})}
-    width = _first(values, ("hidden_size", "n_embd", "d_model", "dim"), 768)
-    return Shape(
-        _first(values, ("vocab_size",), 32_000),
-        width,
-        _first(values, ("num_hidden_layers", "n_layer", "num_layers", "n_layers"), 12),
-        11 * width,
-        _first(values, ("num_attention_heads", "n_head", "num_heads", "n_heads"), 12),
-        _first(values, ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim"), 4 * width),
-        False,
-        _first(values, ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"), 1 << 20),
-    )
-
-
-def _first(values: dict[str, Any], names: tuple[str, ...], otherwise: int) -> int:
-    return next((values[name] for name in names if type(values.get(name)) is int), otherwise)
-
-
 def weigh(folder: Path, targets: str | list[str] = "all-linear") -> Weights:
     """Sizes of a folder's weights from its headers. ``targets``: ends of the names of layers that get adapters."""
     from mickle.models.folder_check import inspect_folder
@@ -171,7 +131,7 @@ def learning_parameters(method: Any, weights: Weights) -> int:
     return weights.linear + weights.rest
 
 
-def longest_row(settings: Tune, shape: Shape) -> int:
+def longest_row(settings: Tune, shape: Description) -> int:
     """The most tokens that one example may have. UsageError where the model reads fewer than asked for."""
     if settings.sequence_length and settings.sequence_length > shape.longest:
         raise UsageError(
@@ -197,7 +157,7 @@ def batch_rows(settings: Tune, length: int, lengths: list[int]) -> int:
 
 
 def resolve(
-    settings: Tune, weights: Weights, shape: Shape, length: int, rows: int, epoch: float, examples: int
+    settings: Tune, weights: Weights, shape: Description, length: int, rows: int, epoch: float, examples: int
 ) -> Plan:
     """Every number of the run; ``epoch``: its steps. ResourceError where not even one row at a time fits in memory."""
     parameters = weights.linear + weights.rest
@@ -224,7 +184,7 @@ def resolve(
     return plan if settings.accumulate else _fitting(settings, plan, weights, shape)
 
 
-def _fitting(settings: Tune, plan: Plan, weights: Weights, shape: Shape) -> Plan:
+def _fitting(settings: Tune, plan: Plan, weights: Weights, shape: Description) -> Plan:
     """The plan with the fewest parts a batch that fit in the free memory; activations are kept while they fit."""
     free = machine.available_memory() + machine.peak_memory()
     parts = [n for n in range(1, plan.batch_size + 1) if plan.batch_size % n == 0]
@@ -241,7 +201,7 @@ def _fitting(settings: Tune, plan: Plan, weights: Weights, shape: Shape) -> Plan
     )
 
 
-def memory(method: Any, plan: Plan, weights: Weights, shape: Shape, base: int | None = None) -> int:
+def memory(method: Any, plan: Plan, weights: Weights, shape: Description, base: int | None = None) -> int:
     """Peak bytes of the run in closed form; ``base`` is what the process holds without a model.
 
     What learns takes 16 bytes a parameter (itself, its gradient, two averages), with MeZO nothing but itself; what is
@@ -281,7 +241,7 @@ def _stored(method: Any, plan: Plan, weights: Weights) -> int:
     return int(each * weights.linear) + 4 * weights.rest
 
 
-def _activations(plan: Plan, tokens: int, shape: Shape, kept: float) -> int:
+def _activations(plan: Plan, tokens: int, shape: Description, kept: float) -> int:
     """Bytes that the forward pass keeps for the backward pass of one part of a batch, attention masks included."""
     layer = kept * tokens * ACTIVATION_BYTES[plan.precision] * (shape.attention + 4 * shape.ffn)
     mask = plan.micro_rows * plan.sequence_length**2 * (6 if shape.ours else 4 * shape.heads)
@@ -290,16 +250,16 @@ def _activations(plan: Plan, tokens: int, shape: Shape, kept: float) -> int:
     return int(shape.layers * layer + mask)
 
 
-def _head(plan: Plan, tokens: int, shape: Shape) -> int:
+def _head(plan: Plan, tokens: int, shape: Description) -> int:
     """Bytes of the loss: chunks of logits and hidden states of ours, all trained positions' logits elsewhere."""
     if shape.ours:
-        matrix = shape.vocabulary * shape.width * 4
-        return 3 * min(CHUNK_BYTES, 4 * tokens * shape.vocabulary) + tokens * shape.width * 8 + matrix
-    return tokens * shape.vocabulary * 12 + CHUNK_BYTES
+        matrix = shape.vocab_size * shape.width * 4
+        return 3 * min(CHUNK_BYTES, 4 * tokens * shape.vocab_size) + tokens * shape.width * 8 + matrix
+    return tokens * shape.vocab_size * 12 + CHUNK_BYTES
 
 
-def _forward(tokens: int, shape: Shape) -> int:
+def _forward(tokens: int, shape: Description) -> int:
     """Bytes of a pass without gradients: one layer's, and logits some at a time."""
-    logits = 4 * tokens * shape.vocabulary
+    logits = 4 * tokens * shape.vocab_size
     logits = min(2 * CHUNK_BYTES, logits) if shape.ours else logits + min(2 * CHUNK_BYTES, logits)
     return int(tokens * 4 * (6 * shape.width + 3 * shape.ffn) + logits)

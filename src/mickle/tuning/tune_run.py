@@ -17,10 +17,9 @@ from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.inputs import check_vocabulary
 from mickle.machine import Forecast
-from mickle.models.decoder import Decoder
-from mickle.models.folder import end_tokens, model_config, open_model, save_model
+from mickle.models.folder import describe, end_tokens, open_model, save_model
 from mickle.models.folder_check import check_tokenizer, read_config, regular_file
-from mickle.models.shape import DecoderConfig
+from mickle.models.language import Description
 from mickle.training.objectives import Batch, Objective
 from mickle.tuning import measures, methods, tune_plan
 from mickle.tuning.mezo import Mezo, build_mezo, prepare_mezo
@@ -63,20 +62,18 @@ class Ready:
 
 def get_ready(settings: Tune, plan: Plan | None = None) -> Ready:
     """Read and check everything but the weights; ``plan``: that of a run which goes on."""
-    config = model_config(settings.model)
-    shape = tune_plan.shape_of(config)
-    causal = is_causal(config)
+    shape = describe(settings.model)
     check_tokenizer(settings.model)
     tokenizer = open_text_tokenizer(settings.model)
-    if tokenizer.size > shape.vocabulary:
+    if tokenizer.size > shape.vocab_size:
         raise UsageError(
-            f"The tokenizer has {tokenizer.size:,} tokens, the model {shape.vocabulary:,}.",
+            f"The tokenizer has {tokenizer.size:,} tokens, the model {shape.vocab_size:,}.",
             where=str(settings.model),
             todo="use the tokenizer that belongs to the model",
         )
     most = tune_plan.longest_row(settings, shape)
-    task = (read_labels if settings.prompt else read_task)(settings, tokenizer, most, causal)
-    _import_libraries(settings, config)
+    task = (read_labels if settings.prompt else read_task)(settings, tokenizer, most, shape.causal)
+    _import_libraries(settings, shape)
     weights = tune_plan.weigh(settings.model, getattr(settings.method, "targets", "all-linear"))
     if plan is None:
         length, rows, epoch = _batches(settings, task, most)
@@ -85,14 +82,14 @@ def get_ready(settings: Tune, plan: Plan | None = None) -> Ready:
     needed = tune_plan.memory(settings.method, plan, weights, shape)
     disk = (KEPT_CHECKPOINTS + 2) * 12 * plan.learning + 4 * plan.learning + weights.file_bytes
     forecast = Forecast(needed, time_needed, disk)
-    return Ready(task, tokenizer, plan, forecast, causal, min(shape.longest, tune_plan.LONGEST))
+    return Ready(task, tokenizer, plan, forecast, shape.causal, min(shape.longest, tune_plan.LONGEST))
 
 
-def _import_libraries(settings: Tune, config: DecoderConfig | dict[str, Any]) -> None:
+def _import_libraries(settings: Tune, model: Description) -> None:
     """Libraries that the run will need: the forecast counts them with what the process holds."""
     import mickle.training.loop
 
-    if not isinstance(config, DecoderConfig):
+    if not model.ours:
         import mickle.models.transformers_bridge
     if settings.method.kind == "qlora" or "quantization_config" in read_config(settings.model):
         import mickle.models.quantized  # noqa: F401
@@ -116,13 +113,6 @@ def objective_and_batches(settings: Tune, ready: Ready) -> tuple[Objective, Call
     return example_objective(task, plan, seed, ready.causal, ready.tokenizer)
 
 
-def is_causal(config: DecoderConfig | dict[str, Any]) -> bool:
-    """Whether the model of these settings continues texts; one made for filling in masks does not."""
-    if isinstance(config, DecoderConfig):
-        return config.causal
-    return not any("MaskedLM" in str(name) for name in config.get("architectures") or [])
-
-
 def seconds(method: Any, plan: Plan) -> float:
     """Seconds of the training: its products at half the rate of one large product, which is measured now.
 
@@ -134,7 +124,7 @@ def seconds(method: Any, plan: Plan) -> float:
     return passes * plan.parameters * tokens / (EFFICIENCY * machine.matmul_flops(plan.precision))
 
 
-def open_model_to_tune(settings: Tune, ready: Ready) -> nn.Module:
+def open_model_to_tune(settings: Tune, ready: Ready) -> Any:
     """The model on this machine's device, with what learns in float32 and the rest as small as the method allows.
 
     It is opened in its files' own precision, so that a model of 16 bits is never held in 32 when most of it is frozen.
@@ -156,7 +146,7 @@ def open_model_to_tune(settings: Tune, ready: Ready) -> nn.Module:
         _widen(model)
         methods.reduce_frozen(model, torch.bfloat16 if ready.plan.precision == "bfloat16" else torch.float32)
     if ready.plan.recompute:
-        recompute_activations(model, settings.model)
+        model.recompute_activations()
     return model
 
 
@@ -185,32 +175,6 @@ def _widen(model: nn.Module) -> None:
         if not hasattr(module, "stored_bytes"):
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.float()
-
-
-def recompute_activations(model: Any, folder: Path) -> None:
-    """Keep only what goes into each block; compute the rest again in the backward pass (arXiv 1604.06174)."""
-    if isinstance(model, Decoder):
-        for block in model.layers:
-            block.forward = _twice(block.forward)
-        return
-    if not getattr(model.model, "supports_gradient_checkpointing", False):
-        raise UsageError(
-            "This architecture of transformers cannot compute activations twice.",
-            where=f"recompute, {folder}",
-            todo="leave recompute out, and set accumulate higher or sequence_length lower",
-        )
-    model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
-    from torch.utils.checkpoint import checkpoint
-
-    def run(*arguments: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments)
-        return checkpoint(forward, *arguments, use_reentrant=False)
-
-    return run
 
 
 def quick_measure(ready: Ready, tokens: int) -> Callable[[nn.Module], dict[str, float]]:

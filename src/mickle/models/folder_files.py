@@ -1,0 +1,84 @@
+"""The files of a model folder, read and written whatever the model: tensors, settings, tokenizer, marks of texts' ends.
+
+Only safetensors are read or written, nothing is fetched, and no folder's code is run (`models/folder_check.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mickle import storage
+from mickle.errors import UsageError
+from mickle.models import folder_check
+from mickle.models.folder_check import ModelFiles
+from mickle.models.safetensors_check import refuse_not_finite
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+def read_tensors(files: ModelFiles) -> dict[str, Tensor]:
+    """All tensors of a checked folder, as they are stored."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted({path for path, _ in files.tensors.values()}):
+        tensors |= storage.load_tensors(path)
+    return tensors
+
+
+def read_tensor(files: ModelFiles, name: str) -> Tensor:
+    """One tensor of a checked folder, without reading the others."""
+    if name not in files.tensors:
+        raise UsageError(f"weights lack tensor {name[:120]!r}", where=str(files.folder))
+    with safe_open(files.tensors[name][0], framework="pt") as stream:
+        found: Tensor = stream.get_tensor(name)
+    return found
+
+
+def write_model(
+    folder: Path, tensors: dict[str, Tensor], settings: Mapping[str, Any], tokenizer: Any, dtype: torch.dtype
+) -> None:
+    """Weights first, settings last, with the marks that `tokenizer` names (`start`, `end`, `mask`)."""
+    refuse_not_finite(tensors, folder)
+    storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
+    marks = {"bos_token_id": "start", "eos_token_id": "end"}
+    ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
+    storage.write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+    mask = getattr(tokenizer, "mask", None)
+    if mask is not None:
+        ids["mask_token_id"] = mask
+    storage.write_json(folder / folder_check.CONFIG, {**settings, **ids, "dtype": str(dtype).removeprefix("torch.")})
+
+
+def write_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """The files of a tokenizer: one of `data/tokenizer.py`, a plain `tokenizers.Tokenizer`, or none."""
+    if hasattr(tokenizer, "start"):
+        tokenizer.save(folder)
+    elif tokenizer is not None:
+        storage.write_text(folder / folder_check.TOKENIZER, tokenizer.to_str(pretty=True))
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a folder, its file checked first."""
+    from tokenizers import Tokenizer
+
+    file = folder_check.check_tokenizer(Path(path))
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
+        raise UsageError(f"tokenizer cannot be read: {str(error)[:200]}", where=str(file)) from error
+
+
+def end_tokens(path: Path) -> list[int]:
+    """The token ids that end a text, as `generation_config.json` has them; none where it does not say."""
+    if not (Path(path) / "generation_config.json").exists():
+        return []
+    file = folder_check.regular_file(Path(path), "generation_config.json")
+    values = storage.read_json(file, folder_check.LARGEST_CONFIG)
+    ids = values.get("eos_token_id") if isinstance(values, dict) else None
+    return [token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
