@@ -77,9 +77,9 @@ study = Study(
     arms=(Arm("method", "halves", GRID), Arm("baseline", "does not", GRID)),
     worlds=("easy", "hard"),
     comparisons=(
-        Comparison("both worlds", "method", "baseline", "loss", "lower", "ratio", 0.5, "table 1",
+        Comparison("both worlds", "method", "baseline", "loss", 0.5, "table 1", "lower", "ratio",
                    ("easy", "hard"), headline=True),
-        Comparison("the easy world", "method", "baseline", "loss", "lower", "difference", 1.0, "table 2", ("easy",)),
+        Comparison("the easy world", "method", "baseline", "loss", 1.0, "table 2", "lower", "difference", ("easy",)),
     ),
     scales={"quick": Scale(2), "full": Scale(6)},
     run_cell=run_cell, tune_by="loss",
@@ -296,14 +296,14 @@ def test_derived_measures_see_all_arms_of_one_world_and_seed(toy: Study, tmp_pat
         order = sorted(table, key=lambda arm: table[arm]["loss"])
         return {arm: {**table[arm], "rank": 1 + order.index(arm)} for arm in table}
 
-    question = Comparison("rank", "method", "baseline", "rank", "lower", "difference", 1.0, "", toy.worlds, True)
+    question = Comparison("rank", "method", "baseline", "rank", 1.0, "", "lower", "difference", toy.worlds, True)
     result = run_study(replace(toy, derive=ranks, comparisons=(question,)), "full", Place(tmp_path, workers=0))
     row = result["comparisons"][0]
     assert (row["method"], row["baseline"], row["benefit"], row["low"], row["p"]) == (1, 2, 1, 1, 0.0)
 
 
 def test_worlds_are_averaged_within_a_seed_so_that_none_counts_as_a_seed() -> None:
-    question = Comparison("c", "m", "b", "x", "lower", "ratio", 0.5, "", ("one", "two"), True)
+    question = Comparison("c", "m", "b", "x", 0.5, "", "lower", "ratio", ("one", "two"), True)
     tables = {("one", seed): {"m": {"x": 1.0, "budget": 1}, "b": {"x": 2.0, "budget": 1}} for seed in range(5)} | {
         ("two", seed): {"m": {"x": 8.0, "budget": 3}, "b": {"x": 4.0, "budget": 1}} for seed in range(5)
     }

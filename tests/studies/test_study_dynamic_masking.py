@@ -9,7 +9,7 @@ import torch
 
 from mickle.data.masking import MaskedBatches, vocabulary_of
 from mickle.data.mixture import Mixture
-from mickle.studies import agreement
+from mickle.studies import agreement, masking_worlds
 from mickle.studies import dynamic_masking as page
 from mickle.studies.declaration import Cell, problems
 from mickle.studies.dynamic_masking import study
@@ -107,21 +107,25 @@ def test_worlds_hold_out_what_is_not_trained_on_and_masks_never_change() -> None
     assert page.world_of(replace(cell, seed=9)) is world
     assert len(world.training.starts) == 400
     assert len(world.held_out.starts) == 40
-    batches = page.fixed_batches(world, 12, 20)
+    batches = masking_worlds.fixed_batches(world, 12, 20)
     assert sum(len(batch["labels"]) for batch in batches) == 20
     hidden = np.mean([float((batch["labels"] >= 0).float().mean()) for batch in batches])
     assert 0.05 < hidden < 0.25
     assert agreement.sentences(7) == agreement.sentences(9)[:7]
 
 
-def test_docstrings_of_a_folder(tmp_path) -> None:
-    (tmp_path / "tests").mkdir()
+def test_docstrings_of_a_package(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "a_package_of_this_test"
+    (folder / "tests").mkdir(parents=True)
     long, short = ("A sentence that explains what this is for, and how it is to be used, with care. " * 2, "Short.")
     source = f'"""{short}"""\nclass A:\n    """{long}"""\n    def f(self):\n        "{long}"\n        return "{long}"\n'
-    (tmp_path / "a.py").write_text(source)
-    (tmp_path / "b.py").write_text("x = 1\n")
-    (tmp_path / "tests" / "c.py").write_text(source)
-    assert [[text.strip() for text in file] for file in page.docstrings_in(tmp_path)] == [[long.strip()] * 2, []]
+    (folder / "__init__.py").write_text("")
+    (folder / "a.py").write_text(source)
+    (folder / "b.py").write_text("x = 1\n")
+    (folder / "tests" / "c.py").write_text(source)
+    found = [[text.strip() for text in file] for file in masking_worlds.docstrings(folder.name)]
+    assert found == [[], [long.strip()] * 2, []]
 
 
 @pytest.mark.parametrize("arm", ARMS)

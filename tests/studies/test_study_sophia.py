@@ -9,6 +9,8 @@ import torch
 from mickle.studies import sophia as page
 from mickle.studies.declaration import Cell, problems
 from mickle.studies.sophia import study
+from mickle.studies.source_bytes import source_bytes
+from mickle.studies.zipf import zipf_problem
 
 
 def test_the_declaration_is_sound_and_fair() -> None:
@@ -17,16 +19,6 @@ def test_the_declaration_is_sound_and_fair() -> None:
     for world in study.worlds:
         assert {len(rates) for rates in page.RATES[world].values()} == {4}
         assert set(page.RATES[world]) == {arm.name for arm in study.arms}
-
-
-def test_steps_ratio_by_pencil() -> None:
-    # 3.0 after S/2 and 2.8 after S: a doubling gains .2, so 2.8 takes S, 2.9 half a doubling less, 2.6 twice
-    # S.
-    assert page.steps_ratio(3.0, 2.8, 2.8) == 1
-    assert page.steps_ratio(3.0, 2.8, 2.9) == pytest.approx(2**-0.5)
-    assert page.steps_ratio(3.0, 2.8, 2.6) == pytest.approx(2)
-    assert page.steps_ratio(3.0, 2.8, 0.1) == page.FARTHEST
-    assert page.steps_ratio(2.8, 2.9, 2.7) == page.FARTHEST  # longer was worse: no line leads there
 
 
 def test_the_baseline_needs_its_own_steps() -> None:
@@ -43,7 +35,7 @@ def test_the_baseline_needs_its_own_steps() -> None:
 
 
 def test_the_convex_worlds_best_loss_is_what_newton_finds() -> None:
-    problem = page.zipf_problem(3, 6, 3, 400)
+    problem = zipf_problem(3, 6, 3, 400)
     model = problem.fresh()
     newton = torch.optim.LBFGS(
         model.parameters(), lr=1, max_iter=300, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
@@ -66,7 +58,7 @@ def test_batches_are_functions_of_seed_and_step_and_never_held_out_text() -> Non
     assert torch.equal(first["input_ids"], again["input_ids"])
     assert torch.equal(first["input_ids"][:, 1:], first["labels"][:, :-1])
     assert not torch.equal(first["input_ids"], page.windows(0, 6, 4, 16, 3)["input_ids"])
-    training, held_out = page.corpus()
+    training, held_out = source_bytes()
     assert len(training) > 10**6
     assert len(held_out) > 10**5
 

@@ -14,6 +14,7 @@ from mickle.errors import UsageError
 from mickle.models.shape import DecoderConfig
 from mickle.studies import token_crisis as page
 from mickle.studies.declaration import Cell, problems
+from mickle.studies.source_bytes import source_bytes
 from mickle.studies.token_crisis import study
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "ffn_width": 16}
@@ -50,7 +51,7 @@ def test_each_unique_window_is_read_equally_often(steps: int, unique: int) -> No
     assert len(set(places.tolist())) == unique
     batches = [page.windows(places, 3, 4, 8, step) for step in range(steps)]
     read = Counter(row.numpy().tobytes() for batch in batches for row in batch["input_ids"])
-    known = {page.corpus()[0][place : place + 8].long().numpy().tobytes() for place in places.tolist()}
+    known = {source_bytes()[0][place : place + 8].long().numpy().tobytes() for place in places.tolist()}
     assert set(read) <= known
     if len(known) == unique:  # true repeats, floor or ceil of them
         assert set(read.values()) <= {steps * 4 // unique, -(-steps * 4 // unique)}

@@ -55,10 +55,10 @@ class Comparison:
     method: str
     baseline: str
     measure: str
-    better: Better
-    form: Form
     paper_effect: float
     paper: str  # where the paper says so, in a few words: "abstract: 2x fewer steps, 125M to 1.5B"
+    better: Better
+    form: Form
     worlds: tuple[str, ...] = ("default",)
     headline: bool = False  # exactly one in a study: the row of README's table
 

@@ -6,12 +6,8 @@ score of a constant 15 % in 1.89 times fewer steps, that of the best constant ra
 whose verb agrees across a known distance (``agreement.py``), so that minimal pairs have a known answer.
 
 Arms that share a seed share initial weights, batches, and the draw of every token: what is hidden at a lower rate is
-hidden at a higher one too. Loss is always measured at 15 %, with the same masks for all arms, seeds and steps.
-
-Steps to a baseline's loss, in ``docs``: each cell makes two whole runs, of S and of S/2 steps, each with its own
-schedules of masking and learning rate. A line through an arm's two final losses over log2(steps) says how many steps it
-would need for the loss that the baseline has after S. So a baseline itself needs S, and no schedule is cut off in its
-middle.
+hidden at a higher one too. Loss is always measured at 15 %, with the same masks for all arms, seeds and steps. Two
+whole runs a cell say, in ``docs``, how many steps an arm needs for a baseline's loss (``steps_to_loss``).
 
 Sizes, learning rates and the grammar's lexicon were set by pilots on seed 1000, which is not reported: constant .15 and
 .30 in both worlds, and one run of the falling rate in a larger grammar that nothing learned in its steps. One quick run
@@ -22,94 +18,77 @@ had been four masking rates by one, and its learning rate was seen to be wrong. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.steps_to_loss import with_steps
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from mickle.data.masking import Masking
-    from mickle.data.packing import TokenStream
-    from mickle.data.tokenizer import TextTokenizer
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """A tokenizer with its training text and its held-out text."""
-
-    tokenizer: TextTokenizer
-    training: TokenStream
-    held_out: TokenStream
+    from mickle.studies.masking_worlds import World
+    from mickle.studies.training import Course
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """One arm with one setting in one world: two whole runs, and minimal pairs where the world has them."""
-    steps = cell.values["steps"][cell.world]
-    whole = train_encoder(cell, steps)
+    from mickle import machine
+    from mickle.studies.training import small_decoder
+
+    values, world = cell.values, world_of(cell)
+    steps = values["steps"][cell.world]
+
+    def fresh() -> nn.Module:
+        return small_decoder(values, world.tokenizer.size, values["length"], cell.seed, causal=False).to(
+            machine.device()
+        )
+
+    model = fresh()
+    course = train_encoder(cell, world, model, steps)
+    losses = course.curve("loss")
     half = {}
-    if cell.world in cell.values["half_runs"]:
-        half = {"loss_at_half": train_encoder(cell, steps // 2)["losses"][-1]}
-    pairs = pair_accuracies(whole["model"], cell.values["pairs"]) if cell.world == "grammar" else {}
+    if cell.world in values["half_runs"]:
+        half = {"loss_at_half": train_encoder(cell, world, fresh(), steps // 2).curve("loss")[-1]}
+    pairs = pair_accuracies(model, values["pairs"]) if cell.world == "grammar" else {}
     return {
         "budget": steps,
-        "loss": whole["losses"][-1],
-        "score": whole["losses"][-1],
-        "accuracy": whole["accuracy"],
-        "seconds_a_step": whole["seconds"] / steps,
-        "evaluated": whole["evaluated"],
-        "losses": whole["losses"],
+        "loss": losses[-1],
+        "score": losses[-1],
+        "accuracy": (course.curve("accuracy") or [0.0])[-1],
+        "seconds_a_step": course.seconds / steps,
+        "evaluated": course.evaluated,
+        "losses": losses,
         **half,
         **pairs,
     }
 
 
-def train_encoder(cell: Cell, steps: int) -> dict[str, Any]:
+def train_encoder(cell: Cell, world: World, model: nn.Module, steps: int) -> Course:
     """Train from the seed's weights on the seed's batches; losses at 15 % along the way."""
-    from mickle import machine
     from mickle.data.masking import MaskedBatches, vocabulary_of
     from mickle.data.mixture import Mixture
-    from mickle.errors import NumericError
-    from mickle.events import Evaluated, Trained
-    from mickle.models.decoder import Decoder
-    from mickle.training.loop import fit
+    from mickle.studies.training import train
     from mickle.training.objectives import masked_token
     from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 
-    values, world, (masking, rate) = cell.values, world_of(cell), arm_settings(cell)
-    tokenizer = world.tokenizer
-    model = Decoder(shape(values, tokenizer.size), seed=cell.seed).to(machine.device())
+    values, (masking, rate) = cell.values, arm_settings(cell)
     batches = Mixture(world.training, values["rows"], values["length"], cell.seed)
-    optimizer = AdamW(learning_rate=rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-5)
-    found: dict[str, Any] = {"evaluated": [], "losses": [], "model": model, "accuracy": 0.0, "seconds": 0.0}
-    events = fit(
+    return train(
         model,
         masked_token,
-        MaskedBatches(batches, vocabulary_of(tokenizer), masking, steps, cell.seed),
-        build_optimizer(optimizer, model),
+        MaskedBatches(batches, vocabulary_of(world.tokenizer), masking, steps, cell.seed),
+        build_optimizer(AdamW(learning_rate=rate, betas=(0.9, 0.98), eps=1e-6, weight_decay=1e-5), model),
         steps=steps,
+        worst={"loss": 2 * math.log(world.tokenizer.size)},  # a number that is not finite is a measurement
         schedule=Schedule(kind="linear", warmup=0.06, floor=0.02),
         evaluate=partial(fixed_loss, world, values["length"], values["held_out_rows"]),
         evaluate_every=max(1, steps // 4),
         seed=cell.seed,
         watch_loss=False,
     )
-    try:
-        for event in events:
-            if isinstance(event, Evaluated):
-                found["evaluated"].append(event.step)
-                found["losses"].append(event.values["loss"])
-                found["accuracy"] = event.values["accuracy"]
-            elif isinstance(event, Trained):
-                found["seconds"] = event.seconds
-    except NumericError:  # a number that is not finite: a measurement, and the worst
-        found["evaluated"].append(steps)
-        found["losses"].append(2 * math.log(tokenizer.size))
-    return found
 
 
 def arm_settings(cell: Cell) -> tuple[Masking, float]:
@@ -129,29 +108,12 @@ def arm_settings(cell: Cell) -> tuple[Masking, float]:
     return masking, cell.values["learning_rates"][trial]
 
 
-def shape(values: Any, vocabulary: int) -> Any:
-    """The encoder's shape."""
-    from mickle.models.shape import DecoderConfig
-
-    width, heads = values["width"], values["heads"]
-    return DecoderConfig(
-        vocab_size=vocabulary,
-        width=width,
-        layers=values["layers"],
-        heads=heads,
-        kv_heads=heads,
-        head_width=width // heads,
-        ffn_width=values["ffn_width"],
-        max_length=values["length"],
-        causal=False,
-    )
-
-
 def fixed_loss(world: World, length: int, rows: int, model: nn.Module) -> dict[str, float]:
     """Mean loss in nats and accuracy on hidden tokens of held-out text at 15 %, with masks that never change."""
     import torch
 
     from mickle.evaluation.masked import token_scores
+    from mickle.studies.masking_worlds import fixed_batches
 
     device = next(model.parameters()).device
     total = right = count = 0.0
@@ -162,87 +124,13 @@ def fixed_loss(world: World, length: int, rows: int, model: nn.Module) -> dict[s
     return {"loss": total / count, "accuracy": right / count}
 
 
-@cache
-def fixed_batches(world: World, length: int, rows: int) -> list[dict[str, Tensor]]:
-    """Windows spread evenly over the held-out text, 64 rows at a time, and their masks."""
-    import numpy as np
-
-    from mickle.data.masking import Masking, fixed_masks, vocabulary_of
-
-    starts = np.linspace(0, len(world.held_out) - length, rows).astype(np.int64)
-    vocabulary = vocabulary_of(world.tokenizer)
-    return [
-        fixed_masks(world.held_out.windows(starts[first : first + 64], length), first, Masking(), vocabulary)
-        for first in range(0, rows, 64)
-    ]
-
-
 def world_of(cell: Cell) -> World:
     """Tokenizer, training text and held-out text; the same for every seed, which chooses among the batches."""
+    from mickle.studies.masking_worlds import documentation, grammar
+
     if cell.world == "docs":
         return documentation(cell.values["vocabulary"], cell.values["packages"])
     return grammar(cell.values["sentences"])
-
-
-@cache
-def grammar(sentences: int) -> World:
-    """So many sentences to train on, and a tenth of that held out."""
-    from mickle.studies import agreement
-
-    texts = agreement.sentences(sentences + sentences // 10)
-    tokenizer = agreement.tokenizer()
-    return World(tokenizer, stream(texts[:sentences], tokenizer), stream(texts[sentences:], tokenizer))
-
-
-# -- documentation -----------------------------------------------------------------------------------------------------
-
-
-@cache
-def documentation(vocabulary: int, packages: tuple[str, ...]) -> World:
-    """Docstrings of installed packages; every tenth file is held out. The tokenizer learns from training files."""
-    from mickle.data.tokenizer import train_tokenizer
-
-    training: list[str] = []
-    held_out: list[str] = []
-    for number, texts in enumerate(docstrings(packages)):
-        (held_out if number % 10 == 0 else training).extend(texts)
-    tokenizer = train_tokenizer(training, vocabulary, mask=True)
-    return World(tokenizer, stream(training, tokenizer), stream(held_out, tokenizer))
-
-
-def docstrings(packages: tuple[str, ...]) -> Iterator[list[str]]:
-    """Of every source file of the standard library and the packages, its docstrings; nothing is imported."""
-    import importlib.util
-    import sysconfig
-
-    yield from docstrings_in(Path(sysconfig.get_paths()["stdlib"]))
-    for name in packages:
-        found = importlib.util.find_spec(name)
-        if found is not None and found.origin:
-            yield from docstrings_in(Path(found.origin).parent)
-
-
-def docstrings_in(folder: Path) -> Iterator[list[str]]:
-    """Of every source file under a folder, tests left out, its docstrings of 80 characters at least."""
-    import ast
-
-    skipped = {"site-packages", "dist-packages", "test", "tests", "testing", "idlelib", "__pycache__"}
-    for path in sorted(folder.rglob("*.py")):
-        if not skipped & set(path.relative_to(folder).parts):
-            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8", errors="replace")))
-            holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            texts = [ast.get_docstring(node) or "" for node in nodes if isinstance(node, holders)]
-            yield [text for text in texts if len(text) >= 80]
-
-
-def stream(texts: list[str], tokenizer: TextTokenizer) -> TokenStream:
-    """All texts as one stream of tokens."""
-    from mickle.data.packing import stream_of
-
-    return stream_of(tokenizer.encode_documents(texts), tokenizer)
-
-
-# -- minimal pairs and steps to a loss ---------------------------------------------------------------------------------
 
 
 def pair_accuracies(model: nn.Module, count: int) -> Measurements:
@@ -257,16 +145,9 @@ def pair_accuracies(model: nn.Module, count: int) -> Measurements:
 
 def steps_to_baselines(table: dict[str, Measurements]) -> dict[str, Measurements]:
     """Adds the steps that each arm needs for the final loss of the constant 15 % and of the best constant rate."""
-    from mickle.studies.sophia import steps_ratio
-
-    found = {arm: dict(measured) for arm, measured in table.items()}
-    for name, baseline in (("steps_to_constant_15", "constant-15"), ("steps_to_best_constant", "best-constant")):
-        target = table.get(baseline, {}).get("loss")
-        for measured in found.values():
-            if target is not None and "loss_at_half" in measured:
-                ratio = steps_ratio(measured["loss_at_half"], measured["loss"], target)
-                measured[name] = ratio * measured["budget"]
-    return found
+    return with_steps(
+        with_steps(table, "constant-15", "steps_to_constant_15"), "best-constant", "steps_to_best_constant"
+    )
 
 
 LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.2e-2)
@@ -307,14 +188,8 @@ GPU: dict[str, Any] = {
 }
 
 
-def asked(name: str, baseline: str, measure: str, effect: float, paper: str, **others: Any) -> Comparison:
-    """One comparison of the falling rate, in ``docs`` and lower is better unless told otherwise."""
-    values: dict[str, Any] = {"method": "linear", "better": "lower", "form": "difference", "worlds": ("docs",)}
-    return Comparison(
-        name=name, baseline=baseline, measure=measure, paper_effect=effect, paper=paper, **{**values, **others}
-    )
-
-
+asked = partial(Comparison, better="lower", form="difference")  # of the falling rate, mostly
+DOCS, GRAMMAR = ("docs",), ("grammar",)
 LOSS = "MLM loss at 15 %: 1.56 against 1.59"
 
 study = Study(
@@ -336,56 +211,75 @@ study = Study(
     comparisons=(
         asked(
             "steps to constant .15's loss",
+            "linear",
             "constant-15",
             "steps_to_constant_15",
             37 / 70,
             "70k steps to 37k, GLUE",
             form="ratio",
+            worlds=DOCS,
             headline=True,
         ),
         asked(
             "steps to the best constant's loss",
+            "linear",
             "best-constant",
             "steps_to_best_constant",
             42 / 70,
             "70k steps to 42k, GLUE",
             form="ratio",
+            worlds=DOCS,
         ),
-        asked("loss at 15 %, against constant .15", "constant-15", "loss", 0.03, LOSS),
-        asked("order: falling against rising", "reverse", "loss", 0.03, "GLUE: rising no better than .15; " + LOSS),
+        asked("loss at 15 %, against constant .15", "linear", "constant-15", "loss", 0.03, LOSS, worlds=DOCS),
+        asked(
+            "order: falling against rising",
+            "linear",
+            "reverse",
+            "loss",
+            0.03,
+            "GLUE: rising no better than .15; " + LOSS,
+            worlds=DOCS,
+        ),
         asked(
             "rising against constant .15 (the paper: no gain)",
+            "reverse",
             "constant-15",
             "loss",
             0.03,
             "asked as if it gained what falling did; GLUE 83.71 against 83.83",
-            method="reverse",
+            worlds=DOCS,
         ),
         asked(
             "falling with loss on all hidden tokens, against loss on 15 %",
+            "linear",
             "subset",
             "loss",
             0.03,
             "GLUE: 84.29 against 83.71, no better than .15; " + LOSS,
+            worlds=DOCS,
         ),
-        asked("grammar: loss at 15 %, against constant .15", "constant-15", "loss", 0.03, LOSS, worlds=("grammar",)),
+        asked(
+            "grammar: loss at 15 %, against constant .15", "linear", "constant-15", "loss", 0.03, LOSS, worlds=GRAMMAR
+        ),
         asked(
             "grammar: minimal pairs, against constant .15",
+            "linear",
             "constant-15",
             "pairs_all",
             0.0026,
             "BLiMP: 82.70 against 82.44",
             better="higher",
-            worlds=("grammar",),
+            worlds=GRAMMAR,
         ),
         asked(
             "grammar: minimal pairs, against the best constant",
+            "linear",
             "best-constant",
             "pairs_all",
             0.0057,
             "BLiMP: 82.70 against 82.13",
             better="higher",
-            worlds=("grammar",),
+            worlds=GRAMMAR,
         ),
     ),
     rule=(

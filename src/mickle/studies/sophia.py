@@ -2,30 +2,29 @@
 
 "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training" (arXiv 2305.14342): GPT
 models of 125M to 1.5B reach AdamW's validation loss in half the steps. Three worlds. ``pages``: a small
-byte-level decoder on the sources of Python's standard library. ``zipf-far``, ``zipf-near``: the mechanism
-alone, a convex problem without gradient noise whose directions differ thousandfold in curvature, because rare
-features are flat directions.
-
-Steps to AdamW's loss, in ``pages``: each cell makes two whole runs, of S and of S/2 steps, each with its own
-schedule. A line through an arm's two final losses over log2(steps) says how many steps it would need for the
-loss that AdamW has after S. So AdamW itself needs S, and no schedule is cut off in its middle.
+byte-level decoder on the sources of Python's standard library, two whole runs a cell (``steps_to_loss``).
+``zipf-far``, ``zipf-near``: the mechanism alone, a convex problem without gradient noise whose directions differ
+thousandfold in curvature (``zipf``).
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.source_bytes import BYTES, rows_at, source_bytes
+from mickle.studies.steps_to_loss import with_steps
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-DIVERGED = 2 * math.log(256)  # nats: what a run that blew up is said to have lost
-FARTHEST = 8.0  # steps to a loss are not extrapolated beyond this many times S
+    from mickle.studies.training import Course
+
+DIVERGED = 2 * math.log(BYTES)  # nats: what a run that blew up is said to have lost
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
@@ -40,88 +39,50 @@ def run_pages(cell: Cell, rate: float) -> Measurements:
     steps = cell.values["steps"]
     whole = train_decoder(cell, rate, steps)
     half = train_decoder(cell, rate, steps // 2) if cell.values["half_run"] else whole
+    losses = whole.curve("loss")
     return {
         "budget": steps,
-        "loss": whole["losses"][-1],
-        "loss_at_half": half["losses"][-1],
-        "score": whole["losses"][-1],
-        "seconds_a_step": whole["seconds"] / steps,
-        "unclipped": whole["unclipped"],
-        "evaluated": whole["evaluated"],
-        "losses": whole["losses"],
+        "loss": losses[-1],
+        "loss_at_half": half.curve("loss")[-1],
+        "score": losses[-1],
+        "seconds_a_step": whole.seconds / steps,
+        "unclipped": whole.statistics.get("unclipped", 0.0),
+        "evaluated": whole.evaluated,
+        "losses": losses,
     }
 
 
-def train_decoder(cell: Cell, rate: float, steps: int) -> dict[str, Any]:
+def train_decoder(cell: Cell, rate: float, steps: int) -> Course:
     """Train from the seed's weights on the seed's batches; held-out losses along the way."""
-    from mickle.errors import NumericError
-    from mickle.events import Evaluated, Trained
-    from mickle.models.decoder import Decoder, DecoderConfig
-    from mickle.training.loop import fit
+    from mickle.studies.training import small_decoder, train
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import Schedule
 
-    values = cell.values
-    width, heads = values["width"], values["heads"]
-    shape = DecoderConfig(
-        vocab_size=256,
-        width=width,
-        layers=values["layers"],
-        heads=heads,
-        kv_heads=heads,
-        head_width=width // heads,
-        ffn_width=values["ffn_width"],
-        max_length=values["length"],
-    )
-    model = Decoder(shape, seed=cell.seed)
-    found: dict[str, Any] = {"evaluated": [], "losses": [], "seconds": 0.0, "unclipped": 0.0}
-    events = fit(
+    values, length = cell.values, cell.values["length"]
+    model = small_decoder(values, BYTES, length, cell.seed)
+    return train(
         model,
         next_token,
-        partial(windows, 0, cell.seed, values["rows"], values["length"]),
+        partial(windows, 0, cell.seed, values["rows"], length),
         optimizer(cell, rate, model),
         steps=steps,
+        worst={"loss": DIVERGED},
         schedule=Schedule(kind="cosine", warmup=0.05, floor=0.05),
-        evaluate=partial(held_out_loss, values["length"], values["held_out_rows"]),
+        evaluate=partial(held_out_loss, length, values["held_out_rows"]),
         evaluate_every=max(1, steps // 10),
         seed=cell.seed,
         on_bad_numbers="skip",
     )
-    try:
-        for event in events:
-            if isinstance(event, Evaluated):
-                found["evaluated"].append(event.step)
-                found["losses"].append(event.values["loss"])
-            elif isinstance(event, Trained):
-                found["seconds"] = event.seconds
-                found["unclipped"] = event.extra.get("unclipped", 0.0)
-    except NumericError:  # three steps in a row whose numbers were bad
-        found["evaluated"].append(steps)
-        found["losses"].append(DIVERGED)
-    return found
 
 
 def run_zipf(cell: Cell, rate: float) -> Measurements:
     """Full-batch softmax regression on rare and frequent features; steps until the declared gap is left."""
-    import warnings
+    from mickle.studies.zipf import zipf_problem
 
     values = cell.values
     problem = zipf_problem(cell.seed, values["features"], values["classes"], values["examples"])
-    model, limit = problem.fresh(), values["zipf_steps"]
-    method, wanted = optimizer(cell, rate, model), values["gap"][cell.world]
-    gaps: list[float] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # near the optimum every coordinate is unclipped, as it should be
-        for _ in range(limit + 1):
-            method.zero_grad()
-            total, count = problem.objective(model, problem.batch)
-            gaps.append(float(total.detach()) / int(count) - problem.best)
-            if gaps[-1] <= wanted * gaps[0] or not math.isfinite(gaps[-1]):
-                break
-            if getattr(method, "refresh_due", False):
-                method.refresh(model, problem.batch, problem.objective)
-            (total / count).backward()
-            method.step()
+    model, limit, wanted = problem.fresh(), values["zipf_steps"], values["gap"][cell.world]
+    gaps = problem.gaps(model, optimizer(cell, rate, model), limit, wanted)
     budget, left = len(gaps) - 1, min(gaps[-1] / gaps[0], 1.0) if math.isfinite(gaps[-1]) else 1.0
     # Never there: the limit, and more by what is left, so that of two such rates the better one is known.
     steps = max(1.0, float(budget)) if left <= wanted else limit * (1 + left)
@@ -147,35 +108,15 @@ def optimizer(cell: Cell, rate: float, model: nn.Module) -> torch.optim.Optimize
     return Sophia.short(groups, lr=rate, gamma=gamma, estimator=estimator, seed=cell.seed)
 
 
-@cache
-def corpus() -> tuple[Tensor, Tensor]:
-    """Bytes of the standard library's modules: training files, and every tenth file held out."""
-    import sysconfig
-
-    import torch
-
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
-    files = sorted(p for p in folder.rglob("*.py") if not skipped & set(p.relative_to(folder).parts))
-    parts: tuple[list[bytes], list[bytes]] = ([], [])
-    for place, path in enumerate(files):
-        parts[place % 10 == 0].append(path.read_bytes())
-    return tuple(torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8) for part in parts)
-
-
 def windows(part: int, seed: int, rows: int, length: int, index: int) -> dict[str, Tensor]:
-    """Batch ``index`` of windows at random places: a function of (seed, index). input_ids, labels [rows,
-    length].
-    """
+    """Batch ``index`` of windows at random places: a function of (seed, index). input_ids, labels [rows, length]."""
     import torch
 
     from mickle.training.closure import derived_seed
 
-    data = corpus()[part]
+    data = source_bytes()[part]
     generator = torch.Generator().manual_seed(derived_seed(seed, index))
-    starts = torch.randint(len(data) - length, (rows, 1), generator=generator)
-    found = data[starts + torch.arange(length + 1)].long()
-    return {"input_ids": found[:, :-1], "labels": found[:, 1:]}
+    return rows_at(data, torch.randint(len(data) - length, (rows,), generator=generator), length)
 
 
 def held_out_loss(length: int, rows: int, model: nn.Module) -> dict[str, float]:
@@ -186,69 +127,14 @@ def held_out_loss(length: int, rows: int, model: nn.Module) -> dict[str, float]:
     return {"loss": float(total / count)}
 
 
-class ZipfProblem:
-    """Softmax regression whose feature j occurs with probability proportional to 1/j^1.5; labels from a true
-    model.
-    """
-
-    def __init__(self, seed: int, features: int, classes: int, examples: int) -> None:
-        import torch
-        from torch import nn
-
-        from mickle.kernels.losses import cross_entropy
-
-        generator = torch.Generator().manual_seed(seed)
-        frequency = torch.arange(1, features + 1, dtype=torch.float32) ** -1.5
-        chosen = torch.multinomial(frequency, examples, replacement=True, generator=generator)
-        truth = torch.randn(classes, features, generator=generator)
-        labels = torch.multinomial(truth.T[chosen].softmax(-1), 1, generator=generator).squeeze(-1)
-        self.batch = {"inputs": nn.functional.one_hot(chosen, features).float(), "labels": labels}
-        self.objective = lambda model, batch: cross_entropy(model(batch["inputs"]), None, batch["labels"])
-        self.shape = (features, classes)
-        # Every feature is a table of its own; its best loss is the entropy of its labels, smoothed by
-        # nothing.
-        counts = torch.zeros(features, classes, dtype=torch.float64)
-        counts.index_put_((chosen, labels), torch.ones(examples, dtype=torch.float64), accumulate=True)
-        share = counts / counts.sum(-1, keepdim=True).clamp(min=1)
-        self.best = float(-(counts * share.clamp(min=1e-300).log()).sum() / examples)
-
-    def fresh(self) -> nn.Module:
-        from torch import nn
-
-        model = nn.Linear(*self.shape, bias=False)
-        nn.init.zeros_(model.weight)
-        return model
-
-
-@cache
-def zipf_problem(seed: int, features: int, classes: int, examples: int) -> ZipfProblem:
-    """The seed's problem; the arms share it."""
-    return ZipfProblem(seed, features, classes, examples)
-
-
 def steps_to_baseline(table: dict[str, Measurements]) -> dict[str, Measurements]:
     """Adds, in ``pages``, the steps and seconds each arm needs for the loss AdamW has after its S steps."""
-    baseline = table["adamw"]
-    if "loss" not in baseline:
+    if "loss" not in table["adamw"]:
         return table
-    target, steps = baseline["loss"], baseline["budget"]
-    found = {}
-    for arm, measured in table.items():
-        ratio = steps_ratio(measured["loss_at_half"], measured["loss"], target)
-        needed = steps * ratio
-        found[arm] = {**measured, "steps_to_target": needed, "seconds_to_target": needed * measured["seconds_a_step"]}
-    return found
-
-
-def steps_ratio(loss_at_half: float, loss: float, target: float) -> float:
-    """Steps for ``target``, as a multiple of S: from the line through (S/2, loss_at_half), (S, loss) over
-    log2(steps).
-    """
-    gained = loss_at_half - loss  # by the last doubling
-    if gained <= 0:
-        return 1.0 if loss <= target else FARTHEST
-    doublings = (loss - target) / gained
-    return 2.0 ** min(max(doublings, -math.log2(FARTHEST)), math.log2(FARTHEST))
+    return {
+        arm: {**found, "seconds_to_target": found["steps_to_target"] * found["seconds_a_step"]}
+        for arm, found in with_steps(table, "adamw").items()
+    }
 
 
 RATES: dict[str, dict[str, tuple[float, ...]]] = {
@@ -290,22 +176,8 @@ GPU: dict[str, Any] = {
 }
 
 
-def claimed(name: str, method: str, measure: str, world: str, paper: str, *, headline: bool = False) -> Comparison:
-    """The paper's factor of two, asked of one arm, measure and world."""
-    return Comparison(
-        name=name,
-        method=method,
-        baseline="adamw",
-        measure=measure,
-        better="lower",
-        form="ratio",
-        paper_effect=0.5,
-        paper=paper,
-        worlds=(world,),
-        headline=headline,
-    )
-
-
+claimed = partial(Comparison, better="lower", form="ratio")  # the paper's factor of two, mostly
+PAGES, FAR, NEAR = ("pages",), ("zipf-far",), ("zipf-near",)
 ABSTRACT = "abstract, 125M to 1.5B"
 THEORY = "section 4: steps do not depend on the condition number"
 
@@ -328,23 +200,37 @@ study = Study(
         Arm("sophia-h", "Sophia, Hutchinson, the same preset, gamma tuned", SOPHIA_GRID),
     ),
     comparisons=(
-        claimed("steps to AdamW's loss, Sophia-G", "sophia-g", "steps_to_target", "pages", ABSTRACT, headline=True),
-        claimed("steps to AdamW's loss, Sophia-H", "sophia-h", "steps_to_target", "pages", ABSTRACT),
-        claimed("seconds to AdamW's loss, Sophia-G", "sophia-g", "seconds_to_target", "pages", ABSTRACT),
-        Comparison(
-            name="held-out loss after equal steps, Sophia-G",
-            method="sophia-g",
-            baseline="adamw",
-            measure="loss",
-            better="lower",
-            form="difference",
-            paper_effect=0.033,
-            paper="125M after 100k steps: 2.894 against 2.927, the authors' logs",
-            worlds=("pages",),
+        claimed(
+            "steps to AdamW's loss, Sophia-G",
+            "sophia-g",
+            "adamw",
+            "steps_to_target",
+            0.5,
+            ABSTRACT,
+            worlds=PAGES,
+            headline=True,
         ),
-        claimed("convex, 99 % of the way, Sophia-G", "sophia-g", "steps_to_target", "zipf-far", THEORY),
-        claimed("convex, 99.99 % of the way, Sophia-G", "sophia-g", "steps_to_target", "zipf-near", THEORY),
-        claimed("convex, 99.99 % of the way, Sophia-H", "sophia-h", "steps_to_target", "zipf-near", THEORY),
+        claimed("steps to AdamW's loss, Sophia-H", "sophia-h", "adamw", "steps_to_target", 0.5, ABSTRACT, worlds=PAGES),
+        claimed(
+            "seconds to AdamW's loss, Sophia-G", "sophia-g", "adamw", "seconds_to_target", 0.5, ABSTRACT, worlds=PAGES
+        ),
+        claimed(
+            "held-out loss after equal steps, Sophia-G",
+            "sophia-g",
+            "adamw",
+            "loss",
+            0.033,
+            "125M after 100k steps: 2.894 against 2.927, the authors' logs",
+            form="difference",
+            worlds=PAGES,
+        ),
+        claimed("convex, 99 % of the way, Sophia-G", "sophia-g", "adamw", "steps_to_target", 0.5, THEORY, worlds=FAR),
+        claimed(
+            "convex, 99.99 % of the way, Sophia-G", "sophia-g", "adamw", "steps_to_target", 0.5, THEORY, worlds=NEAR
+        ),
+        claimed(
+            "convex, 99.99 % of the way, Sophia-H", "sophia-h", "adamw", "steps_to_target", 0.5, THEORY, worlds=NEAR
+        ),
     ),
     rule=(
         "Every arm tries twelve settings on a seed that is not reported: four learning rates with three values of gamma"

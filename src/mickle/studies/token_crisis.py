@@ -14,11 +14,12 @@ rate that was best for a narrow mixture of experts of as many parameters: in its
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.source_bytes import BYTES, rows_at, source_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,7 +30,7 @@ FRESH = ("fresh", "small-fresh")
 PLAIN = (*FRESH, "none", "small")  # arms without a strength
 ASKED = {"few": ("fresh", "none", "dropout")}  # in the other world all arms are
 LEAST_DAMAGE = {"accuracy": 0.005, "loss": 0.02}  # shares of less would be shares of noise
-DIVERGED = 2 * math.log(256)  # nats: what a run that blew up is said to have lost
+DIVERGED = {"loss": 2 * math.log(BYTES), "accuracy": 0.0}  # what a run that blew up is said to have measured
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
@@ -38,7 +39,7 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     tokens = values["steps"] * values["rows"] * values["length"]
     if cell.arm not in ASKED.get(cell.world, (cell.arm,)) or (values["tuning"] and cell.arm in PLAIN):
         return {"budget": tokens, "score": 0.0}  # void
-    found = train(cell)
+    found = train_arm(cell)
     losses, accuracies = found["losses"], found["accuracies"]
     return {
         "budget": tokens,
@@ -51,13 +52,11 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     }
 
 
-def train(cell: Cell) -> dict[str, Any]:
+def train_arm(cell: Cell) -> dict[str, Any]:
     """Train from the seed's weights on the seed's text; what was measured along the way."""
-    from mickle.errors import NumericError
-    from mickle.events import Evaluated, Trained
     from mickle.models.decoder import Decoder
+    from mickle.studies.training import train
     from mickle.training.dropout import Dropout
-    from mickle.training.loop import fit
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import Schedule
 
@@ -67,12 +66,13 @@ def train(cell: Cell) -> dict[str, Any]:
     rate, start = setting.get("dropout", 0.0), values["late"] if cell.arm == "late" else 0.0
     epochs = 1 if cell.arm in FRESH else values["epochs"][cell.world]
     places = unique_places(cell.seed, steps * rows // epochs, length)
-    events = fit(
+    course = train(
         model,
         partial(next_token, smoothing=setting.get("smoothing", 0.0)),
         partial(windows, places, cell.seed, rows, length),
         optimizer(cell, model),
         steps=steps,
+        worst=DIVERGED,
         schedule=Schedule(kind="cosine", warmup=0.05, floor=0.1),
         dropout=Dropout(rate=rate, start=start) if rate else None,
         evaluate=partial(measure, values["held_out_rows"], length),
@@ -81,49 +81,29 @@ def train(cell: Cell) -> dict[str, Any]:
         on_bad_numbers="skip",
         watch_loss=False,
     )
-    found: dict[str, Any] = {"evaluated": [], "losses": [], "accuracies": []}
-    told: list[float] = []
-    try:
-        for event in events:
-            if isinstance(event, Evaluated):
-                found["evaluated"].append(event.step)
-                found["losses"].append(event.values["loss"])
-                found["accuracies"].append(event.values["accuracy"])
-            elif isinstance(event, Trained):
-                told.append(event.loss)
-                found["seconds"] = event.seconds
-    except NumericError:  # three steps in a row whose numbers were bad
-        found["evaluated"].append(steps)
-        found["losses"].append(DIVERGED)
-        found["accuracies"].append(0.0)
-    last = [loss for loss in told[-max(1, steps // 20) :] if math.isfinite(loss)]
-    found["training_loss"] = sum(last) / len(last) if last else DIVERGED
-    found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    return found
+    last = [loss for loss in course.losses[-max(1, steps // 20) :] if math.isfinite(loss)]
+    return {
+        "evaluated": course.evaluated,
+        "losses": course.curve("loss"),
+        "accuracies": course.curve("accuracy"),
+        "seconds": course.seconds,
+        "training_loss": sum(last) / len(last) if last else DIVERGED["loss"],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 def shape(cell: Cell) -> DecoderConfig:
     """The arm's decoder. In the tuning phase ``proxied`` is a narrow mixture of experts of as many parameters."""
-    from mickle.models.shape import DecoderConfig
+    from mickle.studies.training import small_shape
 
     values = cell.values
     size = "small" if cell.arm.startswith("small") else "large"
     if cell.arm == "proxied" and values["tuning"]:
         size = "proxy"
     sizes = values["shapes"][size]
-    extra = {"drop_path": cell.setting["drop_path"]} if "drop_path" in cell.setting else {}
-    return DecoderConfig(
-        vocab_size=256,
-        width=sizes["width"],
-        layers=sizes["layers"],
-        heads=sizes["heads"],
-        kv_heads=sizes["heads"],
-        head_width=sizes["width"] // sizes["heads"],
-        ffn_width=sizes["ffn_width"],
-        max_length=values["length"],
-        **{name: sizes[name] for name in ("experts", "experts_per_token") if name in sizes},
-        **extra,
-    )
+    extra = {name: sizes[name] for name in ("experts", "experts_per_token") if name in sizes}
+    extra |= {name: cell.setting[name] for name in ("drop_path",) if name in cell.setting}
+    return small_shape(sizes, BYTES, values["length"], **extra)
 
 
 def optimizer(cell: Cell, model: nn.Module) -> Any:
@@ -139,22 +119,6 @@ def optimizer(cell: Cell, model: nn.Module) -> Any:
     return build_optimizer(settings, model)
 
 
-@cache
-def corpus() -> tuple[Tensor, Tensor]:
-    """Bytes of the standard library's modules: training files, and every tenth file held out."""
-    import sysconfig
-
-    import torch
-
-    folder = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"}
-    files = sorted(p for p in folder.rglob("*.py") if not skipped & set(p.relative_to(folder).parts))
-    parts: tuple[list[bytes], list[bytes]] = ([], [])
-    for place, path in enumerate(files):
-        parts[place % 10 == 0].append(path.read_bytes())
-    return tuple(torch.frombuffer(bytearray(b"".join(part)), dtype=torch.uint8) for part in parts)
-
-
 def unique_places(seed: int, count: int, length: int) -> Tensor:
     """Where the ``count`` unique windows begin in the training bytes, int64 [count]; a smaller count is the front of a
     larger one.
@@ -165,29 +129,20 @@ def unique_places(seed: int, count: int, length: int) -> Tensor:
     from mickle.data.mixture import permute
     from mickle.errors import UsageError
 
-    whole = (len(corpus()[0]) - 1) // length
-    if count > whole:
+    there = (len(source_bytes()[0]) - 1) // length
+    if count > there:
         raise UsageError(
-            f"The training text has {whole:,} windows of {length}, not {count:,}.", where="study token_crisis"
+            f"The training text has {there:,} windows of {length}, not {count:,}.", where="study token_crisis"
         )
-    return torch.from_numpy(permute(np.arange(count), whole, seed, 0)) * length
+    return torch.from_numpy(permute(np.arange(count), there, seed, 0)) * length
 
 
 def windows(places: Tensor, seed: int, rows: int, length: int, index: int) -> dict[str, Tensor]:
     """Batch ``index``: epoch after epoch over the same windows, each epoch in its own order. [rows, length] each."""
-    import numpy as np
-    import torch
+    from mickle.studies.training import in_epochs
 
-    from mickle.data.mixture import permute
-
-    samples = index * rows + np.arange(rows)
-    epochs, orders = np.divmod(samples, len(places))
-    chosen = np.empty_like(samples)
-    for epoch in np.unique(epochs):
-        now = epochs == epoch
-        chosen[now] = permute(orders[now], len(places), seed, 1 + int(epoch))
-    found = corpus()[0][places[chosen][:, None] + torch.arange(length + 1)].long()
-    return {"input_ids": found[:, :-1], "labels": found[:, 1:]}
+    # The order numbered 0 is that in which the windows were drawn.
+    return rows_at(source_bytes()[0], places[in_epochs(index, rows, len(places), seed, first=1)], length)
 
 
 def measure(rows: int, length: int, model: nn.Module) -> dict[str, float]:
@@ -195,11 +150,10 @@ def measure(rows: int, length: int, model: nn.Module) -> dict[str, float]:
     import torch
     from torch.nn.functional import cross_entropy
 
-    data = corpus()[1]
-    starts = torch.linspace(0, len(data) - length - 1, rows).long()[:, None]
-    found = data[starts + torch.arange(length + 1)].long()
-    logits = model(found[:, :-1]).float().flatten(0, 1)  # [rows x length, 256]
-    labels = found[:, 1:].flatten()
+    data = source_bytes()[1]
+    batch = rows_at(data, torch.linspace(0, len(data) - length - 1, rows).long(), length)
+    logits = model(batch["input_ids"]).float().flatten(0, 1)  # [rows x length, 256]
+    labels = batch["labels"].flatten()
     right = (logits.argmax(-1) == labels).float().mean()
     return {"loss": float(cross_entropy(logits, labels)), "accuracy": float(right)}
 
@@ -218,10 +172,10 @@ def damages(table: dict[str, Measurements]) -> dict[str, Measurements]:
         if "accuracy" not in measured:
             found[arm] = measured
             continue
-        whole = table["small-fresh"] if arm.startswith("small") else fresh
+        unharmed = table["small-fresh"] if arm.startswith("small") else fresh
         found[arm] = {
             **measured,
-            "damage": whole["accuracy"] - measured["accuracy"],
+            "damage": unharmed["accuracy"] - measured["accuracy"],
             "healed": (measured["accuracy"] - none["accuracy"]) / lost,
             "healed_loss": (none["loss"] - measured["loss"]) / more,
         }
@@ -261,32 +215,8 @@ GPU: dict[str, Any] = {
 }
 
 
-def asked(
-    name: str,
-    method: str,
-    baseline: str,
-    measure: str,
-    effect: float,
-    paper: str,
-    *worlds: str,
-    better: Any = "higher",
-    headline: bool = False,
-) -> Comparison:
-    """One difference between two arms."""
-    return Comparison(
-        name=name,
-        method=method,
-        baseline=baseline,
-        measure=measure,
-        better=better,
-        form="difference",
-        paper_effect=effect,
-        paper=paper,
-        worlds=worlds,
-        headline=headline,
-    )
-
-
+asked = partial(Comparison, better="higher", form="difference")
+FEW, MANY = ("few",), ("many",)
 REPEATED = "64.6 to 61.7 % of tokens right, 256 epochs of 2^27 tokens"
 HEALED = "dropout 61.7 to 63.0 % where fresh text has 64.6"
 GAIN = "61.7 to 63.0 % of tokens right, at the end"
@@ -318,26 +248,53 @@ study = Study(
         Arm("small", "a third of the parameters, the same tokens many times", VOID),
     ),
     comparisons=(
-        asked("fresh text against 16 epochs", "fresh", "none", "accuracy", 0.029, REPEATED, "few"),
-        asked("fresh text against 64 epochs", "fresh", "none", "accuracy", 0.029, REPEATED, "many"),
+        asked("fresh text against 16 epochs", "fresh", "none", "accuracy", 0.029, REPEATED, worlds=FEW),
+        asked("fresh text against 64 epochs", "fresh", "none", "accuracy", 0.029, REPEATED, worlds=MANY),
         asked(
-            "damage of a model 3.5 times larger", "none", "small", "damage", 0.01, "figure, no number: a point", "many"
+            "damage of a model 3.5 times larger",
+            "none",
+            "small",
+            "damage",
+            0.01,
+            "figure, no number: a point",
+            worlds=MANY,
         ),
         asked(
-            "share of the damage that dropout heals", "dropout", "none", "healed", 0.45, HEALED, "many", headline=True
+            "share of the damage that dropout heals",
+            "dropout",
+            "none",
+            "healed",
+            0.45,
+            HEALED,
+            worlds=MANY,
+            headline=True,
         ),
-        asked("the same at 16 epochs", "dropout", "none", "healed", 0.45, HEALED, "few"),
-        asked("the same in loss", "dropout", "none", "healed_loss", 0.45, HEALED, "many"),
+        asked("the same at 16 epochs", "dropout", "none", "healed", 0.45, HEALED, worlds=FEW),
+        asked("the same in loss", "dropout", "none", "healed_loss", 0.45, HEALED, worlds=MANY),
         asked(
-            "dropout, both at their best checkpoints", "dropout", "none", "best_accuracy", 0.013, GAIN, "few", "many"
+            "dropout, both at their best checkpoints",
+            "dropout",
+            "none",
+            "best_accuracy",
+            0.013,
+            GAIN,
+            worlds=FEW + MANY,
         ),
-        asked("dropout against weight decay", "dropout", "decay", "accuracy", 0.013, OTHERS, "many"),
-        asked("dropout against stochastic depth", "dropout", "drop-path", "accuracy", 0.013, OTHERS, "many"),
-        asked("dropout against label smoothing", "dropout", "smoothing", "accuracy", 0.013, OTHERS, "many"),
-        asked("dropout against a lower learning rate", "dropout", "slower", "accuracy", 0.013, "not tried", "many"),
-        asked("share healed by late dropout", "late", "none", "healed", 0.45, "as dropout from the start", "many"),
+        asked("dropout against weight decay", "dropout", "decay", "accuracy", 0.013, OTHERS, worlds=MANY),
+        asked("dropout against stochastic depth", "dropout", "drop-path", "accuracy", 0.013, OTHERS, worlds=MANY),
+        asked("dropout against label smoothing", "dropout", "smoothing", "accuracy", 0.013, OTHERS, worlds=MANY),
         asked(
-            "share healed at the rate of a mixture of experts", "proxied", "none", "healed", 0.45, "as dropout", "many"
+            "dropout against a lower learning rate", "dropout", "slower", "accuracy", 0.013, "not tried", worlds=MANY
+        ),
+        asked("share healed by late dropout", "late", "none", "healed", 0.45, "as dropout from the start", worlds=MANY),
+        asked(
+            "share healed at the rate of a mixture of experts",
+            "proxied",
+            "none",
+            "healed",
+            0.45,
+            "as dropout",
+            worlds=MANY,
         ),
     ),
     rule=(

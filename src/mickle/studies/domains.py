@@ -1,0 +1,91 @@
+"""Six domains of bytes that any installation holds, some worth reading and two that are not.
+
+Real: sources of Python's standard library (``python``), documentation of numpy and torch (``prose``), C++ headers
+(``headers``) and font tables (``tables``). Planted: random bytes (``noise``) and a loop of 16 bytes (``easy``).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mickle.data.installed import SITE, STDLIB, all_docstrings, package_files, parsed
+from mickle.data.packing import TokenStream
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+REAL = ("headers", "prose", "python", "tables")
+PLANTED = ("easy", "noise")
+BYTES = 256  # the vocabulary
+MOST_BYTES = 1_000_000  # of a domain that are read
+MOST_DOCUMENTATION = 2_000_000  # characters at which it ends: parsing it takes time
+HELD_OUT_OF = 10  # one piece of 16 kB in so many is never trained on
+PIECE = 16_384
+SKIPPED = SITE | {"test", "tests", "idlelib", "pydoc_data"}  # of the standard library
+
+
+def domains_of(world: str) -> list[str]:
+    """The world's domains, in the order of names."""
+    return sorted([*REAL, *PLANTED] if world == "planted" else REAL)
+
+
+@cache
+def corpus() -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
+    """Training bytes (uint8), held-out bytes and the size of all there is, by domain."""
+    found = {
+        "python": b"".join(map(Path.read_bytes, files_of(STDLIB, "*.py"))),
+        "headers": b"".join(map(Path.read_bytes, files_of("pyarrow", "*.h"))),
+        "tables": b"".join(map(Path.read_bytes, files_of("matplotlib", "*.afm"))),
+        "prose": documentation(),
+        "noise": printable_noise(),
+        "easy": b"abcdefgh01234567" * (MOST_BYTES // 16),
+    }
+    return {name: divided(data) for name, data in found.items()}
+
+
+def files_of(package: str, pattern: str) -> list[Path]:
+    """A package's files, in the order of their paths as text."""
+    return sorted(package_files(package, SKIPPED if package == STDLIB else (), pattern), key=Path.as_posix)
+
+
+def documentation() -> bytes:
+    """Documentation strings of numpy and torch: no module of the standard library, whose sources are a domain."""
+    parts: list[str] = []
+    for path in chain(files_of("numpy", "*.py"), files_of("torch", "*.py")):
+        if sum(map(len, parts)) > MOST_DOCUMENTATION:
+            break
+        if tree := parsed(path):
+            parts += [text for text in all_docstrings(tree) if len(text) > 200]
+    return "\n\n".join(parts).encode()
+
+
+def printable_noise() -> bytes:
+    """Uniform random printable bytes: nobody can learn more than their frequencies."""
+    return np.random.default_rng(0).integers(32, 127, MOST_BYTES, dtype=np.uint8).tobytes()
+
+
+def divided(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
+    """Every tenth piece held out; both sides no longer than is read; the size of it all."""
+    there = np.frombuffer(data, dtype=np.uint8)
+    pieces = [there[start : start + PIECE] for start in range(0, len(there), PIECE)]
+    training = [piece for place, piece in enumerate(pieces) if place % HELD_OUT_OF]
+    held_out = [piece for place, piece in enumerate(pieces) if place % HELD_OUT_OF == 0]
+    return np.concatenate(training)[:MOST_BYTES], np.concatenate(held_out)[:MOST_BYTES], len(there)
+
+
+def stream(data: np.ndarray) -> TokenStream:
+    """Bytes as one document."""
+    return TokenStream(data, np.zeros(1, dtype=np.int64), end=BYTES)
+
+
+@cache
+def held_out_windows(name: str, length: int, rows: int) -> dict[str, Tensor]:
+    """Windows of a domain's held-out bytes at equal distances, the same for all."""
+    data = corpus()[name][1]
+    starts = np.linspace(0, len(data) - length - 1, rows).astype(np.int64)
+    return stream(data).windows(starts, length)

@@ -1,0 +1,74 @@
+"""Two texts for masked encoders: documentation of installed packages, and an invented language (``agreement``)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from mickle.data.installed import SITE, STDLIB, all_docstrings, package_files, parsed
+from mickle.data.masking import Masking, fixed_masks, vocabulary_of
+from mickle.data.packing import TokenStream, stream_of
+from mickle.data.tokenizer import TextTokenizer, train_tokenizer
+from mickle.studies import agreement
+
+SKIPPED = SITE | {"test", "tests", "testing", "idlelib"}
+SHORTEST = 80  # characters of a docstring
+HELD_OUT_OF = 10  # one file in so many
+ROWS = 64  # of a batch that is only measured
+
+
+@dataclass(frozen=True, eq=False)
+class World:
+    """A tokenizer with its training text and its held-out text."""
+
+    tokenizer: TextTokenizer
+    training: TokenStream
+    held_out: TokenStream
+
+
+@cache
+def grammar(sentences: int) -> World:
+    """So many sentences to train on, and a tenth of that held out."""
+    texts = agreement.sentences(sentences + sentences // 10)
+    return world_of(agreement.tokenizer(), texts[:sentences], texts[sentences:])
+
+
+@cache
+def documentation(vocabulary: int, packages: tuple[str, ...]) -> World:
+    """Docstrings of the standard library and of installed packages; every tenth file is held out. The tokenizer learns
+    from training files.
+    """
+    training: list[str] = []
+    held_out: list[str] = []
+    files = (texts for package in (STDLIB, *packages) for texts in docstrings(package))
+    for number, texts in enumerate(files):
+        (training if number % HELD_OUT_OF else held_out).extend(texts)
+    return world_of(train_tokenizer(training, vocabulary, mask=True), training, held_out)
+
+
+def world_of(tokenizer: TextTokenizer, training: list[str], held_out: list[str]) -> World:
+    """Both texts as streams of tokens."""
+    first, second = (stream_of(tokenizer.encode_documents(texts), tokenizer) for texts in (training, held_out))
+    return World(tokenizer, first, second)
+
+
+def docstrings(package: str) -> Iterator[list[str]]:
+    """Of every source file of a package, tests left out, its docstrings of 80 characters at least."""
+    for path in package_files(package, SKIPPED):
+        if tree := parsed(path):
+            yield [text for text in all_docstrings(tree) if len(text) >= SHORTEST]
+
+
+@cache
+def fixed_batches(world: World, length: int, rows: int) -> list[dict[str, Tensor]]:
+    """Windows spread evenly over the held-out text, 64 rows at a time, and masks at 15 % that never change."""
+    starts = np.linspace(0, len(world.held_out) - length, rows).astype(np.int64)
+    vocabulary = vocabulary_of(world.tokenizer)
+    return [
+        fixed_masks(world.held_out.windows(starts[first : first + ROWS], length), first, Masking(), vocabulary)
+        for first in range(0, rows, ROWS)
+    ]
