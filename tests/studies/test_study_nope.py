@@ -119,7 +119,7 @@ def test_a_run_ends_when_the_training_lengths_are_learned():
     model = nope.decoder(cell("none"), 30)
     batch = {"input_ids": torch.ones(2, 4, dtype=torch.long), "labels": torch.ones(2, 4, dtype=torch.long)}
     long = replace(cell("none"), values={**TINY, "steps": {"rsc": 100}})
-    steps, reached = nope.train(model, lambda step: batch, lambda model: {"missed": next(checks)}, long)
+    steps, reached = nope.learn(model, lambda step: batch, lambda model: {"missed": next(checks)}, long)
     assert (steps, reached) == (4, True)
 
 

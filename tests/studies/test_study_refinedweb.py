@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mickle.data.packing import TokenStream
-from mickle.studies import refinedweb
+from mickle.studies import crawl_corpora, refinedweb
 from mickle.studies.crawl_scores import STAGES
 from mickle.studies.declaration import Cell, open_study
 
@@ -33,7 +33,7 @@ def cell(arm, seed=3):
 
 @pytest.fixture(scope="module")
 def corpora():
-    return refinedweb.corpora_of(TINY["pages"], 3, PACKAGES)
+    return crawl_corpora.corpora_of(TINY["pages"], 3, PACKAGES)
 
 
 def test_each_corpus_is_the_one_before_with_less_in_it(corpora):
@@ -134,11 +134,11 @@ def test_one_cell_measures_what_is_declared(tmp_path):
 
 
 def test_held_out_documents_are_of_other_modules_and_another_package():
-    stream, size = refinedweb.held_out(PACKAGES, PACKAGES, 300)
-    other, other_size = refinedweb.held_out(("numpy",), PACKAGES, 300)
+    stream, size = crawl_corpora.held_out(PACKAGES, PACKAGES, 300)
+    other, other_size = crawl_corpora.held_out(("numpy",), PACKAGES, 300)
     assert size > 20_000 and other_size > 50_000
     assert len(stream) < size, "a token is more than a byte"
-    tokenizer = refinedweb.tokenizer_of(PACKAGES, 300)
+    tokenizer = crawl_corpora.tokenizer_of(PACKAGES, 300)
     assert "numpy" not in tokenizer.decode(stream.tokens).lower()[:100_000]
     assert "array" in tokenizer.decode(other.tokens)
 

@@ -124,12 +124,9 @@ def labelled(words: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bare: bo
 
 def decoder(seed: int) -> Decoder:
     """Two layers of width 64: 101,000 weights."""
-    from mickle.models.decoder import Decoder, DecoderConfig
+    from mickle.studies.training import small_decoder
 
-    shape = DecoderConfig(
-        vocab_size=VOCABULARY, width=64, layers=2, heads=4, kv_heads=4, head_width=16, ffn_width=144, max_length=32
-    )
-    return Decoder(shape, seed=seed)
+    return small_decoder({"width": 64, "layers": 2, "heads": 4, "ffn_width": 144}, VOCABULARY, 32, seed)
 
 
 @cache
@@ -143,16 +140,13 @@ def world_of(seed: int, steps: int) -> World:
 
 def pretrain(world: World, steps: int) -> dict[str, Any]:
     """Weights after `steps` steps of AdamW with a cosine."""
-    from mickle.training.loop import fit
+    from mickle.studies.training import train
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 
     model = world.fresh()
     optimizer = build_optimizer(AdamW(learning_rate=PRETRAIN_RATE), model)
-    for _ in fit(
-        model, next_token, world.pretraining_batch, optimizer, steps=steps, schedule=Schedule(), seed=world.seed
-    ):
-        pass
+    train(model, next_token, world.pretraining_batch, optimizer, steps=steps, schedule=Schedule(), seed=world.seed)
     return model.state_dict()
 
 

@@ -9,6 +9,7 @@ it has learned the training lengths.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mickle.evaluation.length_scores import Encoded
+    from mickle.models.decoder import Decoder
 
 LEARNED = 0.99  # in-distribution accuracy at which a run ends
 POSITIONS: dict[str, dict[str, Any]] = {
@@ -55,7 +57,7 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
         return {"missed": 1 - (found or 0.0)}
 
     model = decoder(cell, tokenizer.size)
-    steps, reached = train(model, batch, missed, cell)
+    steps, reached = learn(model, batch, missed, cell)
     test = instances("test", task.train + task.test, cell.values["test"])
     scores = score(model, test, tokenizer.end, longest_trained)
     beyond = [found for found in scores if not found.seen]
@@ -76,59 +78,52 @@ def task_of(cell: Cell) -> Task:
     return smaller(cell.world, range(1, longest + 1), range(longest + 1, 2 * longest + 1), cell.values["symbols"])
 
 
-def decoder(cell: Cell, vocabulary: int) -> nn.Module:
-    """The paper's kind of decoder, small: ReLU, no biases, tied embeddings. Same seed, same weights in all
-    arms.
-    """
-    from mickle.models.decoder import Decoder, DecoderConfig
+def decoder(cell: Cell, vocabulary: int) -> Decoder:
+    """The paper's kind of decoder, small: ReLU, no biases, tied embeddings. Same seed, same weights in all arms."""
+    from mickle.studies.training import small_decoder
 
-    width, heads = cell.values["width"], cell.values["heads"]
-    shape = DecoderConfig(
-        vocab_size=vocabulary,
-        width=width,
-        layers=cell.values["layers"][cell.world],
-        heads=heads,
-        kv_heads=heads,
-        head_width=width // heads,
-        ffn_width=4 * width,
-        max_length=128,
+    values = cell.values
+    return small_decoder(
+        {**values, "layers": values["layers"][cell.world], "ffn_width": 4 * values["width"]},
+        vocabulary,
+        length=128,
+        seed=cell.seed,
         norm_eps=1e-6,
         activation="relu",
-        initial_std=cell.values["initial_std"],
+        initial_std=values["initial_std"],
         **POSITIONS[cell.arm],
     )
-    return Decoder(shape, seed=cell.seed)
 
 
-def train(
+def learn(
     model: nn.Module,
     batch: Callable[[int], dict[str, Tensor]],
     missed: Callable[[nn.Module], dict[str, float]],
     cell: Cell,
 ) -> tuple[int, bool]:
     """Train until the training lengths are learned or the steps are spent; returns (steps done, learned)."""
-    from mickle.events import Evaluated
-    from mickle.training.loop import fit
+    from mickle.studies.training import train
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 
+    def learned(found: dict[str, float]) -> bool:
+        return found["missed"] <= 1 - LEARNED
+
     settings = AdamW(learning_rate=cell.values["learning_rate"], betas=(0.9, 0.98), weight_decay=0.05)
-    steps = cell.values["steps"][cell.world]
-    for event in fit(
+    course = train(
         model,
         next_token,
         batch,
         build_optimizer(settings, model),
-        steps=steps,
+        steps=cell.values["steps"][cell.world],
+        until=learned,
         schedule=Schedule(kind="linear", warmup=0.06, floor=0.0),
         evaluate=missed,
         evaluate_every=cell.values["evaluate_every"],
         seed=cell.seed,
         watch_loss=False,
-    ):
-        if isinstance(event, Evaluated) and event.values["missed"] <= 1 - LEARNED:
-            return event.step, True
-    return steps, False
+    )
+    return course.evaluated[-1], learned(course.measured[-1])
 
 
 def packed(rows: Sequence[Encoded], filler: int) -> dict[str, Tensor]:
@@ -205,6 +200,9 @@ GPU = {
     "test": 128,
 }
 
+beyond = partial(Comparison, better="higher", form="difference", worlds=WORLDS)
+FOUR = "mean over these four tasks, its result files"
+
 study = Study(
     name="nope",
     title="The Impact of Positional Encoding on Length Generalization in Transformers",
@@ -223,72 +221,25 @@ study = Study(
         Arm("sinusoidal", "sinusoids added to the embedding, the paper's absolute"),
     ),
     comparisons=(
-        Comparison(
-            name="beyond training, against rotary",
-            method="none",
-            baseline="rotary",
-            measure="ood",
-            better="higher",
-            form="difference",
-            paper_effect=0.596,
-            paper="mean over these four tasks, its result files",
-            worlds=WORLDS,
-            headline=True,
+        beyond("beyond training, against rotary", "none", "rotary", "ood", 0.596, FOUR, headline=True),
+        beyond(
+            "beyond training, against rotary on all dimensions",
+            "none",
+            "rotary-full",
+            "ood",
+            0.596,
+            "its figure for a quarter of the dimensions; all of them it did not try",
         ),
-        Comparison(
-            name="beyond training, against rotary on all dimensions",
-            method="none",
-            baseline="rotary-full",
-            measure="ood",
-            better="higher",
-            form="difference",
-            paper_effect=0.596,
-            paper="its figure for a quarter of the dimensions; all of them it did not try",
-            worlds=WORLDS,
-        ),
-        Comparison(
-            name="beyond training, against absolute",
-            method="none",
-            baseline="sinusoidal",
-            measure="ood",
-            better="higher",
-            form="difference",
-            paper_effect=0.609,
-            paper="mean over these four tasks, its result files",
-            worlds=WORLDS,
-        ),
-        Comparison(
-            name="beyond training, against ALiBi",
-            method="none",
-            baseline="alibi",
-            measure="ood",
-            better="higher",
-            form="difference",
-            paper_effect=0.382,
-            paper="mean over these four tasks, its result files",
-            worlds=WORLDS,
-        ),
-        Comparison(
-            name="beyond training, against T5 bias",
-            method="none",
-            baseline="t5",
-            measure="ood",
-            better="higher",
-            form="difference",
-            paper_effect=0.029,
-            paper="mean over these four tasks, its result files",
-            worlds=WORLDS,
-        ),
-        Comparison(
-            name="reciprocal rank, against rotary",
-            method="none",
-            baseline="rotary",
-            measure="reciprocal_rank",
-            better="higher",
-            form="difference",
-            paper_effect=0.357,
-            paper="0.687 and 0.330, all tasks without scratchpad",
-            worlds=WORLDS,
+        beyond("beyond training, against absolute", "none", "sinusoidal", "ood", 0.609, FOUR),
+        beyond("beyond training, against ALiBi", "none", "alibi", "ood", 0.382, FOUR),
+        beyond("beyond training, against T5 bias", "none", "t5", "ood", 0.029, FOUR),
+        beyond(
+            "reciprocal rank, against rotary",
+            "none",
+            "rotary",
+            "reciprocal_rank",
+            0.357,
+            "0.687 and 0.330, all tasks without scratchpad",
         ),
     ),
     rule=(

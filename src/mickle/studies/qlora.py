@@ -34,7 +34,6 @@ ALLOWED = 0.25  # of what 3 bits cost
 LEAST_COST = 0.004  # nats: shares of less would be shares of noise
 LONGEST = 72  # tokens of an example; longer ones are left out
 TUNED_APART = ("full", "nf4-dq-qv")  # the other arms of adapters take the rate that is best over the unrounded base
-NOT_TRAINED = -100
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
@@ -63,7 +62,7 @@ def tuned(arm: str, rate: int, seed: int, dials: str) -> Measurements:
     found |= round_base(model, options)
     training, heldout = encoded(folder)
     if arm != "nf4-dq-none":
-        found |= train(model, arm, RATES[arm == "full"][rate], seed, values, training)
+        found |= tune(model, arm, RATES[arm == "full"][rate], seed, values, training)
     found |= measure(model, heldout, values["heldout_examples"])
     return found | {"score": found["loss"]}
 
@@ -97,16 +96,14 @@ def round_base(model: nn.Module, options: dict[str, Any]) -> Measurements:
     return {"bits_per_weight": 8 * size / weights, "stored_bits": bits_per_weight(model)}
 
 
-def train(
+def tune(
     model: nn.Module, arm: str, rate: float, seed: int, values: dict[str, Any], examples: list[Example]
 ) -> Measurements:
     """Tune adapters, or for ``full`` every weight; the base stays as it is."""
     import torch
 
-    from mickle.errors import NumericError
-    from mickle.events import Trained
     from mickle.models.lora import attach_lora
-    from mickle.training.loop import fit
+    from mickle.studies.training import train
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import Schedule
 
@@ -116,26 +113,20 @@ def train(
         targets = options.get("targets", "all-linear")
         attach_lora(model, rank=rank, alpha=2.0 * rank, targets=targets, seed=seed)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    found: Measurements = {"trained": sum(parameter.numel() for parameter in trained)}
-    found |= {"budget": values["steps"] * values["rows"], "seconds": 0.0}
-    events = fit(
+    course = train(
         model,
         next_token,
         partial(batch, examples, seed, values["rows"]),
         torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.999), weight_decay=0.0),
         steps=values["steps"],
+        worst={},  # three steps in a row whose numbers were bad: the weights are those before them
         schedule=Schedule(kind="cosine", warmup=0.05, floor=0.0),
         seed=seed,
         on_bad_numbers="skip",
         watch_loss=False,
     )
-    try:
-        for event in events:
-            if isinstance(event, Trained):
-                found["seconds"] = event.seconds
-    except NumericError:  # three steps in a row whose numbers were bad; the weights are those before them
-        found["diverged"] = 1
-    return found
+    found = {"trained": sum(parameter.numel() for parameter in trained), "budget": values["steps"] * values["rows"]}
+    return found | {"seconds": course.seconds} | ({"diverged": 1} if course.diverged else {})
 
 
 Example = tuple["np.ndarray", int]  # its tokens, the start mark first; how many of them are the prompt
@@ -167,22 +158,16 @@ def encode(tokenizer: TextTokenizer, side: tuple[Any, ...]) -> list[Example]:
 
 def batch(examples: list[Example], seed: int, rows: int, index: int) -> dict[str, Tensor]:
     """Batch ``index``, a function of (seed, index): every example once an epoch, each epoch in its own order."""
-    import numpy as np
+    from mickle.studies.training import in_epochs
 
-    from mickle.data.mixture import permute
-
-    samples = index * rows + np.arange(rows)
-    epochs, places = np.divmod(samples, len(examples))
-    chosen = [
-        int(permute(np.array([place]), len(examples), seed, int(epoch))[0])
-        for epoch, place in zip(epochs, places, strict=True)
-    ]
-    return padded([examples[i] for i in chosen])
+    return padded([examples[i] for i in in_epochs(index, rows, len(examples), seed)])
 
 
 def padded(examples: list[Example]) -> dict[str, Tensor]:
     """input_ids and labels [B, T], shifted; only completions are trained. What follows an end cannot reach it."""
     import torch
+
+    from mickle.data.packing import NOT_TRAINED
 
     longest = max(len(tokens) for tokens, _ in examples) - 1
     inputs = torch.zeros(len(examples), longest, dtype=torch.int64)
@@ -284,21 +269,7 @@ SIZES: dict[str, Any] = {
 QUICK = {"base": asdict(SMALL), "bases": 1, "steps": 60, "rows": 16, "heldout_examples": 200, "heldout_pages": 15}
 
 
-def asked(name: str, method: str, baseline: str, measure: str, effect: float, paper: str, **more: Any) -> Comparison:
-    """One difference between two arms; a loss or a cost is better lower."""
-    return Comparison(
-        name=name,
-        method=method,
-        baseline=baseline,
-        measure=measure,
-        better=more.get("better", "lower"),
-        form=more.get("form", "difference"),
-        paper_effect=effect,
-        paper=paper,
-        headline=more.get("headline", False),
-    )
-
-
+asked = partial(Comparison, better="lower", form="difference")
 MATCHES = "tables 2 to 4: NF4 with double quantization matches 16 bits; asked here: costs less than a quarter of int3"
 CODES = "table 2, mean perplexity (unverified): 34.34 Int4, 31.07 FP4, 27.41 NF4 + DQ"
 

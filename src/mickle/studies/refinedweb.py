@@ -13,11 +13,8 @@ which junk was planted. The finding that carries over is how well each stage tel
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import partial
 from pathlib import Path
-from random import Random
 from typing import TYPE_CHECKING, Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
@@ -27,25 +24,24 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from mickle.data.packing import TokenStream
-    from mickle.data.tokenizer import TextTokenizer
     from mickle.models.decoder import Decoder
-    from mickle.studies.crawl_scores import Judged
 
 OTHER_SOURCE = "numpy"  # never part of a crawl
 MARGIN = 1.02  # refined is as good as curated if its error is not above curated's times this
 WINDOW, PROMPT = 50, 25  # tokens of a training window, and those of them that are given
 GREEDY_ROWS = 100
-COPIED = ("document", "document with buttons", "shared passage", "copy", "edited copy")  # kinds of real documents
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """Train one decoder on one arm's corpus and measure it on documents that no arm has seen."""
+    from mickle.studies.crawl_corpora import corpora_of, held_out, stream_of_texts, tokenizer_of
+
     values = cell.values
     packages = tuple(values["packages"])
     corpora = corpora_of(values["pages"], cell.seed, packages)
     tokenizer = tokenizer_of(packages, values["vocabulary"])
     stream = stream_of_texts(corpora.texts[cell.arm], tokenizer)
-    model = train(cell, stream, tokenizer.size)
+    model = trained(cell, stream, tokenizer.size)
     near = evaluate(model, *held_out(packages, packages, values["vocabulary"]), values["length"])
     far = evaluate(model, *held_out((OTHER_SOURCE,), packages, values["vocabulary"]), values["length"])
     real = stream_of_texts(corpora.real[cell.arm], tokenizer) if corpora.real[cell.arm] else stream
@@ -64,153 +60,29 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     return {**measured, **(corpora.scores if cell.arm == "refined" else {})}
 
 
-@dataclass(frozen=True)
-class Corpora:
-    """One crawl as every arm has it: ``texts`` by arm, of these the ``real`` documents, and the stages' scores."""
-
-    texts: dict[str, list[str]]
-    real: dict[str, list[str]]
-    scores: dict[str, float]
-
-
-@lru_cache(2)
-def corpora_of(pages: int, seed: int, packages: tuple[str, ...]) -> Corpora:
-    """The crawl of a seed, through all stages once; the arms are what is there after each of them."""
-    from mickle.data.refine import Rules, refine
-    from mickle.studies.crawl import crawl
-    from mickle.studies.crawl_scores import judge, scores
-
-    planted = list(crawl(pages, seed, packages))
-    judged = judge(planted, refine((page.raw for page in planted), Rules(), seed))
-    found = {
-        "refined": [(page, page.text) for page in judged if not page.stage],
-        "filtered": left_before(judged, "near duplicates"),
-        "raw": left_before(judged, "repetitions"),
-        "wet": [(page, all_text(page.truth.html)) for page in judged if page.truth.is_html],
-    }
-    found["raw-subset"] = subset(found["raw"], sum(len(text) for _, text in found["refined"]), seed)
-    texts = {arm: [text for _, text in kept if text.strip()] for arm, kept in found.items()}
-    real = {
-        arm: [text for page, text in kept if page.truth.kind in COPIED and text.strip()] for arm, kept in found.items()
-    }
-    texts["curated"] = real["curated"] = curated(judged)
-    return Corpora(texts, real, scores(judged))
-
-
-def left_before(judged: Sequence[Judged], stage: str) -> list[tuple[Judged, str]]:
-    """The pages that come to a stage, with their text as it is then."""
-    from mickle.studies.crawl_scores import text_before
-
-    return [(page, text_before(page, stage)) for page in judged if page.reaches(stage)]
-
-
-def all_text(html: bytes) -> str:
-    """All text of a page, menus and all, as a crawl's WET files have it; a line to each piece between tags."""
-    from lxml import etree
-
-    root = etree.fromstring(html, etree.HTMLParser(encoding="utf-8", remove_comments=True))
-    pieces = root.xpath("//body//text()[not(ancestor::script or ancestor::style)]")
-    lines = (" ".join(piece.split()) for piece in pieces)
-    return "\n".join(line for line in lines if line)
-
-
-def subset(pages: Sequence[tuple[Judged, str]], characters: int, seed: int) -> list[tuple[Judged, str]]:
-    """Random pages with together about so many characters."""
-    shuffled = Random(f"subset {seed}").sample(list(pages), len(pages))
-    chosen = []
-    for page, text in shuffled:
-        if characters <= 0:
-            break
-        chosen.append((page, text))
-        characters -= len(text)
-    return chosen
-
-
-def curated(judged: Sequence[Judged]) -> list[str]:
-    """The documents behind the pages that should stay, without a crawl; a shared passage stands in the first only."""
-    seen: set[str] = set()
-    texts = []
-    for page in judged:
-        if page.truth.removed_by or not page.truth.text:
-            continue
-        paragraphs = [p for p in page.truth.text.split("\n\n") if p not in seen]
-        seen.update(page.truth.shared)
-        texts.append("\n\n".join(paragraphs))
-    return texts
-
-
-@cache
-def tokenizer_of(packages: tuple[str, ...], vocabulary: int) -> TextTokenizer:
-    """One tokenizer for all arms and seeds, of the real text that crawls draw on; nothing held out is in it."""
-    from mickle.data.tokenizer import train_tokenizer
-    from mickle.studies.prose import sources
-
-    texts = (
-        paragraph
-        for package in packages
-        for source in sources(package)
-        if not source.held_out
-        for paragraph in source.paragraphs
-    )
-    return train_tokenizer(texts, vocabulary)
-
-
-@cache
-def held_out(packages: tuple[str, ...], crawled: tuple[str, ...], vocabulary: int) -> tuple[TokenStream, int]:
-    """Documents of modules that no crawl contains, one to a module, with their number of bytes: of packages that are
-    ``crawled`` the modules held out, of others all.
-    """
-    from mickle.studies.prose import sources
-
-    found = [source for p in packages for source in sources(p) if p not in crawled or source.held_out]
-    texts = ["\n\n".join(source.paragraphs) for source in found]
-    stream = stream_of_texts(texts, tokenizer_of(crawled, vocabulary))
-    return stream, sum(len(text.encode()) for text in texts)
-
-
-def stream_of_texts(texts: Sequence[str], tokenizer: TextTokenizer) -> TokenStream:
-    """Texts as one stream of tokens."""
-    from mickle.data.packing import stream_of
-
-    return stream_of(tokenizer.encode_documents(list(texts)), tokenizer)
-
-
 def decoder(cell: Cell, vocabulary: int) -> Decoder:
     """The seed's model before training, the same in all arms."""
-    from mickle.models.decoder import Decoder, DecoderConfig
+    from mickle.studies.training import small_decoder
 
-    values = cell.values
-    width, heads = values["width"], values["heads"]
-    shape = DecoderConfig(
-        vocab_size=vocabulary,
-        width=width,
-        layers=values["layers"],
-        heads=heads,
-        kv_heads=heads,
-        head_width=width // heads,
-        ffn_width=values["ffn_width"],
-        max_length=values["length"],
-    )
-    return Decoder(shape, seed=cell.seed)
+    return small_decoder(cell.values, vocabulary, cell.values["length"], cell.seed)
 
 
-def train(cell: Cell, stream: TokenStream, vocabulary: int) -> nn.Module:
+def trained(cell: Cell, stream: TokenStream, vocabulary: int) -> nn.Module:
     """The seed's decoder after the scale's number of steps on windows of the stream."""
-    from mickle.training.loop import fit
+    from mickle.studies.training import train
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 
     values, model = cell.values, decoder(cell, vocabulary)
-    rows, length = values["rows"], values["length"]
-    places = window_places(len(stream), length, values["steps"] * rows, cell.seed)
+    rows, length, steps = values["rows"], values["length"], values["steps"]
+    places = window_places(len(stream), length, steps * rows, cell.seed)
 
     def batch(step: int) -> dict[str, Tensor]:
         return stream.windows(places[step * rows : (step + 1) * rows], length)
 
     optimizer = build_optimizer(AdamW(learning_rate=values["learning_rate"]), model)
     schedule = Schedule(kind="cosine", warmup=0.05, floor=0.05)
-    for _ in fit(model, next_token, batch, optimizer, steps=values["steps"], schedule=schedule, seed=cell.seed):
-        pass
+    train(model, next_token, batch, optimizer, steps=steps, schedule=schedule, seed=cell.seed)
     return model
 
 
@@ -285,23 +157,7 @@ def funnel(result: dict[str, Any]) -> str:
     return funnel_table([run["measured"] for run in runs if not run["failure"]])
 
 
-def better(
-    name: str, method: str, baseline: str, measure: str, effect: float, paper: str, *, headline: bool = False
-) -> Comparison:
-    """One arm's measure as a ratio to another's, lower is better."""
-    return Comparison(
-        name=name,
-        method=method,
-        baseline=baseline,
-        measure=measure,
-        better="lower",
-        form="ratio",
-        paper_effect=effect,
-        paper=paper,
-        headline=headline,
-    )
-
-
+better = partial(Comparison, better="lower", form="ratio")
 FULL: dict[str, Any] = {
     "pages": 4800,
     "packages": ["stdlib", "torch"],
