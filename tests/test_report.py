@@ -12,7 +12,8 @@ from mickle.data.card import Tally
 from mickle.data.pages import Skipped
 from mickle.data.records import Page, Removed
 from mickle.errors import UsageError
-from mickle.report import LARGEST, _sentence, render, stamp, write_report
+from mickle.evaluation.evaluate import beside_baselines
+from mickle.report import LARGEST, render, stamp, write_report
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -49,7 +50,8 @@ class Elements(HTMLParser):
 def _folders(root: Path, text: str) -> dict[str, Path]:
     """A corpus, a model's records, a measure and samples, all of whose words are ``text``."""
     folders = {name: root / name for name in ("corpus", "model", "loss", "text")}
-    with storage.write_folder(folders["corpus"], kind="corpus", summary={"kept": 1, "records": 3}) as folder:
+    made = {"kept": 1, "records": 3}
+    with storage.write_folder(folders["corpus"], kind="corpus", identity={"verb": "curate"}, summary=made) as folder:
         tally = Tally(["language"])
         tally.add(Skipped(text))
         tally.add(Removed(text, text, "", text, "language", text, 0.1, text))
@@ -58,7 +60,9 @@ def _folders(root: Path, text: str) -> dict[str, Path]:
         card = tally.card({"source": {"kind": "warc"}}, {})
         storage.write_json(folder / "card.json", card)
     summary = {"parameters": 1000, "tokens_read": 64, "note": text}
-    with storage.write_folder(folders["model"], kind="model", summary=summary, seconds=3.0) as folder:
+    with storage.write_folder(
+        folders["model"], kind="model", identity={"verb": "pretrain"}, summary=summary, seconds=3.0
+    ) as folder:
         lines = [
             {"event": "trained", "step": s, "loss": 3.0 / s, "learning_rate": 0.1, "gradient_norm": 1.0, "tokens": s}
             for s in range(1, 9)
@@ -66,9 +70,11 @@ def _folders(root: Path, text: str) -> dict[str, Path]:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         (folder / "settings.yaml").write_text(f"data: {json.dumps(text)}\n")
     summary = {"bits_per_byte": 2.0, "perplexity": 9.0, "baselines": {text: 3.0}}
-    with storage.write_folder(folders["loss"], kind="evaluation", summary=summary) as folder:
+    with storage.write_folder(
+        folders["loss"], kind="evaluation", identity={"verb": "evaluate"}, summary=summary
+    ) as folder:
         (folder / "loss.svg").write_text(f"<svg xmlns='http://www.w3.org/2000/svg'><text>{text}</text></svg>")
-    with storage.write_folder(folders["text"], kind="samples") as folder:
+    with storage.write_folder(folders["text"], kind="samples", identity={"verb": "sample"}) as folder:
         row = {"prompt": text, "text": text, "untrained": text}
         (folder / "samples.jsonl").write_text(json.dumps(row) + "\n")
     return folders
@@ -100,7 +106,7 @@ def test_page_is_small_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
 )
 def test_a_difference_within_the_interval_is_no_difference(interval: list[float], says: str) -> None:
     summary = {"bits_per_byte": 2.0, "bits_per_byte_interval": interval, "baselines": {"zlib": 3.0}}
-    assert says in _sentence(summary)
+    assert says in beside_baselines(summary)
 
 
 def test_stamp_follows_the_folders(tmp_path: Path) -> None:

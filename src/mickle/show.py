@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mickle import storage
+from mickle import storage, verbs
 from mickle.errors import UsageError
 
 
@@ -38,9 +38,7 @@ def show(folder: Path, check: str = "hashes") -> str:
     lines += [f"  from      {name}: {path}" for name, path in meta.get("parents", {}).items()]
     lines += [f"  setting   {name}: {value}" for name, value in _settings(meta)]
     lines += [f"  result    {name}: {value}" for name, value in _short_values(meta.get("summary", {}))]
-    if manifest.kind == "corpus":
-        lines += _funnel(folder)
-    return "\n".join(lines)
+    return "\n".join([*lines, *verbs.made_by(meta.get("identity", {})).shown(folder)])
 
 
 def _journal(path: Path) -> str:
@@ -78,13 +76,6 @@ def _ends(path: Path) -> tuple[str, str]:
     if manifest is None or path.name not in manifest.files or manifest.kind != "tuned":
         return "", ""
     return str(manifest.meta.get("parents", {}).get("model", "")), str(path.parent)
-
-
-def _funnel(folder: Path) -> list[str]:
-    """What each stage left, of a corpus; how to ask for one address."""
-    rows = storage.read_json(folder / "card.json").get("funnel", [])
-    lines = [f"  {row['stage']:<18}{row['pages']:>12,} pages left, {row['share']:7.1%}" for row in rows]
-    return [*lines, f"  why is a page gone, which is its twin: mickle show {folder} --url ADDRESS"]
 
 
 def _unfinished(folder: Path) -> str:

@@ -22,6 +22,7 @@ from mickle.config import Config, inputs, to_yaml
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted
 from mickle.machine import Forecast
+from mickle.results import Finding, Section, Table, drawn, facts
 
 
 class Step(Config):
@@ -30,7 +31,7 @@ class Step(Config):
     Class variables: ``version`` (raised by hand when results change), ``kind`` (what the output folder is),
     ``example`` (a command shown in the help), ``positional`` (the field that may stand without its flag),
     ``resumable_changes`` (fields that may differ when an unfinished run goes on), ``reported`` (the command line writes
-    a report page beside the folder).
+    a report page beside the folder), ``title`` and ``lead`` (heading and sentence of its part of a report).
     """
 
     version: ClassVar[int] = 1
@@ -39,6 +40,8 @@ class Step(Config):
     positional: ClassVar[str] = ""
     resumable_changes: ClassVar[frozenset[str]] = frozenset()
     reported: ClassVar[bool] = False
+    title: ClassVar[str] = "The folder"
+    lead: ClassVar[str] = ""
 
     seed: int = Field(0, ge=0, lt=2**32, description="all randomness follows from it")
 
@@ -64,6 +67,21 @@ class Step(Config):
     def after(self, out: Path) -> str:
         """The next sensible command."""
         return f"mickle show {out}"
+
+    @classmethod
+    def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
+        """A finished folder's part of a report: its figures, and what its summary says in short."""
+        return Section(cls.title, cls.lead, drawn(folder), [Table(("", ""), facts(summary), frozenset({1}))])
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """The numbers of a finished folder to see first."""
+        return []
+
+    @classmethod
+    def shown(cls, folder: Path) -> list[str]:
+        """What `mickle show` says of a finished folder besides what it says of all."""
+        return []
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on. Input paths give way to the hashes of what they hold."""

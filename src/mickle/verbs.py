@@ -41,6 +41,15 @@ def step_class(name: str, where: str = "") -> type[Step]:
     return found
 
 
+def made_by(identity: dict[str, Any]) -> type[Step]:
+    """The class that made a folder, by the identity in its manifest; the plain one where it is not known here."""
+    from mickle.step import Step
+
+    names = {place.rpartition(":")[2].lower(): name for name, (place, _) in STEPS.items()}
+    verb = identity.get("verb")
+    return step_class(names[verb]) if verb in names else Step
+
+
 def default_out(name: str, step: Step) -> Path:
     """Where a verb writes when no folder is named: the same settings always give the same name."""
     from mickle.step import identity_hash

@@ -13,9 +13,9 @@ from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation import paired_scores
-from mickle.evaluation.comparison import Compare, differences, forecast, run_compare, weight_bytes
+from mickle.evaluation.comparison import Compare, differences, weight_bytes
 from mickle.evaluation.paired_scores import Sums, compare
-from mickle.evaluation.paired_texts import Text, refuse_other_tokens, texts_to_score
+from mickle.evaluation.paired_texts import ScoredText, refuse_other_tokens, texts_to_score
 from mickle.events import Noted, ignore
 from mickle.models.decoder import Decoder
 from mickle.models.folder import save_model
@@ -49,7 +49,7 @@ def folder(tmp_path, name, made=None, tokenizer=TOKENIZER, pages=TEXTS):
 
 def texts_of(texts):
     return [
-        Text(np.array([TOKENIZER.start, *ids]), np.array([False] + [True] * len(ids)), len(text.encode()))
+        ScoredText(np.array([TOKENIZER.start, *ids]), np.array([False] + [True] * len(ids)), len(text.encode()))
         for text, ids in zip(texts, TOKENIZER.encode(texts))
     ]
 
@@ -128,7 +128,7 @@ def test_a_run_writes_numbers_table_and_the_curve(tmp_path):
     work = tmp_path / "work"
     work.mkdir()
     said = []
-    summary = run_compare(Compare(others=others, tokens=100), reference, work, said.append)
+    summary = Compare(others=others, tokens=100).run(reference, said.append).write(work, said.append)
     results = json.loads((work / "results.json").read_text())
     assert results["reference"]["name"] == "base" and results["reference"]["bits_per_weight"] is None
     assert results["reference"]["tokens"] >= 100
@@ -141,7 +141,7 @@ def test_a_run_writes_numbers_table_and_the_curve(tmp_path):
     assert [event.message for event in said if isinstance(event, Noted)] == table.splitlines()
     assert "<svg" in (work / "error_against_bytes.svg").read_text()
     assert [row["name"] for row in summary["others"]] == ["near1", "near3"]
-    assert forecast(Compare(others=others), reference).memory_bytes > 2 * weight_bytes(reference)
+    assert Compare(others=others).forecast(reference).memory_bytes > 2 * weight_bytes(reference)
 
 
 def test_answers_of_conversations_are_what_is_scored(tmp_path):
@@ -179,12 +179,12 @@ def test_models_that_do_not_compare_are_refused(tmp_path):
     for what, other in cases.items():
         what = what.strip()
         with pytest.raises(UsageError, match=what) as found:
-            run_compare(Compare(others=[other]), reference, tmp_path, ignore)
+            Compare(others=[other]).run(reference, ignore)
         assert other.name in found.value.where
     with pytest.raises(UsageError, match="no held-out pages"):
-        run_compare(Compare(others=[reference]), folder(tmp_path, "bare", pages=None), tmp_path, ignore)
+        Compare(others=[reference]).run(folder(tmp_path, "bare", pages=None), ignore)
     with pytest.raises(UsageError, match="nothing to score|no page"):
-        run_compare(Compare(others=[reference]), folder(tmp_path, "empty", pages=[" "]), tmp_path, ignore)
+        Compare(others=[reference]).run(folder(tmp_path, "empty", pages=[" "]), ignore)
 
 
 def test_special_tokens_of_its_own_do_not_keep_a_model_from_being_compared(tmp_path):

@@ -188,7 +188,7 @@ def folder(tmp_path):
 
 def test_a_model_folder_and_a_named_task(folder, tmp_path):
     settings = evaluation.Length(task="rsc", per_length=4, longest=24)
-    summary = evaluation.run_length(settings, folder, tmp_path, ignore)
+    summary = settings.run(folder, ignore).write(tmp_path, ignore)
     rows = list(csv.DictReader((tmp_path / "length.csv").open()))
     assert [int(row["length"]) for row in rows] == list(range(2, 25))
     assert [row["seen"] for row in rows] == ["True"] * 19 + ["False"] * 4
@@ -201,7 +201,7 @@ def test_a_model_folder_and_own_data(folder, tmp_path):
     data = tmp_path / "own.jsonl"
     write_examples(buckets(RSC, 0, range(2, 6), 5), data)
     settings = evaluation.Length(data=data, trained=3, per_length=2)
-    summary = evaluation.run_length(settings, folder, tmp_path, ignore)
+    summary = settings.run(folder, ignore).write(tmp_path, ignore)
     scores = json.loads((tmp_path / "results.json").read_text())["scores"]
     assert [(s["length"], s["count"], s["seen"]) for s in scores] == [
         (2, 2, True),
@@ -225,7 +225,7 @@ def test_a_model_folder_and_own_data(folder, tmp_path):
 )
 def test_settings_that_ask_nothing(folder, tmp_path, settings, message):
     with pytest.raises(UsageError, match=message):
-        evaluation.run_length(evaluation.Length(**settings), folder, tmp_path, ignore)
+        evaluation.Length(**settings).run(folder, ignore)
 
 
 def test_source_and_target_are_parted_by_one_space():

@@ -16,6 +16,7 @@ from mickle.compression.methods import SHARE_TO_WARN, Gptq, Method, Nf4, Rtn, Sp
 from mickle.config import Input
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
+from mickle.results import Finding
 from mickle.step import Step
 from mickle.storage import SCRATCH
 
@@ -36,6 +37,10 @@ class Compress(Step):
     """Store a model's weights in 2 to 4 bits, near to lossless, and say what it cost."""
 
     kind: ClassVar[str] = "compressed"
+    title: ClassVar[str] = "The compression"
+    lead: ClassVar[str] = (
+        "The same model in few bits: what each layer takes, and how far its output moved on the calibration text."
+    )
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle compress model --data corpus --method spqr --method.target-bits 4.2"
     reported: ClassVar[bool] = True
@@ -61,6 +66,11 @@ class Compress(Step):
         from importlib.metadata import version
 
         return {"torch": version("torch")}
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """Bits a weight."""
+        return [Finding(f"{summary.get('bits_per_weight', 0):.2f}", "bits a weight, all counted")]
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.compression import outcome

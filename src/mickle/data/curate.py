@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from mickle import machine, storage
 from mickle.config import Input
 from mickle.data import chunks, documentation, passes
-from mickle.data.card import Tally, readable
+from mickle.data.card import Tally, corpus_lines, corpus_section, readable
 from mickle.data.parallel import each
 from mickle.data.passes import Scratch
 from mickle.data.refine import COMPARING, PLAIN, WEB, Rules, StageName
@@ -30,6 +30,7 @@ from mickle.data.workers import Crew
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
+from mickle.results import Finding, Section
 from mickle.step import Step
 
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
@@ -116,6 +117,22 @@ class Curate(Rules, Step):
             "seconds_comparing": round(time.monotonic() - begun - refined, 2),
             "stage_seconds": {stage: round(taken, 3) for stage, taken in sorted(seconds.items())},
         }
+
+    @classmethod
+    def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
+        """The card's funnel, rules and examples."""
+        return corpus_section(folder, summary.get("stage_seconds", {}))
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """Pages and megabytes kept."""
+        kept = Finding(f"{summary.get('kept', 0):,}", f"pages kept of {summary.get('records', 0):,}")
+        return [kept, Finding(f"{summary.get('kept_bytes', 0) / 1e6:.1f} MB", "of main text")]
+
+    @classmethod
+    def shown(cls, folder: Path) -> list[str]:
+        """The funnel."""
+        return corpus_lines(folder)
 
     def dry_run(self) -> tuple[Forecast, str]:
         """What would be read, how long it takes, and what becomes of the first records, with examples."""

@@ -20,23 +20,24 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mickle.config import Config, Input
+from mickle.config import Input
 from mickle.errors import UsageError
-from mickle.events import Emit, Noted
+from mickle.evaluation.inputs import longest_text, open_to_measure
+from mickle.evaluation.measure import Measure
+from mickle.events import Emit
+from mickle.figures import COLOURS, Figure, Line, Panel, Rule
+from mickle.machine import Forecast
+from mickle.results import Result, Table, escaped
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
     from mickle.evaluation.paired_scores import Sums
-    from mickle.evaluation.paired_texts import Text
-    from mickle.machine import Forecast
-
-RESULTS, TABLE, FIGURE = "results.json", "table.md", "error_against_bytes.svg"
-LENGTH_UNKNOWN = 2048  # tokens of a window for a model whose settings name no limit
+    from mickle.evaluation.paired_texts import ScoredText
 
 
-class Compare(Config):
+class Compare(Measure):
     """Other model folders beside this one: perplexity, KL, changed best guesses, bytes."""
 
     kind: Literal["compare"] = "compare"
@@ -47,79 +48,64 @@ class Compare(Config):
     length: int | None = Field(None, ge=2, description="tokens of a window (default: what the models were made for)")
     tokens: int | None = Field(None, ge=1, description="tokens to score; the first texts that hold them (default: all)")
 
+    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
+        """Hold every other folder beside ``folder``. Two models are in memory at a time.
 
-def run_compare(task: Compare, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
-    """Hold every other folder beside ``folder`` and write numbers, table and figure into ``work``; the summary.
+        Raises UsageError for folders with other tokenizers or vocabularies, for a model that sees both sides, and where
+        there is nothing to score.
+        """
+        from mickle.evaluation.paired_scores import compare
+        from mickle.evaluation.paired_texts import refuse_other_tokens, texts_to_score
 
-    Two models are in memory at a time. Raises UsageError for folders with other tokenizers or vocabularies, for a model
-    that sees both sides, and where there is nothing to score.
-    """
-    from mickle import machine
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.evaluation.inputs import longest_text
-    from mickle.evaluation.paired_scores import compare
-    from mickle.evaluation.paired_texts import check_model, refuse_other_tokens, texts_to_score
-    from mickle.models.adapters import tokenizer_folder
-    from mickle.models.folder import open_model
-    from mickle.storage import write_json, write_text
+        reference, tokenizer = open_to_measure(folder)
+        texts = texts_to_score(self.data, self.tokens, folder, tokenizer)
+        _refuse_both_sides(reference, folder)
+        names = _names([folder, *self.others])
+        rows: list[dict[str, Any]] = []
+        for name, other in zip(names[1:], self.others, strict=True):
+            model, own = open_to_measure(other)
+            refuse_other_tokens(tokenizer, own, folder, other)
+            _refuse_both_sides(model, other)
+            if model.vocab_size != reference.vocab_size:
+                raise UsageError(
+                    f"this model knows {model.vocab_size:,} tokens, the reference {reference.vocab_size:,}",
+                    where=str(other),
+                )
+            length = self.length or min(longest_text(m) for m in (reference, model))
+            sums = compare(reference, model, texts, length=length, emit=emit)
+            if not rows:
+                rows.append({"name": names[0], **_size(folder, reference), **_figures(sums.reference, sums, texts)})
+            found = {**_figures(sums.other, sums, texts), **differences(sums, seed)}
+            rows.append({"name": name, **_size(other, model), **found, "length": length})
+            del model
+        kept = ("name", "perplexity", "kl", "changed", "bytes")
+        summary = {
+            "reference": {name: rows[0][name] for name in ("name", "perplexity", "bytes")},
+            "others": [{name: row[name] for name in kept} for row in rows[1:]],
+        }
+        values = {"task": "compare", "texts": len(texts), "reference": rows[0], "others": rows[1:]}
+        return Result(summary, values, _page(len(texts), rows), {"error_against_bytes.svg": _picture(rows[1:])})
 
-    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
-    texts = texts_to_score(task.data, task.tokens, folder, tokenizer)
-    reference = open_model(folder, device=machine.device())
-    check_model(reference, tokenizer, folder)
-    names = _names([folder, *task.others])
-    rows: list[dict[str, Any]] = []
-    for name, other in zip(names[1:], task.others, strict=True):
-        refuse_other_tokens(tokenizer, open_text_tokenizer(tokenizer_folder(other)), folder, other)
-        model = open_model(other, device=machine.device())
-        check_model(model, tokenizer, other)
-        if model.vocab_size != reference.vocab_size:
-            raise UsageError(
-                f"this model knows {model.vocab_size:,} tokens, the reference {reference.vocab_size:,}",
-                where=str(other),
-            )
-        length = task.length or min(longest_text(m, LENGTH_UNKNOWN) for m in (reference, model))
-        sums = compare(reference, model, texts, length=length, emit=emit)
-        if not rows:
-            rows.append({"name": names[0], **_size(folder, reference), **_figures(sums.reference, sums, texts)})
-        rows.append(
-            {
-                "name": name,
-                **_size(other, model),
-                **_figures(sums.other, sums, texts),
-                **differences(sums, seed),
-                "length": length,
-            }
-        )
-        del model
-    results = {"task": "compare", "texts": len(texts), "reference": rows[0], "others": rows[1:]}
-    write_json(work / RESULTS, results)
-    table = as_table(results)
-    write_text(work / TABLE, table)
-    write_text(work / FIGURE, draw(results))
-    for line in table.splitlines():
-        emit(Noted(line))
-    kept = ("name", "perplexity", "kl", "changed", "bytes")
-    return {
-        "reference": {name: rows[0][name] for name in ("name", "perplexity", "bytes")},
-        "others": [{name: row[name] for name in kept} for row in rows[1:]],
-    }
+    def forecast(self, folder: Path) -> Forecast:
+        """Memory: the two largest models side by side, and a batch's logits of both."""
+        from mickle.evaluation.paired_scores import CHUNK_BYTES, LOGITS_BYTES
+
+        others = max(weight_bytes(other) for other in self.others)
+        held = weight_bytes(folder) + others + 2 * LOGITS_BYTES + 6 * CHUNK_BYTES
+        return Forecast(memory_bytes=held, notes=("two models are held at a time, the reference and one other",))
 
 
-def forecast(task: Compare, folder: Path) -> Forecast:
-    """The memory that a comparison takes: the two largest models side by side, and a batch's logits of both."""
-    from mickle.evaluation.paired_scores import CHUNK_BYTES, LOGITS_BYTES
-    from mickle.machine import Forecast
-
-    others = max(weight_bytes(other) for other in task.others)
-    held = weight_bytes(folder) + others + 2 * LOGITS_BYTES + 6 * CHUNK_BYTES
-    return Forecast(memory_bytes=held, notes=("two models are held at a time, the reference and one other",))
+def _refuse_both_sides(model: Any, folder: Path) -> None:
+    if not model.causal:
+        raise UsageError("this model sees both sides of a token", where=str(folder), expected="a causal model")
 
 
-def _figures(nats: np.ndarray, sums: Sums, texts: Sequence[Text]) -> dict[str, float]:
+def _figures(nats: np.ndarray, sums: Sums, texts: Sequence[ScoredText]) -> dict[str, float]:
+    from mickle.evaluation.loss import perplexity
+
     mean = float(nats.sum() / sums.tokens.sum())
     return {
-        "perplexity": math.exp(min(mean, 700.0)),
+        "perplexity": perplexity(mean),
         "nats_per_token": mean,
         "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sum(text.bytes for text in texts))),
         "tokens": int(sums.tokens.sum()),
@@ -173,56 +159,34 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} ({at})" for at, name in enumerate(names, start=1)]
 
 
-def as_table(results: dict[str, Any]) -> str:
-    """One row for each model in Markdown, the reference first."""
-    reference = results["reference"]
-    lines = [
-        f"{results['texts']:,} texts, {reference['tokens']:,} tokens scored; differences from"
-        f" **{_cell(reference['name'])}** in nats a token, 95 % over texts",
-        "",
-        "| model | MB | bits a weight | perplexity | bits per byte | difference | KL | best guess changed |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    for row in [reference, *results["others"]]:
+def _page(texts: int, rows: Sequence[dict[str, Any]]) -> list[str | Table]:
+    """One row for each model, the reference first."""
+    cells = []
+    for row in rows:
         bits = "" if row["bits_per_weight"] is None else f"{row['bits_per_weight']:.3f}"
-        cells = [_cell(row["name"]), f"{row['bytes'] / 1e6:,.1f}", bits]
-        cells += [f"{row['perplexity']:.3f}", f"{row['bits_per_byte']:.4f}"]
+        differences = ["", "", ""]
         if "kl" in row:
             low, high = row["difference_interval"]
-            cells += [f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})", f"{row['kl']:.5f}"]
-            cells += [f"{row['changed']:.2%}"]
-        else:
-            cells += ["", "", ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+            apart = f"{row['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+            differences = [apart, f"{row['kl']:.5f}", f"{row['changed']:.2%}"]
+        measured = [f"{row['perplexity']:.3f}", f"{row['bits_per_byte']:.4f}"]
+        cells.append([row["name"] or "(none)", f"{row['bytes'] / 1e6:,.1f}", bits, *measured, *differences])
+    headings = ["model", "MB", "bits a weight", "perplexity", "bits per byte", "difference", "KL"]
+    return [
+        f"{texts:,} texts, {rows[0]['tokens']:,} tokens scored; differences from"
+        f" **{escaped(rows[0]['name'] or '(none)')}** in nats a token, 95 % over texts",
+        Table([*headings, "best guess changed"], cells, frozenset(range(1, 8))),
+    ]
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ") or "(none)"
-
-
-def draw(results: dict[str, Any]) -> str:
-    """Error against bytes: KL, and the growth of perplexity, over the size of the weight files, as SVG."""
-    from mickle import figures
-
-    rows = sorted(results["others"], key=lambda row: row["bytes"])
-    sizes = [row["bytes"] / 1e6 for row in rows]
-
-    def paint(left: Any, right: Any) -> None:
-        low, high = zip(*(row["kl_interval"] for row in rows))
-        kl = [row["kl"] for row in rows]
-        growth = [100 * row["perplexity_increase"] for row in rows]
-        left.plot(sizes, kl, "o-", color=figures.COLOURS[0])
-        left.vlines(sizes, low, high, color=figures.COLOURS[0])
-        if min(low) > 0:
-            left.set_yscale("log")
-        right.plot(sizes, growth, "o-", color=figures.COLOURS[1])
-        right.axhline(0, color=figures.INK, linewidth=1, linestyle="--")
-        for axes, values in ((left, kl), (right, growth)):
-            for row, size, value in zip(rows, sizes, values):
-                axes.annotate(row["name"][:24], (size, value), (3, 3), textcoords="offset points", fontsize=7)
-            axes.set_xlabel("MB of weights")
-        left.set_ylabel("KL from the reference, nats a token")
-        right.set_ylabel("growth of perplexity, %")
-
-    return figures.draw(paint, width=9, height=3.2, columns=2)
+def _picture(others: Sequence[dict[str, Any]]) -> Figure:
+    """Error against bytes: KL, and the growth of perplexity, over the size of the weight files."""
+    rows = sorted(others, key=lambda row: row["bytes"])
+    sizes, names = [row["bytes"] / 1e6 for row in rows], [row["name"][:24] for row in rows]
+    low, high = zip(*(row["kl_interval"] for row in rows))
+    growth = [100 * row["perplexity_increase"] for row in rows]
+    kl = Line(sizes, [row["kl"] for row in rows], style="o-", colour=COLOURS[0], bars=(low, high), names=names)
+    grown = Line(sizes, growth, style="o-", colour=COLOURS[1], names=names)
+    left = Panel("MB of weights", "KL from the reference, nats a token", [kl], y_log=10 if min(low) > 0 else 0)
+    right = Panel("MB of weights", "growth of perplexity, %", [grown], rules=[Rule(y=0)])
+    return Figure((left, right), width=9, height=3.2)

@@ -15,26 +15,25 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from mickle.config import Config, Input
+from mickle.config import Input
 from mickle.errors import UsageError
-from mickle.evaluation.comparison import Compare, forecast, run_compare
-from mickle.evaluation.inputs import check_vocabulary, longest_text, pages_to_measure
-from mickle.evaluation.length import Length, run_length
-from mickle.evaluation.masked import Masked, run_masked
-from mickle.evaluation.pairs import Pairs, run_pairs
+from mickle.evaluation.comparison import Compare
+from mickle.evaluation.inputs import longest_text, open_to_measure, pages_to_measure
+from mickle.evaluation.length import Length
+from mickle.evaluation.masked import Masked
+from mickle.evaluation.measure import Measure
+from mickle.evaluation.pairs import Pairs
 from mickle.events import Emit, Noted
+from mickle.figures import COLOURS, INK, Bars, Figure, Line, Panel
 from mickle.machine import Forecast
+from mickle.results import Finding, Result, Section, Table, cell, drawn, facts
 from mickle.step import Step
-from mickle.storage import write_json, write_text
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
 
-RESULTS, TABLE, FIGURE = "results.json", "table.md", "loss.svg"
-LENGTH_UNKNOWN = 2048  # tokens of a window for a model whose settings name no limit
 
-
-class Loss(Config):
+class Loss(Measure):
     """Perplexity and bits per byte on pages the model has not seen, beside byte baselines."""
 
     kind: Literal["loss"] = "loss"
@@ -46,11 +45,50 @@ class Loss(Config):
     stride: int | None = Field(None, ge=1, description="tokens by which windows slide (default: half the length)")
     ngram_order: int = Field(5, ge=1, le=8, description="bytes in a gram of the n-gram baseline")
 
+    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
+        """Score the pages, and measure the baselines on the same bytes. Refuses a model that sees both sides."""
+        from mickle.evaluation import baselines
+        from mickle.evaluation.loss import score, summarise
+
+        pages = pages_to_measure(self.data, folder)
+        model, tokenizer = open_to_measure(folder)
+        if not model.causal:
+            raise UsageError(
+                "This model sees both sides of a token; its loss on text is not defined.",
+                expected="causal",
+                todo="measure how it fills in hidden tokens, with --task masked, or --task pairs",
+            )
+        length = self.length or longest_text(model)
+        stride = self.stride or max(1, length // 2)
+        measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
+        training, left_out = training_texts_for(self.baselines_from, pages)
+        if self.baselines_from is not None:
+            learnt = f"baselines learn from {len(training):,} pages"
+            emit(Noted(f"{learnt}; {left_out:,} measured pages were left out of them"))
+        others = baselines.measure([page.text for page in pages], training, self.ngram_order)
+        values = {
+            "task": "loss",
+            "length": length,
+            "stride": stride,
+            "model": measured,
+            "baselines": others,
+            "baseline_pages": len(training),
+            "pages_left_out_of_baselines": left_out,
+        }
+        names = ("bits_per_byte", "bits_per_byte_interval", "perplexity")
+        summary = {name: measured[name] for name in names} | {"baselines": others}
+        return Result(summary, values, _page(measured, others), {"loss.svg": _picture(measured, others)})
+
+    def after(self, folder: Path, out: Path) -> str:
+        """See what it writes."""
+        return f'mickle sample {folder} --prompts "Return the"'
+
 
 class Evaluate(Step):
     """Measure a model: loss on pages, the length at which it breaks, hidden tokens, minimal pairs, others beside it."""
 
     kind: ClassVar[str] = "evaluation"
+    title: ClassVar[str] = "The evaluation"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle evaluate model --task loss --task.baselines-from corpus"
 
@@ -60,69 +98,51 @@ class Evaluate(Step):
     )
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
-        if isinstance(self.task, Length):
-            return run_length(self.task, self.model, work, emit, self.seed)
-        if isinstance(self.task, Masked):
-            return run_masked(self.task, self.model, work, emit, self.seed)
-        if isinstance(self.task, Pairs):
-            return run_pairs(self.task, self.model, work, emit)
-        if isinstance(self.task, Compare):
-            return run_compare(self.task, self.model, work, emit, self.seed)
-        return run_loss(self.task, self.model, work, emit, self.seed)
+        return self.task.run(self.model, emit, self.seed).write(work, emit)
 
     def dry_run(self) -> tuple[Forecast, str]:
-        if isinstance(self.task, Compare):
-            return forecast(self.task, self.model), ""
-        return super().dry_run()
+        return self.task.forecast(self.model), ""
 
     def after(self, out: Path) -> str:
-        if isinstance(self.task, Masked | Pairs | Compare):
-            return f"mickle show {out}"
-        return f'mickle sample {self.model} --prompts "Return the"'
+        return self.task.after(self.model, out)
+
+    @classmethod
+    def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
+        """Figures, all plain numbers, and a model's loss beside the baselines."""
+        bars = sorted(summary.get("baselines", {}).items(), key=lambda item: item[1])
+        rows = facts(summary) + [(f"baseline: {name}, bits per byte", cell(value)) for name, value in bars]
+        table = Table(("measure", "value"), rows, frozenset({1}))
+        return Section(cls.title, beside_baselines(summary), drawn(folder), [table])
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """Bits per byte of the model and of the best baseline."""
+        if "bits_per_byte" not in summary:
+            return []
+        found = [Finding(f"{summary['bits_per_byte']:.3f}", "bits per byte on pages never seen")]
+        if summary.get("baselines"):
+            name, value = _best(summary["baselines"])
+            found.append(Finding(f"{value:.3f}", f"best trivial baseline ({name})"))
+        return found
 
 
-def run_loss(task: Loss, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
-    """Score the pages, measure the baselines on the same bytes, and write numbers, table and figure into ``work``."""
-    from mickle import machine
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.evaluation import baselines
-    from mickle.evaluation.loss import score, summarise
-    from mickle.models.adapters import tokenizer_folder
-    from mickle.models.folder import open_model
+def beside_baselines(summary: dict[str, Any]) -> str:
+    """Whether the model is better than the best baseline, and how sure that is, in words."""
+    if not summary.get("baselines"):
+        return "Measured on pages the model has not seen."
+    name, best = _best(summary["baselines"])
+    share = 1 - summary["bits_per_byte"] / best
+    much = f"{share:.0%} fewer bits than" if share > 0 else f"{-share:.0%} more bits than"
+    low, high = summary.get("bits_per_byte_interval", [summary["bits_per_byte"]] * 2)
+    if low <= best <= high:
+        end = f"That is within the interval over pages, {low:.2f} to {high:.2f} bits a byte: neither is clearly better."
+    else:
+        end = "The model is the better one." if share > 0 else "The baseline is the better one."
+    return f"On pages it has not seen, the model needs {much} the best trivial baseline ({name}). {end}"
 
-    pages = pages_to_measure(task.data, folder)
-    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
-    model = open_model(folder, device=machine.device())
-    longest, _ = model_limits(model)
-    check_vocabulary(model, tokenizer, folder)
-    length = task.length or longest
-    stride = task.stride or max(1, length // 2)
-    measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
-    training, left_out = training_texts_for(task.baselines_from, pages)
-    if task.baselines_from is not None:
-        emit(Noted(f"baselines learn from {len(training):,} pages; {left_out:,} measured pages were left out of them"))
-    others = baselines.measure([page.text for page in pages], training, task.ngram_order)
-    results = {
-        "task": "loss",
-        "length": length,
-        "stride": stride,
-        "model": measured,
-        "baselines": others,
-        "baseline_pages": len(training),
-        "pages_left_out_of_baselines": left_out,
-    }
-    write_json(work / RESULTS, results)
-    table = as_table(results)
-    write_text(work / TABLE, table)
-    write_text(work / FIGURE, draw(results))
-    for line in table.splitlines():
-        emit(Noted(line))
-    return {
-        "bits_per_byte": measured["bits_per_byte"],
-        "bits_per_byte_interval": measured["bits_per_byte_interval"],
-        "perplexity": measured["perplexity"],
-        "baselines": others,
-    }
+
+def _best(baselines: dict[str, float]) -> tuple[str, float]:
+    return min(baselines.items(), key=lambda item: item[1])
 
 
 def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[list[str], int]:
@@ -150,62 +170,33 @@ def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[l
     return texts, left_out
 
 
-def model_limits(model: Any) -> tuple[int, int]:
-    """The longest text and the number of tokens that a model was made for. Refuses one that sees both sides."""
-    if not model.causal:
-        raise UsageError(
-            "This model sees both sides of a token; its loss on text is not defined.",
-            expected="causal",
-            todo="measure how it fills in hidden tokens, with --task masked, or --task pairs",
-        )
-    return longest_text(model, LENGTH_UNKNOWN), model.vocab_size
-
-
-def as_table(results: dict[str, Any]) -> str:
-    """The model among the baselines in Markdown, best first, then its domains."""
-    model = results["model"]
-    rows = [("**this model**", model["bits_per_byte"]), *results["baselines"].items()]
+def _page(model: dict[str, Any], baselines: dict[str, float]) -> list[str | Table]:
+    """The model among the baselines, best first, then its domains."""
     low, high = model["bits_per_byte_interval"]
-    lines = [
+    rows = sorted([("**this model**", model["bits_per_byte"]), *baselines.items()], key=lambda row: row[1])
+    page: list[str | Table] = [
         f"{model['documents']:,} pages, {model['bytes']:,} bytes, {model['tokens']:,} tokens; "
         f"perplexity per token {model['perplexity']:.2f}; bits per byte {model['bits_per_byte']:.3f} "
         f"(95 % over pages: {low:.3f} to {high:.3f})",
-        "",
-        "| on the same pages | bits per byte |",
-        "|---|---|",
-        *(f"| {name} | {value:.3f} |" for name, value in sorted(rows, key=lambda row: row[1])),
+        Table(("on the same pages", "bits per byte"), [(name, f"{value:.3f}") for name, value in rows]),
     ]
     if len(model["by_domain"]) > 1:
-        lines += ["", "| domain | bits per byte | pages |", "|---|---|---|"]
-        lines += [
-            f"| {_cell(name)} | {figures['bits_per_byte']:.3f} | {figures['documents']:,} |"
-            for name, figures in model["by_domain"].items()
+        domains = [
+            (name or "(none)", f"{found['bits_per_byte']:.3f}", f"{found['documents']:,}")
+            for name, found in model["by_domain"].items()
         ]
-    return "\n".join(lines) + "\n"
+        page.append(Table(("domain", "bits per byte", "pages"), domains))
+    return page
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ") or "(none)"
-
-
-def draw(results: dict[str, Any]) -> str:
-    """Bits per byte against the baselines, and the loss by position in the text, as SVG."""
-    from mickle import figures
-
-    model = results["model"]
-    bars = sorted([("this model", model["bits_per_byte"]), *results["baselines"].items()], key=lambda bar: -bar[1])
+def _picture(model: dict[str, Any], baselines: dict[str, float]) -> Figure:
+    """Bits per byte against the baselines, and the loss by position in the text."""
+    bars = sorted([("this model", model["bits_per_byte"]), *baselines.items()], key=lambda bar: -bar[1])
+    colours = [COLOURS[2] if name == "this model" else INK for name, _ in bars]
     points = model["by_position"]
-
-    def paint(left: Any, right: Any) -> None:
-        colours = [figures.COLOURS[2] if name == "this model" else figures.INK for name, _ in bars]
-        drawn = left.barh([name for name, _ in bars], [value for _, value in bars], color=colours)
-        left.bar_label(drawn, fmt="%.2f", padding=3)
-        left.set_xlabel("bits per byte (less is better)")
-        left.set_xlim(0, 1.15 * bars[0][1])
-        places = [max(1, point["from"]) for point in points]
-        right.plot(places, [point["nats_per_token"] for point in points], "o-", color=figures.COLOURS[2])
-        right.set_xscale("log", base=2)
-        right.set_xlabel("tokens of the text before")
-        right.set_ylabel("nats per token")
-
-    return figures.draw(paint, width=9, height=3.2, columns=2)
+    places, nats = [max(1, point["from"]) for point in points], [point["nats_per_token"] for point in points]
+    named = Bars([name for name, _ in bars], [value for _, value in bars], colours)
+    left = Panel("bits per byte (less is better)", bars=named, x_limits=(0, 1.15 * bars[0][1]))
+    line = Line(places, nats, style="o-", colour=COLOURS[2])
+    right = Panel("tokens of the text before", "nats per token", [line], x_log=2)
+    return Figure((left, right), width=9, height=3.2)

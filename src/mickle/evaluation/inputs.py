@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from mickle.data.records import Page
     from mickle.data.tokenizer import TextTokenizer
 
+LENGTH_UNKNOWN = 2048  # tokens of a window for a causal model whose settings name no limit
+
 
 def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
     """The pages of ``data``, or those the model's own training held out."""
@@ -29,7 +31,20 @@ def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
     return pages
 
 
-def longest_text(model: Any, unknown: int) -> int:
+def open_to_measure(folder: Path) -> tuple[Any, TextTokenizer]:
+    """The model of a folder on the fastest device here, and its tokenizer, which fits it."""
+    from mickle import machine
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.adapters import tokenizer_folder
+    from mickle.models.folder import open_model
+
+    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
+    model = open_model(folder, device=machine.device())
+    check_vocabulary(model, tokenizer, folder)
+    return model, tokenizer
+
+
+def longest_text(model: Any, unknown: int = LENGTH_UNKNOWN) -> int:
     """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
     return unknown if model.trained_length is None else int(model.trained_length)
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mickle.config import Config, Input
+from mickle.config import Input
 from mickle.data import length_tasks
 from mickle.data.length_tasks import Example, Task
 from mickle.errors import UsageError
@@ -30,7 +30,10 @@ from mickle.evaluation.length_scores import (
     mean_accuracy,
     score,
 )
-from mickle.events import Emit, Noted, Warned
+from mickle.evaluation.measure import Measure
+from mickle.events import Emit, Warned
+from mickle.figures import Figure, Line, Panel
+from mickle.results import Result, Table
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 PROBE = 10  # how often each symbol is repeated to see whether the tokenizer keeps it apart
 
 
-class Length(Config):
+class Length(Measure):
     """Accuracy per length of a task's instances, inside and beyond the lengths of training."""
 
     kind: Literal["length"] = "length"
@@ -50,42 +53,44 @@ class Length(Config):
     scratchpad: str = Field("none", description="none, minimal, full, or 'without' and a part's name")
     holds_at: float = Field(0.9, gt=0, le=1, description="accuracy below which a length counts as broken")
 
+    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
+        """Measure a model folder at every length.
 
-def run_length(settings: Length, model_folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
-    """Measure a model folder and write the table, the curve and the numbers into ``work``; returns the
-    summary.
+        Raises UsageError where the question has no meaning: no task and no data, a tokenizer that merges the
+        task's symbols, a model that sees both sides, a model without positions and without a first token.
+        """
+        from mickle import machine
+        from mickle.data.tokenizer import open_text_tokenizer
+        from mickle.models.adapters import tokenizer_folder
+        from mickle.models.folder import open_model
 
-    Raises UsageError where the question has no meaning: no task and no data, a tokenizer that merges the
-    task's symbols, a model that sees both sides, a model without positions and without a first token.
-    """
-    from mickle import machine
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.models.adapters import tokenizer_folder
-    from mickle.models.folder import open_model
-    from mickle.storage import write_json, write_text
-
-    tokenizer = open_text_tokenizer(tokenizer_folder(model_folder))
-    examples, trained = chosen_examples(settings, tokenizer.encode, seed)
-    model = open_model(model_folder, device=machine.device())
-    check_model(model, tokenizer.start is not None)
-    instances = encode_examples(examples, tokenizer.encode, tokenizer.start, tokenizer.end)
-    largest = max(max(instance.ids) for instance in instances)
-    vocabulary = getattr(model.config, "vocab_size", None)
-    if vocabulary is not None and largest >= vocabulary:
-        raise UsageError(
-            f"the tokenizer gives id {largest:,}, the model has {vocabulary:,} tokens", where=str(model_folder)
+        tokenizer = open_text_tokenizer(tokenizer_folder(folder))
+        examples, trained = chosen_examples(self, tokenizer.encode, seed)
+        model = open_model(folder, device=machine.device())
+        check_model(model, tokenizer.start is not None)
+        instances = encode_examples(examples, tokenizer.encode, tokenizer.start, tokenizer.end)
+        largest = max(max(instance.ids) for instance in instances)
+        vocabulary = getattr(model.config, "vocab_size", None)
+        if vocabulary is not None and largest >= vocabulary:
+            raise UsageError(
+                f"the tokenizer gives id {largest:,}, the model has {vocabulary:,} tokens", where=str(folder)
+            )
+        scores = score(model, instances, tokenizer.end, trained, emit)
+        if trained is None:
+            emit(Warned("the longest length of training is not known; `trained` gives it"))
+        summary = summarise(self, scores, learned_table(model))
+        return Result(
+            summary,
+            {"task": "length", **summary, "scores": [asdict(s) for s in scores]},
+            [as_table(scores)],
+            {"length.svg": picture(folder.name, scores, self.task or "own data")},
+            texts={"length.csv": as_csv(scores)},
+            notes=[sentence(self, scores)],
         )
-    scores = score(model, instances, tokenizer.end, trained, emit)
-    if trained is None:
-        emit(Warned("the longest length of training is not known; `trained` gives it"))
-    summary = summarise(settings, scores, learned_table(model))
-    write_json(work / "results.json", {"task": "length", **summary, "scores": [asdict(s) for s in scores]})
-    write_text(work / "table.md", as_table(scores))
-    write_text(work / "length.csv", as_csv({"model": scores}))
-    write_text(work / "length.svg", draw({model_folder.name: scores}, settings.task or "own data"))
-    for line in [*as_table(scores).splitlines(), sentence(settings, scores)]:
-        emit(Noted(line))
-    return summary
+
+    def after(self, folder: Path, out: Path) -> str:
+        """See what it writes."""
+        return f'mickle sample {folder} --prompts "Return the"'
 
 
 def chosen_examples(settings: Length, encode: Encode, seed: int) -> tuple[list[Example], int | None]:
@@ -156,47 +161,46 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def as_table(scores: Sequence[LengthScore]) -> str:
-    """The scores as a Markdown table, one row for each length."""
-    lines = [
-        "| length | in training | exact | stopped early | ran on | wrong symbol | tokens right |",
-        "|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {s.length} | {'yes' if s.seen else 'no'} | {s.exact:.1%} | {s.stopped_early:.1%} | {s.ran_on:.1%}"
-        f" | {s.wrong_symbol:.1%} | {s.tokens:.1%} |"
+def as_table(scores: Sequence[LengthScore]) -> Table:
+    """One row for each length."""
+    rows = [
+        (
+            str(s.length), "yes" if s.seen else "no",
+            *(f"{share:.1%}" for share in (s.exact, s.stopped_early, s.ran_on, s.wrong_symbol, s.tokens)),
+        )
         for s in scores
-    ]
-    return "\n".join(lines) + "\n"
+    ]  # fmt: skip
+    headings = ("length", "in training", "exact", "stopped early", "ran on", "wrong symbol", "tokens right")
+    return Table(headings, rows, frozenset({0, 2, 3, 4, 5, 6}))
 
 
-def as_csv(curves: Mapping[str, Sequence[LengthScore]]) -> str:
-    """One row for each model and length."""
+def as_csv(scores: Sequence[LengthScore]) -> str:
+    """One row for each length."""
     text = io.StringIO()
-    names = list(LengthScore.__dataclass_fields__)
-    writer = csv.DictWriter(text, ["name", *names], lineterminator="\n")
+    writer = csv.DictWriter(text, ["name", *LengthScore.__dataclass_fields__], lineterminator="\n")
     writer.writeheader()
-    for name, scores in curves.items():
-        writer.writerows({"name": name, **asdict(found)} for found in scores)
+    writer.writerows({"name": "model", **asdict(found)} for found in scores)
     return text.getvalue()
 
 
-def draw(curves: Mapping[str, Sequence[LengthScore]], title: str) -> str:
-    """Exact-match accuracy over length, one line for each model, as SVG; lengths of training are shaded."""
-    from mickle import figures
-
-    seen = [found.length for scores in curves.values() for found in scores if found.seen]
-
-    def paint(axes: Any) -> None:
-        if seen:
-            shade = {"color": figures.INK, "alpha": 0.15, "label": "lengths of training"}
-            axes.axvspan(min(seen) - 0.5, max(seen) + 0.5, **shade)
-        for name, scores in curves.items():
-            axes.plot([s.length for s in scores], [s.exact for s in scores], "o-", markersize=3, label=name)
-        axes.set(xlabel="length", ylabel="exact-match accuracy", title=title, ylim=(-0.03, 1.03))
-        axes.legend(fontsize="small")
-
-    return figures.draw(paint, height=3.2)
+def picture(name: str, scores: Sequence[LengthScore], title: str) -> Figure:
+    """Exact-match accuracy over length; lengths of training are shaded."""
+    seen = [found.length for found in scores if found.seen]
+    return Figure(
+        (
+            Panel(
+                "length",
+                "exact-match accuracy",
+                [Line([s.length for s in scores], [s.exact for s in scores], name, "o-", size=3)],
+                span=(min(seen) - 0.5, max(seen) + 0.5, "lengths of training") if seen else None,
+                title=title,
+                title_size=10.8,
+                y_limits=(-0.03, 1.03),
+                legend="small",
+            ),
+        ),
+        height=3.2,
+    )
 
 
 def check_symbols(task: Task, encode: Encode) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import NumericError, UsageError
+from mickle.evaluation.measure import batches
 from mickle.events import Emit, Progressed, Started, ignore
 
 if TYPE_CHECKING:
@@ -102,35 +103,40 @@ def score(
     documents = [np.concatenate([[tokenizer.start], ids]) for ids in tokenizer.encode([page.text for page in pages])]
     nats = [np.zeros(len(document) - 1) for document in documents]
     windows = [w for number, ids in enumerate(documents) for w in windows_of(number, ids, length, stride)]
-    windows.sort(key=lambda window: -len(window.tokens))  # rows of a batch then need little padding
     device = next(model.parameters()).device
     emit(Started("scoring pages", sum(window.scored for window in windows), "tokens"))
-    done = first = 0
+    done = 0
     model.eval()
-    while first < len(windows):
-        rows = windows[first : first + max(1, batch_tokens // len(windows[first].tokens))]
+    for rows in batches(windows, lambda window: len(window.tokens), batch_tokens):
         found = _score_batch(model, rows, device)
         for window, values in zip(rows, found, strict=True):
             nats[window.document][window.at - 1 : window.at - 1 + window.scored] = values
             done += window.scored
-        first += len(rows)
         emit(Progressed(done))
     return [
         Scored(page.domain, len(page.text.encode("utf-8")), values) for page, values in zip(pages, nats, strict=True)
     ]
 
 
-@torch.no_grad()
-def _score_batch(model: nn.Module, windows: list[Window], device: torch.device) -> list[np.ndarray]:
-    """Nats of each window's scored tokens. Rows are padded on the right, where a causal model cannot look."""
-    longest = len(windows[0].tokens)
-    inputs = torch.zeros(len(windows), longest - 1, dtype=torch.int64)
+def window_batch(windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels [B, T] of windows, the longest first; -100 where nothing is scored.
+
+    Rows are padded on the right, where a causal model cannot look.
+    """
+    inputs = torch.zeros(len(windows), len(windows[0].tokens) - 1, dtype=torch.int64)
     labels = torch.full_like(inputs, -100)
     for row, window in enumerate(windows):
         n = len(window.tokens) - 1
         tokens = torch.from_numpy(window.tokens.astype(np.int64))
         inputs[row, :n] = tokens[:-1]
         labels[row, n - window.scored : n] = tokens[1:][n - window.scored :]
+    return inputs, labels
+
+
+@torch.no_grad()
+def _score_batch(model: nn.Module, windows: list[Window], device: torch.device) -> list[np.ndarray]:
+    """Nats of each window's scored tokens."""
+    inputs, labels = window_batch(windows)
     nats = model(inputs.to(device), head=partial(token_nats, labels=labels.to(device))).cpu().numpy()  # [B, T]
     if not np.isfinite(nats).all():
         raise NumericError("The model's answer is not finite.", where="evaluation")
@@ -162,12 +168,17 @@ def _figures(nats: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> dict[st
     mean = float(nats.sum() / tokens.sum())
     return {
         "bits_per_byte": float(nats.sum() / math.log(2) / sizes.sum()),
-        "perplexity": math.exp(min(mean, 700.0)),  # e^700 is near the largest float64
+        "perplexity": perplexity(mean),
         "nats_per_token": mean,
         "documents": len(nats),
         "tokens": int(tokens.sum()),
         "bytes": int(sizes.sum()),
     }
+
+
+def perplexity(nats: float) -> float:
+    """Of a mean loss in nats."""
+    return math.exp(min(nats, 700.0))  # e^700 is near the largest float64
 
 
 def by_position(scored: Sequence[Scored]) -> list[dict[str, float]]:

@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from mickle.config import Config, Input
+from mickle.config import Input
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.inputs import check_vocabulary, longest_text, pages_to_measure
-from mickle.events import Emit, Noted, Progressed, Started, ignore
+from mickle.evaluation.inputs import longest_text, open_to_measure, pages_to_measure
+from mickle.evaluation.measure import Measure, batches
+from mickle.events import Emit, Progressed, Started, ignore
+from mickle.figures import COLOURS, Figure, Line, Panel
+from mickle.results import Result, Table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +38,7 @@ BATCH_TOKENS = 8192
 HEAD_BYTES = 32 << 20  # of float32 logits held at a time
 
 
-class Masked(Config):
+class Masked(Measure):
     """Loss and accuracy on hidden tokens, at fixed rates and with fixed masks."""
 
     kind: Literal["masked"] = "masked"
@@ -45,41 +48,29 @@ class Masked(Config):
     )
     length: int | None = Field(None, ge=3, description="tokens of a piece (default: what the model was made for)")
 
-
-def run_masked(task: Masked, folder: Path, work: Path, emit: Emit, seed: int = 0) -> dict[str, Any]:
-    """Measure a model folder at every rate and write numbers, table and figure into ``work``; returns the summary."""
-    from mickle import machine
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.models.adapters import tokenizer_folder
-    from mickle.models.folder import open_model
-    from mickle.storage import write_json, write_text
-
-    pages = pages_to_measure(task.data, folder)
-    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
-    model = open_model(folder, device=machine.device())
-    if model.causal:
-        raise UsageError(
-            "This model sees one side of a token; it does not fill in hidden ones.",
-            where=str(folder),
-            todo=f"mickle evaluate {folder} --task loss",
-        )
-    check_vocabulary(model, tokenizer, folder)
-    length = task.length or longest_text(model, LENGTH_UNKNOWN)
-    scores = [
-        {"rate": rate, **summarise(score(model, tokenizer, pages, rate=rate, length=length, emit=emit), seed)}
-        for rate in sorted(set(task.rates))
-    ]
-    results = {"task": "masked", "length": length, "pages": len(pages), "scores": scores}
-    write_json(work / "results.json", results)
-    write_text(work / "table.md", as_table(scores, len(pages)))
-    write_text(work / "masked.svg", draw(scores))
-    for line in as_table(scores, len(pages)).splitlines():
-        emit(Noted(line))
-    return {
-        f"{name}_at_{s['rate']:g}": s[measure]
-        for s in scores
-        for name, measure in (("loss", "nats_per_token"), ("accuracy", "accuracy"))
-    }
+    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
+        """Measure a model folder at every rate."""
+        pages = pages_to_measure(self.data, folder)
+        model, tokenizer = open_to_measure(folder)
+        if model.causal:
+            raise UsageError(
+                "This model sees one side of a token; it does not fill in hidden ones.",
+                where=str(folder),
+                todo=f"mickle evaluate {folder} --task loss",
+            )
+        length = self.length or longest_text(model, LENGTH_UNKNOWN)
+        scores = [
+            {"rate": rate, **summarise(score(model, tokenizer, pages, rate=rate, length=length, emit=emit), seed)}
+            for rate in sorted(set(self.rates))
+        ]
+        summary = {
+            f"{name}_at_{s['rate']:g}": s[measure]
+            for s in scores
+            for name, measure in (("loss", "nats_per_token"), ("accuracy", "accuracy"))
+        }
+        values = {"task": "masked", "length": length, "pages": len(pages), "scores": scores}
+        said = f"{len(pages):,} pages; the same masks for every model with this tokenizer"
+        return Result(summary, values, [said, as_table(scores)], {"masked.svg": picture(scores)})
 
 
 def score(
@@ -92,37 +83,29 @@ def score(
     import numpy as np
     import torch
 
-    from mickle.data.masking import Masking, vocabulary_of
+    from mickle.data.masking import EVALUATION_SEED, Masking, mask_batch, vocabulary_of
 
     settings, vocabulary = Masking(), vocabulary_of(tokenizer)
     pieces = list(pieces_of(tokenizer, [page.text for page in pages], length))
-    order = sorted(range(len(pieces)), key=lambda number: -len(pieces[number][1]))
     found = np.zeros((len(pages), 3))
     device = next(model.parameters()).device
     emit(Started(f"scoring pages at {rate:g}", len(pieces), "pieces"))
     model.eval()
-    first = 0
-    while first < len(order):
-        some = order[first : first + max(1, BATCH_TOKENS // len(pieces[order[first]][1]))]
+    done = 0
+    for some in batches(range(len(pieces)), lambda number: len(pieces[number][1]), BATCH_TOKENS):
         batch = padded([pieces[number][1] for number in some], vocabulary.mask)
-        batch = _hidden(batch, np.array(some), rate, settings, vocabulary)
+        batch = mask_batch(batch, np.array(some), rate, settings, vocabulary, EVALUATION_SEED)
         chosen = batch["labels"] >= 0
         if bool(chosen.any()):
             with torch.no_grad():
                 nats, right = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
             of_page = np.array([pieces[number][0] for number in some])[chosen.nonzero()[:, 0].numpy()]
             np.add.at(found, of_page, np.stack([nats, right, np.ones_like(nats)], axis=1))
-        first += len(some)
-        emit(Progressed(first))
+        done += len(some)
+        emit(Progressed(done))
     if not np.isfinite(found).all():
         raise NumericError("The model's answer is not finite.", where="evaluation")
     return found
-
-
-def _hidden(batch: Any, samples: np.ndarray, rate: float, settings: Any, vocabulary: Any) -> Any:
-    from mickle.data.masking import EVALUATION_SEED, mask_batch
-
-    return mask_batch(batch, samples, rate, settings, vocabulary, EVALUATION_SEED)
 
 
 def pieces_of(tokenizer: TextTokenizer, texts: Sequence[str], length: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -179,9 +162,7 @@ def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray
 
 def summarise(found: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """Figures over all pages. The loss has a 95 % bootstrap interval over pages: other pages, not other seeds."""
-    import math
-
-    from mickle.evaluation.loss import bootstrap_ratio
+    from mickle.evaluation.loss import bootstrap_ratio, perplexity
 
     nats, right, count = found[found[:, 2] > 0].T
     if not len(count):
@@ -190,40 +171,31 @@ def summarise(found: np.ndarray, seed: int = 0) -> dict[str, Any]:
     return {
         "nats_per_token": loss,
         "interval": list(bootstrap_ratio(nats, count, seed)),
-        "perplexity": math.exp(min(loss, 700.0)),
+        "perplexity": perplexity(loss),
         "accuracy": float(right.sum() / count.sum()),
         "hidden_tokens": int(count.sum()),
     }
 
 
-def as_table(scores: Sequence[dict[str, Any]], pages: int) -> str:
-    """One row for each rate, in Markdown."""
-    lines = [
-        f"{pages:,} pages; the same masks for every model with this tokenizer",
-        "",
-        "| hidden | nats a hidden token (95 % over pages) | perplexity | right | hidden tokens |",
-        "|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {s['rate']:.0%} | {s['nats_per_token']:.3f} ({s['interval'][0]:.3f} to {s['interval'][1]:.3f})"
-        f" | {s['perplexity']:.2f} | {s['accuracy']:.1%} | {s['hidden_tokens']:,} |"
+def as_table(scores: Sequence[dict[str, Any]]) -> Table:
+    """One row for each rate."""
+    headings = ("hidden", "nats a hidden token (95 % over pages)", "perplexity", "right", "hidden tokens")
+    rows = [
+        (
+            f"{s['rate']:.0%}",
+            f"{s['nats_per_token']:.3f} ({s['interval'][0]:.3f} to {s['interval'][1]:.3f})",
+            f"{s['perplexity']:.2f}", f"{s['accuracy']:.1%}", f"{s['hidden_tokens']:,}",
+        )
         for s in scores
-    ]
-    return "\n".join(lines) + "\n"
+    ]  # fmt: skip
+    return Table(headings, rows, frozenset(range(5)))
 
 
-def draw(scores: Sequence[dict[str, Any]]) -> str:
-    """Loss and accuracy over the rate, as SVG."""
-    from mickle import figures
-
-    rates = [s["rate"] for s in scores]
-
-    def paint(left: Any, right: Any) -> None:
-        low, high = ([s["interval"][side] for s in scores] for side in (0, 1))
-        left.plot(rates, [s["nats_per_token"] for s in scores], "o-")
-        left.fill_between(rates, low, high, alpha=0.2)
-        left.set(xlabel="share of tokens hidden", ylabel="nats a hidden token")
-        right.plot(rates, [s["accuracy"] for s in scores], "o-", color=figures.COLOURS[2])
-        right.set(xlabel="share of tokens hidden", ylabel="best guess right", ylim=(0, 1))
-
-    return figures.draw(paint, width=8, height=2.8, columns=2)
+def picture(scores: Sequence[dict[str, Any]]) -> Figure:
+    """Loss and accuracy over the rate."""
+    rates, losses, right = ([s[name] for s in scores] for name in ("rate", "nats_per_token", "accuracy"))
+    low, high = ([s["interval"][side] for s in scores] for side in (0, 1))
+    hidden = "share of tokens hidden"
+    loss = Panel(hidden, "nats a hidden token", [Line(rates, losses, style="o-", band=(low, high))])
+    share = Line(rates, right, style="o-", colour=COLOURS[2])
+    return Figure((loss, Panel(hidden, "best guess right", [share], y_limits=(0, 1))), width=8, height=2.8)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import NumericError
-from mickle.evaluation.loss import Window, windows_of
-from mickle.evaluation.paired_texts import Text
+from mickle.evaluation.loss import Window, window_batch, windows_of
+from mickle.evaluation.measure import batches
+from mickle.evaluation.paired_texts import ScoredText
 from mickle.events import Emit, Progressed, Started, ignore
 
 BATCH_TOKENS = 4096
@@ -35,27 +36,27 @@ class Sums:
     tokens: np.ndarray
 
 
-def compare(reference: nn.Module, other: nn.Module, texts: Sequence[Text], *, length: int, emit: Emit = ignore) -> Sums:
+def compare(
+    reference: nn.Module, other: nn.Module, texts: Sequence[ScoredText], *, length: int, emit: Emit = ignore
+) -> Sums:
     """Both models over the same windows of at most ``length`` tokens, which slide by half of it.
 
     Raises NumericError where an answer is not finite.
     """
     stride = max(1, length // 2)
     windows = [w for n, text in enumerate(texts) for w in windows_of(n, text.tokens, length, stride)]
-    windows.sort(key=lambda window: -len(window.tokens))
     totals = np.zeros((4, len(texts)))
     counts = np.array([int(text.scored.sum()) for text in texts])
     emit(Started("scoring both models", int(counts.sum()), "tokens"))
     reference.eval()
     other.eval()
-    done = first = 0
+    done = 0
     most = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * reference.vocab_size)))
-    while first < len(windows):
-        rows = windows[first : first + max(1, most // len(windows[first].tokens))]
+    for rows in batches(windows, lambda window: len(window.tokens), most):
         documents, values = _score_batch(reference, other, rows, texts)
         for total, part in zip(totals, values, strict=True):
             np.add.at(total, documents, part)
-        first, done = first + len(rows), done + len(documents)
+        done += len(documents)
         emit(Progressed(done))
     if not np.isfinite(totals).all():
         raise NumericError("A model's answer is not finite.", where="comparison")
@@ -63,19 +64,14 @@ def compare(reference: nn.Module, other: nn.Module, texts: Sequence[Text], *, le
 
 
 def _score_batch(
-    reference: nn.Module, other: nn.Module, windows: Sequence[Window], texts: Sequence[Text]
+    reference: nn.Module, other: nn.Module, windows: Sequence[Window], texts: Sequence[ScoredText]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every scored token: the text it is of, and [4, n]: nats of both, KL, whether the best guess changed."""
-    width = len(windows[0].tokens) - 1
-    inputs = torch.zeros(len(windows), width, dtype=torch.int64)
-    labels = torch.full_like(inputs, -100)
-    for row, window in enumerate(windows):  # padded on the right, where a causal model cannot look
-        n = len(window.tokens) - 1
-        tokens = torch.from_numpy(window.tokens.astype(np.int64))
-        inputs[row, :n] = tokens[:-1]
+    inputs, labels = window_batch(windows)
+    for row, window in enumerate(windows):
+        end = len(window.tokens) - 1
         counts = torch.from_numpy(texts[window.document].scored[window.at : window.at + window.scored])
-        wanted = tokens[1:][n - window.scored :]
-        labels[row, n - window.scored : n] = torch.where(counts, wanted, -100)
+        labels[row, end - window.scored : end].masked_fill_(~counts, -100)
     chosen = labels >= 0
     documents = np.array([window.document for window in windows])[chosen.nonzero()[:, 0].numpy()]
     device = next(reference.parameters()).device

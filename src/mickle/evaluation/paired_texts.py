@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
-from mickle.evaluation.inputs import check_vocabulary, pages_to_measure
+from mickle.evaluation.inputs import pages_to_measure
 
 
 @dataclass(frozen=True)
-class Text:
+class ScoredText:
     """One page or conversation: its tokens [n], which of them are scored [n], and the UTF-8 bytes of those."""
 
     tokens: np.ndarray
@@ -25,7 +24,7 @@ class Text:
     bytes: int
 
 
-def texts_to_score(data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer) -> list[Text]:
+def texts_to_score(data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer) -> list[ScoredText]:
     """Pages with all their tokens, or conversations and completions with their answers.
 
     most: tokens to score; the first texts that hold them are taken.
@@ -61,18 +60,17 @@ def _holds_pages(data: Path | None) -> bool:
         return True  # said by the reader of pages
 
 
-def _pages(pages: Sequence[str], tokenizer: TextTokenizer) -> list[Text]:
-
+def _pages(pages: Sequence[str], tokenizer: TextTokenizer) -> list[ScoredText]:
     found = []
     for page, ids in zip(pages, tokenizer.encode(pages), strict=True):
         tokens = np.concatenate([[tokenizer.start], ids]).astype(np.int64)
         scored = np.ones(len(tokens), dtype=bool)
         scored[0] = False
-        found.append(Text(tokens, scored, len(page.encode("utf-8", "replace"))))
+        found.append(ScoredText(tokens, scored, len(page.encode("utf-8", "replace"))))
     return found
 
 
-def _answers(data: Path, folder: Path, tokenizer: TextTokenizer) -> list[Text]:
+def _answers(data: Path, folder: Path, tokenizer: TextTokenizer) -> list[ScoredText]:
     from mickle.data.chat_template import open_template
     from mickle.data.conversations import read_conversations
     from mickle.data.examples import encode_examples
@@ -89,7 +87,7 @@ def _answers(data: Path, folder: Path, tokenizer: TextTokenizer) -> list[Text]:
         trained = trained.copy()
         trained[0] = False
         size = len(tokenizer.decode(tokens[trained]).encode("utf-8", "replace"))
-        found.append(Text(tokens, trained, size))
+        found.append(ScoredText(tokens, trained, size))
     return found
 
 
@@ -109,9 +107,3 @@ def _cutting(tokenizer: TextTokenizer) -> list[Any]:
     settings = json.loads(tokenizer.tokenizer.to_str())
     added = [token for token in settings["added_tokens"] if not token["special"]]
     return [tokenizer.start, added, *(settings.get(part) for part in ("model", "normalizer", "pre_tokenizer"))]
-
-
-def check_model(model: nn.Module, tokenizer: TextTokenizer, folder: Path) -> None:
-    if not model.causal:
-        raise UsageError("this model sees both sides of a token", where=str(folder), expected="a causal model")
-    check_vocabulary(model, tokenizer, folder)

@@ -25,10 +25,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mickle.config import Config, Input
+from mickle.config import Input
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.inputs import check_vocabulary, longest_text
-from mickle.events import Emit, Noted, Progressed, Started, ignore
+from mickle.evaluation.inputs import longest_text, open_to_measure
+from mickle.evaluation.measure import Measure, batches
+from mickle.events import Emit, Progressed, Started, ignore
+from mickle.figures import Bars, Figure, Panel, Rule
+from mickle.results import Result, Table, json_lines
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,16 +46,6 @@ BATCH_TOKENS = 8192
 EXPECTED = "good and bad, or BLiMP's sentence_good and sentence_bad: two different texts"
 
 
-class Pairs(Config):
-    """How often a model prefers the good sentence of a minimal pair."""
-
-    kind: Literal["pairs"] = "pairs"
-    data: Input = Field(
-        description="JSON Lines, JSON or Parquet with good, bad and perhaps kind; BLiMP's files as they are"
-    )
-    by: str | None = Field(None, description="field that tells kinds apart (default: kind, linguistics_term or UID)")
-
-
 @dataclass(frozen=True)
 class Pair:
     """Two sentences, what sets them apart, and where they stand."""
@@ -63,33 +56,33 @@ class Pair:
     where: str
 
 
-def run_pairs(task: Pairs, folder: Path, work: Path, emit: Emit) -> dict[str, Any]:
-    """Score the pairs with a model folder and write numbers, table, figure and every pair's scores into ``work``."""
-    from mickle import machine
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.models.adapters import tokenizer_folder
-    from mickle.models.folder import open_model
-    from mickle.storage import write_json, write_text
+class Pairs(Measure):
+    """How often a model prefers the good sentence of a minimal pair."""
 
-    pairs = read_pairs(task.data, task.by)
-    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
-    model = open_model(folder, device=machine.device())
-    check_vocabulary(model, tokenizer, folder)
-    scores = score_pairs(model, tokenizer, pairs, emit)
-    kinds = accuracies(pairs, scores)
-    rule = "log-likelihood" if model.causal else "pseudo-log-likelihood"
-    write_json(work / "results.json", {"task": "pairs", "score": rule, "kinds": kinds})
-    rows = (
-        {"good": pair.good, "bad": pair.bad, "kind": pair.kind, "score_good": good, "score_bad": bad}
-        for pair, (good, bad) in zip(pairs, scores.tolist(), strict=True)
+    kind: Literal["pairs"] = "pairs"
+    data: Input = Field(
+        description="JSON Lines, JSON or Parquet with good, bad and perhaps kind; BLiMP's files as they are"
     )
-    write_text(work / "pairs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    table = as_table(kinds, rule)
-    write_text(work / "table.md", table)
-    write_text(work / "pairs.svg", draw(kinds))
-    for line in table.splitlines():
-        emit(Noted(line))
-    return {"accuracy": kinds[0]["accuracy"], "interval": kinds[0]["interval"], "pairs": len(pairs), "score": rule}
+    by: str | None = Field(None, description="field that tells kinds apart (default: kind, linguistics_term or UID)")
+
+    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
+        """Score the pairs with a model folder; every pair's scores are kept."""
+        pairs = read_pairs(self.data, self.by)
+        model, tokenizer = open_to_measure(folder)
+        scores = score_pairs(model, tokenizer, pairs, emit)
+        kinds = accuracies(pairs, scores)
+        rule = "log-likelihood" if model.causal else "pseudo-log-likelihood"
+        rows = (
+            {"good": pair.good, "bad": pair.bad, "kind": pair.kind, "score_good": good, "score_bad": bad}
+            for pair, (good, bad) in zip(pairs, scores.tolist(), strict=True)
+        )
+        return Result(
+            {"accuracy": kinds[0]["accuracy"], "interval": kinds[0]["interval"], "pairs": len(pairs), "score": rule},
+            {"task": "pairs", "score": rule, "kinds": kinds},
+            [f"good sentence preferred by {rule}; chance is 50 %", as_table(kinds)],
+            {"pairs.svg": picture(kinds)},
+            texts={"pairs.jsonl": json_lines(rows)},
+        )
 
 
 def read_pairs(path: Path, by: str | None = None) -> list[Pair]:
@@ -174,7 +167,6 @@ def score_pairs(model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair
 
 
 def _refuse_long(model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], texts: Sequence[str]) -> None:
-
     longest = longest_text(model, 1 << 30)
     for number, document in enumerate(tokenizer.encode_documents(texts)):
         if len(document) > longest:
@@ -217,15 +209,13 @@ def pseudo_log_likelihoods(
     mask = vocabulary_of(tokenizer).mask
     documents = tokenizer.encode_documents(texts)
     last = 0 if tokenizer.start == tokenizer.end else 1
-    order = sorted(range(len(texts)), key=lambda number: -len(documents[number]))
-    rows = [(number, at) for number in order for at in range(1, len(documents[number]) - last)]
+    rows = [(number, at) for number, ids in enumerate(documents) for at in range(1, len(ids) - last)]
     scores = np.zeros(len(texts))
     device = next(model.parameters()).device
     emit(Started("scoring sentences", len(rows), "tokens"))
     model.eval()
-    first = 0
-    while first < len(rows):
-        some = rows[first : first + max(1, BATCH_TOKENS // len(documents[rows[first][0]]))]
+    done = 0
+    for some in batches(rows, lambda row: len(documents[row[0]]), BATCH_TOKENS):
         batch = padded([documents[number] for number, _ in some], mask)
         labels = torch.full_like(batch["input_ids"], -100)
         places = torch.arange(len(some)), torch.tensor([at for _, at in some])
@@ -234,8 +224,8 @@ def pseudo_log_likelihoods(
         with torch.no_grad():
             nats, _ = token_scores(model, {k: v.to(device) for k, v in {**batch, "labels": labels}.items()})
         np.subtract.at(scores, [number for number, _ in some], nats)
-        first += len(some)
-        emit(Progressed(first))
+        done += len(some)
+        emit(Progressed(done))
     return scores
 
 
@@ -272,41 +262,24 @@ def wilson(successes: float, n: int, z: float = 1.959964) -> tuple[float, float]
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def as_table(kinds: Sequence[dict[str, Any]], rule: str) -> str:
-    """One row for each kind, in Markdown."""
-    lines = [
-        f"good sentence preferred by {rule}; chance is 50 %",
-        "",
-        "| kind | pairs | preferred (95 %) | mean margin, nats | ties |",
-        "|---|---:|---:|---:|---:|",
-    ]
+def as_table(kinds: Sequence[dict[str, Any]]) -> Table:
+    """One row for each kind."""
+    rows = []
     for found in kinds:
-        name = found["kind"].replace("|", "\\|").replace("\n", " ") or "(none)"
-        low, high = found["interval"]
-        lines.append(
-            f"| {name} | {found['pairs']:,} | {found['accuracy']:.1%} ({low:.1%} to {high:.1%})"
-            f" | {found['margin']:+.2f} | {found['ties']:,} |"
+        share = "{:.1%} ({:.1%} to {:.1%})".format(found["accuracy"], *found["interval"])
+        rows.append(
+            (found["kind"] or "(none)", f"{found['pairs']:,}", share, f"{found['margin']:+.2f}", f"{found['ties']:,}")
         )
-    return "\n".join(lines) + "\n"
+    return Table(("kind", "pairs", "preferred (95 %)", "mean margin, nats", "ties"), rows, frozenset({1, 2, 3, 4}))
 
 
-def draw(kinds: Sequence[dict[str, Any]]) -> str:
-    """Accuracy of each kind with its interval, as SVG; the line is chance."""
-    from mickle import figures
-
+def picture(kinds: Sequence[dict[str, Any]]) -> Figure:
+    """Accuracy of each kind with its interval; the line is chance."""
     shown = list(kinds)[:40][::-1]
-
-    def paint(axes: Any) -> None:
-        names = [found["kind"][:40] or "(none)" for found in shown]
-        shares = [found["accuracy"] for found in shown]
-        places = range(len(shown))
-        spread = [
-            [share - found["interval"][0] for share, found in zip(shares, shown, strict=True)],
-            [found["interval"][1] - share for share, found in zip(shares, shown, strict=True)],
-        ]
-        axes.errorbar(shares, places, xerr=[[max(0.0, x) for x in side] for side in spread], fmt="o")
-        axes.set_yticks(places, names)
-        axes.axvline(0.5, color=figures.INK, linewidth=1, linestyle="--")
-        axes.set(xlabel="good sentence preferred", xlim=(0, 1))
-
-    return figures.draw(paint, height=1.2 + 0.22 * len(shown))
+    shares = Bars(
+        [found["kind"][:40] or "(none)" for found in shown],
+        [found["accuracy"] for found in shown],
+        intervals=[found["interval"] for found in shown],
+    )
+    panel = Panel("good sentence preferred", bars=shares, rules=[Rule(x=0.5)], x_limits=(0, 1))
+    return Figure((panel,), height=1.2 + 0.22 * len(shown))

@@ -17,6 +17,7 @@ from mickle.config import Config, Input
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
+from mickle.results import Finding
 from mickle.step import Step
 from mickle.storage import write_json
 
@@ -50,6 +51,10 @@ class Export(Step):
     """Write a model, or an adapter merged into its base, for other tools, and prove it equal by running it."""
 
     kind: ClassVar[str] = "exported"
+    title: ClassVar[str] = "The export"
+    lead: ClassVar[str] = (
+        "The exported model was opened anew and run beside its source; this is how far they are apart."
+    )
     positional: ClassVar[str] = "model"
     reported: ClassVar[bool] = True
     example: ClassVar[str] = "mickle export adapter --format gguf --format.type Q8_0 --out exported"
@@ -96,6 +101,11 @@ class Export(Step):
         what = f"{source.folder} on {source.base}" if source.adapter else str(source.folder)
         form = "adapter" if source.moves_adapter else self.format.kind
         return Forecast(memory_bytes=4 * size, disk_bytes=2 * size), f"{what} -> {form}\n"
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """How alike it is."""
+        return [Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's")]
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         source = self.source()

@@ -67,6 +67,8 @@ class Plan(Step):
     """Say what to train before training it: size, epochs, dropout, memory and hours."""
 
     kind: ClassVar[str] = "plan"
+    title: ClassVar[str] = "The plan"
+    lead: ClassVar[str] = "What this much data and this budget can give, before any of it is spent."
     positional: ClassVar[str] = "data"
     example: ClassVar[str] = "mickle plan corpus --task.hours 2 --out plan"
 

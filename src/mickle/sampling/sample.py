@@ -13,6 +13,7 @@ from mickle.config import Input
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
+from mickle.results import Section
 from mickle.step import Step
 
 if TYPE_CHECKING:
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 
 LARGEST_PROMPTS = 16 << 20  # bytes of a prompt file
 BATCH = 16  # prompts at a time
+LONGEST_TEXT = 1_500  # characters that a report shows of a text
 
 
 class Sample(Step):
     """Let a model continue prompts: greedy or drawn, with a seed of its own for every row."""
 
     kind: ClassVar[str] = "samples"
+    title: ClassVar[str] = "Samples"
+    lead: ClassVar[str] = "What the model writes. A small model writes the form of its pages before their sense."
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle sample runs/model --prompts 'The file' --max-tokens 80"
 
@@ -66,6 +70,11 @@ class Sample(Step):
         storage.write_text(work / "samples.txt", readable(rows))
         emit(Noted(readable(rows[:1]).strip()))
         return {"samples": rows[:20], "texts": len(rows), "tokens": sum(row["tokens"] for row in rows)}
+
+    @classmethod
+    def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
+        """The first texts, each under its prompt."""
+        return Section(cls.title, cls.lead, texts=answers(folder / "samples.jsonl"))
 
     def dry_run(self) -> tuple[Forecast, str]:
         """What would be continued; memory is that of the weights, twice with `compare_untrained`."""
@@ -169,3 +178,14 @@ def readable(rows: list[dict[str, Any]]) -> str:
     pictures = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
     harmless = pictures | dict.fromkeys([*range(0x7F, 0xA0), *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
     return ("\n\n".join(parts) + "\n").translate(harmless)
+
+
+def answers(file: Path) -> list[tuple[str, str, str]]:
+    """The first texts of a file of samples, each under its prompt, for a section."""
+    texts: list[tuple[str, str, str]] = []
+    for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()[:6]):
+        texts.append(("prompt", "prompt", row["prompt"] or "(a new document)"))
+        if "untrained" in row:
+            texts.append(("before training", "before", row["untrained"][:LONGEST_TEXT]))
+        texts.append(("after training", "after", row["text"][:LONGEST_TEXT]))
+    return texts

@@ -25,6 +25,8 @@ class RunStudy(Step):
     """
 
     kind: ClassVar[str] = "study"
+    title: ClassVar[str] = "The study"
+    lead: ClassVar[str] = "A paper's claim, measured here."
     example: ClassVar[str] = "mickle study sophia --scale quick"
     positional: ClassVar[str] = "name"
     resumable_changes: ClassVar[frozenset[str]] = frozenset(

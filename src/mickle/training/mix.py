@@ -58,6 +58,10 @@ class Mix(Step):
     """Find the weights to sample a corpus's domains by (DoReMi)."""
 
     kind: ClassVar[str] = "mixture"
+    title: ClassVar[str] = "The mixture"
+    lead: ClassVar[str] = (
+        "How much of each domain to read: weights of a small robust proxy, averaged over its run (DoReMi)."
+    )
     positional: ClassVar[str] = "data"
     example: ClassVar[str] = "mickle mix corpus --out mixture"
 

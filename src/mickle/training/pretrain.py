@@ -20,8 +20,10 @@ from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Trained, War
 from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
 from mickle.models.decoder_settings import DecoderArchitecture
+from mickle.results import Finding, Section
 from mickle.step import Step
 from mickle.storage import SCRATCH
+from mickle.training.curves import training_findings, training_section
 from mickle.training.dropout import Dropout
 from mickle.training.optimizers import AdamW, OptimizerSettings, Schedule
 
@@ -113,6 +115,16 @@ class Pretrain(Step):
         from importlib.metadata import version
 
         return {name: version(name) for name in ("torch", "tokenizers")}
+
+    @classmethod
+    def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
+        """What it read, and its curves."""
+        return training_section(folder, summary)
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """Parameters and tokens."""
+        return training_findings(summary)
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.models.folder import save_model

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from mickle.evaluation.loss import bootstrap_ratio
+from mickle.results import Section, Table, drawn, facts
+from mickle.sampling.sample import answers
 from mickle.storage import write_text
 
 TABLE, FIGURE, SAMPLES = "table.md", "tune.svg", "samples.jsonl"
@@ -145,3 +147,21 @@ def write(work: Path, results: dict[str, Any], metrics: Path, samples: list[dict
     write_text(work / FIGURE, draw(results, metrics))
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
     write_text(work / SAMPLES, text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def tuning_section(folder: Path, summary: dict[str, Any]) -> Section:
+    """A tuned folder's part of a report."""
+    rows = []
+    parts = {"task": "the task, held out", "general": f"general text ({summary.get('general_text', '')})"}
+    for name, label in parts.items():
+        if found := summary.get(name):
+            low, high = found["interval"]
+            change = f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+            rows.append((label, f"{found['before']:.4f}", f"{found['after']:.4f}", change, f"{found['texts']:,}"))
+    headings = ("nats a token", "before", "after", "difference (95 % over texts)", "texts")
+    tables = [Table(headings, rows, frozenset({1, 2, 3, 4})), Table(("", ""), facts(summary))]
+    lead = (
+        f"{summary.get('training_examples', 0):,} examples taught {summary.get('trained_parameters', 0):,} of "
+        f"{summary.get('parameters', 0):,} parameters ({summary.get('method', '')})."
+    )
+    return Section("The tuning", lead, drawn(folder), tables, answers(folder / SAMPLES))

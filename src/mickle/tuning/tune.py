@@ -18,6 +18,7 @@ from mickle.config import Input
 from mickle.data.label_prompts import LabelPrompt
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
+from mickle.results import Finding, Section
 from mickle.step import Step
 from mickle.storage import SCRATCH
 from mickle.training.optimizers import Schedule
@@ -107,6 +108,20 @@ class Tune(Step):
         from importlib.metadata import version
 
         return {name: version(name) for name in ("torch", "tokenizers")}
+
+    @classmethod
+    def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
+        """What it gave and what it broke, its curve, and answers before and after."""
+        from mickle.tuning.outcome import tuning_section
+
+        return tuning_section(folder, summary)
+
+    @classmethod
+    def findings(cls, summary: dict[str, Any]) -> list[Finding]:
+        """Losses before and after."""
+        names = {"task": "nats a token on the task, before and after", "general": "on general text: what it forgot"}
+        found = {label: summary[name] for name, label in names.items() if summary.get(name)}
+        return [Finding(f"{loss['before']:.2f} → {loss['after']:.2f}", label) for label, loss in found.items()]
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.tuning import outcome
