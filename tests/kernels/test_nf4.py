@@ -12,7 +12,7 @@ from mickle.quantization.codes import scale_lines, table
 from mickle.quantization.nf4 import Blocks, dequantize_plain, quantize_4bit
 
 KINDS = [kind for kind in ("avx512", "avx2") if kind in kernels.FEATURES]
-ROWS = [kind for kind in kernels.ROWS if kind in kernels.FEATURES]
+ROWS = [kind for kind in kernels.KINDS if kind in kernels.FEATURES]
 
 pytestmark = pytest.mark.skipif(not KINDS, reason="neither AVX-512 nor AVX2")
 
@@ -30,17 +30,11 @@ def multiplied(blocks: Blocks, x: torch.Tensor, kind: str, threads: int = 1) -> 
     words = kernels.interleaved(blocks.packed.numpy().view(np.uint32).reshape(out, -1))
     scales = kernels.interleaved(blocks.absmax.numpy().reshape(out, -1))
     nested = np.zeros(0, np.float32) if blocks.nested is None else blocks.nested.numpy()
-    values = table(blocks.code)
-    if kind == "bf16":
-        row: np.ndarray = kernels.paired(x.bfloat16()[None].view(torch.uint16).numpy())
-        entries = np.tile(values.bfloat16().view(torch.uint16).numpy(), 2)
-    else:
-        row, entries = x[None].numpy(), values.numpy()
-    result = np.full((1, out), np.nan, np.float32)
-    kernels.rows_product(
-        words, scales, scale_lines().numpy(), nested, blocks.offset, row, entries, result, threads, kind
-    )
-    return result[0]
+    values, lines = table(blocks.code).numpy(), scale_lines().numpy()
+    weight = kernels.Strips(out, words, scales, nested, blocks.offset, lines, values)
+    row = x.bfloat16() if kind == "bf16" else x
+    result: np.ndarray = kernels.rows_product(weight, row[None], threads, kind)[0].numpy()
+    return result
 
 
 @given(st.integers(1, 80), st.integers(1, 20), st.booleans(), st.sampled_from(["nf4", "fp4", "int4", "int3"]))

@@ -15,9 +15,6 @@ with the bytes, sigma and the group's sum of x made once for all strips (`prepar
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mickle.kernels import grouped_outliers, grouped_strips
-from mickle.kernels.assembly import has
+from mickle.kernels.assembly import has, side_by_side
 from mickle.kernels.strips import CHUNK, STRIP
 
 SHARED = 1 << 19  # bytes of codes from which a product is worth sharing among threads
@@ -84,7 +81,7 @@ def product(
         else:
             bounds = pairwise(strips * piece // share for piece in range(share + 1))
             pieces = enumerate(bounds)
-            _together([(run, *first, scratch[k].ctypes.data, *ends, chunks, groups, group) for k, ends in pieces])
+            side_by_side([(run, *first, scratch[k].ctypes.data, *ends, chunks, groups, group) for k, ends in pieces])
         if outliers is not None:
             values, columns, rows = outliers
             add = grouped_outliers.compiled(columns.element_size())
@@ -168,16 +165,3 @@ def prepare(x, number, shift, order, segment, count, row, parts, sums):  # type:
                 left = whole[column]
                 parts[((first + column) // 4 * count + part) * 4 + column % 4] = np.int8(left & np.int32(255))
                 whole[column] = (left + np.int32(128)) >> np.int32(8)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(64)
-
-
-def _together(jobs: Sequence[Any]) -> None:
-    """Foreign calls let go of Python's lock, so they run side by side; the last one here."""
-    waiting = [_pool().submit(*job) for job in jobs[:-1]]
-    jobs[-1][0](*jobs[-1][1:])
-    for job in waiting:
-        job.result()

@@ -4,25 +4,32 @@ The definitions are `quantization/nf4.py:quantize_plain` and `dequantize_plain`,
 function here to them. Quantizing and making dense give the same bits, the product differs by rounding.
 
 Decoding a row reads each weight once, so it is bound by memory, if looking codes up costs less than reading them. Codes
-are kept in registers' tables (`kernels/register_permute.py`), and 16 rows of the weight (a strip) lie side by side, so
+are looked up in registers (`kernels/nf4_strips.py`), and 16 rows of the weight (a strip) lie side by side, so
 that a lane is a row and no sum runs across lanes. `interleaved` and `canonical` go to and fro, bit for bit.
 """
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from mickle.kernels import register_permute as registers
+from mickle.kernels import nf4_strips
+from mickle.kernels.assembly import has, side_by_side
+from mickle.kernels.strips import STRIP as LANES
 
-LANES, COLUMNS = registers.LANES, registers.COLUMNS
+# What decodes here; bf16 takes rows in bfloat16 alone.
+KINDS = {
+    "avx2": ("avx2", "fma"),
+    "avx512": ("avx512f", "avx512bw"),
+    "bf16": ("avx512f", "avx512bw", "avx512bf16"),
+}
+FEATURES = frozenset(kind for kind, needed in KINDS.items() if has(*needed))
 SHARED = 1 << 20  # bytes of codes from which a product is worth sharing among threads
-FEATURES = registers.features()
-_NO_CODES, _NO_FLOATS = np.zeros((0, 0, LANES), np.uint8), np.zeros((0, 0, LANES), np.float32)
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -71,55 +78,20 @@ def quantize(flat, thresholds, block, least, packed, absmax):  # type: ignore[no
 
 
 # -- making dense ----------------------------------------------------------------------------------------------------
-# Each of the functions makes numbers [first, stop) of `out`, float32, or bfloat16 as uint16; `first` and `stop` are
-# multiples of 16, so that 16 numbers have one scale.
-
-
-@_compile
-def _dense_avx512(packed, scales, block, table, first, stop, out):  # type: ignore[no-untyped-def]
-    codes, entries, place = packed.ctypes.data, table.ctypes.data, out.ctypes.data
-    for i in range(first, stop, 16):
-        registers.values_avx512(codes + i // 2, entries, scales[i // block], place + 4 * i)
-
-
-@_compile
-def _dense_avx2(packed, scales, block, table, first, stop, out):  # type: ignore[no-untyped-def]
-    codes, entries, place = packed.ctypes.data, table.ctypes.data, out.ctypes.data
-    for i in range(first, stop, 16):
-        registers.values_avx2(codes + i // 2, entries, scales[i // block], place + 4 * i)
-
-
-@_compile
-def _bfloats_avx512(packed, scales, block, table, first, stop, out):  # type: ignore[no-untyped-def]
-    codes, entries, place = packed.ctypes.data, table.ctypes.data, out.ctypes.data
-    for i in range(first, stop, 16):
-        registers.bfloats_avx512(codes + i // 2, entries, scales[i // block], place + 2 * i)
-
-
-@_compile
-def _bfloats_avx2(packed, scales, block, table, first, stop, out):  # type: ignore[no-untyped-def]
-    codes, entries, place = packed.ctypes.data, table.ctypes.data, out.ctypes.data
-    for i in range(first, stop, 16):
-        registers.bfloats_avx2(codes + i // 2, entries, scales[i // block], place + 2 * i)
-
-
-DENSE = {
-    ("avx512", "float32"): _dense_avx512,
-    ("avx2", "float32"): _dense_avx2,
-    ("avx512", "bfloat16"): _bfloats_avx512,
-    ("avx2", "bfloat16"): _bfloats_avx2,
-}
 
 
 def dense(
     packed: Bytes, scales: Floats, block: int, table: Floats, out: NDArray[np.generic], threads: int, kind: str
 ) -> None:
-    """Fill `out` [n]: float32, or the bits of bfloat16 as uint16, by the functions of `kind`, avx512 or avx2."""
-    whole = out.size - out.size % 16
-    function = DENSE[kind, "float32" if out.dtype == np.float32 else "bfloat16"]
+    """Fill `out` [n]: float32, or the bits of bfloat16 as uint16, by the instructions of `kind`, avx512 or avx2. block:
+    numbers that have one scale, a power of two of at least 16.
+    """
+    whole = out.size - out.size % LANES
+    run = nf4_strips.dense(kind, out.dtype != np.float32)
     pieces = threads if packed.size >= SHARED else 1
-    bounds = [whole * piece // pieces // 16 * 16 for piece in range(pieces)] + [whole]
-    _together(function, bounds, packed, scales, block, table, out=out)
+    bounds = [whole * piece // pieces // LANES * LANES for piece in range(pieces)] + [whole]
+    places = [array.ctypes.data for array in (packed, scales, table, out)]
+    side_by_side([(run, *places, *ends, block.bit_length() - 1) for ends in pairwise(bounds)])
     if whole < out.size:
         last = packed[whole // 2 :]
         codes = np.stack([last >> 4, last & 15], axis=1).reshape(-1)[: out.size - whole]
@@ -155,171 +127,51 @@ def canonical(strips_of: NDArray[np.generic], out_features: int) -> NDArray[np.g
     return np.ascontiguousarray(strips_of.transpose(0, 2, 1).reshape(-1, n)[:out_features])
 
 
-@_compile
-def _near(row, b, count, nested, near):  # type: ignore[no-untyped-def]
-    """Scales of scales of 16 rows at their block `b` into `near`; the next block at which one changes."""
-    again = count
-    for lane in range(16):
-        place = (row + lane) * count + b
-        near[lane] = nested[min(place >> 8, nested.size - 1)]  # rows that fill up a strip have none
-        again = min(again, b + 256 - (place & 255))
-    return again
+def paired(x: Tensor) -> Tensor:
+    """bfloat16 [n, in] -> int32 [n, in / 2]: pairs of columns (c, c + 4), which one step of the kernel multiplies."""
+    return x.unflatten(-1, (-1, 2, 4)).transpose(-1, -2).contiguous().flatten(1).view(torch.int32)
 
 
-# One function for each kind of registers: products of a strip's blocks, one row after another.
+@dataclass(frozen=True)
+class Strips:
+    """A weight [outputs, in] in 4 bits, in blocks of 64 columns, as the product reads it.
 
-
-@_compile
-def _rows_avx512(words, codes, absmax, lines, nested, offset, x, table, first, stop, out):  # type: ignore[no-untyped-def]
-    blocks = words.shape[1] // 8
-    scales, near, acc = np.empty((blocks, 16), np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    entries, sums, by, map_of = table.ctypes.data, acc.ctypes.data, near.ctypes.data, lines.ctypes.data
-    for strip in range(first, stop):
-        word, column, scale = words[strip].ctypes.data, x[0].ctypes.data, scales.ctypes.data
-        acc[:] = 0.0
-        if nested.size:  # scales are made where they are needed: meanwhile the codes arrive
-            code, done = codes[strip].ctypes.data, 0
-            while done < blocks:
-                again = _near(strip * 16, done, blocks, nested, near)
-                for b in range(done, again):
-                    registers.scales_avx512(code + 16 * b, map_of, by, offset, scale + 64 * b)
-                    registers.product_avx512(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-                done = again
-        else:
-            scale = absmax[strip].ctypes.data
-            for b in range(blocks):
-                registers.product_avx512(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-        lanes = min(16, out.shape[1] - 16 * strip)
-        for lane in range(lanes):
-            out[0, 16 * strip + lane] = acc[lane]
-        for row in range(1, x.shape[0]):  # by now the strip is in the first caches
-            acc[:] = 0.0
-            column = x[row].ctypes.data
-            for b in range(blocks):
-                registers.product_avx512(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-            for lane in range(lanes):
-                out[row, 16 * strip + lane] = acc[lane]
-
-
-@_compile
-def _rows_avx2(words, codes, absmax, lines, nested, offset, x, table, first, stop, out):  # type: ignore[no-untyped-def]
-    blocks = words.shape[1] // 8
-    scales, near, acc = np.empty((blocks, 16), np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    entries, sums, by, map_of = table.ctypes.data, acc.ctypes.data, near.ctypes.data, lines.ctypes.data
-    for strip in range(first, stop):
-        word, column, scale = words[strip].ctypes.data, x[0].ctypes.data, scales.ctypes.data
-        acc[:] = 0.0
-        if nested.size:  # scales are made where they are needed: meanwhile the codes arrive
-            code, done = codes[strip].ctypes.data, 0
-            while done < blocks:
-                again = _near(strip * 16, done, blocks, nested, near)
-                for b in range(done, again):
-                    registers.scales_avx2(code + 16 * b, map_of, by, offset, scale + 64 * b)
-                    registers.product_avx2(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-                done = again
-        else:
-            scale = absmax[strip].ctypes.data
-            for b in range(blocks):
-                registers.product_avx2(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-        lanes = min(16, out.shape[1] - 16 * strip)
-        for lane in range(lanes):
-            out[0, 16 * strip + lane] = acc[lane]
-        for row in range(1, x.shape[0]):  # by now the strip is in the first caches
-            acc[:] = 0.0
-            column = x[row].ctypes.data
-            for b in range(blocks):
-                registers.product_avx2(word + 512 * b, column + 256 * b, entries, scale + 64 * b, sums)
-            for lane in range(lanes):
-                out[row, 16 * strip + lane] = acc[lane]
-
-
-@_compile
-def _rows_bf16(words, codes, absmax, lines, nested, offset, x, table, first, stop, out):  # type: ignore[no-untyped-def]
-    blocks = words.shape[1] // 8
-    scales, near, acc = np.empty((blocks, 16), np.float32), np.empty(16, np.float32), np.empty(16, np.float32)
-    entries, sums, by, map_of = table.ctypes.data, acc.ctypes.data, near.ctypes.data, lines.ctypes.data
-    for strip in range(first, stop):
-        word, column, scale = words[strip].ctypes.data, x[0].ctypes.data, scales.ctypes.data
-        acc[:] = 0.0
-        if nested.size:  # scales are made where they are needed: meanwhile the codes arrive
-            code, done = codes[strip].ctypes.data, 0
-            while done < blocks:
-                again = _near(strip * 16, done, blocks, nested, near)
-                for b in range(done, again):
-                    registers.scales_avx512(code + 16 * b, map_of, by, offset, scale + 64 * b)
-                    registers.product_bf16(word + 512 * b, column + 128 * b, entries, scale + 64 * b, sums)
-                done = again
-        else:
-            scale = absmax[strip].ctypes.data
-            for b in range(blocks):
-                registers.product_bf16(word + 512 * b, column + 128 * b, entries, scale + 64 * b, sums)
-        lanes = min(16, out.shape[1] - 16 * strip)
-        for lane in range(lanes):
-            out[0, 16 * strip + lane] = acc[lane]
-        for row in range(1, x.shape[0]):  # by now the strip is in the first caches
-            acc[:] = 0.0
-            column = x[row].ctypes.data
-            for b in range(blocks):
-                registers.product_bf16(word + 512 * b, column + 128 * b, entries, scale + 64 * b, sums)
-            for lane in range(lanes):
-                out[row, 16 * strip + lane] = acc[lane]
-
-
-ROWS = {"avx512": _rows_avx512, "avx2": _rows_avx2, "bf16": _rows_bf16}
-
-
-@_compile
-def _pair(x, pairs):  # type: ignore[no-untyped-def]
-    for row in range(x.shape[0]):
-        for eight in range(x.shape[1] // 8):
-            for column in range(4):
-                low, high = x[row, 8 * eight + column], x[row, 8 * eight + 4 + column]
-                pairs[row, 4 * eight + column] = np.uint32(low) | np.uint32(high) << np.uint32(16)
-
-
-def paired(x: NDArray[np.uint16]) -> NDArray[np.uint32]:
-    """bfloat16 bits [n, in] -> [n, in / 2]: pairs of columns (c, c + 4), which one step of the kernel multiplies."""
-    pairs = np.empty((x.shape[0], x.shape[1] // 2), np.uint32)
-    _pair(x, pairs)
-    return pairs
-
-
-def rows_product(
-    words: Words,
-    scales: Floats | Bytes,
-    lines: Floats,
-    nested: Floats,
-    offset: float,
-    x: NDArray[np.generic],
-    table: NDArray[np.generic],
-    out: Floats,
-    threads: int,
-    kind: str,
-) -> None:
-    """out [n, out] = x W^T of a few rows x.
-
-    words uint32 [strips, in / 8, 16]; scales [strips, in / 64, 16], float32, or uint8 with `nested` not empty and
-    `lines` to read them by. kind "avx512" or "avx2": x float32 [n, in], table float32 [16]; "bf16": x from
-    :func:`paired`, table uint16 [32].
+    words uint32 [strips, in / 8, 16]; scales [strips, in / 64, 16], float32, or uint8 with `nested` not empty: the
+    scales of 256 scales each, and `lines` to read them by (`quantization/codes.py:scale_lines`); table float32 [16].
     """
-    codes, absmax = (scales, _NO_FLOATS) if nested.size else (_NO_CODES, scales)
-    number = words.shape[0]
-    pieces = min(threads, number) if words.nbytes >= SHARED else 1
-    bounds = [number * piece // pieces for piece in range(pieces + 1)]
-    _together(ROWS[kind], bounds, words, codes, absmax, lines, nested, np.float32(offset), x, table, out=out)
+
+    outputs: int
+    words: Words
+    scales: Floats | Bytes
+    nested: Floats
+    offset: float
+    lines: Floats
+    table: Floats
+
+    @cached_property
+    def places(self) -> list[int]:
+        """Addresses of the arrays, and of the table in bfloat16 twice. NumPy takes microseconds to tell one."""
+        arrays = self.words, self.scales, self.lines, self.nested, self.table, self._brains
+        return [array.ctypes.data for array in arrays]
+
+    @cached_property
+    def _brains(self) -> NDArray[np.uint16]:
+        return np.tile(rounded(self.table), 2)
 
 
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, "mickle-nf4")
-
-
-def _together(function: Any, bounds: list[int], *arguments: Any, out: NDArray[np.generic]) -> None:
-    """Each piece between two bounds by a function that holds no lock of the interpreter: the first here, the others in
-    threads of their own.
-    """
-    pieces = list(pairwise(bounds))
-    waiting = [_pool(len(pieces) - 1).submit(function, *(*arguments, *piece, out)) for piece in pieces[1:]]
-    function(*arguments, *pieces[0], out)
-    for other in waiting:
-        other.result()
+def rows_product(weight: Strips, x: Tensor, threads: int, kind: str) -> Tensor:
+    """x W^T of a few rows x [n, in], float32 [n, outputs]. kind "avx512" or "avx2": x float32; "bf16": bfloat16."""
+    strips_, blocks = weight.scales.shape[:2]
+    x = (paired(x) if kind == "bf16" else x).contiguous()
+    rows = x.shape[0]
+    out = torch.empty(rows, strips_ * LANES)
+    pieces = min(threads, strips_) if weight.words.nbytes >= SHARED else 1
+    scratch = torch.empty(pieces * blocks * LANES)
+    own = [scratch.data_ptr() + 4 * LANES * blocks * piece for piece in range(pieces)]
+    bounds = pairwise(strips_ * piece // pieces for piece in range(pieces + 1))
+    *matrix, values, brains = weight.places
+    places = *matrix, x.data_ptr(), brains if kind == "bf16" else values, out.data_ptr()
+    sizes = blocks, rows, strips_, weight.nested.size - 1, weight.offset
+    run = nf4_strips.product(kind, weight.nested.size > 0)
+    side_by_side([(run, *places, made, *ends, *sizes) for made, ends in zip(own, bounds)])
+    return out[:, : weight.outputs]

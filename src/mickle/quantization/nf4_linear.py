@@ -7,8 +7,7 @@ saving, moving to a device, finds them as they were, bit for bit.
 
 import threading
 from collections.abc import Callable, Mapping
-from functools import cache
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
@@ -19,6 +18,9 @@ from mickle.quantization.bitsandbytes_format import from_tensors, to_tensors
 from mickle.quantization.codes import scale_lines, table
 from mickle.quantization.layer import QuantizedLinear
 from mickle.quantization.nf4 import BLOCK, SCALES_BLOCK, Blocks, dequantize_4bit, gpu_parts, on_gpu, quantize_4bit
+
+if TYPE_CHECKING:
+    from mickle.kernels.nf4 import Strips
 
 LANES = 16  # rows of a strip
 _NONE = np.zeros(0, np.float32)
@@ -37,7 +39,7 @@ class NF4Linear(QuantizedLinear):
         out_features, in_features = blocks.shape
         super().__init__(in_features, out_features, bias)
         self.code, self.block, self.dtype, self.offset = (blocks.code, blocks.block, blocks.dtype, blocks.offset)
-        self._views: tuple[np.ndarray, ...] | None = None
+        self._strips: Strips | None = None
         self.in_strips = False  # whether `packed` and `absmax` lie as the decode kernel reads them
         self.register_buffer("packed", blocks.packed, persistent=False)
         self.register_buffer("absmax", blocks.absmax, persistent=False)
@@ -91,19 +93,13 @@ class NF4Linear(QuantizedLinear):
             return None
         from mickle.kernels import nf4 as kernels
 
-        words, scales, nested, lines, values, pairs = self._as_read()
-        out = torch.empty(len(x), self.out_features, dtype=torch.float32)
-        given, threads = x.detach().contiguous(), torch.get_num_threads()
-        if kind == "bf16":
-            rows, entries = kernels.paired(given.view(torch.uint16).numpy()), pairs
-        else:
-            rows, entries = given.float().numpy(), values
-        kernels.rows_product(words, scales, lines, nested, self.offset, rows, entries, out.numpy(), threads, kind)
+        given = x.detach() if kind == "bf16" else x.detach().float()
+        out = kernels.rows_product(self._as_read(), given, torch.get_num_threads(), kind)
         return out.to(x.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies make views of their own memory."""
-        return {**self.__dict__, "_views": None}
+        return {**self.__dict__, "_strips": None}
 
     def train(self, mode: bool = True) -> Self:
         """For training the weight lies as it is stored."""
@@ -126,16 +122,23 @@ class NF4Linear(QuantizedLinear):
             return "bf16"
         return next((kind for kind in ("avx512", "avx2") if kind in kernels.FEATURES), None)
 
-    def _as_read(self) -> tuple[np.ndarray, ...]:
-        """The arrays that the kernel takes: codes and scales in strips, and the tables."""
-        if self._views is None:
+    def _as_read(self) -> "Strips":
+        """The weight as the kernel takes it."""
+        from mickle.kernels.nf4 import Strips
+
+        if self._strips is None:
             self._to_strips()
             strips = -(-self.out_features // LANES)
-            words = self.packed.numpy().view(np.uint32).reshape(strips, self.in_features // 8, LANES)
-            scales = self.absmax.numpy().reshape(strips, self.in_features // BLOCK, LANES)
-            nested = _NONE if self.nested is None else self.nested.numpy()
-            self._views = words, scales, nested, *_tables(self.code)
-        return self._views
+            self._strips = Strips(
+                outputs=self.out_features,
+                words=self.packed.numpy().view(np.uint32).reshape(strips, self.in_features // 8, LANES),
+                scales=self.absmax.numpy().reshape(strips, self.in_features // BLOCK, LANES),
+                nested=_NONE if self.nested is None else self.nested.numpy(),
+                offset=self.offset,
+                lines=scale_lines().numpy(),
+                table=table(self.code).numpy(),
+            )
+        return self._strips
 
     def _to_strips(self) -> None:
         """Put indices and scales in the order that the decode kernel reads, in place of the order of folders."""
@@ -152,7 +155,7 @@ class NF4Linear(QuantizedLinear):
     def _to_rows(self) -> None:
         if self.in_strips:
             self.packed, self.absmax = self._rows()
-            self.in_strips, self._views = False, None
+            self.in_strips, self._strips = False, None
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Indices and scales in the order of folders, bit for bit what `_to_strips` began with."""
@@ -179,13 +182,6 @@ def _scratch(numbers: int, dtype: torch.dtype) -> Tensor:
     if dtype not in kept or len(kept[dtype]) < numbers:
         kept[dtype] = torch.empty(numbers, dtype=dtype)
     return kept[dtype]
-
-
-@cache
-def _tables(code: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For the kernels: lines of the scales' map, the values, and the values in bfloat16 twice."""
-    values = table(code)
-    return scale_lines().numpy(), values.numpy(), np.tile(values.bfloat16().view(torch.uint16).numpy(), 2)
 
 
 def kernels_error() -> float:
