@@ -366,7 +366,7 @@ OTHER = [
     ('rule="ratio at most 0.71"', 'rule="ratio at most 0.9"'),
     ('"full": Scale(6)', '"full": Scale(7)'),
     ('{"rate": 3})', '{"rate": 4})'),
-    ('"ratio", 0.5', '"ratio", 0.7'),
+    ('"loss", 0.5', '"loss", 0.7'),
     ('tune_by="loss"', 'tune_by="budget"'),
 ]
 
