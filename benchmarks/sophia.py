@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mickle.kernels.sophia_update import Rule, Tensors, update_numba
+from mickle.kernels.sophia_update import SophiaRule, Tensors, update_numba
 from mickle.machine import describe, peak_memory, reset_peak_memory
 from mickle.models.decoder import Decoder
 from mickle.models.shape import DecoderConfig
@@ -74,7 +74,7 @@ def updates() -> dict[str, Callable[[], Any]]:
     ours.step()
     for state, hessian in zip(ours.state.values(), hessians):
         state["curvature"].copy_(hessian)
-    rule = Rule(lr=1e-6, beta=0.96, gamma=0.05, eps=1e-12, weight_decay=0.1)
+    rule = SophiaRule(lr=1e-6, beta=0.96, gamma=0.05, eps=1e-12, weight_decay=0.1)
     tensors = [Tensors(p.detach(), p.grad, ours.state[p]["momentum"], ours.state[p]["curvature"]) for p in ours.state]
 
     def kernel() -> None:

@@ -95,9 +95,9 @@ def _one_step() -> list[Tensor]:
 def _sophia_error() -> float:
     import torch
 
-    from mickle.kernels.sophia_update import Rule, Tensors, sophia_update, update_plain
+    from mickle.kernels.sophia_update import SophiaRule, Tensors, sophia_update, update_plain
 
-    rule = Rule(lr=0.01, beta=0.9, gamma=0.05, eps=1e-12, weight_decay=0.1)
+    rule = SophiaRule(lr=0.01, beta=0.9, gamma=0.05, eps=1e-12, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(10_001, generator=generator) for _ in range(4)]
     fast, plain = (Tensors(*(value.clone() for value in values)) for _ in range(2))

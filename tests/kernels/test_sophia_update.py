@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mickle.kernels.sophia_update import (
-    Rule,
+    SophiaRule,
     Tensors,
     fits_numba,
     sophia_update,
@@ -17,7 +17,7 @@ from mickle.kernels.sophia_update import (
     update_plain,
 )
 
-RULE = Rule(lr=0.01, beta=0.9, gamma=0.05, eps=1e-12, weight_decay=0.1)
+RULE = SophiaRule(lr=0.01, beta=0.9, gamma=0.05, eps=1e-12, weight_decay=0.1)
 
 
 def copied(tensors: Tensors) -> Tensors:

@@ -136,7 +136,7 @@ def test_one_process_is_left_alone() -> None:
         assert not distributed.any_process(False)
         values = torch.tensor([1.0, 2.0])
         assert distributed.sum_over_processes(values) is values
-        assert distributed.whole(values) is values
+        assert distributed.gathered(values) is values
         assert distributed.local(values) is values
 
 

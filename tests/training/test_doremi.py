@@ -22,7 +22,7 @@ from mickle.training.doremi import (
     ReferenceLosses,
     RobustObjective,
     RobustProxy,
-    Rule,
+    RobustRule,
     domain_excess,
     exponentiated_gradient,
 )
@@ -145,8 +145,8 @@ def proxy(steps: int = 12) -> RobustProxy:
     return RobustProxy(model(), 3, steps, vocabulary=13)
 
 
-def objective(rule: Rule | None = None, **options: Any) -> RobustObjective:
-    return RobustObjective(ReferenceLosses(model(seed=2)), rule or Rule(), **options)
+def objective(rule: RobustRule | None = None, **options: Any) -> RobustObjective:
+    return RobustObjective(ReferenceLosses(model(seed=2)), rule or RobustRule(), **options)
 
 
 def test_proxy_equal_to_reference_has_no_excess() -> None:
@@ -185,7 +185,7 @@ def test_with_equal_weights_it_is_plain_cross_entropy() -> None:
 def test_the_loss_weighs_tokens_by_the_new_weights() -> None:
     """By hand from per-token losses: the update comes first, and weighs the batch it came from."""
     robust, batch = proxy(), domained(0)
-    total, count = objective(Rule(eta=3.0))(robust, batch)
+    total, count = objective(RobustRule(eta=3.0))(robust, batch)
     weights = robust._pending.weights.tolist()  # type: ignore[union-attr]
     assert max(weights) - min(weights) > 0.05
     sums = counts = 0.0
@@ -201,7 +201,7 @@ def test_the_loss_weighs_tokens_by_the_new_weights() -> None:
 
 def test_domain_mean_is_the_weighted_mean_of_the_domains_means() -> None:
     robust, batch = proxy(), domained(0)
-    total, count = objective(Rule(eta=3.0, loss="domain_mean"))(robust, batch)
+    total, count = objective(RobustRule(eta=3.0, loss="domain_mean"))(robust, batch)
     weights = robust._pending.weights.tolist()  # type: ignore[union-attr]
     expected = 0.0
     for domain in range(3):
@@ -215,10 +215,10 @@ def test_domain_mean_is_the_weighted_mean_of_the_domains_means() -> None:
 def test_importance_weights_on_an_enumerated_world() -> None:
     """E over q of (alpha / q) grad equals E over alpha of grad, summed over every sequence that can be drawn."""
     robust, batch = proxy(), domained(0)
-    drawn, rule = (0.5, 0.2, 0.3), Rule(eta=2.0)
+    drawn, rule = (0.5, 0.2, 0.3), RobustRule(eta=2.0)
     one_each = {name: tensor[[0, 1, 5]] for name, tensor in batch.items()}
     update = robust.propose(rule, torch.tensor([[3.0, 1.0, 0.5], [1.0, 1.0, 1.0]]).double(), torch.tensor(drawn))
-    robust._whole_batch = update  # hold alpha fixed while the world is enumerated
+    robust._of_all_parts = update  # hold alpha fixed while the world is enumerated
     alpha = update.weights
     under_q = under_alpha = 0.0
     for domain in range(3):
@@ -283,7 +283,7 @@ def test_unseen_domains_as_the_authors_have_them() -> None:
     def later(index: int) -> Batch:
         return domained(index + 1)  # the third domain first comes in step 3
 
-    run(robust, objective(Rule(unseen="last")), batches=later, steps=12)
+    run(robust, objective(RobustRule(unseen="last")), batches=later, steps=12)
     assert robust.excess[0, 2].item() == robust.excess[1, 2].item() == pytest.approx(math.log(13))
     assert robust.seen[:4, 2].tolist() == [False, False, True, False]
     assert robust.excess[3, 2] == robust.excess[2, 2] != math.log(13)
@@ -301,8 +301,8 @@ def test_stopped_and_resumed_to_the_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("loss", ["token", "domain_mean"])
 def test_accumulation_changes_nothing(loss: Any) -> None:
     whole, parts = proxy(), proxy()
-    told = run(whole, objective(Rule(loss=loss)))
-    again = run(parts, objective(Rule(loss=loss)), accumulate=3)
+    told = run(whole, objective(RobustRule(loss=loss)))
+    again = run(parts, objective(RobustRule(loss=loss)), accumulate=3)
     assert again == pytest.approx(told, rel=1e-5)
     assert parts.trajectory.numpy() == pytest.approx(whole.trajectory.numpy(), rel=1e-4)
     assert parts.excess.numpy() == pytest.approx(whole.excess.numpy(), abs=1e-5)
@@ -432,7 +432,7 @@ PROBABILITIES = torch.stack(
 def known_answer(score: Any) -> RobustProxy:
     best = PROBABILITIES.clamp(min=1e-4).log()
     robust = RobustProxy(Tables(torch.zeros(3, 16)), 3, 150)
-    made = RobustObjective(ReferenceLosses(Tables(best)), Rule(score=score))
+    made = RobustObjective(ReferenceLosses(Tables(best)), RobustRule(score=score))
     optimizer = torch.optim.SGD(robust.parameters(), lr=2.0)
     robust.follow(optimizer, made)
     for _ in fit(robust, made, world, optimizer, steps=150, clip_norm=None, watch_loss=False):

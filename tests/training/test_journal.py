@@ -21,7 +21,7 @@ from mickle.training import journal as module
 from mickle.training.closure import Closure
 from mickle.training.journal import (
     Journal,
-    Run,
+    MezoRun,
     cut,
     decode,
     describe,
@@ -33,7 +33,7 @@ from mickle.training.journal import (
 )
 from mickle.training.mezo import MeZO
 from mickle.training.mezo_rate import find_rate
-from mickle.training.mezo_rule import Rule
+from mickle.training.mezo_rule import MezoRule
 from mickle.training.objectives import classification
 from mickle.training.optimizers import Schedule
 from mickle.training.replay import fingerprint, replay, undo, verify
@@ -102,7 +102,7 @@ def test_twenty_thousand_steps_fit_in_a_tenth_of_a_megabyte() -> None:
         for i in range(200)
     )
     rates = tuple(0x3A83 - i // 40 for i in range(20_000))
-    run = Run("0" * 32, "f" * 32, Rule(), tensors, 24, rates, codes)
+    run = MezoRun("0" * 32, "f" * 32, MezoRule(), tensors, 24, rates, codes)
     data = encode(Journal((run,)))
     assert len(data) < 100_000
     assert decode(data).runs[0] == run
@@ -158,7 +158,7 @@ def test_tensors_must_be_there_as_they_were() -> None:
     _, journal = tuned(steps=2)
     unknown = Journal(
         tuple(
-            Run("", *(getattr(r, f) for f in ("tuned", "rule", "tensors", "measured", "rates", "projections")))
+            MezoRun("", *(getattr(r, f) for f in ("tuned", "rule", "tensors", "measured", "rates", "projections")))
             for r in journal.runs
         )
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mickle.errors import NumericError, UsageError
 from mickle.kernels.philox import Stream, direction
 from mickle.training.mezo import MeZO
-from mickle.training.mezo_rule import Rule, Updates, from_codes, rounded, to_codes
+from mickle.training.mezo_rule import MezoRule, Updates, from_codes, rounded, to_codes
 
 
 def quadratic(size: int = 40, seed: int = 0) -> tuple[nn.Parameter, Callable[[], Tensor], Tensor]:
@@ -123,7 +123,7 @@ def test_several_probes_are_the_mean_of_single_ones() -> None:
 
 
 def test_momentum_is_the_moving_average_written_out() -> None:
-    rule = Rule(variant="momentum", betas=(0.9, 0.0))
+    rule = MezoRule(variant="momentum", betas=(0.9, 0.0))
     updates, average = Updates(rule), np.zeros(200)
     moved = np.zeros(200)
     total = np.zeros(200)
@@ -142,9 +142,9 @@ def test_momentum_is_the_moving_average_written_out() -> None:
 def test_adam_divides_by_the_projections_root_mean_square() -> None:
     """With the same g in every step both corrected averages are exact: the first step moves by lr, whatever g."""
     for g in (0.001, 7.0):
-        update = Updates(Rule(variant="adam")).push(0.5, [g])
+        update = Updates(MezoRule(variant="adam")).push(0.5, [g])
         assert update.scales == [pytest.approx(-0.5, rel=1e-4)]
-    updates = Updates(Rule(variant="adam", betas=(0.0, 0.5)))
+    updates = Updates(MezoRule(variant="adam", betas=(0.0, 0.5)))
     updates.push(1.0, [3.0])
     second = updates.push(1.0, [1.0])
     square = (0.25 * 9 + 0.5 * 1) / 0.75
@@ -152,7 +152,7 @@ def test_adam_divides_by_the_projections_root_mean_square() -> None:
 
 
 def test_fzoo_divides_by_the_spread() -> None:
-    update = Updates(Rule(variant="fzoo", probes=3)).push(0.3, [1.0, 3.0, 5.0])  # standard deviation 2
+    update = Updates(MezoRule(variant="fzoo", probes=3)).push(0.3, [1.0, 3.0, 5.0])  # standard deviation 2
     assert update.scales == pytest.approx([-0.1 * g / 2 for g in (1, 3, 5)])
     parameter, loss, _ = quadratic()
     before, start = parameter.detach().clone(), loss().item()

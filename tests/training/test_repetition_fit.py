@@ -17,10 +17,10 @@ from mickle.errors import UsageError
 from mickle.training import repetition_fit
 from mickle.training.repetition import C4, Law
 from mickle.training.repetition_fit import bootstrap, fit, fit_scale
-from mickle.training.repetition_runs import Run, nearest_pilot, pilots, read_runs
+from mickle.training.repetition_runs import PastRun, nearest_pilot, pilots, read_runs
 
 
-def planted(law: Law, noise: float, seed: int = 0) -> list[Run]:
+def planted(law: Law, noise: float, seed: int = 0) -> list[PastRun]:
     """60 runs: 4 sizes x 4 texts once, 4 sizes x 3 texts at 3 to 100 epochs; the loss off by ``noise`` of itself."""
     draw = np.random.default_rng(seed)
     single = [(size, text, text) for size in (1e7, 5e7, 2e8, 1e9) for text in (1e8, 4e8, 2e9, 1e10)]
@@ -30,7 +30,7 @@ def planted(law: Law, noise: float, seed: int = 0) -> list[Run]:
         for text in (1e8, 1e9, 4e9)
         for epochs in (3, 10, 30, 100)
     ]
-    return [Run(*run, law.loss(*run) * math.exp(noise * draw.normal())) for run in (single + repeated)[:60]]
+    return [PastRun(*run, law.loss(*run) * math.exp(noise * draw.normal())) for run in (single + repeated)[:60]]
 
 
 def test_sixty_noisy_runs_give_back_what_was_planted() -> None:
@@ -52,7 +52,7 @@ def test_without_noise_another_law_is_found_exactly(decay: float) -> None:
 
 def test_one_run_that_went_wrong_does_not_matter() -> None:
     runs = planted(C4, 0.001)
-    runs[40] = Run(runs[40].parameters, runs[40].tokens, runs[40].unique, 2 * runs[40].loss)
+    runs[40] = PastRun(runs[40].parameters, runs[40].tokens, runs[40].unique, 2 * runs[40].loss)
     assert fit(runs).token_decay == pytest.approx(C4.token_decay, rel=0.1)
 
 
@@ -70,15 +70,15 @@ def test_intervals_hold_what_was_planted_and_narrow_with_the_noise() -> None:
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 6))
 @settings(deadline=None)
 def test_the_vectorised_law_is_the_law(size: float, text: float, epochs: float) -> None:
-    run = Run(10 ** (6 + 5 * size), 10 ** (7 + 4 * text) * math.exp(epochs), 10 ** (7 + 4 * text), 1.0)
+    run = PastRun(10 ** (6 + 5 * size), 10 ** (7 + 4 * text) * math.exp(epochs), 10 ** (7 + 4 * text), 1.0)
     predicted = repetition_fit._log_loss(repetition_fit._theta(C4)[None], repetition_fit._arrays([run]))
     assert math.exp(predicted[0, 0]) == pytest.approx(C4.loss(run.parameters, run.tokens, run.unique), rel=1e-12)
 
 
 def test_runs_without_excess_parameters_leave_that_constant_alone() -> None:
     runs = [run for run in planted(C4, 0.0) if run.parameters < C4.fitting_parameters(run.unique)]
-    runs += [Run(1e6, e * 1e9, 1e9, C4.loss(1e6, e * 1e9, 1e9)) for e in (2, 5, 20, 60)]
-    runs += [Run(n, u, u, C4.loss(n, u, u)) for n in (1e6, 3e6, 6e6) for u in (1e9, 1e10, 1e11)]
+    runs += [PastRun(1e6, e * 1e9, 1e9, C4.loss(1e6, e * 1e9, 1e9)) for e in (2, 5, 20, 60)]
+    runs += [PastRun(n, u, u, C4.loss(n, u, u)) for n in (1e6, 3e6, 6e6) for u in (1e9, 1e10, 1e11)]
     law = fit(runs, Law(**{**vars(C4), "parameter_decay": 7.0}))
     assert law.parameter_decay == pytest.approx(7.0)
     assert law.token_decay == pytest.approx(C4.token_decay, rel=1e-3)
@@ -101,7 +101,7 @@ def test_too_few_runs_say_what_is_missing() -> None:
 def test_two_runs_fit_the_scale() -> None:
     truth = Law(**{**vars(C4), "floor": 0.9, "parameter_factor": 1.5 * C4.parameter_factor,
                    "token_factor": 1.5 * C4.token_factor})  # fmt: skip
-    runs = [Run(*run, truth.loss(*run)) for run in ((1e7, 1e9, 1e9), (1e8, 1e9, 2e8))]
+    runs = [PastRun(*run, truth.loss(*run)) for run in ((1e7, 1e9, 1e9), (1e8, 1e9, 2e8))]
     law = fit_scale(runs)
     assert law.floor == pytest.approx(0.9, rel=1e-3)
     assert law.parameter_factor == pytest.approx(truth.parameter_factor, rel=1e-3)
@@ -115,15 +115,15 @@ def test_a_pilot_finds_the_turn_of_its_curve() -> None:
     def loss(epochs: float) -> float:
         return 2 + 0.1 * (math.log(epochs) - math.log(9)) ** 2
 
-    curve = [Run(1e6, epochs * 1e5, 1e5, loss(epochs)) for epochs in (1, 4, 16, 64)]
-    found = pilots([*curve, Run(5e6, 1e5, 1e5, 1.0)])
+    curve = [PastRun(1e6, epochs * 1e5, 1e5, loss(epochs)) for epochs in (1, 4, 16, 64)]
+    found = pilots([*curve, PastRun(5e6, 1e5, 1e5, 1.0)])
     assert len(found) == 1
     assert found[0].best_epochs == pytest.approx(9)
     assert found[0].best_loss == pytest.approx(2)
     assert not found[0].at_edge
-    rising = pilots([Run(1e6, epochs * 1e5, 1e5, epochs) for epochs in (1, 4, 16)])[0]
+    rising = pilots([PastRun(1e6, epochs * 1e5, 1e5, epochs) for epochs in (1, 4, 16)])[0]
     assert (rising.best_epochs, rising.at_edge) == (1, True)
-    both = pilots([*curve, *(Run(1e6, epochs * 1e5, 1e5, loss(epochs) + 2) for epochs in (1, 4, 16, 64))])
+    both = pilots([*curve, *(PastRun(1e6, epochs * 1e5, 1e5, loss(epochs) + 2) for epochs in (1, 4, 16, 64))])
     assert both[0].best_loss == pytest.approx(3)  # two seeds are averaged
     assert nearest_pilot([*found, rising], 1e6, 1e5) is found[0]
     assert nearest_pilot([], 1e6, 1e5) is None
@@ -134,7 +134,7 @@ def test_three_kinds_of_file(tmp_path: Path) -> None:
     (tmp_path / "runs.json").write_text(json.dumps(rows))
     (tmp_path / "runs.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
     (tmp_path / "runs.csv").write_text("N,loss, D,U\n1e6,3.5,2e6,1e6\n2e6,3.0,1e6,4e6\n")
-    expected = [Run(1e6, 2e6, 1e6, 3.5), Run(2e6, 1e6, 1e6, 3.0)]  # no more tokens are unique than were read
+    expected = [PastRun(1e6, 2e6, 1e6, 3.5), PastRun(2e6, 1e6, 1e6, 3.0)]  # no more tokens are unique than were read
     for name in ("runs.json", "runs.jsonl", "runs.csv"):
         assert read_runs(tmp_path / name) == expected
     assert expected[0].epochs == 2
@@ -181,7 +181,7 @@ def test_models_are_runs(tmp_path: Path) -> None:
     for epochs in (1, 4):
         pretrained(tmp_path / f"epochs-{epochs}", epochs, loss=3.0 / epochs)
     (tmp_path / "notes").mkdir()
-    assert read_runs(tmp_path) == [Run(1000, 5000, 5000, 3.0), Run(1000, 20000, 5000, 0.75)]
+    assert read_runs(tmp_path) == [PastRun(1000, 5000, 5000, 3.0), PastRun(1000, 20000, 5000, 0.75)]
     pretrained(tmp_path / "other", 2, vocabulary=1024)
     with pytest.raises(UsageError, match="different vocabularies"):
         read_runs(tmp_path)

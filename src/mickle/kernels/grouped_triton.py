@@ -77,25 +77,10 @@ def segment_of(group: int, groups: int) -> int:
 
 @triton.jit
 def _few_rows(  # type: ignore[no-untyped-def]
-    codes,
-    statistics,
-    second,
-    values,
-    columns,
-    starts,
-    x,
-    out,
-    outputs,
-    inputs,
-    groups,
-    group,
-    PIECES: tl.constexpr,
-    SEGMENT: tl.constexpr,
-    BITS: tl.constexpr,
-    TWO_LEVEL: tl.constexpr,
-    OUTLIERS: tl.constexpr,
-    CHUNKS: tl.constexpr,
-):
+    codes, statistics, second, values, columns, starts, x, out, outputs, inputs, groups, group,
+    PIECES: tl.constexpr, SEGMENT: tl.constexpr, BITS: tl.constexpr, TWO_LEVEL: tl.constexpr, OUTLIERS: tl.constexpr,
+    CHUNKS: tl.constexpr
+):  # fmt: skip
     strip = tl.program_id(0).to(tl.int64)
     given = x + tl.program_id(1).to(tl.int64) * inputs
     lane = tl.arange(0, 16)[None, :]
@@ -146,20 +131,9 @@ def _few_rows(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _dense(  # type: ignore[no-untyped-def]
-    codes,
-    statistics,
-    second,
-    order,
-    out,
-    outputs,
-    inputs,
-    chunks,
-    groups,
-    group,
-    BITS: tl.constexpr,
-    TWO_LEVEL: tl.constexpr,
-    ORDERED: tl.constexpr,
-):
+    codes, statistics, second, order, out, outputs, inputs, chunks, groups, group,
+    BITS: tl.constexpr, TWO_LEVEL: tl.constexpr, ORDERED: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * 16 + tl.arange(0, 16)[:, None]
     column = tl.program_id(1) * 64 + tl.arange(0, 64)[None, :]
     inside = (row < outputs) & (column < inputs)
@@ -171,23 +145,9 @@ def _dense(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _dense_outliers(  # type: ignore[no-untyped-def]
-    codes,
-    statistics,
-    second,
-    order,
-    out,
-    values,
-    columns,
-    starts,
-    outputs,
-    inputs,
-    chunks,
-    groups,
-    group,
-    BITS: tl.constexpr,
-    TWO_LEVEL: tl.constexpr,
-    ORDERED: tl.constexpr,
-):
+    codes, statistics, second, order, out, values, columns, starts, outputs, inputs, chunks, groups, group,
+    BITS: tl.constexpr, TWO_LEVEL: tl.constexpr, ORDERED: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     end = tl.load(starts + row + 1)
     done = tl.load(starts + row)

@@ -166,8 +166,8 @@ def mask_tokens(
             expected=f"ids from 0 to {len(vocabulary.special) - 1:,}",
         )
     inputs, labels = np.empty_like(tokens), np.empty_like(tokens)
-    numbers = np.array([seed, vocabulary.mask, *limits], np.uint64)
-    kernel = (_mask_tokens, _mask_words, _mask_spans)[unit]
+    numbers = np.array([seed, vocabulary.mask, *limits, unit], np.uint64)
+    kernel = _mask_spans if unit == SPAN else _mask_units
     kernel(tokens, samples.astype(np.uint64), numbers, *vocabulary[1:], inputs, labels)
     return inputs, labels
 
@@ -207,23 +207,9 @@ def _put(token, upper, word, numbers, ordinary):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _mask_tokens(tokens, samples, numbers, special, ordinary, begins_word, inputs, labels):  # type: ignore[no-untyped-def]
-    seed = _mixed(numbers[0])
-    for row in range(tokens.shape[0]):
-        state = _mixed(seed + samples[row]) + _before * _golden
-        for at in range(tokens.shape[1]):
-            token = tokens[row, at]
-            word = _mixed(state)
-            state += _golden
-            if (word >> _half) >= numbers[2] or special[token]:
-                inputs[row, at], labels[row, at] = token, NOT_TRAINED
-            else:
-                inputs[row, at], labels[row, at] = _put(token, word >> _half, word, numbers, ordinary)
-
-
-@_compile
-def _mask_words(tokens, samples, numbers, special, ordinary, begins_word, inputs, labels):  # type: ignore[no-untyped-def]
-    seed = _mixed(numbers[0])
+def _mask_units(tokens, samples, numbers, special, ordinary, begins_word, inputs, labels):  # type: ignore[no-untyped-def]
+    """Words, or tokens where numbers[6] says that each is a unit of its own."""
+    seed, alone = _mixed(numbers[0]), numbers[6] == TOKEN
     for row in range(tokens.shape[0]):
         state = _mixed(seed + samples[row]) + _before * _golden
         opens, upper = True, np.uint64(0)
@@ -231,14 +217,13 @@ def _mask_words(tokens, samples, numbers, special, ordinary, begins_word, inputs
             token = tokens[row, at]
             word = _mixed(state)
             state += _golden
-            if special[token]:
-                inputs[row, at], labels[row, at] = token, NOT_TRAINED
-                opens = True
-                continue
-            if opens or begins_word[token]:
+            if alone or opens or begins_word[token]:
                 upper = word >> _half
-            opens = False
-            inputs[row, at], labels[row, at] = _put(token, upper, word, numbers, ordinary)
+            opens = not alone and special[token]
+            if upper >= numbers[2] or special[token]:
+                inputs[row, at], labels[row, at] = token, NOT_TRAINED
+            else:
+                inputs[row, at], labels[row, at] = _put(token, upper, word, numbers, ordinary)
 
 
 @_compile

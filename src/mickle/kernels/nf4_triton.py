@@ -79,19 +79,9 @@ def _dense(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _few_rows(  # type: ignore[no-untyped-def]
-    packed,
-    absmax,
-    map8,
-    nested,
-    offset,
-    table,
-    x,
-    out,
-    rows,
-    BLOCKS: tl.constexpr,
-    DOUBLE: tl.constexpr,
-    ROWS: tl.constexpr,
-):
+    packed, absmax, map8, nested, offset, table, x, out, rows,
+    BLOCKS: tl.constexpr, DOUBLE: tl.constexpr, ROWS: tl.constexpr
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     mask = row < rows
     given = x + tl.program_id(1).to(tl.int64) * (64 * BLOCKS)

@@ -29,7 +29,7 @@ _PARALLEL_FROM = 2 * _BLOCK  # below this a second thread would have nothing to 
 
 
 @dataclass(frozen=True)
-class Rule:
+class SophiaRule:
     """The numbers of one update that all tensors of a parameter group share (see the module's equations)."""
 
     lr: float
@@ -51,7 +51,7 @@ class Tensors:
     curvature_scale: float = 1.0
 
 
-def update_plain(tensors: Tensors, rule: Rule) -> Tensor:
+def update_plain(tensors: Tensors, rule: SophiaRule) -> Tensor:
     """Update one parameter of any floating dtype, shape and strides in place; the number of unclipped
     coordinates.
 
@@ -69,7 +69,7 @@ def update_plain(tensors: Tensors, rule: Rule) -> Tensor:
     return (numerator.abs() < curvature).sum()
 
 
-def update_foreach(many: Sequence[Tensors], rule: Rule) -> list[Tensor]:
+def update_foreach(many: Sequence[Tensors], rule: SophiaRule) -> list[Tensor]:
     """``update_plain`` for tensors of one device whose four dtypes agree: a dozen launches for the whole
     list.
     """
@@ -95,7 +95,7 @@ def fits_numba(tensors: Tensors) -> bool:
     return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in four)
 
 
-def update_numba(tensors: Tensors, rule: Rule) -> int:
+def update_numba(tensors: Tensors, rule: SophiaRule) -> int:
     """``update_plain`` for tensors that pass ``fits_numba``: in place, on as many threads as torch uses."""
     views = [
         t.detach().numpy().reshape(-1)
@@ -118,7 +118,7 @@ def update_numba(tensors: Tensors, rule: Rule) -> int:
     return int(sweep(*views, *map(np.float32, numbers)))
 
 
-def sophia_update(many: Sequence[Tensors], rule: Rule) -> list[Tensor | int]:
+def sophia_update(many: Sequence[Tensors], rule: SophiaRule) -> list[Tensor | int]:
     """Update every parameter in place by the fastest path that fits; unclipped counts in the order given.
 
     A count is a Python integer from the CPU's fast path and a tensor on the parameter's device otherwise, so

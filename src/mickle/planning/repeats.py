@@ -23,7 +23,7 @@ from mickle.training.pretrain import Pretrain
 from mickle.training.pretrain_plan import derived_vocabulary, memory, resolve, step_seconds
 from mickle.training.repetition import Allocation, Law
 from mickle.training.repetition_fit import bootstrap, fit, fit_scale
-from mickle.training.repetition_runs import Pilot, Run, nearest_pilot, pilots
+from mickle.training.repetition_runs import PastRun, Pilot, nearest_pilot, pilots
 
 if TYPE_CHECKING:
     from mickle.planning.plan import Repeats
@@ -45,7 +45,7 @@ class Speed:
 
 
 def make_plan(
-    task: Repeats, read: Reader, law: Law, runs: list[Run], data: Path | None, seed: int = 0
+    task: Repeats, read: Reader, law: Law, runs: list[PastRun], data: Path | None, seed: int = 0
 ) -> dict[str, Any]:
     """The plan as JSON values: ``law``, ``text``, ``recommended``, ``epochs`` and ``sizes`` (tables), ``pilot``,
     ``curves``, ``notes``, ``warnings`` and ``command``.
@@ -83,7 +83,7 @@ def make_plan(
     return {**found, "notes": notes(found, law), "warnings": warnings(found, law)}
 
 
-def fitted(task: Repeats, law: Law, runs: list[Run], seed: int) -> tuple[Law, list[Law]]:
+def fitted(task: Repeats, law: Law, runs: list[PastRun], seed: int) -> tuple[Law, list[Law]]:
     """The law of the runs, if there are any, and laws of runs drawn again, from which intervals come."""
     if not runs:
         return law, []

@@ -82,7 +82,7 @@ def weights_of(cell: Cell) -> dict[str, Any]:
 def robust_weights(cell: Cell, baseline: tuple[float, ...]) -> dict[str, Any]:
     """DoReMi's steps 1 and 2 with a small model: a reference on the baseline's weights, then the proxy."""
     from mickle.studies.domains import BYTES
-    from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy, Rule
+    from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy, RobustRule
     from mickle.training.objectives import next_token
 
     values, count = cell.values, len(baseline)
@@ -91,7 +91,7 @@ def robust_weights(cell: Cell, baseline: tuple[float, ...]) -> dict[str, Any]:
     if cell.arm == "doremi":  # loss alone looks at no reference
         train_on(reference, next_token, mixture(cell, baseline, rows), values["proxy_rate"], steps, cell.seed)
     objective = RobustObjective(
-        ReferenceLosses(reference), Rule(score="hardest" if cell.arm == "hardest" else "excess")
+        ReferenceLosses(reference), RobustRule(score="hardest" if cell.arm == "hardest" else "excess")
     )
     proxy = RobustProxy(decoder(cell, "proxy_"), count, steps, BYTES)
     uniform = (1 / count,) * count

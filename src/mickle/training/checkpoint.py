@@ -183,7 +183,7 @@ def _gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors in the memory of the process that writes; nothing in the others."""
     writes, gathered = distributed.current().writes, {}
     for name, tensor in tensors.items():
-        full = distributed.whole(tensor)
+        full = distributed.gathered(tensor)
         if writes:
             gathered[name] = full.cpu()
     return gathered

@@ -45,7 +45,7 @@ NOT_TRAINED = -100
 
 
 @dataclass(frozen=True)
-class Rule:
+class RobustRule:
     """How the weights move. ``score``: what counts as worst; the other two are the paper's controls (section 4).
 
     ``excess``: max(l_proxy - l_reference, 0). ``hardest``: l_proxy. ``easiest``: -l_reference.
@@ -92,7 +92,7 @@ def exponentiated_gradient(weights: Tensor, excess: Tensor, eta: float, smoothin
 
 
 @dataclass
-class Update:
+class DomainsUpdate:
     """What a batch makes of the weights: alpha_t, lambda, and the loss weight of a token, [k] each."""
 
     weights: Tensor
@@ -129,8 +129,8 @@ class RobustProxy(nn.Module):
         self.register_buffer("last_excess", empty(domains) + float(np.log(vocabulary)))
         self.register_buffer("done", torch.zeros((), dtype=torch.int64, device=device))
         self.register_buffer("skipped", torch.zeros(domains, dtype=torch.int64, device=device))
-        self._pending: Update | None = None
-        self._whole_batch: Update | None = None
+        self._pending: DomainsUpdate | None = None
+        self._of_all_parts: DomainsUpdate | None = None
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """What the proxy itself computes."""
@@ -140,10 +140,10 @@ class RobustProxy(nn.Module):
         """Let the weights move with the optimizer: by the whole batch, and only when its step was made."""
 
         def before(optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
-            self._pending = self._whole_batch = None
+            self._pending = self._of_all_parts = None
             closure = next((a for a in [*arguments, *options.values()] if isinstance(a, Closure)), None)
             if closure is not None and closure.parts > 1:
-                self._whole_batch = self._pending = objective.whole_batch(self, closure)
+                self._of_all_parts = self._pending = objective.update_of_parts(self, closure)
 
         def after(optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             self.commit()
@@ -151,14 +151,14 @@ class RobustProxy(nn.Module):
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
 
-    def propose(self, rule: Rule, sums: Tensor, sampled: Tensor | None) -> Update:
+    def propose(self, rule: RobustRule, sums: Tensor, sampled: Tensor | None) -> DomainsUpdate:
         """The update that a batch with these sums of scores and counts (float64 [2, k]) asks for.
 
         sampled: the distribution that domains are drawn from, [k], where it is not uniform: tokens then weigh alpha / q
         (importance sampling).
         """
-        if self._whole_batch is not None:
-            return self._whole_batch
+        if self._of_all_parts is not None:
+            return self._of_all_parts
         scores, counts = distributed.sum_over_processes(sums)
         present = counts > 0
         excess = scores / counts.clamp(min=1)
@@ -175,13 +175,13 @@ class RobustProxy(nn.Module):
             token_weights = weights / counts.clamp(min=1)
         else:
             token_weights = weights if sampled is None else weights / sampled.to(weights)
-        self._pending = Update(weights, excess, seen, present & ~finite, token_weights)
+        self._pending = DomainsUpdate(weights, excess, seen, present & ~finite, token_weights)
         return self._pending
 
     @torch.no_grad()
     def commit(self) -> None:
         """Make the last update the state: called when the optimizer's step was made."""
-        update, self._pending, self._whole_batch = self._pending, None, None
+        update, self._pending, self._of_all_parts = self._pending, None, None
         if update is None:
             return
         step = int(self.done)
@@ -215,7 +215,7 @@ class RobustObjective:
     """
 
     reference: Callable[[Batch], Tensor]
-    rule: Rule = Rule()
+    rule: RobustRule = RobustRule()
     sampled: Sequence[float] | None = None
 
     def __call__(self, model: RobustProxy, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -225,7 +225,7 @@ class RobustObjective:
         trained = batch["labels"] != NOT_TRAINED
         return (per_token * losses).sum(), (per_token * trained).sum()
 
-    def whole_batch(self, model: RobustProxy, closure: Closure) -> Update:
+    def update_of_parts(self, model: RobustProxy, closure: Closure) -> DomainsUpdate:
         """The update of a batch that comes in parts, by one forward pass without gradients over all of them."""
         sums = torch.zeros(2, model.domains, dtype=torch.float64, device=closure.device)
         with torch.no_grad():

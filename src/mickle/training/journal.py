@@ -31,7 +31,7 @@ import xxhash
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.kernels.philox import MOST_ELEMENTS
-from mickle.training.mezo_rule import MOST_DRAWS, Rule, from_codes
+from mickle.training.mezo_rule import MOST_DRAWS, MezoRule, from_codes
 
 if TYPE_CHECKING:
     from mickle.training.mezo import MeZO
@@ -58,12 +58,12 @@ class TrainedTensor:
 
 
 @dataclass(frozen=True)
-class Run:
+class MezoRun:
     """One run: where it began, by which rule, and what each step saw."""
 
     base: str  # fingerprint of the weights it began at (`training/replay.py`); "" where nobody took it
     tuned: str  # of those it ended at
-    rule: Rule
+    rule: MezoRule
     tensors: tuple[TrainedTensor, ...]
     measured: int  # directions that were tried for a learning rate before the first step
     rates: tuple[int, ...]  # two-byte codes, one a step
@@ -81,7 +81,7 @@ class Run:
 class Journal:
     """Runs that follow each other."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[MezoRun, ...]
 
     @property
     def steps(self) -> int:
@@ -90,14 +90,14 @@ class Journal:
 
 
 def journal_of(optimizer: MeZO, tuned: str = "", added: dict[str, Any] | None = None, beneath: str = "") -> Journal:
-    """What an optimizer did so far; `tuned` is the fingerprint of the model now, `added` and `beneath` as in `Run`."""
+    """What an optimizer did so far. tuned: fingerprint of the model now; `added` and `beneath` as in `MezoRun`."""
     decayed = optimizer.decayed()
     tensors = tuple(
         TrainedTensor(name, tuple(t.shape), str(t.dtype).removeprefix("torch."), name in decayed)
         for name, t in optimizer.named_tensors()
     )
     codes = tuple(optimizer.rates), tuple(optimizer.projections)
-    run = Run(optimizer.base, tuned, optimizer.rule, tensors, optimizer.measured, *codes, added, beneath)
+    run = MezoRun(optimizer.base, tuned, optimizer.rule, tensors, optimizer.measured, *codes, added, beneath)
     return Journal((run,))
 
 
@@ -174,7 +174,7 @@ def cut(journal: Journal, step: int, tuned: str = "") -> Journal:
     """
     if not 0 <= step <= journal.steps:
         raise UsageError(f"the journal has no step {step}", expected=f"0 to {journal.steps}")
-    kept: list[Run] = []
+    kept: list[MezoRun] = []
     for run in journal.runs:
         steps = min(step, run.steps)
         step -= steps
@@ -240,7 +240,7 @@ def _header(compressed: bytes) -> dict[str, Any]:
     return header
 
 
-def _run(values: Any, body: memoryview) -> tuple[Run, int]:
+def _run(values: Any, body: memoryview) -> tuple[MezoRun, int]:
     """One run and how many bytes of the body it took."""
     fields = {"base", "tuned", "rule", "tensors", "measured", "steps", "pieces", "added", "beneath"}
     if not isinstance(values, dict) or values.keys() != fields:
@@ -252,7 +252,7 @@ def _run(values: Any, body: memoryview) -> tuple[Run, int]:
         raise _broken("its number of steps is none")
     if not 0 <= measured <= MOST_MEASURED:
         raise _broken("its learning rate was measured in no possible number of directions")
-    rule = Rule.from_json(values["rule"])
+    rule = MezoRule.from_json(values["rule"])
     size = _PIECE.size * pieces
     whole = size + 2 * steps * rule.probes
     if whole > len(body):
@@ -267,7 +267,9 @@ def _run(values: Any, body: memoryview) -> tuple[Run, int]:
     tensors, added = _tensors(values["tensors"]), _added(values["added"])
     if (added is None) != (values["beneath"] == ""):
         raise _broken("it says one of what was added and to which base, and not the other")
-    run = Run(values["base"], values["tuned"], rule, tensors, measured, rates, projections, added, values["beneath"])
+    run = MezoRun(
+        values["base"], values["tuned"], rule, tensors, measured, rates, projections, added, values["beneath"]
+    )
     return run, whole
 
 

@@ -43,7 +43,7 @@ from torch.distributed.tensor import DTensor
 from mickle.errors import UsageError
 from mickle.kernels.perturb import add_draws
 from mickle.kernels.philox import Kind, Moves
-from mickle.training.mezo_rule import MOST_DRAWS, Rule, Update, Updates, Variant, from_codes, rounded, to_codes
+from mickle.training.mezo_rule import MOST_DRAWS, MezoRule, Update, Updates, Variant, from_codes, rounded, to_codes
 
 RECENT, ENOUGH = 100, 10  # projections the clipping bound is made of
 
@@ -81,7 +81,7 @@ class MeZO(torch.optim.Optimizer):
         clip: float = 5.0,
         base: str = "",
     ) -> None:
-        self.rule = Rule(seed, eps, draws, probes, variant, tuple(betas), weight_decay)  # type: ignore[arg-type]
+        self.rule = MezoRule(seed, eps, draws, probes, variant, tuple(betas), weight_decay)  # type: ignore[arg-type]
         if not (lr >= 0 and clip >= 0):
             raise UsageError(f"MeZO's settings: lr {lr} and clip {clip} must not be negative")
         rule = {name: tuple(v) if isinstance(v, list) else v for name, v in self.rule.as_json().items()}
@@ -91,7 +91,7 @@ class MeZO(torch.optim.Optimizer):
         self.rates: list[int] = []  # one a step
         self.measured = 0  # directions that were tried for a learning rate before the first step
         self._updates = Updates(self.rule)
-        self._said: dict[str, float] = {}
+        self._last: dict[str, float] = {}
         for name, parameter in self.named_tensors():
             _refuse_unfit(name, parameter)
         if any(group["weight_decay"] not in (0.0, weight_decay) for group in self.param_groups):
@@ -128,7 +128,7 @@ class MeZO(torch.optim.Optimizer):
         loss = math.fsum(losses.seen) / len(losses.seen)
         if hasattr(closure, "mean_loss"):
             closure.loss = loss  # both sides together are closer to the loss at the weights than either
-        self._said = {
+        self._last = {
             "projection": statistics.fmean(abs(g) for g in found),
             "spread": max(losses.seen) - min(losses.seen),
         }
@@ -136,7 +136,7 @@ class MeZO(torch.optim.Optimizer):
 
     def statistics(self) -> dict[str, float]:
         """Of the last step: mean |g| before clipping, and the difference between the largest and the least loss."""
-        return self._said
+        return self._last
 
     def state_dict(self) -> dict[str, Any]:
         """torch's, and the history: all that is needed to go on bit for bit."""
@@ -222,7 +222,9 @@ class _Losses:
         return loss
 
 
-def moves_of_step(rule: Rule, step: int, update: Update, decayed: bool) -> tuple[list[int], list[float], list[float]]:
+def moves_of_step(
+    rule: MezoRule, step: int, update: Update, decayed: bool
+) -> tuple[list[int], list[float], list[float]]:
     """All that one step adds to a tensor, probes included, in order: draws, scales, factors. Exact replay is made
     of it.
     """
@@ -234,7 +236,7 @@ def moves_of_step(rule: Rule, step: int, update: Update, decayed: bool) -> tuple
     return draws + last[0], scales + last[1], [1.0] * len(draws) + last[2]
 
 
-def moves_of_measuring(rule: Rule, directions: int) -> tuple[list[int], list[float]]:
+def moves_of_measuring(rule: MezoRule, directions: int) -> tuple[list[int], list[float]]:
     """What measuring a learning rate adds before the first step (`training/mezo_rate.py`): the seed's last draws."""
     draws = [MOST_DRAWS - 1 - number for number in range(directions) for _ in range(3)]
     return draws, [rule.eps, -2 * rule.eps, rule.eps] * directions

@@ -39,7 +39,7 @@ MOST_DRAWS = 1 << 32
 
 
 @dataclass(frozen=True)
-class Rule:
+class MezoRule:
     """All of a run's numbers that do not change from step to step."""
 
     seed: int = 0
@@ -65,9 +65,9 @@ class Rule:
         return {**asdict(self), "betas": list(self.betas)}
 
     @staticmethod
-    def from_json(values: Any) -> "Rule":
+    def from_json(values: Any) -> "MezoRule":
         """A rule from plain values; UsageError where they are none."""
-        known = Rule().as_json()
+        known = MezoRule().as_json()
         if not isinstance(values, dict) or values.keys() != known.keys():
             raise UsageError(f"a rule of MeZO has the fields {', '.join(known)}")
         for name, value in known.items():
@@ -82,10 +82,10 @@ class Rule:
         betas = values["betas"]
         if len(betas) != 2 or not all(isinstance(beta, (int, float)) for beta in betas):
             raise UsageError("MeZO's settings: betas are two numbers")
-        return Rule(**{**values, "betas": (float(betas[0]), float(betas[1]))})
+        return MezoRule(**{**values, "betas": (float(betas[0]), float(betas[1]))})
 
 
-def _problem(rule: Rule) -> str:
+def _problem(rule: MezoRule) -> str:
     if not (math.isfinite(rule.eps) and rule.eps > 0):
         return f"eps is {rule.eps}, not above 0"
     if rule.draws not in ("rademacher", "gaussian"):
@@ -114,7 +114,7 @@ class Update:
 class Updates:
     """Turns each step's rate and projections into its update; remembers what momentum and Adam need."""
 
-    def __init__(self, rule: Rule) -> None:
+    def __init__(self, rule: MezoRule) -> None:
         self.rule = rule
         self.step = 0
         window = 1

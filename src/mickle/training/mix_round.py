@@ -14,7 +14,7 @@ from mickle.data.packing import TokenStream
 from mickle.events import Emit, Noted
 from mickle.models.decoder import Decoder
 from mickle.storage import SCRATCH
-from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy, Rule
+from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy, RobustRule
 from mickle.training.loop import fit
 from mickle.training.mix_results import Round
 from mickle.training.objectives import next_token
@@ -47,7 +47,7 @@ def run_round(
     batches = _batches(settings, streams, drawn, plan)
     windows, length = sum(batches.windows), plan.sequence_length
     known = ReferenceLosses(reference, scratch / "losses.f32", windows, length)
-    rule = Rule(**settings.robust.model_dump(exclude={"sampling", "burn_in"}))
+    rule = RobustRule(**settings.robust.model_dump(exclude={"sampling", "burn_in"}))
     objective = RobustObjective(known, rule, None if settings.robust.sampling == "uniform" else drawn)
     proxy = RobustProxy(_fresh(settings, plan), len(streams), plan.steps, plan.vocabulary_size)
     _train(settings, proxy, objective, batches, plan, scratch / "proxy", logs / "proxy.jsonl", emit)

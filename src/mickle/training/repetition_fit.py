@@ -23,7 +23,7 @@ import numpy as np
 
 from mickle.errors import UsageError
 from mickle.training.repetition import C4, Law
-from mickle.training.repetition_runs import Run
+from mickle.training.repetition_runs import PastRun
 
 HUBER = 1e-3
 ONE_EPOCH = 1.001  # D / U up to which a run counts as one of a single epoch
@@ -33,7 +33,7 @@ HIGHEST = np.log([1e9, 1e9, 1e3, 3.0, 3.0, 1e4, 1e4])
 Array = np.ndarray
 
 
-def fit(runs: Sequence[Run], base: Law = C4) -> Law:
+def fit(runs: Sequence[PastRun], base: Law = C4) -> Law:
     """The law of these runs. R_N* stays that of ``base`` where no run has more parameters than its text can use.
 
     Raises UsageError where runs of one epoch do not have three sizes and three budgets, or fewer than three runs have
@@ -60,7 +60,7 @@ def fit(runs: Sequence[Run], base: Law = C4) -> Law:
     return _law(whole, runs, f"fitted to {len(runs)} runs, R_N* of {base.origin}")
 
 
-def fit_scale(runs: Sequence[Run], base: Law = C4) -> Law:
+def fit_scale(runs: Sequence[PastRun], base: Law = C4) -> Law:
     """``base`` with its scale fitted alone: E, and one factor on A and B. Powers and decays stay.
 
     Raises UsageError where fewer than two runs differ in what ``base`` predicts for them.
@@ -88,7 +88,7 @@ def fit_scale(runs: Sequence[Run], base: Law = C4) -> Law:
     )
 
 
-def bootstrap(runs: Sequence[Run], law: Law, resamples: int = 200, seed: int = 0) -> list[Law]:
+def bootstrap(runs: Sequence[PastRun], law: Law, resamples: int = 200, seed: int = 0) -> list[Law]:
     """Laws of runs drawn with replacement, each from ``law`` on: quantiles over them are intervals.
 
     With few runs these are too narrow, as percentile intervals are.
@@ -101,7 +101,7 @@ def bootstrap(runs: Sequence[Run], law: Law, resamples: int = 200, seed: int = 0
     return [_law(theta, runs, law.origin) for theta in found]
 
 
-def what_is_missing(runs: Sequence[Run]) -> str:
+def what_is_missing(runs: Sequence[PastRun]) -> str:
     """In words, what these runs lack for a fit of all constants; "" where they are enough."""
     single = [run for run in runs if run.epochs <= ONE_EPOCH]
     counts = (
@@ -113,7 +113,7 @@ def what_is_missing(runs: Sequence[Run]) -> str:
     return ", ".join(f"{have} {what}, {least} are needed" for have, least, what in counts if have < least)
 
 
-def _arrays(runs: Sequence[Run]) -> Array:
+def _arrays(runs: Sequence[PastRun]) -> Array:
     """ln N, D, U, ln loss, [4, runs]."""
     return np.array([[math.log(r.parameters), r.tokens, r.unique, math.log(r.loss)] for r in runs]).T
 
@@ -219,12 +219,12 @@ def _theta(law: Law) -> Array:
     )  # fmt: skip
 
 
-def _law(theta: Array, runs: Sequence[Run], origin: str) -> Law:
+def _law(theta: Array, runs: Sequence[PastRun], origin: str) -> Law:
     factor, token_factor, floor, power, token_power, decay, excess = (float(x) for x in np.exp(theta))
     most = max(run.epochs for run in runs)
     return Law(floor, factor, token_factor, power, token_power, decay, excess, most, origin)
 
 
-def _excess_runs(law: Law, runs: Sequence[Run]) -> int:
+def _excess_runs(law: Law, runs: Sequence[PastRun]) -> int:
     """How many runs have more parameters than their unique tokens can use."""
     return sum(run.parameters > law.fitting_parameters(run.unique) for run in runs)

@@ -22,7 +22,7 @@ COLUMNS = ("N", "D", "U", "loss")
 
 
 @dataclass(frozen=True)
-class Run:
+class PastRun:
     """One finished training run; ``unique`` is never above ``tokens``."""
 
     parameters: float
@@ -51,7 +51,7 @@ class Pilot:
     at_edge: bool
 
 
-def pilots(runs: Iterable[Run]) -> list[Pilot]:
+def pilots(runs: Iterable[PastRun]) -> list[Pilot]:
     """What runs of one size and text with at least three different numbers of epochs say of the best number.
 
     Losses at the same number are averaged. Inside the range the best is the lowest point of a parabola in ln(epochs)
@@ -88,7 +88,7 @@ def _turn(points: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return math.exp(middle - slope / (2 * bend)), lowest - slope**2 / (4 * bend)
 
 
-def read_runs(source: Path) -> list[Run]:
+def read_runs(source: Path) -> list[PastRun]:
     """Runs from CSV, JSON (a list of objects) or JSON lines with N, D, U and loss, other columns being left alone; or
     from a folder of model folders that `mickle pretrain` made, each with its last held-out loss.
 
@@ -150,7 +150,7 @@ def _json_line(line: str, place: str) -> Any:
         raise UsageError(f"not valid JSON: {error}", where=place, expected="one JSON object a line") from None
 
 
-def _checked(row: Any, place: str) -> Run:
+def _checked(row: Any, place: str) -> PastRun:
     if not isinstance(row, dict) or any(row.get(name) is None for name in COLUMNS):
         raise UsageError("A run lacks a number.", where=place, expected=f"columns {', '.join(COLUMNS)}")
     numbers = []
@@ -163,7 +163,7 @@ def _checked(row: Any, place: str) -> Run:
             raise UsageError(f"{name} is {str(row[name])[:40]!r}", where=place, expected="a number above 0")
         numbers.append(number)
     parameters, tokens, unique, loss = numbers
-    return Run(parameters, tokens, min(unique, tokens), loss)
+    return PastRun(parameters, tokens, min(unique, tokens), loss)
 
 
 def _pilot(parameters: float, unique: float, points: list[tuple[float, float]]) -> Pilot:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mickle.errors import UsageError
 from mickle.kernels.perturb import add_draws
 from mickle.kernels.philox import Moves
-from mickle.training.journal import Journal, Run
+from mickle.training.journal import Journal, MezoRun
 from mickle.training.mezo import history_of, moves_of_measuring, moves_of_step
 from mickle.training.mezo_rule import Updates
 
@@ -47,7 +47,7 @@ def fingerprint(model: nn.Module, names: Iterable[str] | None = None) -> str:
     return hashed.hexdigest()
 
 
-def fingerprint_for(model: nn.Module, run: Run) -> str:
+def fingerprint_for(model: nn.Module, run: MezoRun) -> str:
     """The fingerprint that the run's are to be compared with: of the whole model, or of what it moved where that is a
     part, an adapter beside a frozen base.
     """
@@ -96,7 +96,7 @@ def undo(model: nn.Module, journal: Journal, to_step: int = 0) -> None:
             add_draws(found[tensor.name], tensor.name, run.rule.stream, both[tensor.decayed])
 
 
-def _way_back(run: Run, first: int, decayed: bool) -> Moves:
+def _way_back(run: MezoRun, first: int, decayed: bool) -> Moves:
     """Undoes w = F w_0 + sum: the sum goes first, then 1 / F, with a direction of which nothing is added."""
     net = _moves(run, first, run.steps, decayed, exact=False)
     shrunk = float(net.factors[0])  # the net move has its factor at the front
@@ -117,7 +117,7 @@ def verify(model: nn.Module, journal: Journal) -> str:
     )
 
 
-def _moves(run: Run, first: int, last: int, decayed: bool, exact: bool) -> Moves:
+def _moves(run: MezoRun, first: int, last: int, decayed: bool, exact: bool) -> Moves:
     """What steps `first` to `last` of a run add to one tensor: all moves in order, or the net of the updates."""
     updates = Updates(run.rule)
     draws, scales = moves_of_measuring(run.rule, run.measured)  # read by the exact replay alone
@@ -182,7 +182,7 @@ def _named(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return {name: present[name] for name in wanted}
 
 
-def _matching(model: nn.Module, run: Run) -> dict[str, Tensor]:
+def _matching(model: nn.Module, run: MezoRun) -> dict[str, Tensor]:
     """The run's tensors in the model; UsageError names one that is not there as it was."""
     present = dict(model.named_parameters())
     for tensor in run.tensors:

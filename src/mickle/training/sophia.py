@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.kernels.sophia_update import Rule, Tensors, sophia_update
+from mickle.kernels.sophia_update import SophiaRule, Tensors, sophia_update
 from mickle.training.closure import derived_seed
 from mickle.training.curvature import (
     Batch,
@@ -39,7 +39,7 @@ from mickle.training.curvature import (
     likelihood,
     undisturbed,
 )
-from mickle.training.distributed import current, local, whole
+from mickle.training.distributed import current, gathered, local
 
 ESTIMATORS: dict[str, Estimator] = {"gnb": gauss_newton_bartlett, "hutchinson": hutchinson}
 GAMMA = {"gnb": 0.05, "hutchinson": 0.01}  # the paper's
@@ -191,7 +191,7 @@ class Sophia(torch.optim.Optimizer):
     def _absorb(self, parameters: list[nn.Parameter], estimate: Estimate) -> None:
         """Move h of every parameter that the estimate reached, unless the estimate is not finite."""
         present = [diagonal for diagonal in estimate.diagonal if diagonal is not None]
-        sums = [float(whole(diagonal.sum(dtype=torch.float32))) for diagonal in present]
+        sums = [float(gathered(diagonal.sum(dtype=torch.float32))) for diagonal in present]
         if not all(map(math.isfinite, sums)):
             self._totals["skipped_refreshes"] += 1
             return
@@ -225,7 +225,9 @@ class Sophia(torch.optim.Optimizer):
                 self._names.get(id(p), f"{index}.{place}") for place, p in enumerate(group["params"])
             ]
             chosen = [(name, p) for name, p in zip(names, group["params"]) if p.grad is not None]
-            rule = Rule(float(group["lr"]), group["betas"][0], group["gamma"], group["eps"], group["weight_decay"])
+            rule = SophiaRule(
+                float(group["lr"]), group["betas"][0], group["gamma"], group["eps"], group["weight_decay"]
+            )
             counts = sophia_update([self._tensors(p, group) for _, p in chosen], rule)
             self._unclipped += [(name, count, local(p).numel()) for (name, p), count in zip(chosen, counts)]
         self._watch()
