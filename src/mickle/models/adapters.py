@@ -1,9 +1,9 @@
 """Adapter folders in PEFT's format, written and read: `adapter_config.json` and `adapter_model.safetensors`.
 
 A's and B's are named `base_model.model.<the layer's folder name>.lora_A.weight` and `.lora_B.weight`. Our own folders
-hold a note on their base too (`models/adapter_base.py`), so that another base is refused. What PEFT writes is read
+hold a note on their base too (`models/adapter_folder.py`), so that another base is refused. What PEFT writes is read
 where it is a plain LoRA, rsLoRA and patterns too; a variant that would compute something else is refused by its name
-(`models/adapter_settings.py`). A folder from a stranger is checked as a model folder is, before memory is taken.
+(`models/adapter_folder.py`). A folder from a stranger is checked as a model folder is, before memory is taken.
 """
 
 from collections import Counter
@@ -17,17 +17,19 @@ from torch import nn
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.models import folder_check
-from mickle.models.adapter_base import (
+from mickle.models.adapter_folder import (
     WEIGHTS,
+    AdapterSettings,
     adapter_base,
     base_in_few_bits,
     base_note,
     checked_base,
+    plain_lora,
+    read_settings,
     tokenizer_folder,
     weights_digest,
     write_adapter,
 )
-from mickle.models.adapter_settings import AdapterSettings, plain_lora, read_settings
 from mickle.models.folder_check import ADAPTER
 from mickle.models.linear_layers import features, folder_layer_name, is_conv1d, is_linear, linear_layers, replace_layer
 from mickle.models.lora import LoraLinear, lora_layers, matched

@@ -1,35 +1,76 @@
 """The architectures that Mickle pretrains, and which of them a folder's settings are for.
 
-A new one is a row of the union: its settings, as `models/decoder_settings.py` has them, and its model, which offers
-what `LanguageModel` says and reads and writes its own folders (`shape_in`, `folder_name`, `save`). A folder that none
-of them takes is opened by transformers (`models/dense.py`).
+A new one is a row of the union: its settings, as `models/decoder_settings.py` has them, and its model, an `OwnModel`,
+whose `folders` reads and writes its folders. A folder that none of them takes is opened by transformers.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mickle.config import config_variants
 from mickle.errors import UsageError
 from mickle.models.decoder_settings import DecoderArchitecture
 
+if TYPE_CHECKING:
+    from mickle.models.folder_check import ModelFiles
+
 Architecture = DecoderArchitecture  # with a second one: Annotated[A | B, Field(discriminator="kind")]
 
 
-def architecture_of(config: dict[str, Any], where: str | Path) -> tuple[Any, Any] | None:
-    """The model class and the shape that a `config.json` describes, or None where it is not one of ours.
+def architecture_of(config: dict[str, Any], folder: Path) -> tuple[Any, Any] | None:
+    """The model class and the shape that the `config.json` of a folder describes, or None where it is not one of ours.
 
-    `where`: the file, for the UsageError that says what of it cannot be.
+    UsageError for a shape that cannot be.
     """
+    where = str(folder / "config.json")
     for variant in config_variants(Architecture):
         model_class = variant.model_class()  # type: ignore[attr-defined]
         try:
-            shape = model_class.shape_in(config)
+            shape = model_class.folders.from_settings(config)
         except UsageError as error:
-            raise UsageError(error.what, where=str(where), expected=error.expected, todo=error.todo) from None
+            raise UsageError(error.what, where=where, expected=error.expected, todo=error.todo) from None
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
-            raise UsageError(f"config holds values of a wrong kind: {error}", where=str(where)) from None
+            raise UsageError(f"config holds values of a wrong kind: {error}", where=where) from None
         if shape is not None:
             return model_class, shape
     return None
+
+
+def checked_frame(files: ModelFiles) -> Any:
+    """The model that a checked folder is for, without memory for its weights; None where it is not one of ours.
+
+    Every weight the model needs must be in the files with its shape, and nothing else: UsageError before memory is
+    taken.
+    """
+    import torch
+
+    where = str(files.folder)
+    found = architecture_of(files.config, files.folder)
+    if found is None:
+        return None
+    model_class, shape = found
+    if shape.parameters() > 2 * files.elements:
+        raise UsageError(
+            f"config describes {shape.parameters():,} parameters, the weight files hold {files.elements:,}",
+            where=where,
+        )
+    shape.refuse_fewer_tensors(len(files.tensors), where)  # before that many modules are made
+    with torch.device("meta"):
+        frame = model_class(shape)
+    wanted = {frame.folder_name(name): tuple(weight.shape) for name, weight in frame.state_dict().items()}
+    extra = files.tensors.keys() - wanted.keys() - model_class.folders.ignored_tensors(shape)
+    missing = sorted(wanted.keys() - files.tensors.keys())
+    if missing or extra:
+        name = missing[0] if missing else sorted(extra)[0]
+        raise UsageError(f"weights {'lack' if missing else 'have an unknown'} tensor {name[:100]!r}", where=where)
+    for name, size in wanted.items():
+        entry = files.tensors[name][1]
+        if entry.shape != size or entry.dtype not in ("F32", "F16", "BF16", "F64"):
+            raise UsageError(
+                f"tensor {name!r} is {entry.dtype} of shape {list(entry.shape)}",
+                where=where,
+                expected=f"floats of {list(size)}",
+            )
+    return frame

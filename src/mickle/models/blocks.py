@@ -23,10 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.models.dense import checked_frame, open_dense
+from mickle.models.architectures import checked_frame
 from mickle.models.folder_check import ModelFiles, inspect_folder
 from mickle.models.folder_files import read_tensor
 from mickle.models.linear_layers import features, linear_layers
+from mickle.models.quantized import open_base
 from mickle.models.safetensors_check import refuse_not_finite
 
 
@@ -65,7 +66,7 @@ def open_blocks(path: Path) -> Blocks:
     model: Any = checked_frame(files)
     in_memory = model is None
     if in_memory:
-        model = open_dense(files, dtype=torch.float32)
+        model = open_base(path, dtype=torch.float32)
     blocks = _blocks_of(model, path)
     if not in_memory:
         model.eval()

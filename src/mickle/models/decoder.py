@@ -14,9 +14,7 @@ heads, K head width, F feed-forward width, V vocabulary.
 """
 
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +23,11 @@ from torch import Tensor, nn
 from mickle.errors import UsageError
 from mickle.kernels.losses import labels_are_drawn
 from mickle.kernels.norms import rms_norm
-from mickle.models import decoder_folder, folder_files, positions
+from mickle.models import decoder_folder, positions
 from mickle.models.attention import Attention, Sight
 from mickle.models.cache import KeyValueCache
 from mickle.models.experts import Experts, FeedForward, with_balance
-from mickle.models.language import Description, Head, logits
+from mickle.models.language import Head, OwnModel, logits
 from mickle.models.shape import DecoderConfig
 
 __all__ = ["Attention", "Decoder", "DecoderConfig", "Head", "KeyValueCache", "Sight", "logits"]
@@ -77,12 +75,16 @@ class Block(nn.Module):
         return x
 
 
-class Decoder(nn.Module):
+class Decoder(OwnModel):
     """A decoder-only transformer. Fresh weights depend on `seed` alone, not on torch's global generator."""
+
+    folders: ClassVar[Any] = decoder_folder
 
     def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.causal, self.vocab_size = config, config.causal, config.vocab_size
+        self.trained_length = config.max_length  # whatever the positions would allow; only learned ones have an end
+        self.length_limit = config.max_length if "learned" in config.schemes else None
         self.dropout = config.dropout  # of the embedding; each block has its own
         with torch.random.fork_rng(devices=[]):  # the weights torch draws here are drawn again below
             self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
@@ -122,39 +124,14 @@ class Decoder(nn.Module):
         return self.embed_tokens.weight if self.config.tied else self.lm_head.weight
 
     @property
-    def vocab_size(self) -> int:
-        """How many tokens the model knows (V)."""
-        return self.config.vocab_size
-
-    @property
-    def causal(self) -> bool:
-        """Whether tokens see only what stands before them."""
-        return self.config.causal
-
-    @property
-    def length_limit(self) -> int | None:
-        """The longest document the model can read at all: the table of learned positions. None: no such
-        limit.
-        """
-        return self.config.max_length if "learned" in self.config.schemes else None
-
-    @property
-    def trained_length(self) -> int:
-        """Tokens of the texts it was made for, whatever its positions would allow."""
-        return self.config.max_length
-
-    @property
     def blocks(self) -> nn.ModuleList:
-        """The repeated layers, in order."""
         return self.layers
 
     @property
     def output_layer(self) -> nn.Module | None:
-        """The layer that makes the logits; None where the embedding does."""
         return None if self.config.tied else self.lm_head
 
     def new_cache(self) -> KeyValueCache:
-        """An empty cache for one batch of texts."""
         return KeyValueCache()
 
     def forward(
@@ -168,14 +145,7 @@ class Decoder(nn.Module):
     ) -> Any:
         """Run the decoder and hand the last hidden state to `head(hidden [B, T, D], output matrix [V, D])`.
 
-        input_ids [B, T] int64. documents [B, T] int: a token sees only tokens of its own document, and
-        positions restart at 0 in each; a document must be one unbroken run of its row. Left padding is a
-        document of its own (-1 by custom), so it never changes what stands after it. Without `documents` each
-        row is one document. cache: what the earlier calls for the same rows have seen; this call's tokens go
-        after it and are added to it. positions [B, T] bool: the head gets the hidden states of these n tokens alone,
-        [n, D], row by row; n may be 0.
-
-        Returns what `head` returns: by default the logits [B, T, V] or [n, V]. In training, where `head` returns a
+        As `LanguageModel.forward` says. In training, where `head` returns a
         sum and a count, the sum of a decoder with experts carries the gradient of their balance (`models/experts.py`).
         """
         sight, at = self._look(input_ids, documents, cache)
@@ -195,43 +165,6 @@ class Decoder(nn.Module):
         An expert near 0 is dead: its parameters do not take part. Empty without experts.
         """
         return [layer.mlp.load() for layer in self.layers if isinstance(layer.mlp, Experts)]
-
-    def untrained(self, seed: int) -> "Decoder":
-        """The same shape with fresh weights."""
-        return Decoder(self.config, seed=seed).eval()
-
-    def recompute_activations(self) -> None:
-        """Keep only what goes into each block; compute the rest again in the backward pass (arXiv 1604.06174)."""
-        for block in self.layers:
-            block.forward = _twice(block.forward)
-
-    @staticmethod
-    def shape_in(settings: dict[str, Any]) -> DecoderConfig | None:
-        """The shape that a `config.json` describes, or None where it is no decoder of ours."""
-        return decoder_folder.from_settings(settings)
-
-    @staticmethod
-    def describe(shape: DecoderConfig) -> Description:
-        """What there is to know of a decoder before its weights are opened."""
-        return decoder_folder.description(shape)
-
-    def description(self) -> Description:
-        """As `models/folder.py:describe` has it of the decoder's folder."""
-        return self.describe(self.config)
-
-    def folder_name(self, name: str) -> str:
-        """What the folder calls the weight or layer `name`."""
-        return decoder_folder.folder_name(self.config, name)
-
-    def ignored_tensors(self) -> set[str]:
-        """Tensors that a folder may hold and that the decoder does not need."""
-        return decoder_folder.ignored_tensors(self.config)
-
-    def save(self, folder: Path, tokenizer: Any = None) -> None:
-        """Write settings and weights; `tokenizer` names the marks."""
-        tensors = {self.folder_name(name): tensor for name, tensor in self.state_dict().items()}
-        settings, dtype = decoder_folder.to_settings(self.config), self.embed_tokens.weight.dtype
-        folder_files.write_model(folder, tensors, settings, tokenizer, dtype)
 
     def _embed(self, input_ids: Tensor, at: Tensor) -> Tensor:
         """Token embeddings, with what is added for the positions `at` ([T] or [B, T]): [B, T, D].
@@ -294,18 +227,6 @@ class Decoder(nn.Module):
         device = queries.device.type
         autocast = torch.is_autocast_enabled(device)
         return bias.to(torch.get_autocast_dtype(device) if autocast else self.embed_tokens.weight.dtype)
-
-
-def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A block's forward pass that keeps its inputs only."""
-    from torch.utils.checkpoint import checkpoint
-
-    def run(*arguments: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*arguments)
-        return checkpoint(forward, *arguments, use_reentrant=False)
-
-    return run
 
 
 def _one_document_a_row(documents: Tensor) -> bool:

@@ -7,24 +7,21 @@ positions as a plain EuroBERT folder. Other decoders are written with their own 
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from mickle.errors import UsageError
 from mickle.models import folder_check
 from mickle.models.architectures import architecture_of
-from mickle.models.dense import save_dense
 from mickle.models.folder_check import is_adapter
 from mickle.models.folder_files import end_tokens, open_tokenizer
-from mickle.models.language import Description, described
-from mickle.quantization.layer import QuantizedLinear
+from mickle.models.language import Description, LanguageModel, described
+from mickle.models.quantized import open_base, save_model
 
 __all__ = ["describe", "end_tokens", "open_model", "open_tokenizer", "save_model"]
 
 
-def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> nn.Module:
+def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LanguageModel:
     """The model of a folder, in evaluation mode: one of ours where it can compute it, else a `WrappedModel`.
 
     All take `model(input_ids, documents=, cache=, head=)` (`models/language.py`). `dtype` None keeps the dtype of the
@@ -35,8 +32,6 @@ def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch
         from mickle.models.adapters import open_adapter
 
         return open_adapter(Path(path), dtype=dtype, device=device)
-    from mickle.models.quantized import open_base
-
     return open_base(Path(path), dtype, device)
 
 
@@ -46,24 +41,8 @@ def describe(path: Path) -> Description:
     if not path.is_dir():
         raise UsageError(f"no such model folder: {path}", todo="check the path")
     config = folder_check.read_config(path)
-    found = architecture_of(config, path / folder_check.CONFIG)
+    found = architecture_of(config, path)
     if found is None:
         return described(config)
     model_class, shape = found
-    return model_class.describe(shape)
-
-
-def save_model(model: nn.Module, folder: Path, tokenizer: Any = None) -> None:
-    """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into
-    `folder`.
-
-    `tokenizer` has `save(folder)`, `start`, `end` and `mask` (`data/tokenizer.py`), or is a plain
-    `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Layers in few bits are written as they
-    are stored. Raises NumericError where a weight is not finite, UsageError for a model with adapters.
-    """
-    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
-        from mickle.models.quantized import save_quantized
-
-        save_quantized(model, folder, tokenizer)
-    else:
-        save_dense(model, folder, tokenizer)
+    return model_class.folders.description(shape)

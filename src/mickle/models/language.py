@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from mickle.models.folder_files import write_model
 
 Head = Callable[[Tensor, Tensor | None], Any]
 # What transformers' settings call the sizes of a model, the usual name first.
@@ -34,40 +37,19 @@ def logits(hidden: Tensor, weight: Tensor | None) -> Tensor:
     return hidden if weight is None else F.linear(hidden, weight)
 
 
-class LanguageModel(Protocol):
-    """What every opened model offers beside what an `nn.Module` does."""
+class LanguageModel(nn.Module):
+    """What every opened model offers beside what an `nn.Module` does.
+
+    config: its settings. causal: whether it continues texts; one made for filling in masks does not. vocab_size: how
+    many tokens it knows. length_limit: the longest text that it can read at all; None where there is no such limit or
+    it is not known. trained_length: tokens of the longest text that it was made for, whatever it can read.
+    """
 
     config: Any
-
-    @property
-    def causal(self) -> bool:
-        """Whether the model continues texts; one made for filling in masks does not."""
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens the model knows."""
-
-    @property
-    def length_limit(self) -> int | None:
-        """The longest text that the model can read at all; None where there is no such limit or it is not known."""
-
-    @property
-    def trained_length(self) -> int | None:
-        """Tokens of the longest text that the model was made for, whatever it can read; None where it is not known."""
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The repeated layers, in order."""
-
-    @property
-    def output_layer(self) -> nn.Module | None:
-        """The layer that makes the logits, where it is a layer of its own."""
-
-    def description(self) -> Description:
-        """As `describe` has it of the model's folder."""
-
-    def new_cache(self) -> Any:
-        """An empty cache for one batch of texts."""
+    causal: bool
+    vocab_size: int
+    length_limit: int | None
+    trained_length: int | None
 
     def forward(
         self,
@@ -78,19 +60,85 @@ class LanguageModel(Protocol):
         positions: Tensor | None = None,
         head: Head = logits,
     ) -> Any:
-        """What `head` makes of the last hidden states, or logits, of a batch: see `Decoder.forward`."""
+        """Hand the last hidden state to `head(hidden [B, T, D], output matrix [V, D])`, or `(logits [B, T, V], None)`
+        where the model makes them itself.
+
+        input_ids [B, T] int64. documents [B, T] int: a token sees only tokens of its own document, and
+        positions restart at 0 in each; a document must be one unbroken run of its row. Left padding is a
+        document of its own (-1 by custom), so it never changes what stands after it. Without `documents` each
+        row is one document. cache: what the earlier calls for the same rows have seen; this call's tokens go
+        after it and are added to it. positions [B, T] bool: the head gets the hidden states of these n tokens alone,
+        [n, D], row by row; n may be 0.
+
+        Returns what `head` returns: by default the logits [B, T, V] or [n, V].
+        """
+        raise NotImplementedError
+
+    def new_cache(self) -> Any:
+        """An empty cache for one batch of texts; `pairs` and `fill` of it are the keys and values of each layer."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The repeated layers, in order. UsageError where there are none."""
+        raise NotImplementedError
+
+    @property
+    def output_layer(self) -> nn.Module | None:
+        """The layer that makes the logits, where it is a layer of its own."""
+        raise NotImplementedError
 
     def folder_name(self, name: str) -> str:
         """What the model's folder calls its weight or layer `name`."""
+        raise NotImplementedError
 
-    def untrained(self, seed: int) -> nn.Module:
+    def untrained(self, seed: int) -> LanguageModel:
         """A model of the same shape with fresh weights that depend on `seed` alone, in evaluation mode."""
+        raise NotImplementedError
 
     def recompute_activations(self) -> None:
         """Keep only what goes into each block; compute the rest again in the backward pass (arXiv 1604.06174)."""
+        raise NotImplementedError
 
     def save(self, folder: Path, tokenizer: Any = None) -> None:
         """Write settings and weights into `folder`; `tokenizer` names the marks. See `models/folder.py:save_model`."""
+        raise NotImplementedError
+
+
+class OwnModel(LanguageModel):
+    """A model of an architecture of ours: a class that is made of a shape and a seed.
+
+    folders: the module that knows this architecture's folders (`from_settings`, `to_settings`, `folder_name`,
+    `ignored_tensors`, `description`, as in `models/decoder_folder.py`).
+    """
+
+    folders: ClassVar[Any]
+
+    def folder_name(self, name: str) -> str:
+        return self.folders.folder_name(self.config, name)
+
+    def untrained(self, seed: int) -> LanguageModel:
+        return type(self)(self.config, seed=seed).eval()
+
+    def recompute_activations(self) -> None:
+        for block in self.blocks:
+            block.forward = _twice(block.forward)
+
+    def save(self, folder: Path, tokenizer: Any = None) -> None:
+        tensors = {self.folder_name(name): tensor for name, tensor in self.state_dict().items()}
+        write_model(folder, tensors, self.folders.to_settings(self.config), tokenizer, next(self.parameters()).dtype)
+
+
+def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A block's forward pass that keeps its inputs only."""
+    from torch.utils.checkpoint import checkpoint
+
+    def run(*arguments: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*arguments)
+        return checkpoint(forward, *arguments, use_reentrant=False)
+
+    return run
 
 
 @dataclass(frozen=True)

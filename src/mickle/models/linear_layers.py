@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.models.experts import Experts
+from mickle.models.language import LanguageModel
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -21,7 +22,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     with `in_features` and `out_features`. Of one inside another (an adapter's base), only the outer one counts.
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    output = getattr(model, "output_layer", None)
+    output = model.output_layer if isinstance(model, LanguageModel) else None
     routers = {id(m.gate) for m in model.modules() if isinstance(m, Experts)}  # read by their weight, never called
     found: dict[str, nn.Module] = {}
     inside: str | None = None
@@ -87,4 +88,4 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
 def folder_layer_name(model: nn.Module, name: str) -> str:
     """What the folder calls the module that `model` calls `name`."""
-    return model.folder_name(name) if hasattr(model, "folder_name") else name
+    return model.folder_name(name) if isinstance(model, LanguageModel) else name

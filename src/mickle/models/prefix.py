@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.models import folder_check
-from mickle.models.adapter_base import WEIGHTS, write_adapter
+from mickle.models.adapter_folder import WEIGHTS, write_adapter
 from mickle.models.documents import rows_apart
-from mickle.models.language import Description, Head, logits
+from mickle.models.language import Head, LanguageModel, logits
 from mickle.models.quantized import open_base
 from mickle.models.safetensors_check import read_header, refuse_not_finite
 
@@ -42,75 +42,42 @@ class PrefixCache:
         self.caches: list[Any] = []
 
 
-class PrefixedModel(nn.Module):
+class PrefixedModel(LanguageModel):
     """A frozen model (`.base`) with a trained prefix [tokens, 2 layers x width] (`.prefix`); takes the same call."""
 
-    def __init__(self, base: Any, prefix: Tensor, heads: int, layers: int) -> None:
+    def __init__(self, base: LanguageModel, prefix: Tensor, heads: int, layers: int) -> None:
         super().__init__()
         self.base = base.requires_grad_(False)
         self.prefix = nn.Parameter(prefix)
         self.heads, self.layers_of_keys = heads, layers
+        self.config, self.causal, self.vocab_size = base.config, base.causal, base.vocab_size
+        self.length_limit, self.trained_length = base.length_limit, base.trained_length
+        if self.length_limit is not None:  # the prefix takes of the places there are
+            self.length_limit -= len(prefix)
+            self.trained_length = min(self.length_limit, base.trained_length or self.length_limit)
 
-    @property
-    def config(self) -> Any:
-        """The base's settings."""
-        return self.base.config
-
-    @property
-    def causal(self) -> bool:
-        """Whether the base continues texts."""
-        return self.base.causal
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens the base knows."""
-        return self.base.vocab_size
-
-    @property
-    def length_limit(self) -> int | None:
-        """The longest text that the base can read after the prefix."""
-        limit = self.base.length_limit
-        return None if limit is None else limit - len(self.prefix)
-
-    @property
-    def trained_length(self) -> int | None:
-        """The longest text that the base was made for, as far as it can read it after the prefix."""
-        limit, made_for = self.length_limit, self.base.trained_length
-        return made_for if limit is None else min(limit, made_for)
+    def new_cache(self) -> PrefixCache:
+        return PrefixCache()
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The base's repeated layers."""
         return self.base.blocks
 
     @property
     def output_layer(self) -> nn.Module | None:
-        """The base's layer that makes the logits."""
         return self.base.output_layer
 
-    def description(self) -> Description:
-        """The base's; a prefix is no change of dimensions."""
-        return self.base.description()
-
     def folder_name(self, name: str) -> str:
-        """What the base's folder calls the weight or layer `name`."""
         return self.base.folder_name(name.removeprefix("base."))
 
-    def untrained(self, seed: int) -> PrefixedModel:
-        """A fresh base with a fresh prefix of as many tokens."""
+    def untrained(self, seed: int) -> LanguageModel:
         return attach_prefix(self.base.untrained(seed), len(self.prefix), seed)
 
     def recompute_activations(self) -> None:
-        """As the base does it."""
         self.base.recompute_activations()
 
     def save(self, folder: Path, tokenizer: Any = None) -> None:
-        """A prefix belongs to a base's folder: UsageError."""
-        raise UsageError("a model with a prefix is no model folder", todo="save it with save_prefix")
-
-    def new_cache(self) -> PrefixCache:
-        """An empty cache for one batch of texts."""
-        return PrefixCache()
+        raise UsageError("a prefix is saved without its base", where=str(folder), todo="save it with save_prefix")
 
     def forward(
         self,
@@ -121,7 +88,7 @@ class PrefixedModel(nn.Module):
         positions: Tensor | None = None,
         head: Head = logits,
     ) -> Any:
-        """As `Decoder.forward`. A head sees hidden states (or logits) of all documents' rows in the order they
+        """As `LanguageModel.forward`. A head sees hidden states (or logits) of all documents' rows in the order they
         stand in.
         """
         if cache is not None:
@@ -172,12 +139,12 @@ class PrefixedModel(nn.Module):
 
 
 @torch.no_grad()
-def attach_prefix(model: Any, tokens: int = 5, seed: int = 0, ids: Tensor | None = None) -> PrefixedModel:
+def attach_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor | None = None) -> PrefixedModel:
     """The model, frozen, with a fresh prefix: the keys and values of `ids` [tokens], or of tokens drawn by `seed`.
 
     UsageError where the architecture keeps no keys and values of all layers alike.
     """
-    if isinstance(model, PrefixedModel) or not hasattr(model, "new_cache"):
+    if isinstance(model, PrefixedModel) or not isinstance(model, LanguageModel):
         raise UsageError(f"a {type(model).__name__} takes no prefix", todo="tune the plain model")
     if not 1 <= tokens <= MOST_TOKENS:
         raise UsageError(f"a prefix of {tokens} tokens", expected=f"1 to {MOST_TOKENS}")

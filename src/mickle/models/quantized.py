@@ -1,4 +1,4 @@
-"""Models whose linear layers are stored in few bits: made, opened, saved, and made dense again.
+"""Model folders opened and saved, their linear layers plain or in few bits; and how layers are put into few bits.
 
 A folder says by `quantization_config` in its `config.json` how: `quant_method` "bitsandbytes" is the format of
 bitsandbytes and `transformers` (4 bits, NF4 or FP4), "mickle-grouped" our own (`quantization/grouped_linear.py`).
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from mickle import storage
 from mickle.errors import UsageError
-from mickle.models.dense import checked_frame, open_dense, save_dense
+from mickle.models.architectures import checked_frame
 from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles, inspect_folder
+from mickle.models.folder_files import read_tensors, write_tokenizer
+from mickle.models.language import LanguageModel
 from mickle.models.linear_layers import (
     dense_weight,
     folder_layer_name,
@@ -25,6 +27,7 @@ from mickle.models.linear_layers import (
     replace_layer,
 )
 from mickle.models.quantized_files import SETTINGS, read_layers
+from mickle.models.safetensors_check import refuse_not_finite
 from mickle.quantization.layer import QuantizedLinear
 from mickle.quantization.nf4 import BLOCK
 from mickle.quantization.nf4_linear import NF4Linear
@@ -77,49 +80,72 @@ def linear_bytes(model: nn.Module) -> int:
 
 def bits_per_weight(model: nn.Module) -> float:
     """Stored bits for each weight of the layers in few bits; 0 where there are none."""
-    layers = quantized_layers(model).values()
-    weights = sum(layer.in_features * layer.out_features for layer in layers)
-    return 8 * sum(layer.stored_bytes() for layer in layers) / weights if weights else 0.0
+    weights = sum(layer.in_features * layer.out_features for layer in quantized_layers(model).values())
+    return 8 * linear_bytes(model) / weights if weights else 0.0
 
 
-def open_base(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> nn.Module:
-    """The model of a folder that is no adapter's, its weights plain or in few bits, in evaluation mode."""
-    files = inspect_folder(path)
-    return (open_quantized if SETTINGS in files.config else open_dense)(files, dtype, device)
+def open_base(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LanguageModel:
+    """The model of a folder that is no adapter's, its weights plain or in few bits, in evaluation mode.
 
-
-def open_quantized(
-    files: ModelFiles, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> nn.Module:
-    """The model of a checked folder whose `config.json` has a `quantization_config`, in evaluation mode.
-
-    `dtype` is that of everything but the stored bits and scales; None keeps the files'. A weight in few bits that is no
-    linear layer's (an output matrix) is made dense. UsageError names the tensor or setting that is not as it should be.
+    `dtype` is that of everything but stored bits and their scales; None keeps the files'. A weight in few bits that is
+    no linear layer's (an output matrix) is made dense. UsageError names the tensor or setting that is not as it should
+    be, NumericError the tensor that is not finite.
     """
-    layers, rest, files = read_layers(files)
+    files = inspect_folder(path)
+    layers: dict[str, QuantizedLinear] = {}
+    if SETTINGS in files.config:
+        layers, tensors, files = read_layers(files)
     model = checked_frame(files)
+    if not layers:
+        tensors = read_tensors(files)
+        refuse_not_finite(tensors, files.folder)
     if model is None:
-        return _wrapped(files, layers, rest).to(device=device, dtype=dtype).eval()
-    rest |= _place(model, layers, str(files.folder))
-    model.load_state_dict({name: rest[model.folder_name(name)] for name in model.state_dict()}, assign=True)
+        model = _wrapped(files, layers, tensors)
+    else:
+        tensors |= _place(model, layers, str(files.folder))
+        model.load_state_dict({name: tensors[model.folder_name(name)] for name in model.state_dict()}, assign=True)
     return model.to(device=device, dtype=dtype).eval()
 
 
-def save_quantized(model: nn.Module, path: Path, tokenizer: Any = None) -> None:
-    """Write a model folder with the layers in few bits as they are stored; the caller seals it.
+def save_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
+    """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into
+    `folder`.
 
-    As `models/folder.py:save_model`, with `quantization_config`. UsageError for layers of several methods, and for
-    codes that the format does not have.
+    `tokenizer` has `save(folder)`, `start`, `end` and `mask` (`data/tokenizer.py`), or is a plain
+    `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Layers in few bits are written as they
+    are stored. Raises NumericError where a weight is not finite, UsageError for a model with adapters, for layers of
+    several methods, and for codes that the format does not have.
     """
+    if any(name.endswith(".lora_A") for name, _ in model.named_parameters()):
+        raise UsageError(
+            "the model has adapters", todo="save them with save_adapter, or merge them with merge_lora first"
+        )
+    if any(isinstance(module, QuantizedLinear) for module in model.modules()):
+        save_quantized(model, folder, tokenizer)
+    else:
+        _save_plain(model, Path(folder), tokenizer)
+
+
+def save_quantized(model: Any, path: Path, tokenizer: Any = None) -> None:
+    """As `save_model`, of a model with layers in few bits: UsageError where there are none."""
+    settings, path = quantization_settings(model), Path(path)
     layers = quantized_layers(model)
-    settings = quantization_settings(model)
-    stored: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        stored |= {part: tensor.cpu() for part, tensor in layer.tensors(name).items()}
-    path = Path(path)
-    save_dense(model, path, tokenizer)  # everything else: stored weights are in no `state_dict`
-    storage.save_tensors(path / WEIGHTS, storage.load_tensors(path / WEIGHTS) | stored, {"format": "pt"})
+    stored = [layer.tensors(name) for name, layer in layers.items()]  # first: a code may be none of the format's
+    _save_plain(model, path, tokenizer)  # everything else: stored weights are in no `state_dict`
+    tensors = storage.load_tensors(path / WEIGHTS)
+    for parts in stored:
+        tensors |= {part: tensor.cpu() for part, tensor in parts.items()}
+    storage.save_tensors(path / WEIGHTS, tensors, {"format": "pt"})
     storage.write_json(path / CONFIG, {**storage.read_json(path / CONFIG), SETTINGS: settings})
+
+
+def _save_plain(model: LanguageModel, folder: Path, tokenizer: Any) -> None:
+    """All but the weights of layers in few bits, which are no parameters."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save(folder, tokenizer)
+    write_tokenizer(tokenizer, folder)
+    if tokenizer is not None and not hasattr(tokenizer, "start"):
+        storage.write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def quantization_settings(model: nn.Module) -> dict[str, Any]:
@@ -170,7 +196,7 @@ def _put(model: nn.Module, name: str, old: nn.Module, new: QuantizedLinear) -> N
 
 def _place(model: nn.Module, layers: Mapping[str, QuantizedLinear], where: str) -> dict[str, Tensor]:
     """Put the layers into a model; returns the dense weights of those that are no linear layer there."""
-    homes = linear_layers(model)
+    homes = linear_layers(model) if layers else {}
     dense = {}
     for name, layer in layers.items():
         home = homes.get(name)
@@ -190,11 +216,11 @@ def _place(model: nn.Module, layers: Mapping[str, QuantizedLinear], where: str) 
     return dense
 
 
-def _wrapped(files: ModelFiles, layers: dict[str, QuantizedLinear], rest: dict[str, Tensor]) -> nn.Module:
+def _wrapped(files: ModelFiles, layers: dict[str, QuantizedLinear], rest: dict[str, Tensor]) -> LanguageModel:
     """The transformers model, built with one zero, seen many times, where the weights of layers will stand."""
     from mickle.models.transformers_bridge import empty_frame, open_wrapped
 
-    homes = linear_layers(empty_frame(files))
+    homes = linear_layers(empty_frame(files)) if layers else {}
     dtype = next((t.dtype for t in rest.values() if t.is_floating_point()), torch.float32)
     for name, layer in layers.items():
         shape = layer.out_features, layer.in_features

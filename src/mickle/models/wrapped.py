@@ -10,7 +10,6 @@ whose loss is on some 15 in 100 tokens, and whose vocabulary is large, that laye
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.models.documents import rows_apart
-from mickle.models.language import Description, Head, described, logits, named_size
+from mickle.models.language import Head, LanguageModel, fills_masks, logits, named_size
 from mickle.models.safetensors_check import refuse_not_finite
 
 
@@ -64,46 +63,24 @@ class WrappedCache:
         self.mask = torch.ones_like(self.input_ids)
 
 
-class WrappedModel(nn.Module):
+class WrappedModel(LanguageModel):
     """A model of `transformers` (`.model`) that takes the same call as our decoder."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self.takes_cache = "past_key_values" in accepted
-
-    @property
-    def config(self) -> Any:
-        """The settings of the wrapped model, as `transformers` has them."""
-        return self.model.config
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens the model knows."""
-        return int(self.model.get_input_embeddings().num_embeddings)
-
-    @property
-    def causal(self) -> bool:
-        """Whether the model continues texts; one made for filling in masks does not."""
-        return "MaskedLM" not in type(self.model).__name__
-
-    @property
-    def length_limit(self) -> int | None:
-        """The longest text its settings allow; None where they do not say."""
-        settings = self.config.get_text_config()
+        self.causal = not fills_masks([type(model).__name__])
+        self.vocab_size = int(model.get_input_embeddings().num_embeddings)
+        settings = model.config.get_text_config()
         limit = named_size(lambda name: getattr(settings, name, None), "longest")
-        return None if limit is None else limit - self._positions_before_text()
-
-    @property
-    def trained_length(self) -> int | None:
-        """The same: these models' settings know no other."""
-        return self.length_limit
+        self.length_limit = None if limit is None else limit - self._positions_before_text()
+        self.trained_length = self.length_limit
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """The repeated layers: the longest list of modules. UsageError where there is none."""
         lists = [module for module in self.modules() if isinstance(module, nn.ModuleList)]
         if not lists:
             raise UsageError("the model is not made of blocks", expected="a list of layers")
@@ -111,26 +88,17 @@ class WrappedModel(nn.Module):
 
     @property
     def output_layer(self) -> nn.Module | None:
-        """The layer that makes the logits."""
         return self.model.get_output_embeddings()
 
-    def description(self) -> Description:
-        """What its settings say of it, by the model where they leave a size open."""
-        found = described({**self.config.to_dict(), "architectures": [type(self.model).__name__]})
-        return replace(found, vocab_size=self.vocab_size, longest=self.length_limit or found.longest)
-
     def folder_name(self, name: str) -> str:
-        """What transformers calls the weight or layer `name`."""
         return name.removeprefix("model.")
 
-    def untrained(self, seed: int) -> WrappedModel:
-        """The same settings with fresh weights."""
+    def untrained(self, seed: int) -> LanguageModel:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return WrappedModel(type(self.model)(self.model.config)).eval()
+            return WrappedModel(type(self.model)(self.config)).eval()
 
     def recompute_activations(self) -> None:
-        """As transformers does it. UsageError where this architecture cannot."""
         if not getattr(self.model, "supports_gradient_checkpointing", False):
             raise UsageError(
                 "This architecture of transformers cannot compute activations twice.",
@@ -140,7 +108,6 @@ class WrappedModel(nn.Module):
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def save(self, folder: Path, tokenizer: Any = None) -> None:
-        """Write settings and weights as transformers does."""
         refuse_not_finite(dict(self.named_parameters()), folder)
         self.model.save_pretrained(folder)
 
@@ -151,7 +118,6 @@ class WrappedModel(nn.Module):
         return 0 if padding is None else padding + 1
 
     def new_cache(self) -> WrappedCache:
-        """An empty cache for one batch of texts."""
         return WrappedCache()
 
     def forward(
@@ -163,7 +129,7 @@ class WrappedModel(nn.Module):
         positions: Tensor | None = None,
         head: Head = logits,
     ) -> Any:
-        """As `Decoder.forward`; tokens of documents below 0 are padding, and their logits are 0.
+        """As `LanguageModel.forward`; tokens of documents below 0 are padding, and their logits are 0.
 
         input_ids, documents, positions [B, T] -> what `head(logits [B, T, V], None)` returns; with positions, the
         logits are [n, V].

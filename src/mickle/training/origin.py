@@ -62,10 +62,10 @@ def open_origin(folder: Path, vocabulary: int) -> nn.Module:
     return model
 
 
-def origin_of(model: Any) -> Origin:
+def origin_of(folder: Path, model: Any) -> Origin:
     """What a plan needs of an opened model."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    described = model.description()
+    described = describe(folder)
     return Origin(parameters, model.trained_length, described.shape or _stand_in(described))
 
 

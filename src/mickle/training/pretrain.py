@@ -170,7 +170,7 @@ class Pretrain(Step):
         tokenizer, documents, tokens_a_byte = look_at(self, share)
         tokens = round(tokens_a_byte * split.training_bytes)
         model = self._model_to_go_on_from(tokenizer)
-        plan = resolve(self, tokenizer.size, tokens, _origin(model))
+        plan = resolve(self, tokenizer.size, tokens, _origin(self.start, model))
         forecast = _forecast(self, plan, split, model)
         notes = (_count_line(split, share), *plan.lines(), *forecast.notes)
         return Forecast(forecast.memory_bytes, forecast.seconds, forecast.disk_bytes, notes), self._preview(
@@ -209,7 +209,7 @@ class Pretrain(Step):
             notes = tuple(kept["forecast"].pop("notes"))
             return Plan(**kept["plan"]), Forecast(**kept["forecast"], notes=notes)
         model = self._model_to_go_on_from(tokenizer)
-        plan = resolve(self, tokenizer.size, text.tokens, _origin(model))
+        plan = resolve(self, tokenizer.size, text.tokens, _origin(self.start, model))
         text.batches(plan, self.seed)  # refuses streams that are too short
         forecast = _forecast(self, plan, split, model)
         check_space(file.parent, forecast.disk_bytes)
@@ -304,10 +304,10 @@ def _write_heldout(split: Split, file: Path) -> None:
         write_pages(split.heldout, file)
 
 
-def _origin(model: nn.Module | None) -> Origin | None:
+def _origin(folder: Path | None, model: nn.Module | None) -> Origin | None:
     from mickle.training.origin import origin_of
 
-    return None if model is None else origin_of(model)
+    return None if folder is None else origin_of(folder, model)
 
 
 def _forecast(settings: Pretrain, plan: Plan, split: Split, model: nn.Module | None) -> Forecast:
