@@ -12,7 +12,6 @@ ROOT = Path(mickle.__file__).parent
 KNOWN: list[set[str]] = [
     {"mickle.data.answer_spans", "mickle.data.chat_template"},
     {"mickle.data.comparing", "mickle.data.refine"},
-    {"mickle.planning.plan", "mickle.planning.repeats"},
     {"mickle.studies.template_families", "mickle.studies.templates"},
     {f"mickle.training.{name}" for name in ("mix", "mix_plan", "mix_results", "mix_round")},
     {f"mickle.training.{name}" for name in ("pretrain", "pretrain_data", "pretrain_plan")},

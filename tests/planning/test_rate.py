@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.events import Event, Noted, Progressed, Warned, ignore
-from mickle.planning.rate import Rate, derived_sizes, read_table, run_rate
+from mickle.planning.rate import Rate, derived_sizes, read_table
 
 
 def data(rows: int = 80, columns: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ def test_data_at_the_threshold_are_warned_of_and_given_a_rate(tmp_path: Path) ->
     x, y = data(56, 40)  # 42 rows train, 14 are held out
     heard: list[Event] = []
     task = Rate(data=write(tmp_path / "t.npz", x, y), seeds=8, rates=[0.0, 0.3])
-    summary = run_rate(task, tmp_path, heard.append, 0)
+    summary = task.run(None, heard.append, 0).write(tmp_path, heard.append)
     assert summary["near_threshold"]
     assert 0.01 < summary["rate"] < 0.9
     assert summary["error_at_chosen_rate"] < 0.5 * summary["error_without_dropout"]
@@ -65,13 +65,13 @@ def test_data_at_the_threshold_are_warned_of_and_given_a_rate(tmp_path: Path) ->
     assert "threshold" in (tmp_path / "risk.svg").read_text()
     again = tmp_path / "again"
     again.mkdir()
-    assert run_rate(task, again, ignore, 0) == summary
+    assert task.run(None, ignore, 0).write(again, ignore) == summary
     assert (again / "risk.svg").read_bytes() == (tmp_path / "risk.svg").read_bytes()
 
 
 def test_many_rows_are_clear_of_it(tmp_path: Path) -> None:
     task = Rate(data=write(tmp_path / "t.npz", *data(400, 10)), seeds=2, sizes=[20, 300], rates=[0.2])
-    summary = run_rate(task, tmp_path, ignore, 0)
+    summary = task.run(None, ignore, 0).write(tmp_path, ignore)
     assert not summary["near_threshold"]
     assert summary["error_without_dropout"] is None
     assert "more rows than columns by far" in summary["sentence"]
@@ -82,7 +82,7 @@ def test_constant_and_equal_columns_are_noted(tmp_path: Path) -> None:
     x, y = data(60, 6)
     x[:, 2], x[:, 5] = 0.1, x[:, 0]
     heard: list[Event] = []
-    summary = run_rate(Rate(data=write(tmp_path / "t.csv", x, y), seeds=2), tmp_path, heard.append, 0)
+    summary = Rate(data=write(tmp_path / "t.csv", x, y), seeds=2).run(None, heard.append, 0).summary
     notes = " ".join(event.message for event in heard if isinstance(event, Noted))
     assert "1 constant columns: 2" in notes
     assert "5 = 0" in notes
@@ -193,16 +193,16 @@ def broken(name: str, tmp_path: Path) -> Path:
 )
 def test_wrong_files_are_one_sentence(name: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        run_rate(Rate(data=broken(name, tmp_path)), tmp_path, ignore, 0)
+        Rate(data=broken(name, tmp_path)).run(None, ignore, 0)
     assert str(caught.value).count("\n") <= 3
 
 
 def test_a_target_that_is_not_there_and_sizes_beyond_the_data(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", *data(20, 3))
     with pytest.raises(UsageError, match="--task.target"):
-        run_rate(Rate(data=path, target="z"), tmp_path, ignore, 0)
+        Rate(data=path, target="z").run(None, ignore, 0)
     with pytest.raises(UsageError, match="15 rows left"):
-        run_rate(Rate(data=path, sizes=[16]), tmp_path, ignore, 0)
+        Rate(data=path, sizes=[16]).run(None, ignore, 0)
 
 
 def test_the_settings_import_nothing_heavy() -> None:

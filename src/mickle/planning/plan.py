@@ -14,15 +14,17 @@ from pydantic import Field, model_validator
 
 from mickle.config import Config, Input
 from mickle.errors import UsageError
-from mickle.events import Emit, Noted, Warned
+from mickle.events import Emit
 from mickle.machine import Forecast
-from mickle.planning.rate import Rate, run_rate
+from mickle.planning.rate import Rate
+from mickle.results import Result, markdown
 from mickle.step import Step
+from mickle.storage import read_json
 
 if TYPE_CHECKING:
     from mickle.training.repetition import Law
 
-PLAN, TABLE, FIGURE = "plan.json", "table.md", "plan.svg"
+PLAN = "plan.json"
 
 
 class Repeats(Config):
@@ -62,6 +64,51 @@ class Repeats(Config):
             raise ValueError("a size in parameters is at least 10000")
         return self
 
+    def refuse(self, data: Path | None) -> None:
+        """ValueError where the text to read is named twice, or not at all."""
+        if data is not None and self.tokens is not None:
+            raise ValueError("give data or task.tokens, not both: the corpus has its own tokens")
+        if data is None and self.tokens is None:
+            raise ValueError("give a corpus as data, or the number of its tokens as task.tokens")
+
+    def run(self, data: Path | None, emit: Emit, seed: int) -> Result:
+        """The plan: numbers, tables, curves and sentences."""
+        from mickle.planning.report import page, picture
+
+        found = self._plan(data, emit, seed)
+        return Result(
+            {name: found[name] for name in ("recommended", "command", "notes", "warnings")},
+            found,
+            page(found),
+            {"plan.svg": picture(found)},
+            file=PLAN,
+            notes=found["notes"],
+            warnings=found["warnings"],
+        )
+
+    def dry_run(self, data: Path | None, seed: int) -> tuple[Forecast, str]:
+        """The same, said and not written."""
+        from mickle.events import ignore
+        from mickle.planning.report import page
+
+        found = self._plan(data, ignore, seed)
+        return Forecast(notes=(*found["notes"], *found["warnings"])), markdown(page(found))
+
+    def after(self, out: Path) -> str:
+        """The command that trains what is planned."""
+        return str(read_json(out / PLAN)["command"])
+
+    def _plan(self, data: Path | None, emit: Emit, seed: int) -> dict[str, Any]:
+        from mickle.planning.repeats import Budget, fitted, make_plan
+        from mickle.planning.supply import counted, of_corpus
+        from mickle.training.repetition_runs import read_runs
+
+        runs = read_runs(self.runs) if self.runs else []
+        law, others = fitted(opened_law(self.law), runs, self.refit, seed)
+        read = of_corpus(data, emit) if data else counted(self.tokens or 0.0)
+        budget = Budget(self.size, self.epochs, self.flops, self.hours or 1.0, self.least)
+        return make_plan(budget, read, law, others, runs, data)
+
 
 class Plan(Step):
     """Say what to train before training it: size, epochs, dropout, memory and hours."""
@@ -79,64 +126,23 @@ class Plan(Step):
 
     @model_validator(mode="after")
     def _agree(self) -> Plan:
-        if isinstance(self.task, Rate):
-            if self.data is not None:
-                raise ValueError("the task rate reads a table of its own; name it as task.data")
-        elif self.data is not None and self.task.tokens is not None:
-            raise ValueError("give data or task.tokens, not both: the corpus has its own tokens")
-        elif self.data is None and self.task.tokens is None:
-            raise ValueError("give a corpus as data, or the number of its tokens as task.tokens")
+        self.task.refuse(self.data)
         return self
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
-        from mickle.planning.report import as_table, draw
-        from mickle.storage import write_json, write_text
-
-        if isinstance(self.task, Rate):
-            return run_rate(self.task, work, emit, self.seed)
-        found = self._plan(emit)
-        table = as_table(found)
-        write_json(work / PLAN, found)
-        write_text(work / TABLE, table)
-        write_text(work / FIGURE, draw(found))
-        for line in [*table.splitlines(), *found["notes"]]:
-            emit(Noted(line))
-        for line in found["warnings"]:
-            emit(Warned(line))
-        return {name: found[name] for name in ("recommended", "command", "notes", "warnings")}
+        return self.task.run(self.data, emit, self.seed).write(work, emit)
 
     def dry_run(self) -> tuple[Forecast, str]:
-        from mickle.events import ignore
-        from mickle.planning.report import as_table
-
-        if isinstance(self.task, Rate):
-            return Forecast(), ""
-        found = self._plan(ignore)
-        return Forecast(notes=(*found["notes"], *found["warnings"])), as_table(found)
+        return self.task.dry_run(self.data, self.seed)
 
     def after(self, out: Path) -> str:
-        from mickle.storage import read_json
-
-        if isinstance(self.task, Rate):
-            return f"mickle show {out}"
-        return str(read_json(out / PLAN)["command"])
-
-    def _plan(self, emit: Emit) -> dict[str, Any]:
-        from mickle.planning.repeats import make_plan
-        from mickle.planning.text import corpus, counted
-        from mickle.training.repetition_runs import read_runs
-
-        assert isinstance(self.task, Repeats)
-        law, runs = opened_law(self.task.law), read_runs(self.task.runs) if self.task.runs else []
-        reader = corpus(self.data, emit) if self.data else counted(self.task.tokens or 0.0)
-        return make_plan(self.task, reader, law, runs, self.data, self.seed)
+        return self.task.after(out)
 
 
 def opened_law(source: Path | None) -> Law:
     """The law that an earlier plan used, from its plan.json or folder; the paper's where none is named."""
     from dataclasses import fields
 
-    from mickle.storage import read_json
     from mickle.training.repetition import C4, Law
 
     if source is None:

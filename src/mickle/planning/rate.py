@@ -15,7 +15,10 @@ from pydantic import Field, field_validator
 
 from mickle.config import Config, Input
 from mickle.errors import UsageError
-from mickle.events import Emit, Noted, Progressed, Started, Warned
+from mickle.events import Emit, Noted, Progressed, Started
+from mickle.machine import Forecast
+from mickle.results import Result
+from mickle.storage import load_tensors
 
 MOST_CLASSES = 1000
 
@@ -54,34 +57,46 @@ class Rate(Config):
                 raise ValueError(f"size {size} is too small: the intercept alone takes one row")
         return sorted(set(sizes))
 
+    def refuse(self, data: Path | None) -> None:
+        """ValueError where the verb's own data are given."""
+        if data is not None:
+            raise ValueError("the task rate reads a table of its own; name it as task.data")
 
-def run_rate(task: Rate, work: Path, emit: Emit, seed: int) -> dict[str, Any]:
-    """Write results.json, table.md and risk.svg into ``work``; the summary. Raises UsageError on bad data."""
-    from mickle import storage
-    from mickle.regression import risk
+    def run(self, data: Path | None, emit: Emit, seed: int) -> Result:
+        """Errors over sizes and rates, and the rate to take. Raises UsageError on bad data."""
+        from mickle.regression import risk
 
-    x, y, notes = read_table(task)
-    x, dropped = without_constant(x)
-    notes += dropped
-    for note in notes:
-        emit(Noted(note))
-    sizes = task.sizes or derived_sizes(len(x) - max(1, round(task.held_out * len(x))), x.shape[1])
-    emit(Started("risk curves", len(sizes) * task.seeds, "fits"))
-    curve = risk.sample_curve(
-        x, y, sizes, task.rates, repeats=task.seeds, criterion=task.criterion, held_out=task.held_out,
-        seed=seed, done=lambda count: emit(Progressed(count)),
-    )  # fmt: skip
-    summary = verdict(task, x, y, curve, seed)
-    if summary["near_threshold"]:
-        emit(Warned(summary["sentence"]))
-    else:
-        emit(Noted(summary["sentence"]))
-    rows = risk.summarise(curve)
-    storage.write_json(work / "results.json", {**summary, "notes": notes, "curve": rows})
-    storage.write_text(work / "table.md", f"{summary['sentence']}\n\n{risk.table(curve)}\n")
-    title = f"{task.data.name}: {x.shape[1]} columns, {len(x)} rows"
-    storage.write_text(work / "risk.svg", risk.draw(curve, title))
-    return summary
+        x, y, notes = read_table(self)
+        x, dropped = without_constant(x)
+        notes += dropped
+        for note in notes:
+            emit(Noted(note))
+        sizes = self.sizes or derived_sizes(len(x) - max(1, round(self.held_out * len(x))), x.shape[1])
+        emit(Started("risk curves", len(sizes) * self.seeds, "fits"))
+        curve = risk.sample_curve(
+            x, y, sizes, self.rates, repeats=self.seeds, criterion=self.criterion, held_out=self.held_out,
+            seed=seed, done=lambda count: emit(Progressed(count)),
+        )  # fmt: skip
+        summary = verdict(self, x, y, curve, seed)
+        said, near = [summary["sentence"]], summary["near_threshold"]
+        title = f"{self.data.name}: {x.shape[1]} columns, {len(x)} rows"
+        return Result(
+            summary,
+            {**summary, "notes": notes, "curve": risk.summarise(curve)},
+            [summary["sentence"], risk.table(curve)],
+            {"risk.svg": risk.picture(curve, title)},
+            notes=() if near else said,
+            warnings=said if near else (),
+            told=False,
+        )
+
+    def dry_run(self, data: Path | None, seed: int) -> tuple[Forecast, str]:
+        """Nothing to speak of."""
+        return Forecast(), ""
+
+    def after(self, out: Path) -> str:
+        """Look."""
+        return f"mickle show {out}"
 
 
 def verdict(task: Rate, x: Any, y: Any, curve: Any, seed: int) -> dict[str, Any]:
@@ -206,19 +221,12 @@ def read_arrays(task: Rate) -> tuple[Any, Any]:
                 known = list(file.files)
                 found = {name: file[name] for name in (task.inputs, task.target) if name in known}
         else:
-            from safetensors import safe_open
-
-            with safe_open(path, "pt") as file:  # NumPy has no bfloat16
-                known = list(file.keys())
-                wanted = [name for name in (task.inputs, task.target) if name in known]
-                found = {name: plain(file.get_tensor(name)) for name in wanted}
+            tensors = load_tensors(path)
+            known = list(tensors)
+            found = {name: plain(tensors[name]) for name in (task.inputs, task.target) if name in known}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = "it holds Python objects" if "pickle" in str(error) else str(error).split("\n")[0][:120]
         raise UsageError(f"cannot read {path.name}: {reason}", where=str(path)) from None
-    except Exception as error:  # safetensors has an error type of its own
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UsageError(f"not a whole safetensors file: {error}", where=str(path)) from None
     for field, name in (("inputs", task.inputs), ("target", task.target)):
         if name not in found:
             raise UsageError(
@@ -229,7 +237,7 @@ def read_arrays(task: Rate) -> tuple[Any, Any]:
 
 
 def plain(tensor: Any) -> Any:
-    """A tensor as a NumPy array; half precision becomes single."""
+    """A tensor as a NumPy array; half precision becomes single, for NumPy has no bfloat16."""
     return (tensor.float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor).numpy()
 
 
@@ -262,14 +270,14 @@ def read_columns(task: Rate) -> tuple[Any, Any]:
                 f"column {name!r} holds {column.type}, not numbers", where=str(path),
                 todo="leave it out, or turn it into numbers first",
             )  # fmt: skip
-        inputs.append(whole(column, name, path).astype(float))
-    target = whole(table.column(task.target), task.target, path)
+        inputs.append(filled(column, name, path).astype(float))
+    target = filled(table.column(task.target), task.target, path)
     if target.dtype == object:
         target = target.astype(str)
     return np.stack(inputs, axis=1) if inputs else np.empty((len(target), 0)), target
 
 
-def whole(column: Any, name: str, path: Path) -> Any:
+def filled(column: Any, name: str, path: Path) -> Any:
     """A column as an array; UsageError names the first row without a value."""
     if column.null_count:
         row = column.is_null().to_pylist().index(True)

@@ -13,20 +13,17 @@ import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 from mickle.errors import ResourceError, UsageError
 from mickle.models.shape import DecoderConfig
 from mickle.planning.report import extrapolates, notes, warnings
-from mickle.planning.text import Reader, Text
+from mickle.planning.supply import Reader, Supply
 from mickle.training.pretrain import Pretrain
 from mickle.training.pretrain_plan import derived_vocabulary, memory, resolve, step_seconds
 from mickle.training.repetition import Allocation, Law
 from mickle.training.repetition_fit import bootstrap, fit, fit_scale
 from mickle.training.repetition_runs import PastRun, Pilot, nearest_pilot, pilots
-
-if TYPE_CHECKING:
-    from mickle.planning.plan import Repeats
 
 MOST_MEASURED = 5_000_000  # parameters of the largest model whose steps are timed
 MEASURED_TOKENS = 2048
@@ -44,25 +41,35 @@ class Speed:
     parameters: int
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What is asked for: a size (None: the best), and epochs, else FLOP, else hours; and when an epoch still pays."""
+
+    size: Literal["tiny", "small", "base"] | int | None
+    epochs: float | None
+    flops: float | None
+    hours: float
+    least: float  # share of a fresh token's worth
+
+
 def make_plan(
-    task: Repeats, read: Reader, law: Law, runs: list[PastRun], data: Path | None, seed: int = 0
+    asked: Budget, read: Reader, law: Law, others: list[Law], runs: list[PastRun], data: Path | None
 ) -> dict[str, Any]:
     """The plan as JSON values: ``law``, ``text``, ``recommended``, ``epochs`` and ``sizes`` (tables), ``pilot``,
-    ``curves``, ``notes``, ``warnings`` and ``command``.
+    ``curves``, ``notes``, ``warnings`` and ``command``. ``law`` and ``others`` are those of ``fitted``.
     """
-    law, others = fitted(task, law, runs, seed)
-    law.refuse_more_epochs(task.epochs or 1, "task.epochs")
-    text = read(task.size or "tiny")
-    flops, parameters, speed = budget(task, text, law)
+    law.refuse_more_epochs(asked.epochs or 1, "task.epochs")
+    text = read(asked.size or "tiny")
+    flops, parameters, speed = spent(asked, text, law)
     wanted = _allocation(text, law, flops, parameters)
     if parameters is None:  # a larger model has a larger vocabulary, and so fewer tokens of the same text
         text = read(int(wanted.parameters))
         wanted = _allocation(text, law, flops, parameters)
     pilot = _speaking(nearest_pilot(pilots(runs), wanted.parameters, text.distinct), wanted, text)
-    epochs, bound = _bounded(task, law, wanted, pilot)
+    epochs, bound = _bounded(asked, law, wanted, pilot)
     chosen = law.spent(wanted.parameters, epochs * text.distinct, text.distinct)
     speed = speed or measured_speed(chosen.parameters, text)
-    size = task.size or _size(chosen)
+    size = asked.size or _size(chosen)
     forecast = forecast_of(chosen, size, text, speed, data)
     dropout = dropout_advice(epochs)
     found: dict[str, Any] = {
@@ -83,34 +90,34 @@ def make_plan(
     return {**found, "notes": notes(found, law), "warnings": warnings(found, law)}
 
 
-def fitted(task: Repeats, law: Law, runs: list[PastRun], seed: int) -> tuple[Law, list[Law]]:
+def fitted(law: Law, runs: list[PastRun], refit: Literal["all", "scale"], seed: int = 0) -> tuple[Law, list[Law]]:
     """The law of the runs, if there are any, and laws of runs drawn again, from which intervals come."""
     if not runs:
         return law, []
-    if task.refit == "scale":
+    if refit == "scale":
         return fit_scale(runs, law), []
-    whole = fit(runs, law)
-    return whole, bootstrap(runs, whole, seed=seed)
+    own = fit(runs, law)
+    return own, bootstrap(runs, own, seed=seed)
 
 
-def budget(task: Repeats, text: Text, law: Law) -> tuple[float, int | None, Speed | None]:
+def spent(asked: Budget, text: Supply, law: Law) -> tuple[float, int | None, Speed | None]:
     """FLOP of the budget, parameters where they were given, and the machine's speed where hours are the budget."""
     parameters = None
-    if task.size is not None:
+    if asked.size is not None:
         # Widths come in steps: what `pretrain` makes differs a little from what is asked for.
-        parameters = DecoderConfig.for_size(task.size, text.vocabulary).parameters()
-    if task.epochs is not None and parameters is not None:
-        return 6 * parameters * task.epochs * text.distinct, parameters, None
-    if task.flops is not None:
-        return task.flops, parameters, None
-    seconds = 3600 * (task.hours or 1.0) / OVERHEAD
+        parameters = DecoderConfig.for_size(asked.size, text.vocabulary).parameters()
+    if asked.epochs is not None and parameters is not None:
+        return 6 * parameters * asked.epochs * text.distinct, parameters, None
+    if asked.flops is not None:
+        return asked.flops, parameters, None
+    seconds = 3600 * asked.hours / OVERHEAD
     speed = measured_speed(parameters or 1_000_000, text)
     if parameters is None:  # small models are slower a FLOP than large ones: measure again near the answer
         speed = measured_speed(_allocation(text, law, speed.flops * seconds, None).parameters, text)
     return speed.flops * seconds, parameters, speed
 
 
-def measured_speed(parameters: float, text: Text) -> Speed:
+def measured_speed(parameters: float, text: Supply) -> Speed:
     """Time some real steps of a model of this size, or of the largest that is quick to time."""
     size = int(min(parameters, MOST_MEASURED))
     tokens = max(text.tokens, 4 * MEASURED_TOKENS)
@@ -121,7 +128,7 @@ def measured_speed(parameters: float, text: Text) -> Speed:
     return Speed(6 * plan.parameters * plan.batch_tokens / seconds, plan.parameters)
 
 
-def forecast_of(chosen: Allocation, size: str | int, text: Text, speed: Speed, data: Path | None) -> dict[str, Any]:
+def forecast_of(chosen: Allocation, size: str | int, text: Supply, speed: Speed, data: Path | None) -> dict[str, Any]:
     """Hours and bytes of memory of the recommended run; memory is None where no decoder has this size."""
     settings = Pretrain(data=data or Path("corpus"), size=size, epochs=chosen.tokens / text.tokens)
     found: dict[str, Any] = {
@@ -143,7 +150,7 @@ def dropout_advice(epochs: float) -> dict[str, float]:
     return {"rate": 0.2, "start": 0.5}
 
 
-def command(chosen: Allocation, size: str | int, text: Text, dropout: dict[str, float], data: Path | None) -> str:
+def command(chosen: Allocation, size: str | int, text: Supply, dropout: dict[str, float], data: Path | None) -> str:
     """The ``mickle pretrain`` that does what is recommended; its epochs count copies as tokens."""
     parts = [f"mickle pretrain {quote(str(data)) if data else 'CORPUS'} --size {size}"]
     parts.append(f"--epochs {chosen.tokens / text.tokens:.3g}")
@@ -152,7 +159,7 @@ def command(chosen: Allocation, size: str | int, text: Text, dropout: dict[str, 
     return " ".join([*parts, "--out model"])
 
 
-def _allocation(text: Text, law: Law, flops: float, parameters: int | None) -> Allocation:
+def _allocation(text: Supply, law: Law, flops: float, parameters: int | None) -> Allocation:
     if parameters is not None:
         return law.spent(parameters, flops / 6 / parameters, text.distinct)
     best = law.best(flops, text.distinct)
@@ -162,13 +169,13 @@ def _allocation(text: Text, law: Law, flops: float, parameters: int | None) -> A
     return law.spent(smallest, flops / 6 / smallest, text.distinct)
 
 
-def _bounded(task: Repeats, law: Law, wanted: Allocation, pilot: Pilot | None) -> tuple[float, str]:
+def _bounded(asked: Budget, law: Law, wanted: Allocation, pilot: Pilot | None) -> tuple[float, str]:
     """How many epochs to make, and what bounds them."""
-    if task.epochs is not None:
-        return task.epochs, "what was asked for"
+    if asked.epochs is not None:
+        return asked.epochs, "what was asked for"
     limits = {
         "the budget": wanted.epochs,
-        f"tokens worth {task.least:g} of fresh ones": law.paying_epochs(task.least),
+        f"tokens worth {asked.least:g} of fresh ones": law.paying_epochs(asked.least),
         "the epochs that the law knows": law.most_epochs,
     }
     if pilot is not None and not (pilot.at_edge and pilot.best_epochs == max(pilot.epochs)):
@@ -177,7 +184,7 @@ def _bounded(task: Repeats, law: Law, wanted: Allocation, pilot: Pilot | None) -
     return limits[bound], bound
 
 
-def _speaking(pilot: Pilot | None, wanted: Allocation, text: Text) -> Pilot | None:
+def _speaking(pilot: Pilot | None, wanted: Allocation, text: Supply) -> Pilot | None:
     """The pilot, if its size and text are near enough to say something of this one."""
     if pilot is None:
         return None
@@ -198,7 +205,7 @@ def _shown(epochs: float, law: Law) -> list[float]:
 
 
 def _epoch_row(
-    law: Law, others: list[Law], chosen: Allocation, text: Text, epochs: float, speed: Speed
+    law: Law, others: list[Law], chosen: Allocation, text: Supply, epochs: float, speed: Speed
 ) -> dict[str, Any]:
     """One number of epochs at the recommended size."""
     tokens = epochs * text.distinct
@@ -214,12 +221,12 @@ def _epoch_row(
     }
 
 
-def _size_row(law: Law, chosen: Allocation, text: Text, factor: float) -> dict[str, float]:
+def _size_row(law: Law, chosen: Allocation, text: Supply, factor: float) -> dict[str, float]:
     """Another size for the same FLOP."""
     return asdict(law.spent(chosen.parameters * factor, chosen.tokens / factor, text.distinct))
 
 
-def _curves(law: Law, chosen: Allocation, text: Text, pilot: Pilot | None) -> dict[str, Any]:
+def _curves(law: Law, chosen: Allocation, text: Supply, pilot: Pilot | None) -> dict[str, Any]:
     """Predicted losses over epochs for three sizes, and with fresh text for the middle one."""
     most = min(law.most_epochs, max(64.0, 2 * chosen.epochs, *(pilot.epochs if pilot else ())))
     epochs = [most ** (place / 60) for place in range(61)]
@@ -233,7 +240,7 @@ def _curves(law: Law, chosen: Allocation, text: Text, pilot: Pilot | None) -> di
     }
 
 
-def _intervals(others: list[Law], chosen: Allocation, text: Text) -> dict[str, list[float]] | None:
+def _intervals(others: list[Law], chosen: Allocation, text: Supply) -> dict[str, list[float]] | None:
     """95 % of the laws of runs drawn again: R_D*, R_N*, and the recommended run's loss."""
     if not others:
         return None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from mickle.figures import COLOURS, INK, Figure, Line, Panel, Rule
+from mickle.results import Table
 from mickle.training.repetition import Law, near_threshold, threshold_ratio
 
 SMALLEST, LARGEST, FEWEST = 1e7, 9e9, 1e8  # parameters, and unique tokens, of the runs behind the paper's law
@@ -127,80 +129,69 @@ def _forecast_says(chosen: dict[str, Any]) -> str:
     return f"forecast on this machine: {time}, {shown} (steps of {amount(chosen['timed_parameters'])} parameters timed)"
 
 
-def as_table(found: dict[str, Any]) -> str:
-    """Epochs at the recommended size, then sizes for the same FLOP, in Markdown."""
-    interval = any(row["loss_interval"] for row in found["epochs"])
+def page(found: dict[str, Any]) -> list[str | Table]:
+    """Epochs at the recommended size, then sizes for the same FLOP."""
     text, title = found["text"], "predicted loss" + (", extrapolated" if found["extrapolated"] else "")
-    lines = [
-        f"{amount(found['recommended']['parameters'])} parameters on {amount(found['text']['distinct'])} tokens:",
-        "",
-        f"| epochs | tokens read | worth in fresh tokens | next token worth | {title} |"
-        + (" 95 % over runs |" if interval else "")
-        + " hours |",
-        "|---|---|---|---|---|" + ("---|" if interval else "") + "---|",
+    epochs = [
+        [f"{row['epochs']:.3g}", amount(row["tokens"]), amount(row["worth"]), f"{row['next_token']:.2f}"]
+        + [loss(row["loss"], text)]
+        + (["{:.3f} to {:.3f}".format(*row["loss_interval"])] if row["loss_interval"] else [])
+        + [f"{row['hours']:.3g}"]
+        for row in found["epochs"]
     ]
-    for row in found["epochs"]:
-        cells = [f"{row['epochs']:.3g}", amount(row["tokens"]), amount(row["worth"]), f"{row['next_token']:.2f}"]
-        cells.append(loss(row["loss"], text))
-        if interval:
-            cells.append("{:.3f} to {:.3f}".format(*row["loss_interval"]))
-        lines.append("| " + " | ".join([*cells, f"{row['hours']:.3g}"]) + " |")
-    lines += ["", "For the same FLOP:", "", f"| parameters | tokens read | epochs | {title} |", "|---|---|---|---|"]
-    for row in found["sizes"]:
-        cells = [amount(row["parameters"]), amount(row["tokens"]), f"{row['epochs']:.3g}", loss(row["loss"], text)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    interval = ["95 % over runs"] if found["epochs"][0]["loss_interval"] else []
+    headings = ["epochs", "tokens read", "worth in fresh tokens", "next token worth", title, *interval, "hours"]
+    sizes = [
+        (amount(row["parameters"]), amount(row["tokens"]), f"{row['epochs']:.3g}", loss(row["loss"], text))
+        for row in found["sizes"]
+    ]
+    return [
+        f"{amount(found['recommended']['parameters'])} parameters on {amount(text['distinct'])} tokens:",
+        Table(headings, epochs),
+        "For the same FLOP:",
+        Table(("parameters", "tokens read", "epochs", title), sizes),
+    ]
 
 
-def draw(found: dict[str, Any]) -> str:
-    """What epochs are worth beside fresh text; and, where the law's loss means something, the loss they lead to. SVG.
+def picture(found: dict[str, Any]) -> Figure:
+    """What epochs are worth beside fresh text; and, where the law's loss means something, the loss they lead to.
 
     A predicted loss worse than guessing is no prediction: the second part is then for the pilot alone, or left out.
     """
-    from mickle import figures
-
-    chance = math.log(found["text"]["vocabulary"])
-    known = [losses for losses in found["curves"]["losses"] if min(losses) < chance]
-
-    def paint(axes: Any, losses: Any = None) -> None:
-        _paint_worth(axes, found)
-        if losses is not None:
-            _paint_losses(losses, found, bool(known))
-        for each in filter(None, (axes, losses)):
-            each.axvline(found["recommended"]["epochs"], color=figures.INK, linewidth=0.8, linestyle=":")
-            each.set_xscale("log", base=2)
-            each.set_xlabel("epochs (dotted: recommended)")
-            each.grid(True)
-            each.legend(fontsize=8)
-
-    columns = 2 if known or found["pilot_says"] else 1
-    return figures.draw(paint, width=9 if columns == 2 else 6, height=3.2, columns=columns)
+    lines = {"worth, in epochs of fresh text": _worth(found), "loss (nats per token)": _losses(found)}
+    at = "epochs (dotted: recommended)"
+    rule = [Rule(x=found["recommended"]["epochs"], style=":", width=0.8)]
+    panels = [
+        Panel(at, name, drawn, rules=rule, x_log=2, y_log=2 if name.startswith("worth") else 0, grid=True, legend=8)
+        for name, drawn in lines.items()
+        if drawn
+    ]
+    return Figure(tuple(panels), width=9 if len(panels) == 2 else 6, height=3.2)
 
 
-def _paint_worth(axes: Any, found: dict[str, Any]) -> None:
-    from mickle import figures
-
+def _worth(found: dict[str, Any]) -> list[Line]:
     epochs = [row["epochs"] for row in found["epochs"]]
     unique = found["epochs"][0]["tokens"] / found["epochs"][0]["epochs"]
     worth = [row["worth"] / unique for row in found["epochs"]]
-    axes.plot(epochs, epochs, "--", color=figures.INK, label="fresh text")
-    axes.plot(epochs, worth, "o-", color=figures.COLOURS[0], label="your text again")
-    axes.set_yscale("log", base=2)
-    axes.set_ylabel("worth, in epochs of fresh text")
+    return [
+        Line(epochs, epochs, "fresh text", "--", INK),
+        Line(epochs, worth, "your text again", "o-", COLOURS[0]),
+    ]
 
 
-def _paint_losses(axes: Any, found: dict[str, Any], known: bool) -> None:
-    from mickle import figures
-
+def _losses(found: dict[str, Any]) -> list[Line]:
     curves, pilot = found["curves"], found["pilot_says"]
-    if known:
-        for size, losses in zip(curves["sizes"], curves["losses"], strict=True):
-            axes.plot(curves["epochs"], losses, label=f"{amount(size)} parameters", linewidth=1.6)
-        fresh = "the same, all fresh"
-        axes.plot(curves["epochs"], curves["fresh"], "--", color=figures.COLOURS[1], label=fresh)
+    chance = math.log(found["text"]["vocabulary"])
+    lines = []
+    if any(min(losses) < chance for losses in curves["losses"]):
+        lines = [
+            Line(curves["epochs"], losses, f"{amount(size)} parameters", width=1.6)
+            for size, losses in zip(curves["sizes"], curves["losses"], strict=True)
+        ]
+        lines.append(Line(curves["epochs"], curves["fresh"], "the same, all fresh", "--", COLOURS[1]))
     if pilot:
-        axes.plot(pilot["epochs"], pilot["losses"], "o", color=figures.COLOURS[5], label="your pilot, measured")
-    axes.set_ylabel("loss (nats per token)")
+        lines.append(Line(pilot["epochs"], pilot["losses"], "your pilot, measured", "o", COLOURS[5]))
+    return lines
 
 
 def amount(number: float) -> str:

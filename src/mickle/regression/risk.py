@@ -1,10 +1,10 @@
 """Error over sample size or model size, at every dropout rate: is there a peak, and which rate takes it away?
 
 "Dropout Drops Double Descent" (arXiv 2305.16179): without dropout the error of a linear or random-feature model
-rises to a peak where rows and parameters are equally many; with the right rate its curve only falls. Three kinds of
-curve: :func:`sample_curve` over subsets of somebody's data, :func:`gaussian_curve` over a simulated world whose
-theory is known, :func:`feature_curve` over the number of random features act(x W / sqrt(D)) at a fixed number of
-rows (the features are centred, as everywhere here: their large mean would hide the peak).
+rises to a peak where rows and parameters are equally many; with the right rate its curve only falls. Three worlds:
+:func:`sample_curve` over subsets of somebody's data, :func:`gaussian_problem` in a simulated one whose theory is
+known, :func:`feature_problems` over the number of random features act(x W / sqrt(D)) at a fixed number of rows (the
+features are centred, as everywhere here: their large mean would hide the peak). :func:`collect` fits any of them.
 
 At the threshold the error's mean over subsets hardly exists, so medians and quantiles stand beside it, and curves are
 drawn through medians.
@@ -19,10 +19,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mickle import figures
 from mickle.errors import UsageError
+from mickle.figures import Figure, Line
 from mickle.regression.path import DEFAULT_RATES, Criterion, choose_rate, trace_path
 from mickle.regression.ridge import Array, numbers
-from mickle.regression.theory import best_rate, dropout_risk
+from mickle.results import Table
 
 Done = Callable[[int], None]  # told how many fits are done
 Problem = tuple[Array, Array, Callable[[Array, Array], Array]]  # inputs, targets, errors of (weights, intercepts)
@@ -33,8 +35,7 @@ NEAR = 2.0  # parameters and rows within this factor of each other are near the 
 class RiskCurve:
     """Errors [S, R, B] over sizes, rates and repetitions; those of the chosen rate [S, B], and the rate [S, B].
 
-    ``threshold`` is the size at which rows and parameters are equally many. ``theory`` [S, R] is the exact or
-    asymptotic risk where it is known (infinite at the threshold), ``best_theory`` [S] that of the best rate.
+    ``threshold`` is the size at which rows and parameters are equally many.
     """
 
     sizes: tuple[int, ...]
@@ -45,8 +46,6 @@ class RiskCurve:
     threshold: float
     size_name: str
     error_name: str
-    theory: Array | None = None
-    best_theory: Array | None = None
 
 
 def sample_curve(
@@ -91,36 +90,6 @@ def sample_curve(
     )
 
 
-def gaussian_curve(
-    columns: int,
-    sizes: Sequence[int],
-    rates: Sequence[float],
-    *,
-    signal: float = 1.0,
-    noise: float = 0.25,
-    repeats: int = 20,
-    spectrum: Sequence[float] | None = None,
-    criterion: Criterion = "loo",
-    seed: int = 0,
-    done: Done | None = None,
-) -> RiskCurve:
-    """Excess risk ||w - w*||_S^2 in a simulated world: x ~ N(0, S), y = x w* + N(0, noise), ||w*||^2 = signal.
-
-    ``spectrum`` is S's diagonal (default: ones, and then the theory is known). No intercept is fitted.
-    """
-
-    def problems(generator: np.random.Generator) -> Iterator[Problem]:
-        for size in sizes:
-            yield gaussian_problem(columns, size, signal, noise, spectrum, generator)
-
-    found = collect(problems, len(sizes), rates, repeats, criterion, seed, False, done)
-    theory = best = None
-    if spectrum is None:
-        theory = np.array([[dropout_risk(n, columns, signal, noise, q) for q in rates] for n in sizes])
-        best = np.array([dropout_risk(n, columns, signal, noise, best_rate(n, columns, signal, noise)) for n in sizes])
-    return RiskCurve(tuple(sizes), tuple(rates), *found, float(columns), "training rows", "excess risk", theory, best)
-
-
 def gaussian_problem(
     columns: int,
     rows: int,
@@ -140,28 +109,6 @@ def gaussian_problem(
         return variances @ (weights[..., 0].T - truth[:, None]) ** 2
 
     return x, y[:, None], error
-
-
-def feature_curve(
-    rows: int,
-    counts: Sequence[int],
-    rates: Sequence[float],
-    *,
-    inputs: int = 20,
-    noise: float = 0.25,
-    activation: Literal["tanh", "relu"] = "tanh",
-    repeats: int = 20,
-    criterion: Criterion = "loo",
-    seed: int = 0,
-    done: Done | None = None,
-) -> RiskCurve:
-    """Excess risk of random-feature regression over the number of features, at a fixed number of rows."""
-
-    def problems(generator: np.random.Generator) -> Iterator[Problem]:
-        yield from feature_problems(rows, counts, inputs, noise, activation, generator)
-
-    found = collect(problems, len(counts), rates, repeats, criterion, seed, True, done)
-    return RiskCurve(tuple(counts), tuple(rates), *found, float(rows - 1), "random features", "excess risk")
 
 
 def feature_problems(
@@ -254,41 +201,32 @@ def spread(values: Array) -> dict[str, float]:
     return {name: float(value) for name, value in named}
 
 
-def table(curve: RiskCurve) -> str:
-    """Markdown: a row for each size, a column for each rate; medians, and the mean with its standard error."""
-    head = [curve.size_name, *(f"rate {rate:g}" for rate in curve.rates), "chosen", "chosen rate"]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+def table(curve: RiskCurve) -> Table:
+    """A row for each size, a column for each rate; medians, and the mean with its standard error."""
+    headings = [curve.size_name, *(f"rate {rate:g}" for rate in curve.rates), "chosen", "chosen rate"]
+    rows = []
     for row in summarise(curve):
-        cells = [f"{v['median']:.4g} ({v['mean']:.4g} ± {v['error']:.2g})" for v in row["rates"].values()]
-        v = row["chosen"]
-        cells += [f"{v['median']:.4g} ({v['mean']:.4g} ± {v['error']:.2g})", f"{v['rate']:.3g}"]
-        lines.append(f"| {row['size']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        columns = [*row["rates"].values(), row["chosen"]]
+        cells = [f"{v['median']:.4g} ({v['mean']:.4g} ± {v['error']:.2g})" for v in columns]
+        rows.append([str(row["size"]), *cells, f"{row['chosen']['rate']:.3g}"])
+    return Table(headings, rows)
 
 
-def draw(curve: RiskCurve, title: str = "") -> str:
-    """SVG: medians over sizes, the band of the middle 80 %, theory dashed, the threshold dotted."""
-    from mickle import figures
-
+def picture(curve: RiskCurve, title: str = "") -> Figure:
+    """Medians over sizes, the band of the middle 80 %, the threshold dotted."""
     shown = sorted({0, *np.linspace(0, len(curve.rates) - 1, min(4, len(curve.rates))).round().astype(int)})
-
-    def paint(axes: Any) -> None:
-        for column in shown:
-            rate = curve.rates[column]
-            errors = curve.errors[:, column]
-            (line,) = axes.plot(
-                curve.sizes, np.median(errors, 1), label="no dropout" if rate == 0 else f"rate {rate:g}"
-            )
-            axes.fill_between(curve.sizes, *np.quantile(errors, (0.1, 0.9), axis=1), alpha=0.1)
-            if curve.theory is not None:
-                known = np.where(np.isfinite(curve.theory[:, column]), curve.theory[:, column], np.nan)
-                axes.plot(curve.sizes, known, "--", color=line.get_color(), linewidth=0.9)
-        axes.plot(curve.sizes, np.median(curve.chosen_errors, 1), color="#d9534f", linewidth=2, label="chosen")
-        if curve.best_theory is not None:
-            axes.plot(curve.sizes, curve.best_theory, "--", color="#d9534f", linewidth=0.9, label="theory")
-        axes.axvline(curve.threshold, color=figures.INK, linestyle=":", label="threshold")
-        axes.set(xlabel=curve.size_name, ylabel=curve.error_name, xscale="log", yscale="log")
-        axes.set_title(title, fontsize=9)
-        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
-
-    return figures.draw(paint, height=3.2)
+    lines = []
+    for column in shown:
+        errors, rate = curve.errors[:, column], curve.rates[column]
+        low, middle, high = np.quantile(errors, (0.1, 0.5, 0.9), axis=1)
+        name = "no dropout" if rate == 0 else f"rate {rate:g}"
+        lines.append(Line(curve.sizes, middle, name, band=(low, high), shade=0.1))
+    lines.append(
+        Line(curve.sizes, list(np.median(curve.chosen_errors, 1)), "chosen", colour=figures.COLOURS[5], width=2)
+    )
+    rule = figures.Rule(x=curve.threshold, style=":", width=None, label="threshold")
+    panel = figures.Panel(
+        curve.size_name, curve.error_name, lines, rules=[rule], title=title,
+        x_log=10, y_log=10, legend=8, legend_outside=True,
+    )  # fmt: skip
+    return Figure((panel,), height=3.2)

@@ -15,7 +15,7 @@ PREVIEW_BYTES = 4 << 20  # text from which the tokens of a corpus are estimated
 
 
 @dataclass(frozen=True)
-class Text:
+class Supply:
     """What there is to read: tokens of one epoch, and how many of them are left when copies count once."""
 
     tokens: float
@@ -24,15 +24,15 @@ class Text:
     estimated: bool
 
 
-Reader = Callable[[str | int], Text]  # the text as a model of this size reads it
+Reader = Callable[[str | int], Supply]  # the text as a model of this size reads it
 
 
 def counted(tokens: float) -> Reader:
     """Text of which only the number of tokens is known, the same for every vocabulary."""
-    return lambda size: Text(tokens, tokens, derived_vocabulary(size), False)
+    return lambda size: Supply(tokens, tokens, derived_vocabulary(size), False)
 
 
-def corpus(data: Path, emit: Emit) -> Reader:
+def of_corpus(data: Path, emit: Emit) -> Reader:
     """The training side of a corpus, for any size of model: its bytes, and tokens by a tokenizer trained on the first
     pages.
     """
@@ -58,9 +58,9 @@ def corpus(data: Path, emit: Emit) -> Reader:
         raise UsageError("There is no page with text to train on.", where=str(data))
 
     @cache
-    def counted_for(vocabulary: int) -> Text:
+    def counted_for(vocabulary: int) -> Supply:
         tokenizer = train_tokenizer(first, vocabulary, or_fewer=True)
         a_byte = sum(map(len, tokenizer.encode_documents(first))) / kept
-        return Text(total * a_byte, distinct * a_byte, tokenizer.size, True)
+        return Supply(total * a_byte, distinct * a_byte, tokenizer.size, True)
 
     return lambda size: counted_for(derived_vocabulary(size))
