@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_families import FAMILIES, QWEN3, TURNS, Family
 
-from mickle.data import template_sandbox
-from mickle.data.answer_spans import EARLIER, LEFT_OUT, NO_END
-from mickle.data.chat_template import PLAIN, ChatTemplate, lay_out, open_template, trained_spans
+from mickle.data.answer_spans import EARLIER, LEFT_OUT, NO_END, lay_out, trained_spans
+from mickle.data.chat_template import PLAIN, ChatTemplate, open_template
 from mickle.data.conversations import Message
+from mickle.data.template_program import TODAY
 from mickle.data.tokenizer import END_OF_DOCUMENT, train_tokenizer
 from mickle.errors import UsageError
 
@@ -151,7 +151,7 @@ def test_renders_as_transformers_does(monkeypatch):
     class Clock:
         @staticmethod
         def now():
-            return template_sandbox.TODAY
+            return TODAY
 
     monkeypatch.setattr(chat_template_utils, "datetime", Clock)
     others = {
@@ -192,7 +192,7 @@ HOSTILE = {
     "output": LOOP + "a" * 1000 + END,
     "one output": "{{ 'a' * 99999999999 }}",
     "many": "{{ ['a'] * 99999999999 }}",
-    "power": "{{ 10 ** 10 ** 10 }}",
+    "power": "{{ 10 ** (10 ** 10) }}",
     "product": "{% set ns = namespace(x=9) %}" + LOOP + "{% set ns.x = ns.x * ns.x %}" + END,
     "doubling": "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = ns.x ~ ns.x %}" + END,
     "doubling by plus": "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = ns.x + ns.x %}" + END,
@@ -205,8 +205,8 @@ HOSTILE = {
     "nested arguments": "{% macro m() %}{{ m(varargs, varargs) }}{% endmacro %}{{ m(1) }}",
     "views": "{% set d = {'a': 'x' * 99999} %}{{ [d.items()] * 9999 }}",
     "digits": "{{ [('9' * 4000) | int] * 99999 }}",
-    "nested by a call": "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}",
-    "a circle": "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}{{ [ns] | string }}",
+    "nested by a call": "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}{{ ns.x }}",
+    "a circle": "{% set ns = namespace() %}{% set ns.x = [ns, ns] %}{% set ns.x = ns.x * 99999 %}{{ ns.x * 99999 }}",
     "recursion": "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}",
     "recursive loop": "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
     "padding": "{{ 'a'.ljust(999999999) }}",
@@ -228,12 +228,12 @@ HOSTILE = {
     "bytes": "{{ (1).to_bytes(999999999, 'big') }}",
     "deep": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "class by attr": "{{ '' | attr('__class__') }}",
+    "class by attr": "{{ ('' | attr('__class__')).__mro__ }}",
     "class by map": "{{ [''] | map(attribute='__class__') | map(attribute='__mro__') | list }}",
     "globals": "{{ self.__init__.__globals__ }}",
     "raise": "{{ raise_exception.__globals__['json'] }}",
     "function": "{{ namespace.__init__.__globals__ }}",
-    "namespace": "{{ namespace(__class__=1) }}",
+    "namespace": "{{ namespace(__class__=1).__class__.__init__.__globals__ }}",
     "mutation": "{{ messages.append(1) }}{{ messages[0].update(role='x') }}",
     "include": "{% include 'config.json' %}",
     "import": "{% import 'os' as os %}{{ os }}",
@@ -250,6 +250,28 @@ def test_a_hostile_template_is_stopped_and_named(name):
     if name not in ("deep", "recursion", "recursive loop", "nested arguments"):
         assert "too deep" not in found.value.what  # the memory was not even asked for
     assert time.thread_time() - begun < 5  # the limit is 0.1 s; the rest is for slow machines
+
+
+HARMLESS = {
+    "{{ 10 ** 10 ** 10 }}": "1" + "0" * 100,
+    "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}": "<Namespace {'x': <Namespace {...}>}>",
+    "{% set ns = namespace(x={}) %}{% for i in range(60) %}{% set ns.x = dict(a=ns.x, b=ns.x) %}{% endfor %}": "",
+    "{{ namespace(__class__=1) }}": "<Namespace {'__class__': 1}>",
+    "{{ '' | attr('__class__') }}": "",
+}
+
+
+@pytest.mark.parametrize("source", HARMLESS)
+def test_what_looks_hostile_and_gets_nothing_is_rendered(source):
+    assert ChatTemplate(source).render(turns(CONVERSATION)) == HARMLESS[source]
+
+
+def test_a_template_that_was_stopped_costs_nothing_but_itself():
+    fine, endless = ChatTemplate("{{ messages[0].content }}"), ChatTemplate(HOSTILE["endless"])
+    for _ in range(2):
+        with pytest.raises(UsageError, match="runs for too long"):
+            endless.render(turns(CONVERSATION))
+        assert fine.render(turns(CONVERSATION)) == CONVERSATION[0][1]
 
 
 def test_a_template_may_take_long_texts():

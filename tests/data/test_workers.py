@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import IO
 
 import pytest
 
+from mickle.data.child import Child
 from mickle.data.extraction import Extraction
 from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Failure, Page, Removed, piece
@@ -74,7 +76,7 @@ def test_stopping_early_ends_the_workers() -> None:
     with Crew(RULES, 2) as crew:
         next(crew.process(iter(PAGES)))
     assert len(crew.crew) == 2
-    assert all(worker.child is None or worker.child.poll() is not None for worker in crew.crew)
+    assert all(worker.process is None or worker.process.poll() is not None for worker in crew.crew)
 
 
 def test_the_wire_carries_any_page_and_any_outcome() -> None:
@@ -88,3 +90,18 @@ def test_the_wire_carries_any_page_and_any_outcome() -> None:
     gone = Removed("u", "d", "", "", "s", "r", 0.5, "t", limit=2.0)
     outcomes: list[Outcome] = [piece(page, "lines", Failure("a rule", 1, 2), 3, "cut"), gone, Skipped("x")]
     assert read_answer(write_answer((outcomes, {"lines": 0.25}))) == (outcomes, {"lines": 0.25})
+
+
+def test_an_interrupted_question_leaves_no_answer_for_the_next() -> None:
+    child = Child("mickle.data.template_program")
+
+    def interrupted(stream: IO[bytes]) -> None:
+        stream.write(b'{"source": "old", "variables": {}, "chats": [[]], "asked": [[0, 0, false, false]]}\n')
+        stream.flush()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        child.ask(interrupted)
+    question = b'{"source": "new", "variables": {}, "chats": [[]], "asked": [[0, 0, false, false]]}\n'
+    assert child.ask(lambda stream: stream.write(question)) == b'[["text", "new"]]\n'
+    child.end()

@@ -22,14 +22,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from mickle.data.chat_template import ChatTemplate
 from mickle.data.conversation_forms import Message
-from mickle.data.template_sandbox import CLOSES, OPENS
+from mickle.data.template_sandbox import CLOSES, OPENS, Rendering
 from mickle.errors import UsageError
-
-if TYPE_CHECKING:
-    from mickle.data.chat_template import ChatTemplate
 
 Span = tuple[int, int]
 STAND_INS = [chr(code) for code in range(0xFDD2, 0xFDF0)]  # noncharacters: no text has them by right
@@ -62,9 +59,9 @@ def lay_out(template: ChatTemplate, messages: Sequence[Message], where: str = ""
     Raises UsageError, with the place ``where`` of the example, for a conversation that the template refuses, that
     leaves nothing to train, or whose answers the template's own marks put elsewhere.
     """
+    texts = _Renderings(template, messages)
     try:
-        text = template.render(messages)
-        sketch = _sketch(template, messages)
+        text = texts.text(len(messages))
     except UsageError as error:
         raise UsageError(
             error.what,
@@ -74,7 +71,7 @@ def lay_out(template: ChatTemplate, messages: Sequence[Message], where: str = ""
     contents: list[Span] | None = None
     places: list[Span | None] = [None] * len(messages)
     notes: list[str] = []
-    matched = _match(text, sketch, messages)
+    matched = _match(text, texts.sketch(), messages)
     if matched is not None:
         contents = [(start, end) for _, start, end in matched]
         places = [_only(matched, number) for number in range(len(messages))]
@@ -82,9 +79,8 @@ def lay_out(template: ChatTemplate, messages: Sequence[Message], where: str = ""
             notes.append(LEFT_OUT)
     spans = []
     for number, turn in enumerate(messages):
-        shown = matched is None or places[number] is not None
-        if turn.role == "assistant" and shown:
-            span = _span(template, messages, number, text, places[number], notes)
+        if turn.role == "assistant" and (matched is None or places[number] is not None):
+            span = _span(texts, number, text, places[number], notes)
             spans += [] if span is None else [span]
     if not spans:
         raise UsageError(
@@ -92,16 +88,46 @@ def lay_out(template: ChatTemplate, messages: Sequence[Message], where: str = ""
             where=f"{where or 'example'}: {text[:200]!r}",
         )
     if template.marks_answers:
-        _compare_marks(template, messages, text, spans, where)
+        _compare_marks(texts, text, spans, where)
     return Layout(text, spans, contents, notes)
 
 
-def _span(
-    template: ChatTemplate, messages: Sequence[Message], number: int, text: str, place: Span | None, notes: list[str]
-) -> Span | None:
+class _Renderings:
+    """The texts that a conversation's layout is found from, all asked of the template at once."""
+
+    def __init__(self, template: ChatTemplate, messages: Sequence[Message]) -> None:
+        self.template, self.messages = template, messages
+        whole = len(messages)
+        free = [mark for mark in STAND_INS if not any(mark in turn.content for turn in messages)]
+        self.marks = free[:2] if len(free) > 1 else []
+        sketched = [Message(turn.role, str(number).join(self.marks)) for number, turn in enumerate(messages)]
+        asked = [Rendering(0, whole), Rendering(1, whole)]
+        if template.marks_answers:
+            asked.append(Rendering(0, whole, marking=True))
+        for number, turn in enumerate(messages):
+            if turn.role == "assistant":
+                asked += [Rendering(0, number, prompt=True), Rendering(0, number + 1)]
+        asked = list(dict.fromkeys(asked))  # up to the last answer is often the whole
+        self.found = dict(zip(asked, template.render_all([messages, sketched], asked), strict=True))
+
+    def text(self, turns: int, prompt: bool = False, marking: bool = False) -> str:
+        """The text of the first turns; what the template has against it is raised."""
+        found = self.found[Rendering(0, turns, prompt, marking)]
+        if isinstance(found, UsageError):
+            raise found
+        return found
+
+    def sketch(self) -> list[str]:
+        """The text with numbered stand-ins for the contents: template, number, template, number, ..., template; nothing
+        where the template wants something of the contents.
+        """
+        drawn = self.found[Rendering(1, len(self.messages))]
+        return [] if isinstance(drawn, UsageError) or not self.marks else re.split("(\\d+)".join(self.marks), drawn)
+
+
+def _span(texts: _Renderings, number: int, text: str, place: Span | None, notes: list[str]) -> Span | None:
     """Where answer ``number`` stands in the text, from what the model is given to the end of turn."""
-    prompt = template.render(messages[:number], add_generation_prompt=True)
-    upto = text if number == len(messages) - 1 else template.render(messages[: number + 1])
+    template, prompt, upto = texts.template, texts.text(number, prompt=True), texts.text(number + 1)
     agreed = _agreement(upto, text)
     begins = text.startswith(prompt) and (place is None or len(prompt) <= place[0])
     if place is None and not begins:
@@ -147,20 +173,6 @@ def _note(notes: list[str], note: str) -> None:
 # -- which characters are content --------------------------------------------------------------------------------
 
 
-def _sketch(template: ChatTemplate, messages: Sequence[Message]) -> list[str]:
-    """The text with numbered stand-ins for the contents: template, number, template, number, ..., template."""
-    free = [mark for mark in STAND_INS if not any(mark in turn.content for turn in messages)]
-    if len(free) < 2:
-        return []
-    opens, closes = free[:2]
-    turns = [Message(turn.role, f"{opens}{number}{closes}") for number, turn in enumerate(messages)]
-    try:
-        drawn = template.render(turns)
-    except UsageError:  # a template that wants something of the contents
-        return []
-    return re.split(f"{opens}(\\d+){closes}", drawn)
-
-
 def _match(text: str, sketch: list[str], messages: Sequence[Message]) -> list[tuple[int, int, int]] | None:
     """(message, start, end) of every content in the text; None where text and sketch do not go together.
 
@@ -188,14 +200,12 @@ def _only(matched: list[tuple[int, int, int]], number: int) -> Span | None:
 # -- the template's own marks --------------------------------------------------------------------------------
 
 
-def _compare_marks(
-    template: ChatTemplate, messages: Sequence[Message], text: str, spans: list[Span], where: str
-) -> None:
+def _compare_marks(texts: _Renderings, text: str, spans: list[Span], where: str) -> None:
     """Refuse a template whose generation marks cover other characters than ``spans``; white space does not count."""
-    if any(mark in turn.content for turn in messages for mark in (OPENS, CLOSES)):
+    if any(mark in turn.content for turn in texts.messages for mark in (OPENS, CLOSES)):
         return
     marked, at = list[Span](), 0
-    pieces = re.split(f"([{OPENS}{CLOSES}])", template.render(messages, marking=True))
+    pieces = re.split(f"([{OPENS}{CLOSES}])", texts.text(len(texts.messages), marking=True))
     opened = 0
     for piece in pieces:
         if piece == OPENS:
@@ -210,7 +220,7 @@ def _compare_marks(
         raise UsageError(
             "the template's generation marks do not cover what the assistant writes: "
             f"{_shown(text, marked)} is marked, {_shown(text, spans)} is what follows the prompt",
-            where=f"{template.where}; {where}" if where else template.where,
+            where=f"{texts.template.where}; {where}" if where else texts.template.where,
             todo="mend the template's {% generation %} blocks, or take them out",
         )
 

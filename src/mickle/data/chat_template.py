@@ -17,14 +17,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mickle.data.answer_spans import Layout, lay_out, trained_spans
 from mickle.data.conversation_forms import Message
-from mickle.data.template_sandbox import CompiledTemplate, Refused
+from mickle.data.template_sandbox import Refused, Rendering, marks_answers, render
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.storage import read_json
-
-__all__ = ["FILE", "ChatTemplate", "Layout", "lay_out", "open_template", "trained_spans"]
 
 FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 LARGEST = 256 << 10  # bytes of a template
@@ -66,15 +63,21 @@ class ChatTemplate:
 
         marking: put ``template_sandbox.OPENS`` and ``CLOSES`` around the template's generation blocks.
         """
-        turns = [{"role": turn.role, "content": turn.content} for turn in messages]
-        values: dict[str, Any] = {**self.variables, "messages": turns, "tools": None, "documents": None}
-        length = sum(len(turn.content) for turn in messages)
-        return self._compiled.render(length, marking=marking, add_generation_prompt=add_generation_prompt, **values)
+        (found,) = self.render_all([messages], [Rendering(0, len(messages), add_generation_prompt, marking)])
+        if isinstance(found, UsageError):
+            raise found
+        return found
+
+    def render_all(self, chats: Sequence[Sequence[Message]], asked: list[Rendering]) -> list[str | UsageError]:
+        """Many texts at once, which is quicker: beginnings of ``chats``, in the order ``asked``, or their errors."""
+        variables: dict[str, Any] = {**self.variables, "tools": None, "documents": None}
+        turns = [[{"role": turn.role, "content": turn.content} for turn in messages] for messages in chats]
+        return render(self.source, self.where, variables, turns, asked)
 
     @property
     def marks_answers(self) -> bool:
         """Whether the template has ``{% generation %}`` blocks."""
-        return self._compiled.marks_answers
+        return marks_answers(self.source)
 
     @cached_property
     def prompts(self) -> bool:
@@ -90,10 +93,6 @@ class ChatTemplate:
         """Finds special tokens' spellings, the longest first; None where there are none."""
         spellings = sorted({mark for mark in self.specials if mark}, key=lambda mark: (-len(mark), mark))
         return re.compile("|".join(map(re.escape, spellings))) if spellings else None
-
-    @cached_property
-    def _compiled(self) -> CompiledTemplate:
-        return CompiledTemplate(self.source, self.where)
 
 
 def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: str = "default") -> ChatTemplate:

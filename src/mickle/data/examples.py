@@ -20,7 +20,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from mickle.data.chat_template import ChatTemplate, Layout, lay_out
+from mickle.data.answer_spans import Layout, lay_out
+from mickle.data.chat_template import ChatTemplate
 from mickle.data.conversation_forms import Example
 from mickle.data.example_batches import Encoded, ExampleBatches, as_training_batches
 from mickle.data.tokenizer import TextTokenizer, coloured

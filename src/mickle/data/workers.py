@@ -14,20 +14,19 @@ import os
 import queue
 import resource
 import signal
-import subprocess
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO
 
 from mickle.config import validate
+from mickle.data.child import READY, Child, ended_by
 from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Page, Removed
 from mickle.data.refine import Outcome, Rules, refine_page
-from mickle.errors import MickleError, ResourceError
+from mickle.errors import MickleError
 
 AHEAD = 8  # pages in flight per worker
 MEMORY_BYTES = 4 << 30  # address space of a worker
@@ -79,7 +78,7 @@ class Crew:
     def _task(self, raw: RawPage) -> Answer:
         worker = self.idle.get()
         try:
-            return worker.process(raw)
+            return worker.process_page(raw)
         finally:
             self.idle.put(worker)
 
@@ -92,82 +91,22 @@ class Crew:
         return outcomes
 
 
-class _Worker:
+class _Worker(Child):
     """A worker process, started when first needed and again after a page has killed it."""
 
     def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self.child: subprocess.Popen[bytes] | None = None
-        self.ended = False
+        super().__init__("mickle.data.workers", rules.model_dump_json().encode() + b"\n")
 
-    def process(self, raw: RawPage) -> Answer:
-        if self.child is None:
-            self._start()
-        assert self.child is not None
-        assert self.child.stdin is not None
-        assert self.child.stdout is not None
-        try:
-            send(self.child.stdin, raw)
-            answer = self.child.stdout.readline()
-        except OSError:
-            answer = b""
-        if answer.endswith(b"\n"):
+    def process_page(self, raw: RawPage) -> Answer:
+        answer = self.ask(lambda stream: send(stream, raw))
+        if isinstance(answer, bytes):
             return read_answer(answer)
-        return [removed_raw(raw, self._cause_of_death(), float(len(raw.content)), "extraction")], {}
-
-    def _start(self) -> None:
-        import mickle
-
-        root = str(Path(mickle.__file__).parent.parent)
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths),
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-            "NUMBA_NUM_THREADS": "1",
-        }
-        self.child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "mickle.data.workers"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-        )  # fmt: skip
-        assert self.child.stdin is not None
-        assert self.child.stdout is not None
-        self.child.stdin.write(self.rules.model_dump_json().encode() + b"\n")
-        self.child.stdin.flush()
-        first = self.child.stdout.readline()
-        if first != b"ready\n" and not self.ended:
-            raise ResourceError(
-                f"a worker process could not start: {first.decode(errors='replace').strip() or 'it ended at once'}",
-                todo="see that memory and the disk of temporary files are free and run the same command again",
-            )
-
-    def _cause_of_death(self) -> str:
-        assert self.child is not None
-        code = self.child.wait()
-        self._close()
-        if code == -signal.SIGPROF:
-            return "ran out of time"
-        if code > 0 and not self.ended:  # no page's doing: pages are ended by signals
+        if answer > 0 and not self.ended:  # no page's doing: pages are ended by signals
             raise MickleError(
-                f"a worker process failed with exit code {code}", todo="run again with --workers 1 --debug"
+                f"a worker process failed with exit code {answer}", todo="run again with --workers 1 --debug"
             )
-        return f"ended by signal {-code} ({signal.strsignal(-code)})"
-
-    def _close(self) -> None:
-        if self.child is not None:
-            for stream in (self.child.stdin, self.child.stdout):
-                try:
-                    if stream is not None:
-                        stream.close()
-                except OSError:  # unwritten bytes for a process that is gone
-                    pass
-            self.child = None
-
-    def end(self) -> None:
-        self.ended = True
-        if self.child is not None:
-            self.child.kill()
-            self.child.wait()
+        cause = "ran out of time" if answer == -signal.SIGPROF else ended_by(answer)
+        return [removed_raw(raw, cause, float(len(raw.content)), "extraction")], {}
 
 
 def send(stream: IO[bytes], raw: RawPage) -> None:
@@ -181,7 +120,6 @@ def send(stream: IO[bytes], raw: RawPage) -> None:
         "bytes": len(raw.content),
     }
     stream.write(json.dumps(head).encode() + b"\n" + raw.content)
-    stream.flush()
 
 
 def receive(stream: IO[bytes]) -> RawPage | None:
@@ -217,7 +155,7 @@ def _prepare(rules: Rules) -> bytes:
         refine_page(page, rules)
     except (OSError, MemoryError) as error:
         return f"{type(error).__name__}: {error}\n".encode()
-    return b"ready\n"
+    return READY
 
 
 def serve(rules: Rules) -> None:

@@ -1,0 +1,107 @@
+"""A program of Mickle's own in a process beside this one, that a hostile text may kill but not stop.
+
+It is a module run as a program. It says ``ready`` once it can work, then reads what it is asked from its standard
+input and answers each time with one line. Limits are its own business: it asks the kernel to end it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from mickle.errors import ResourceError
+
+READY = b"ready\n"
+
+
+class Child:
+    """The process of ``module``, started when first asked and again after a question has ended it.
+
+    greeting: written to every new process before it says that it is ready.
+    """
+
+    def __init__(self, module: str, greeting: bytes = b"") -> None:
+        self.module, self.greeting = module, greeting
+        self.process: subprocess.Popen[bytes] | None = None
+        self.ended = False
+
+    def ask(self, write: Callable[[IO[bytes]], object]) -> bytes | int:
+        """The line that answers what ``write`` writes, or the exit code of the process that died of it: below zero
+        the signal that ended it.
+        """
+        process = self.process or self._start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            write(process.stdin)
+            process.stdin.flush()
+            answer = process.stdout.readline()
+        except OSError:
+            answer = b""
+        except BaseException:  # Ctrl-C: an answer that comes later would be taken for that of the next question
+            process.kill()
+            process.wait()
+            self._close()
+            raise
+        if answer.endswith(b"\n"):
+            return answer
+        code = process.wait()
+        self._close()
+        return code
+
+    def end(self) -> None:
+        """Ends the process, whatever it is at; it is not started again for good."""
+        self.ended = True
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        import mickle
+
+        root = str(Path(mickle.__file__).parent.parent)
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": "1",
+        }
+        self.process = process = subprocess.Popen(
+            # -P: the working folder may not shadow a module's name.
+            [sys.executable, "-P", "-m", self.module],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
+        )  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(self.greeting)
+            process.stdin.flush()
+        except OSError:  # it is gone already, and the next line tells
+            pass
+        first = process.stdout.readline()
+        if first != READY and not self.ended:
+            raise ResourceError(
+                f"a worker process could not start: {first.decode(errors='replace').strip() or 'it ended at once'}",
+                todo="see that memory and the disk of temporary files are free and run the same command again",
+            )
+        return process
+
+    def _close(self) -> None:
+        if self.process is not None:
+            for stream in (self.process.stdin, self.process.stdout):
+                try:
+                    if stream is not None:
+                        stream.close()
+                except OSError:  # unwritten bytes for a process that is gone
+                    pass
+            self.process = None
+
+
+def ended_by(code: int) -> str:
+    """How a process died that a signal ended, by its exit code."""
+    return f"ended by signal {-code} ({signal.strsignal(-code)})"
