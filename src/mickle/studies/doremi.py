@@ -196,11 +196,13 @@ GPU: dict[str, Any] = {
 }
 
 
-compared = partial(Comparison, better="lower", form="difference")
-PLANTED, NATURAL = ("planted",), ("natural",)
+asked = partial(Comparison, better="lower", form="ratio", worlds=("planted",))
+less = partial(asked, form="difference")
+NATURAL = ("natural",)
 ABSTRACT = "abstract: 2.6x fewer steps to the baseline's accuracy, 8B on The Pile"
 OURS = "the paper has no figure in nats; 0.05 is ours"
-ALL = f"better in all 22 domains; {OURS}"
+BETTER = f"better in all 22 domains; {OURS}"
+EXCESS = f"section 4: the excess does better than the loss alone; {OURS}"
 
 study = Study(
     name="doremi",
@@ -219,40 +221,23 @@ study = Study(
         Arm("by-hand", "the baseline's weights without noise and easy: what a person who knew would do"),
     ),
     comparisons=(
-        compared(
-            "steps to the baseline's loss",
-            "doremi",
-            "reference",
-            "steps_to_target",
-            1 / 2.6,
-            ABSTRACT,
-            form="ratio",
-            worlds=PLANTED,
-            headline=True,
+        asked(
+            "steps to the baseline's loss", "doremi", "reference", "steps_to_target", 1 / 2.6, ABSTRACT, headline=True
         ),
-        compared(
+        asked(
             "the same, natural domains only",
             "doremi",
             "reference",
             "steps_to_target",
             1 / 2.6,
             ABSTRACT,
-            form="ratio",
             worlds=NATURAL,
         ),
-        compared("worst real domain", "doremi", "reference", "worst_real", 0.05, ALL, worlds=PLANTED),
-        compared("worst domain, natural", "doremi", "reference", "worst_real", 0.05, ALL, worlds=NATURAL),
-        compared("mean over all six domains", "doremi", "reference", "mean_all", 0.05, ALL, worlds=PLANTED),
-        compared("real domains, against uniform weights", "doremi", "uniform", "mean_real", 0.05, OURS, worlds=PLANTED),
-        compared(
-            "real domains, against the proxy's loss alone",
-            "doremi",
-            "hardest",
-            "mean_real",
-            0.05,
-            f"section 4: the excess does better than the loss alone; {OURS}",
-            worlds=PLANTED,
-        ),
+        less("worst real domain", "doremi", "reference", "worst_real", 0.05, BETTER),
+        less("worst domain, natural", "doremi", "reference", "worst_real", 0.05, BETTER, worlds=NATURAL),
+        less("mean over all six domains", "doremi", "reference", "mean_all", 0.05, BETTER),
+        less("real domains, against uniform weights", "doremi", "uniform", "mean_real", 0.05, OURS),
+        less("real domains, against the proxy's loss alone", "doremi", "hardest", "mean_real", 0.05, EXCESS),
     ),
     rule=(
         "The headline is reproduced when a model trained on DoReMi's weights needs at most .62 of the steps (half of"

@@ -16,7 +16,7 @@ same for all arms.
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -272,23 +272,13 @@ GPU: dict[str, Any] = {
 }
 
 
-def peak(name: str, method: str, worlds: tuple[str, ...], paper: str, *, headline: bool = False) -> Comparison:
-    """The claim that an arm leaves nothing of the peak: the share left falls by the whole of it."""
-    return Comparison(
-        name=name,
-        method=method,
-        baseline="none",
-        measure="peak_left",
-        better="lower",
-        form="difference",
-        paper_effect=1.0,
-        paper=paper,
-        worlds=worlds,
-        headline=headline,
-    )
-
-
+peak = partial(Comparison, better="lower", form="difference", worlds=WORLDS)  # the claim: nothing of it is left
+risk = partial(Comparison, better="lower", form="ratio", worlds=("isotropic",))
+PEAK = "peak_left"
 FIGURES = "its figures: no rise is left"
+THRESHOLD = "theory: .355 at the best rate, 2.78 without dropout"
+LARGEST = "theory: .058 and .300"
+
 study = Study(
     name="dropout_double_descent",
     title="Dropout Drops Double Descent",
@@ -306,35 +296,29 @@ study = Study(
         Arm("ridge", "no dropout, a tuned L2 penalty (RidgeCV; networks: weight decay, validation split)"),
     ),
     comparisons=(
-        peak("share of the peak that is left, all worlds", "chosen", WORLDS, FIGURES, headline=True),
-        peak("the same, linear, isotropic inputs", "chosen", ("isotropic",), FIGURES),
-        peak("the same, linear, power-law spectrum", "chosen", ("power_law",), FIGURES),
-        peak("the same, random features, by their number", "chosen", ("features",), FIGURES),
-        peak("the same, networks on digits, by width", "chosen", ("digits_width",), FIGURES),
-        peak("the same, networks on digits, by rows", "chosen", ("digits_rows",), FIGURES),
-        peak("fixed rate .5, all worlds", "half", WORLDS, "v3: a fixed rate within a range is monotone"),
-        peak("control: tuned ridge, the same worlds", "ridge", WORLDS, "not in the paper; arXiv 2003.01897 proves it"),
-        Comparison(
-            name="excess risk at n = 1.1 p, isotropic",
-            method="chosen",
-            baseline="none",
-            measure="near_threshold",
-            better="lower",
-            form="ratio",
-            paper_effect=0.128,
-            paper="theory: .355 at the best rate, 2.78 without dropout",
-            worlds=("isotropic",),
+        peak("share of the peak that is left, all worlds", "chosen", "none", PEAK, 1.0, FIGURES, headline=True),
+        peak("the same, linear, isotropic inputs", "chosen", "none", PEAK, 1.0, FIGURES, worlds=("isotropic",)),
+        peak("the same, linear, power-law spectrum", "chosen", "none", PEAK, 1.0, FIGURES, worlds=("power_law",)),
+        peak("the same, random features, by their number", "chosen", "none", PEAK, 1.0, FIGURES, worlds=("features",)),
+        peak("the same, networks on digits, by width", "chosen", "none", PEAK, 1.0, FIGURES, worlds=("digits_width",)),
+        peak("the same, networks on digits, by rows", "chosen", "none", PEAK, 1.0, FIGURES, worlds=("digits_rows",)),
+        peak("fixed rate .5, all worlds", "half", "none", PEAK, 1.0, "v3: a fixed rate within a range is monotone"),
+        peak(
+            "control: tuned ridge, the same worlds",
+            "ridge",
+            "none",
+            PEAK,
+            1.0,
+            "not in the paper; arXiv 2003.01897 proves it",
         ),
-        Comparison(
-            name="monotone is not good: excess risk at n = 5 p, chosen rate against .5",
-            method="chosen",
-            baseline="half",
-            measure="at_largest",
-            better="lower",
-            form="ratio",
-            paper_effect=0.193,
-            paper="theory: .058 and .300",
-            worlds=("isotropic",),
+        risk("excess risk at n = 1.1 p, isotropic", "chosen", "none", "near_threshold", 0.128, THRESHOLD),
+        risk(
+            "monotone is not good: excess risk at n = 5 p, chosen rate against .5",
+            "chosen",
+            "half",
+            "at_largest",
+            0.193,
+            LARGEST,
         ),
     ),
     rule=(

@@ -213,8 +213,10 @@ VALUES: dict[str, Any] = {
 }
 
 
-against = partial(Comparison, better="higher", form="difference")
 K16, K512 = ("k16",), ("k512",)
+asked = partial(Comparison, better="higher", form="difference", worlds=K512)
+memory = partial(asked, better="lower", form="ratio")
+LARGE = "RoBERTa-large, SST-2, k = 512: 79.0, 93.3, Adam 93.9"
 MEDIAN = "OPT-13B, median of 11"
 
 study = Study(
@@ -239,26 +241,17 @@ study = Study(
         Arm("random-init", "MeZO on weights that were never trained", GRID),
     ),
     comparisons=(
-        against(
+        asked(
             "MeZO: 10 points above zero-shot and within 2 of Adam (the lesser margin)",
             "mezo",
             "zero-shot",
             "margin",
             0.014,
-            "RoBERTa-large, SST-2, k = 512: 79.0, 93.3, Adam 93.9",
-            worlds=K512,
+            LARGE,
             headline=True,
         ),
-        against(
-            "gain over zero-shot, k = 512",
-            "mezo",
-            "zero-shot",
-            "accuracy",
-            0.143,
-            "SST-2: 93.3 against 79.0",
-            worlds=K512,
-        ),
-        against(
+        asked("gain over zero-shot, k = 512", "mezo", "zero-shot", "accuracy", 0.143, "SST-2: 93.3 against 79.0"),
+        asked(
             "gain over zero-shot, k = 16",
             "mezo",
             "zero-shot",
@@ -267,61 +260,24 @@ study = Study(
             "SST-2: 90.5 against 79.0",
             worlds=K16,
         ),
-        against(
-            "within 2 points of Adam, k = 512", "mezo", "adam", "graced", 0.014, "93.3 + 2 against 93.9", worlds=K512
-        ),
-        against(
-            "within 2 points of Adam, k = 16", "mezo", "adam", "graced", 0.006, "90.5 + 2 against 91.9", worlds=K16
-        ),
-        against("LoRA, within 2 points of Adam", "mezo-lora", "adam", "graced", 0.011, MEDIAN, worlds=K512),
-        against("prefix, within 2 points of Adam", "mezo-prefix", "adam", "graced", 0.011, MEDIAN, worlds=K512),
-        against(
+        asked("within 2 points of Adam, k = 512", "mezo", "adam", "graced", 0.014, "93.3 + 2 against 93.9"),
+        asked("within 2 points of Adam, k = 16", "mezo", "adam", "graced", 0.006, "90.5 + 2 against 91.9", worlds=K16),
+        asked("LoRA, within 2 points of Adam", "mezo-lora", "adam", "graced", 0.011, MEDIAN),
+        asked("prefix, within 2 points of Adam", "mezo-prefix", "adam", "graced", 0.011, MEDIAN),
+        asked(
             "accuracy as the objective, over zero-shot",
             "accuracy",
             "zero-shot",
             "accuracy",
             0.137,
             "SST-2: 92.7 against 79.0",
-            worlds=K512,
         ),
-        against(
-            "the prompt",
-            "mezo",
-            "no-prompt",
-            "accuracy",
-            0.377,
-            "SST-2 after 10k steps: 89.6 against 51.9",
-            worlds=K512,
-        ),
-        against(
-            "pre-training",
-            "mezo",
-            "random-init",
-            "accuracy",
-            0.2,
-            "no figure; theory, section 4: effective rank",
-            worlds=K512,
-        ),
-        against("MeZO-Adam over MeZO", "mezo-adam", "mezo", "accuracy", 0.023, "SNLI: 85.3 against 83.0", worlds=K512),
-        against(
-            "FZOO over MeZO, as many forward passes",
-            "fzoo",
-            "mezo",
-            "accuracy",
-            0.03,
-            "arXiv 2506.09034, abstract",
-            worlds=K512,
-        ),
-        against(
-            "peak memory of a step, MeZO against Adam",
-            "mezo",
-            "adam",
-            "memory",
-            1 / 12,
-            "figure 3: 26 against 316 GB",
-            better="lower",
-            form="ratio",
-            worlds=K512,
+        asked("the prompt", "mezo", "no-prompt", "accuracy", 0.377, "SST-2 after 10k steps: 89.6 against 51.9"),
+        asked("pre-training", "mezo", "random-init", "accuracy", 0.2, "no figure; theory, section 4: effective rank"),
+        asked("MeZO-Adam over MeZO", "mezo-adam", "mezo", "accuracy", 0.023, "SNLI: 85.3 against 83.0"),
+        asked("FZOO over MeZO, as many forward passes", "fzoo", "mezo", "accuracy", 0.03, "arXiv 2506.09034, abstract"),
+        memory(
+            "peak memory of a step, MeZO against Adam", "mezo", "adam", "memory", 1 / 12, "figure 3: 26 against 316 GB"
         ),
     ),
     rule=(

@@ -272,6 +272,7 @@ QUICK = {"base": asdict(SMALL), "bases": 1, "steps": 60, "rows": 16, "heldout_ex
 asked = partial(Comparison, better="lower", form="difference")
 MATCHES = "tables 2 to 4: NF4 with double quantization matches 16 bits; asked here: costs less than a quarter of int3"
 CODES = "table 2, mean perplexity (unverified): 34.34 Int4, 31.07 FP4, 27.41 NF4 + DQ"
+CONTROL = "no claim: asked so that 5 standard errors are half of it"
 
 study = Study(
     name="qlora",
@@ -312,7 +313,7 @@ study = Study(
             "int3",
             "rounding_z",
             10.0,
-            "no claim: asked so that 5 standard errors are half of it",
+            CONTROL,
         ),
         asked(
             "bits a weight of the base",

@@ -157,7 +157,7 @@ def funnel(result: dict[str, Any]) -> str:
     return funnel_table([run["measured"] for run in runs if not run["failure"]])
 
 
-better = partial(Comparison, better="lower", form="ratio")
+asked = partial(Comparison, better="lower", form="ratio")
 FULL: dict[str, Any] = {
     "pages": 4800,
     "packages": ["stdlib", "torch"],
@@ -186,6 +186,9 @@ GPU = {
     "learning_rate": 1e-3,
     "windows": 2000,
 }
+SUBSET = "as against raw: its corpora were all larger than the budget"
+CURATED = "its errors: 0.94 of The Pile's; equal errors count as the whole effect here"
+LEE = "Lee et al., arXiv 2107.06499, abstract: ten times less often"
 
 study = Study(
     name="refinedweb",
@@ -206,7 +209,7 @@ study = Study(
         Arm("curated", "the documents behind the pages that should stay, without a crawl"),
     ),
     comparisons=(
-        better(
+        asked(
             "error, refined against raw",
             "refined",
             "raw",
@@ -215,7 +218,7 @@ study = Study(
             "zero-shot errors 43.8 % and 47.3 %",
             headline=True,
         ),
-        better(
+        asked(
             "error, refined against filtered",
             "refined",
             "filtered",
@@ -223,31 +226,10 @@ study = Study(
             0.958,
             "zero-shot errors 43.8 % and 45.7 %",
         ),
-        better("error, filtered against raw", "filtered", "raw", "error", 0.966, "zero-shot errors 45.7 % and 47.3 %"),
-        better(
-            "error at equal size, refined against a subset of raw",
-            "refined",
-            "raw-subset",
-            "error",
-            0.926,
-            "as against raw: its corpora were all larger than the budget",
-        ),
-        better(
-            "no worse than curated by more than 2 %",
-            "refined",
-            "curated",
-            "error_allowed",
-            1 / MARGIN,
-            "its errors: 0.94 of The Pile's; equal errors count as the whole effect here",
-        ),
-        better(
-            "memorised windows, refined against raw",
-            "refined",
-            "raw",
-            "memorised",
-            0.1,
-            "Lee et al., arXiv 2107.06499, abstract: ten times less often",
-        ),
+        asked("error, filtered against raw", "filtered", "raw", "error", 0.966, "zero-shot errors 45.7 % and 47.3 %"),
+        asked("error at equal size, refined against a subset of raw", "refined", "raw-subset", "error", 0.926, SUBSET),
+        asked("no worse than curated by more than 2 %", "refined", "curated", "error_allowed", 1 / MARGIN, CURATED),
+        asked("memorised windows, refined against raw", "refined", "raw", "memorised", 0.1, LEE),
     ),
     rule=(
         "All arms start from the same weights and train on equally many tokens, repeating their corpus where it is"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -280,28 +280,17 @@ def described(arm: str) -> str:
     return WHAT.get(arm) or f"{WHAT[arm.partition('-')[0]]}: {arm}"
 
 
-def smaller(
-    name: str, method: str, baseline: str, effect: float, paper: str, measure: str = "increase_floored",
-    world: str = "decoder",
-) -> Comparison:  # fmt: skip
-    """Which share of the baseline's increase or error the method has."""
-    return Comparison(
-        name=name,
-        method=method,
-        baseline=baseline,
-        measure=measure,
-        better="lower",
-        form="ratio",
-        paper_effect=effect,
-        paper=paper,
-        worlds=(world,),
-    )
-
-
+less = partial(Comparison, better="lower", form="ratio", worlds=("decoder",))  # of an increase or error
+rise = partial(less, form="difference")
+PLANTED = ("planted",)
+found = partial(Comparison, better="higher", form="difference", worlds=PLANTED)
+INCREASE = "increase_floored"
 HALF = "LLaMA-7B, WikiText-2 (unverified): 3.94 bits raise perplexity by 3.3 %, GPTQ's 4 bits by 7.9 %"
 LOSSLESS = "LLaMA-7B, WikiText-2 (unverified): 5.68 to 5.73 at 4.63 bits; 0.12 % of room below 1 %"
 ROUNDED = "LLaMA-7B, WikiText-2 (unverified): 3.94 bits raise perplexity by 3.3 %, rounding to 4 bits by 13.2 %"
 NONE = "no number at equal size: asked for a tenth less"
+CONTROL = "no claim: asked so that 1.5 % are enough; LLaMA-7B rounded to 4 bits: 13 % (unverified)"
+RECALL = "no number: outliers are what harms most; asked for half of them"
 
 study = Study(
     name="spqr",
@@ -314,59 +303,54 @@ study = Study(
     budget_unit="bits a weight, all that is stored,",
     arms=tuple(Arm(name, described(name)) for name in ARMS),
     comparisons=(
-        Comparison(
-            name="perplexity rises by less than 1 % at 4.69 bits (per cent of room)",
-            method="spqr-4",
-            baseline="base",
-            measure="increase",
-            better="lower",
-            form="difference",
-            paper_effect=0.12,
-            paper=LOSSLESS,
-            worlds=("decoder",),
+        rise(
+            "perplexity rises by less than 1 % at 4.69 bits (per cent of room)",
+            "spqr-4",
+            "base",
+            "increase",
+            0.12,
+            LOSSLESS,
             headline=True,
         ),
-        Comparison(
-            name="control: rounding to 4.25 bits costs more than that 1 % (per cent above it)",
-            method="base",
-            baseline="rtn-4-g128",
-            measure="increase",
-            better="lower",
-            form="difference",
-            paper_effect=1.0,
-            paper="no claim: asked so that 1.5 % are enough; LLaMA-7B rounded to 4 bits: 13 % (unverified)",
-            worlds=("decoder",),
+        rise(
+            "control: rounding to 4.25 bits costs more than that 1 % (per cent above it)",
+            "base",
+            "rtn-4-g128",
+            "increase",
+            1.0,
+            CONTROL,
         ),
-        smaller("4.69 bits against GPTQ in 5 bits, which stores a little more", "spqr-4", "gptq-4-g32", 0.42, HALF),
-        smaller("4.69 bits against GPTQ in 4.5 bits, which stores less", "spqr-4", "gptq-4-g64", 0.42, HALF),
-        smaller("3.95 bits against GPTQ in 4 bits", "spqr-3", "gptq-3-g32", 0.42, HALF),
-        smaller("4.25 bits by the formula against GPTQ's", "spqr-3-more", "gptq-4-g128", 0.42, HALF),
-        smaller("equal bytes, all counted, against GPTQ in 4.25 bits", "spqr-3-stored", "gptq-4-g128", 0.42, HALF),
-        smaller("3.625 bits without outliers against GPTQ in 3.5", "spqr-3-none", "gptq-3-g64", 0.42, HALF),
-        smaller("4.25 bits by the formula against rounding's", "spqr-3-more", "rtn-4-g128", 0.25, ROUNDED),
-        smaller("3.95 bits against NF4 in 4.127", "spqr-3", "nf4", 0.9, NONE),
-        smaller("the paper's lambda of 1 against 0.01", "damping-1", "spqr-3", 0.9, "its command's own setting"),
-        smaller("leaving outliers out of the fits", "spqr-3", "no-leave-one-out", 0.9, NONE),
-        smaller("most active inputs first", "spqr-3", "as-they-stand", 0.9, NONE),
-        smaller(
+        less(
+            "4.69 bits against GPTQ in 5 bits, which stores a little more", "spqr-4", "gptq-4-g32", INCREASE, 0.42, HALF
+        ),
+        less("4.69 bits against GPTQ in 4.5 bits, which stores less", "spqr-4", "gptq-4-g64", INCREASE, 0.42, HALF),
+        less("3.95 bits against GPTQ in 4 bits", "spqr-3", "gptq-3-g32", INCREASE, 0.42, HALF),
+        less("4.25 bits by the formula against GPTQ's", "spqr-3-more", "gptq-4-g128", INCREASE, 0.42, HALF),
+        less(
+            "equal bytes, all counted, against GPTQ in 4.25 bits", "spqr-3-stored", "gptq-4-g128", INCREASE, 0.42, HALF
+        ),
+        less("3.625 bits without outliers against GPTQ in 3.5", "spqr-3-none", "gptq-3-g64", INCREASE, 0.42, HALF),
+        less("4.25 bits by the formula against rounding's", "spqr-3-more", "rtn-4-g128", INCREASE, 0.25, ROUNDED),
+        less("3.95 bits against NF4 in 4.127", "spqr-3", "nf4", INCREASE, 0.9, NONE),
+        less("the paper's lambda of 1 against 0.01", "damping-1", "spqr-3", INCREASE, 0.9, "its command's own setting"),
+        less("leaving outliers out of the fits", "spqr-3", "no-leave-one-out", INCREASE, 0.9, NONE),
+        less("most active inputs first", "spqr-3", "as-they-stand", INCREASE, 0.9, NONE),
+        less(
             "planted outliers: error in 3.95 bits against GPTQ in 4",
             "spqr-3",
             "gptq-3-g32",
+            "error",
             0.42,
             HALF,
-            "error",
-            "planted",
+            worlds=PLANTED,
         ),
-        Comparison(
-            name="planted outliers found among as many, leaving out against not",
-            method="spqr-3",
-            baseline="no-leave-one-out",
-            measure="recall",
-            better="higher",
-            form="difference",
-            paper_effect=0.5,
-            paper="no number: outliers are what harms most; asked for half of them",
-            worlds=("planted",),
+        found(
+            "planted outliers found among as many, leaving out against not",
+            "spqr-3",
+            "no-leave-one-out",
+            "recall",
+            0.5,
+            RECALL,
         ),
     ),
     rule=(
