@@ -195,6 +195,9 @@ CONSTANT, BEST = "constant-15", "best-constant"
 LOSS = "MLM loss at 15 %: 1.56 against 1.59"
 RISING = "asked as if it gained what falling did; GLUE 83.71 against 83.83"
 SUBSET = f"GLUE: 84.29 against 83.71, no better than .15; {LOSS}"
+ORDER = f"GLUE: rising no better than .15; {LOSS}"
+TO_CONSTANT, TO_BEST = "70k steps to 37k, GLUE", "70k steps to 42k, GLUE"
+BLIMP, BLIMP_BEST = "BLiMP: 82.70 against 82.44", "BLiMP: 82.70 against 82.13"
 
 study = Study(
     name="dynamic_masking",
@@ -219,7 +222,7 @@ study = Study(
             CONSTANT,
             "steps_to_constant_15",
             37 / 70,
-            "70k steps to 37k, GLUE",
+            TO_CONSTANT,
             form="ratio",
             headline=True,
         ),
@@ -229,37 +232,16 @@ study = Study(
             BEST,
             "steps_to_best_constant",
             42 / 70,
-            "70k steps to 42k, GLUE",
+            TO_BEST,
             form="ratio",
         ),
         asked("loss at 15 %, against constant .15", "linear", CONSTANT, "loss", 0.03, LOSS),
-        asked(
-            "order: falling against rising",
-            "linear",
-            "reverse",
-            "loss",
-            0.03,
-            f"GLUE: rising no better than .15; {LOSS}",
-        ),
+        asked("order: falling against rising", "linear", "reverse", "loss", 0.03, ORDER),
         asked("rising against constant .15 (the paper: no gain)", "reverse", CONSTANT, "loss", 0.03, RISING),
         asked("falling with loss on all hidden tokens, against loss on 15 %", "linear", "subset", "loss", 0.03, SUBSET),
         asked("grammar: loss at 15 %, against constant .15", "linear", CONSTANT, "loss", 0.03, LOSS, worlds=GRAMMAR),
-        pairs(
-            "grammar: minimal pairs, against constant .15",
-            "linear",
-            CONSTANT,
-            "pairs_all",
-            0.0026,
-            "BLiMP: 82.70 against 82.44",
-        ),
-        pairs(
-            "grammar: minimal pairs, against the best constant",
-            "linear",
-            BEST,
-            "pairs_all",
-            0.0057,
-            "BLiMP: 82.70 against 82.13",
-        ),
+        pairs("grammar: minimal pairs, against constant .15", "linear", CONSTANT, "pairs_all", 0.0026, BLIMP),
+        pairs("grammar: minimal pairs, against the best constant", "linear", BEST, "pairs_all", 0.0057, BLIMP_BEST),
     ),
     rule=(
         "Every arm makes four trials on a seed that is not reported: learning rates, and for the best constant two of"

@@ -273,6 +273,11 @@ asked = partial(Comparison, better="lower", form="difference")
 MATCHES = "tables 2 to 4: NF4 with double quantization matches 16 bits; asked here: costs less than a quarter of int3"
 CODES = "table 2, mean perplexity (unverified): 34.34 Int4, 31.07 FP4, 27.41 NF4 + DQ"
 CONTROL = "no claim: asked so that 5 standard errors are half of it"
+COST = "NF4 + DQ costs less than a quarter of what 3 bits cost, after tuning"
+HURT = "control: 3 bits hurt the base that is not tuned, in standard errors"
+BITS = "closed form: 4.127 of 16"
+GAINED = "tables 3 and 4: all of it"
+LAYERS = "figure 2, no number in nats"
 
 study = Study(
     name="qlora",
@@ -297,50 +302,20 @@ study = Study(
         Arm("nf4-dq-r64", "QLoRA of rank 64", GRID),
     ),
     comparisons=(
-        asked(
-            "NF4 + DQ costs less than a quarter of what 3 bits cost, after tuning",
-            "nf4-dq",
-            "int3",
-            "cost",
-            ALLOWED,
-            MATCHES,
-            headline=True,
-        ),
+        asked(COST, "nf4-dq", "int3", "cost", ALLOWED, MATCHES, headline=True),
         asked("the same without double quantization", "nf4", "int3", "cost", ALLOWED, MATCHES),
-        asked(
-            "control: 3 bits hurt the base that is not tuned, in standard errors",
-            "lora",
-            "int3",
-            "rounding_z",
-            10.0,
-            CONTROL,
-        ),
-        asked(
-            "bits a weight of the base",
-            "nf4-dq",
-            "lora",
-            "bits_per_weight",
-            4.127 / 16,
-            "closed form: 4.127 of 16",
-            form="ratio",
-        ),
+        asked(HURT, "lora", "int3", "rounding_z", 10.0, CONTROL),
+        asked("bits a weight of the base", "nf4-dq", "lora", "bits_per_weight", 4.127 / 16, BITS, form="ratio"),
         asked(
             "share of full tuning's gain that QLoRA has",
             "nf4-dq",
             "nf4-dq-none",
             "gained",
             1.0,
-            "tables 3 and 4: all of it",
+            GAINED,
             better="higher",
         ),
-        asked(
-            "adapters on all layers against query and value",
-            "nf4-dq",
-            "nf4-dq-qv",
-            "loss",
-            0.02,
-            "figure 2, no number in nats",
-        ),
+        asked("adapters on all layers against query and value", "nf4-dq", "nf4-dq-qv", "loss", 0.02, LAYERS),
         asked("NF4 against FP4, not tuned", "nf4-dq", "fp4", "rounding_cost", 0.125, CODES),
         asked("NF4 against 4-bit integers, not tuned", "nf4-dq", "int4", "rounding_cost", 0.225, CODES),
         asked("NF4 against FP4, tuned", "nf4-dq", "fp4", "loss", 0.125, CODES),
