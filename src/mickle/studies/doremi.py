@@ -164,30 +164,13 @@ def held_out_losses(names: list[str], length: int, rows: int, model: nn.Module) 
     return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
-FULL: dict[str, Any] = {
-    "width": 64,
-    "layers": 3,
-    "length": 64,
-    "rows": 16,
-    "steps": 400,
-    "rate": 4e-3,
-    "proxy_width": 32,
-    "proxy_layers": 2,
-    "proxy_rows": 32,
-    "proxy_steps": 300,
-    "proxy_rate": 4e-3,
-    "burn_in": 0.0,
-    "held_out_rows": 128,
-}
+FULL: dict[str, Any] = (
+    {"width": 64, "layers": 3, "length": 64, "rows": 16, "steps": 400, "rate": 4e-3}
+    | {"proxy_width": 32, "proxy_layers": 2, "proxy_rows": 32, "proxy_steps": 300, "proxy_rate": 4e-3}
+    | {"burn_in": 0.0, "held_out_rows": 128}
+)
 QUICK: dict[str, Any] = {**FULL, "steps": 120, "proxy_steps": 100, "held_out_rows": 64}
-GPU: dict[str, Any] = {
-    **FULL,
-    "width": 768,
-    "layers": 12,
-    "length": 512,
-    "rows": 64,
-    "steps": 8000,
-    "rate": 1e-3,
+GPU: dict[str, Any] = {**FULL, "width": 768, "layers": 12, "length": 512, "rows": 64, "steps": 8000, "rate": 1e-3} | {
     "proxy_width": 256,
     "proxy_layers": 6,
     "proxy_rows": 128,
@@ -198,6 +181,7 @@ GPU: dict[str, Any] = {
 
 asked = partial(Comparison, better="lower", form="ratio", worlds=("planted",))
 less = partial(asked, form="difference")
+STEPS = "steps_to_target"
 NATURAL = ("natural",)
 ABSTRACT = "abstract: 2.6x fewer steps to the baseline's accuracy, 8B on The Pile"
 OURS = "the paper has no figure in nats; 0.05 is ours"
@@ -221,9 +205,7 @@ study = Study(
         Arm("by-hand", "the baseline's weights without noise and easy: what a person who knew would do"),
     ),
     comparisons=(
-        asked(
-            "steps to the baseline's loss", "doremi", "reference", "steps_to_target", 1 / 2.6, ABSTRACT, headline=True
-        ),
+        asked("steps to the baseline's loss", "doremi", "reference", STEPS, 1 / 2.6, ABSTRACT, headline=True),
         asked(
             "the same, natural domains only",
             "doremi",

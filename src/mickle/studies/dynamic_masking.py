@@ -153,39 +153,22 @@ def steps_to_baselines(table: dict[str, Measurements]) -> dict[str, Measurements
 LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.2e-2)
 CONSTANTS = ((0.30, 4e-3), (0.30, 8e-3), (0.45, 4e-3), (0.45, 8e-3))  # masking rate, learning rate
 GRID = tuple({"trial": place} for place in range(4))
-SIZES: dict[str, Any] = {
-    "learning_rates": LEARNING_RATES,
-    "constants": CONSTANTS,
-    "vocabulary": 1024,
-    "packages": ("numpy", "matplotlib"),
-    "sentences": 40_000,
-    "width": 64,
-    "layers": 2,
-    "heads": 2,
-    "ffn_width": 128,
-    "length": 32,
-    "rows": 64,
-    "steps": {"docs": 512, "grammar": 320},
-    "half_runs": ("docs",),
-    "held_out_rows": 1024,
-    "pairs": 200,
-}
+SIZES: dict[str, Any] = (
+    {"learning_rates": LEARNING_RATES, "constants": CONSTANTS}
+    | {"vocabulary": 1024, "packages": ("numpy", "matplotlib"), "sentences": 40_000}
+    | {"width": 64, "layers": 2, "heads": 2, "ffn_width": 128}
+    | {"length": 32, "rows": 64, "steps": {"docs": 512, "grammar": 320}, "half_runs": ("docs",)}
+    | {"held_out_rows": 1024, "pairs": 200}
+)
 TUNING: dict[str, Any] = {"steps": {"docs": 256, "grammar": 160}, "half_runs": (), "pairs": 20}
 QUICK: dict[str, Any] = {"steps": {"docs": 96, "grammar": 96}, "held_out_rows": 256, "pairs": 50}
-GPU: dict[str, Any] = {
-    "learning_rates": (2.5e-4, 5e-4, 1e-3, 2e-3),
-    "constants": ((0.30, 5e-4), (0.30, 1e-3), (0.45, 5e-4), (0.45, 1e-3)),
-    "vocabulary": 8192,
-    "packages": ("numpy", "matplotlib", "torch", "transformers"),
-    "sentences": 1_000_000,
-    "width": 512,
-    "layers": 8,
-    "heads": 8,
-    "ffn_width": 1536,
-    "length": 128,
-    "rows": 256,
-    "steps": {"docs": 2000, "grammar": 500},
-}
+GPU: dict[str, Any] = (
+    {"learning_rates": (2.5e-4, 5e-4, 1e-3, 2e-3)}
+    | {"constants": ((0.30, 5e-4), (0.30, 1e-3), (0.45, 5e-4), (0.45, 1e-3))}
+    | {"vocabulary": 8192, "packages": ("numpy", "matplotlib", "torch", "transformers"), "sentences": 1_000_000}
+    | {"width": 512, "layers": 8, "heads": 8, "ffn_width": 1536}
+    | {"length": 128, "rows": 256, "steps": {"docs": 2000, "grammar": 500}}
+)
 
 
 GRAMMAR = ("grammar",)

@@ -201,12 +201,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "no-prompt": {},
     "random-init": {},
 }
-VALUES: dict[str, Any] = {
-    "pretrain_steps": 1200,
-    "steps": 1500,
-    "rows": 32,
-    "adam_steps": 300,
-    "adam_rows": 8,
+VALUES: dict[str, Any] = {"pretrain_steps": 1200, "steps": 1500, "rows": 32, "adam_steps": 300, "adam_rows": 8} | {
     "examples": {"k16": 16, "k512": 512},
     "test_documents": 2000,
     "mezo": {"kind": "mezo"},

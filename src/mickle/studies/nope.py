@@ -169,36 +169,20 @@ def add_ranks(table: dict[str, Measurements]) -> dict[str, Measurements]:
 
 
 WORLDS = ("rsc", "rdc", "cmc", "mc")
-VALUES: dict[str, Any] = {
-    "width": 64,
-    "layers": {"rsc": 2, "rdc": 2, "cmc": 3, "mc": 3},
-    "heads": 4,
-    "initial_std": 0.06,
-    "learning_rate": 2e-3,
-    "batch": 32,
-    "symbols": 20,
-    "longest": {"rsc": 12, "rdc": 10, "cmc": 8, "mc": 6},
-    "steps": {"rsc": 800, "rdc": 1000, "cmc": 2000, "mc": 2000},
-    "evaluate_every": 100,
-    "validation": 32,
-    "test": 32,
-}
+VALUES: dict[str, Any] = (
+    {"width": 64, "layers": {"rsc": 2, "rdc": 2, "cmc": 3, "mc": 3}, "heads": 4, "initial_std": 0.06}
+    | {"symbols": 20, "longest": {"rsc": 12, "rdc": 10, "cmc": 8, "mc": 6}}
+    | {"learning_rate": 2e-3, "batch": 32, "steps": {"rsc": 800, "rdc": 1000, "cmc": 2000, "mc": 2000}}
+    | {"evaluate_every": 100, "validation": 32, "test": 32}
+)
 # Enough to learn the two repeating tasks; the others run, and say by `reached` that they were not learned.
 QUICK = {**VALUES, "steps": {"rsc": 600, "rdc": 600, "cmc": 200, "mc": 200}, "validation": 8, "test": 16}
-GPU = {
-    **VALUES,
-    "width": 512,
-    "layers": dict.fromkeys(WORLDS, 6),
-    "heads": 8,
-    "initial_std": 0.02,
-    "learning_rate": 3e-4,
-    "batch": 64,
-    "symbols": 100,
-    "longest": {"rsc": 20, "rdc": 20, "cmc": 20, "mc": 20},
-    "steps": dict.fromkeys(WORLDS, 20_000),
-    "evaluate_every": 500,
-    "test": 128,
-}
+GPU: dict[str, Any] = (
+    {**VALUES, "width": 512, "layers": dict.fromkeys(WORLDS, 6), "heads": 8, "initial_std": 0.02}
+    | {"symbols": 100, "longest": dict.fromkeys(WORLDS, 20)}
+    | {"learning_rate": 3e-4, "batch": 64, "steps": dict.fromkeys(WORLDS, 20_000)}
+    | {"evaluate_every": 500, "test": 128}
+)
 
 asked = partial(Comparison, better="higher", form="difference", worlds=WORLDS)
 FOUR = "mean over these four tasks, its result files"

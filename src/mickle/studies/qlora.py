@@ -257,15 +257,11 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 RATES = {False: (3e-3, 1e-2, 2e-2), True: (1e-3, 3e-3, 1e-2)}  # of adapters, of all weights
 GRID = tuple({"rate": place} for place in range(3))
-SIZES: dict[str, Any] = {
-    "tuning": False,
-    "base": asdict(FULL),
-    "bases": 5,
-    "steps": 200,
-    "rows": 32,
-    "heldout_examples": 2000,
-    "heldout_pages": 60,
-}
+SIZES: dict[str, Any] = (
+    {"tuning": False, "base": asdict(FULL), "bases": 5}
+    | {"steps": 200, "rows": 32}
+    | {"heldout_examples": 2000, "heldout_pages": 60}
+)
 QUICK = {"base": asdict(SMALL), "bases": 1, "steps": 60, "rows": 16, "heldout_examples": 200, "heldout_pages": 15}
 
 
@@ -275,6 +271,7 @@ CODES = "table 2, mean perplexity (unverified): 34.34 Int4, 31.07 FP4, 27.41 NF4
 CONTROL = "no claim: asked so that 5 standard errors are half of it"
 COST = "NF4 + DQ costs less than a quarter of what 3 bits cost, after tuning"
 HURT = "control: 3 bits hurt the base that is not tuned, in standard errors"
+SHARE = "share of full tuning's gain that QLoRA has"
 BITS = "closed form: 4.127 of 16"
 GAINED = "tables 3 and 4: all of it"
 LAYERS = "figure 2, no number in nats"
@@ -306,15 +303,7 @@ study = Study(
         asked("the same without double quantization", "nf4", "int3", "cost", ALLOWED, MATCHES),
         asked(HURT, "lora", "int3", "rounding_z", 10.0, CONTROL),
         asked("bits a weight of the base", "nf4-dq", "lora", "bits_per_weight", 4.127 / 16, BITS, form="ratio"),
-        asked(
-            "share of full tuning's gain that QLoRA has",
-            "nf4-dq",
-            "nf4-dq-none",
-            "gained",
-            1.0,
-            GAINED,
-            better="higher",
-        ),
+        asked(SHARE, "nf4-dq", "nf4-dq-none", "gained", 1.0, GAINED, better="higher"),
         asked("adapters on all layers against query and value", "nf4-dq", "nf4-dq-qv", "loss", 0.02, LAYERS),
         asked("NF4 against FP4, not tuned", "nf4-dq", "fp4", "rounding_cost", 0.125, CODES),
         asked("NF4 against 4-bit integers, not tuned", "nf4-dq", "int4", "rounding_cost", 0.225, CODES),

@@ -137,39 +137,21 @@ def steps_to_baseline(table: dict[str, Measurements]) -> dict[str, Measurements]
     }
 
 
+SOPHIA_RATES = (5e-4, 1e-3, 2e-3, 4e-3)
 RATES: dict[str, dict[str, tuple[float, ...]]] = {
-    "pages": {
-        "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
-        "sophia-g": (5e-4, 1e-3, 2e-3, 4e-3),
-        "sophia-h": (5e-4, 1e-3, 2e-3, 4e-3),
-    }
+    "pages": {"adamw": (1e-3, 2e-3, 4e-3, 8e-3), "sophia-g": SOPHIA_RATES, "sophia-h": SOPHIA_RATES}
 }
 RATES["zipf-far"] = RATES["zipf-near"] = dict.fromkeys(RATES["pages"], (0.1, 0.3, 1.0, 3.0))
 ADAMW_GRID = tuple({"rate": place, "beta2": beta} for beta in (0.95, 0.98, 0.995) for place in range(4))
 SOPHIA_GRID = tuple({"rate": place, "gamma": share} for share in (1.0, 0.2, 0.04) for place in range(4))
-SIZES: dict[str, Any] = {
-    "rates": RATES,
-    "weight_decay": {"adamw": 0.1, "sophia-g": 0.2, "sophia-h": 0.2},
-    "width": 64,
-    "layers": 2,
-    "heads": 4,
-    "ffn_width": 192,
-    "length": 64,
-    "rows": 64,
-    "steps": 512,
-    "half_run": True,
-    "held_out_rows": 512,
-    "features": 100,
-    "classes": 10,
-    "examples": 5000,
-    "zipf_steps": 600,
-    "gap": {"zipf-far": 1e-2, "zipf-near": 1e-4},
-}
-GPU: dict[str, Any] = {
-    "width": 512,
-    "layers": 8,
-    "heads": 8,
-    "ffn_width": 1408,
+SIZES: dict[str, Any] = (
+    {"rates": RATES, "weight_decay": {"adamw": 0.1, "sophia-g": 0.2, "sophia-h": 0.2}}
+    | {"width": 64, "layers": 2, "heads": 4, "ffn_width": 192}
+    | {"length": 64, "rows": 64, "steps": 512, "half_run": True, "held_out_rows": 512}
+    | {"features": 100, "classes": 10, "examples": 5000}
+    | {"zipf_steps": 600, "gap": {"zipf-far": 1e-2, "zipf-near": 1e-4}}
+)
+GPU: dict[str, Any] = {"width": 512, "layers": 8, "heads": 8, "ffn_width": 1408} | {
     "length": 512,
     "rows": 480,
     "steps": 4000,

@@ -268,11 +268,7 @@ SIZES: dict[str, Any] = {
     "calibration_windows": 256,
     "heldout_pages": 60,
     "compared_windows": 32,
-    "outputs": 512,
-    "inputs": 512,
-    "planted_share": 0.01,
-    "rows": 2048,
-}
+} | {"outputs": 512, "inputs": 512, "planted_share": 0.01, "rows": 2048}
 
 
 def described(arm: str) -> str:

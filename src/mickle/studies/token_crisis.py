@@ -189,19 +189,12 @@ SHAPES: dict[str, Any] = {
     "small": {"width": 32, "layers": 2, "heads": 1, "ffn_width": 96},
     "proxy": {"width": 32, "layers": 2, "heads": 1, "ffn_width": 68, "experts": 8, "experts_per_token": 2},
 }
-SIZES: dict[str, Any] = {
-    "tuning": False,
-    "shapes": SHAPES,
-    "steps": 512,
-    "rows": 16,
-    "length": 64,
-    "epochs": {"few": 16, "many": 64},
-    "late": 0.5,
-    "learning_rate": 2e-3,
-    "weight_decay": 0.01,
-    "held_out_rows": 256,
-    "evaluations": 8,
-}
+SIZES: dict[str, Any] = (
+    {"tuning": False, "shapes": SHAPES}
+    | {"steps": 512, "rows": 16, "length": 64, "epochs": {"few": 16, "many": 64}}
+    | {"late": 0.5, "learning_rate": 2e-3, "weight_decay": 0.01}
+    | {"held_out_rows": 256, "evaluations": 8}
+)
 GPU: dict[str, Any] = {
     "shapes": {
         "large": {"width": 512, "layers": 8, "heads": 8, "ffn_width": 1408},
