@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from mickle.data.installed import docstrings
 from mickle.data.pages import extract
 from mickle.data.records import Failure, Page, Removed, piece, remove
 from mickle.data.refine import WEB, Rules, refine
@@ -15,7 +16,7 @@ from mickle.studies import crawl_scores, junk
 from mickle.studies.crawl import PLANTED, SHARING, Writer, counts, crawl
 from mickle.studies.crawl_scores import PAPER, copies, judge, scores, text_before
 from mickle.studies.planted import Planted
-from mickle.studies.prose import Source, docstrings, prose, sources
+from mickle.studies.prose import Source, prose, sources
 
 PAGES = 500
 
@@ -45,7 +46,7 @@ def test_docstrings_come_in_the_order_of_the_file_and_nothing_is_run():
     tree = ast.parse(
         '"""m"""\nclass A:\n    """a"""\n    def f(self):\n        """f"""\ndef g():\n    """g"""\nraise SystemExit'
     )
-    assert docstrings(tree) == ["m", "a", "f", "g"]
+    assert list(docstrings(tree)) == ["m", "a", "f", "g"]
 
 
 def test_every_paragraph_is_an_original_and_some_modules_are_held_out():

@@ -6,6 +6,7 @@ The one reader of them: files are found by their place and parsed, so no module 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
 import sysconfig
 import warnings
@@ -53,6 +54,11 @@ def module_name(inside: Path) -> str:
     not in it): ``json/__init__.py`` is ``json``, ``json/encoder.py`` is ``json.encoder``.
     """
     return ".".join(part for part in inside.with_suffix("").parts if part != "__init__")
+
+
+def held_out(name: str, one_in: int) -> bool:
+    """Whether a module or file is never trained on, as ``one_in`` so many are; it follows from its name alone."""
+    return hashlib.sha256(name.encode()).digest()[0] % one_in == 0
 
 
 def parsed(path: Path) -> ast.Module | None:

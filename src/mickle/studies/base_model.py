@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from pydantic import Field
 
 from mickle import machine
 from mickle.config import Input
+from mickle.data import installed
 from mickle.errors import LockedError
 from mickle.events import Emit, Noted, ignore
 from mickle.step import Step, execute, identity_hash
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from mickle.data.records import Page
 
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+SKIPPED = installed.SITE | {"test", "tests", "idle_test"}
 HELD_OUT_OF = 10  # one module in so many is never trained on
 HELDOUT = "heldout"
 PAGE_CHARACTERS = 6000  # of a held-out page that are measured
@@ -203,14 +203,11 @@ class SourceCorpus(Step):
 
 def source_texts() -> Iterator[tuple[str, str]]:
     """Dotted name and source of every module of the standard library, in order; tests and tables are left out."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if SKIPPED & set(inside.parts) or path.stat().st_size > LARGEST_FILE:
-            continue
-        text = path.read_bytes().decode("utf-8", "replace")
+    root = installed.package_folder(installed.STDLIB)
+    for path in installed.package_files(installed.STDLIB, SKIPPED):
+        text = "" if path.stat().st_size > LARGEST_FILE else path.read_bytes().decode("utf-8", "replace")
         if text.strip():
-            yield ".".join(inside.with_suffix("").parts).removesuffix(".__init__"), text
+            yield installed.module_name(path.relative_to(root)), text
 
 
 def module_of(url: str) -> str:
@@ -220,7 +217,7 @@ def module_of(url: str) -> str:
 
 def held_out(module: str) -> bool:
     """Whether a module is never trained on; it follows from its name alone."""
-    return hashlib.sha256(module.encode()).digest()[0] % HELD_OUT_OF == 0
+    return installed.held_out(module, HELD_OUT_OF)
 
 
 def main() -> None:

@@ -9,17 +9,15 @@ side: what is measured was not seen.
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from mickle.errors import UsageError
+from mickle.data.installed import SITE, held_out, package_files, package_folder, parsed
 
 PACKAGES = ("numba", "numpy", "torch")
-SKIPPED = {"tests", "test", "testing", "_vendor", "__pycache__"}
+SKIPPED = SITE | {"tests", "test", "testing", "_vendor"}
 HELD_OUT_OF = 5  # one file in so many
 LONGEST_PROMPT = 160  # characters
 SHORTEST_LINE, LONGEST_LINE = 12, 100
@@ -39,36 +37,18 @@ def described_functions() -> tuple[tuple[Described, ...], tuple[Described, ...]]
     sides: tuple[dict[str, Described], dict[str, Described]] = ({}, {})
     for package in PACKAGES:
         root = package_folder(package)
-        for path in sorted(root.rglob("*.py")):
-            inside = path.relative_to(root.parent)
-            if not SKIPPED & set(inside.parts):
-                side = sides[held_out(inside.as_posix())]
-                for found in functions_of(path):
-                    side.setdefault(found.completion, found)  # a line that many functions share counts once
+        for path in package_files(package, SKIPPED):
+            side = sides[held_out(path.relative_to(root.parent).as_posix(), HELD_OUT_OF)]
+            for found in functions_of(path):
+                side.setdefault(found.completion, found)  # a line that many functions share counts once
     training, heldout = sides
     return tuple(e for line, e in training.items() if line not in heldout), tuple(heldout.values())
 
 
-def package_folder(package: str) -> Path:
-    """Where a package's sources are; :class:`UsageError` where it is not installed."""
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
-        raise UsageError(f"package {package!r} is not installed", todo=f"pip install {package}")
-    return Path(spec.origin).parent
-
-
-def held_out(path: str) -> bool:
-    """Whether a file is never trained on; it follows from its path inside the package's folder."""
-    return hashlib.sha256(path.encode()).digest()[0] % HELD_OUT_OF == 0
-
-
 def functions_of(path: Path) -> Iterator[Described]:
     """The documented functions and methods of one file; a file that does not parse has none."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError, RecursionError):
-        return
-    for node in ast.walk(tree):
+    tree = parsed(path)
+    for node in ast.walk(tree) if tree else ():
         if isinstance(node, ast.FunctionDef) and (found := described(node)):
             yield found
 

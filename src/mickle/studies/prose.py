@@ -10,20 +10,15 @@ originals, each once.
 from __future__ import annotations
 
 import ast
-import hashlib
-import importlib.util
 import re
-import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from mickle.errors import UsageError
+from mickle.data import installed
+from mickle.data.installed import SITE, STDLIB, docstrings, module_name, package_files, package_folder, parsed
 
-STDLIB = "stdlib"
-SKIPPED = {"site-packages", "dist-packages", "test", "tests", "testing", "idle_test", "__pycache__", "lib2to3",
-           "ensurepip", "_vendor"}  # fmt: skip
+SKIPPED = SITE | {"test", "tests", "testing", "idle_test", "lib2to3", "ensurepip", "_vendor"}
 TOPICS = "pydoc_data/topics.py"  # the language reference, as one dictionary of texts
 HELD_OUT_OF = 10  # one module in so many is never part of a crawl
 LAYOUT = (">>>", "-", "*", "=", "+", "|", ":", "..", "@", "#")
@@ -42,54 +37,27 @@ class Source:
     @property
     def held_out(self) -> bool:
         """Whether the module belongs to the part that no crawl contains; it follows from the name alone."""
-        return hashlib.sha256(self.name.encode()).digest()[0] % HELD_OUT_OF == 0
+        return installed.held_out(self.name, HELD_OUT_OF)
 
 
 @cache
 def sources(package: str = STDLIB) -> tuple[Source, ...]:
     """The modules of a package that have prose; :class:`UsageError` where the package is not installed."""
-    root = folder_of(package)
+    root = package_folder(package)
     seen: set[str] = set()
     found = []
-    for path in sorted(root.rglob("*.py")):
-        inside = path.relative_to(root)
-        if SKIPPED & set(inside.parts):
+    for path in package_files(package, SKIPPED):
+        inside, tree = path.relative_to(root), parsed(path)
+        if tree is None:
             continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError, OSError):
-            continue
-        texts = topics(tree) if inside.as_posix() == TOPICS else {_dotted(inside): docstrings(tree)}
+        texts = topics(tree) if inside.as_posix() == TOPICS else {module_name(inside): docstrings(tree)}
         for name, docs in texts.items():
             if paragraphs := tuple(p for doc in docs for p in prose(doc) if _is_new(p, seen)):
                 found.append(Source(name, paragraphs))
     return tuple(found)
 
 
-def folder_of(package: str) -> Path:
-    """Where a package's files lie; nothing of it is run."""
-    if package == STDLIB:
-        return Path(sysconfig.get_paths()["stdlib"])
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise UsageError(f"package {package!r} is not installed", expected="a package of this Python")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def docstrings(tree: ast.Module) -> list[str]:
-    """The documentation strings of a module, its classes and functions, in order."""
-    waiting: list[ast.AST] = [tree]
-    found = []
-    while waiting:
-        node = waiting.pop(0)
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            found.append(ast.get_docstring(node) or "")
-            inner = (n for n in node.body if isinstance(n, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef))
-            waiting[:0] = inner
-    return found
-
-
-def topics(tree: ast.Module) -> dict[str, list[str]]:
+def topics(tree: ast.Module) -> dict[str, Iterable[str]]:
     """The texts of pydoc's dictionary of topics, by name."""
     pairs = (
         pair
@@ -117,10 +85,6 @@ def prose(doc: str) -> Iterator[str]:
         ended = text[:1].isalpha() and text[-1] in ".:!?"
         if ended and len(text.split()) >= LEAST_WORDS and len(SIGN.findall(text)) <= MOST_SIGNS * len(text):
             yield text
-
-
-def _dotted(path: Path) -> str:
-    return ".".join(part for part in path.with_suffix("").parts if part != "__init__")
 
 
 def _is_new(paragraph: str, seen: set[str]) -> bool:

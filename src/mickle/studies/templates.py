@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
-from pathlib import Path
 from random import Random
 from typing import Literal
 
+from mickle.data.installed import STDLIB, package_folder, parsed
 from mickle.studies import template_families as families
 from mickle.studies.template_phrases import Filler
 
@@ -119,16 +119,12 @@ class Body:
 def _library() -> dict[str, list[str]]:
     """Paragraphs, headings and code of the running Python's standard library, read and never run."""
     pool: dict[str, list[str]] = {"paragraph": [], "heading": [], "code": []}
-    folder = Path(ast.__file__).parent
+    folder = package_folder(STDLIB)
     for path in sorted(folder.glob("[a-z]*.py")) + sorted(folder.glob("[a-z]*/__init__.py")):
-        if path.stat().st_size > 200_000:
+        tree = parsed(path) if path.stat().st_size <= 200_000 else None
+        if tree is None:
             continue
-        source = path.read_text(encoding="utf-8", errors="replace")
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            continue
-        lines = source.splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         for node in ast.walk(tree):
             if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
                 continue
