@@ -198,15 +198,6 @@ def test_a_missing_folder_is_one_sentence(tmp_path: Path) -> None:
             call(tmp_path / "nowhere")
 
 
-def test_an_untrained_twin_depends_on_the_seed_alone(tmp_path: Path) -> None:
-    llama(attention_bias=True).save_pretrained(tmp_path)
-    for model in (decoder(), open_model(tmp_path)):
-        twins = [model.untrained(seed)(IDS) for seed in (5, 5, 6)]
-        assert torch.equal(twins[0], twins[1])
-        assert not torch.equal(twins[0], twins[2])
-        assert not torch.equal(twins[0], model(IDS))
-
-
 @pytest.mark.parametrize(
     ("settings", "kind", "opens"),
     [

@@ -19,17 +19,13 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> dict[str, Any]:
     """Write the adapter at the journal's step into `work`, in PEFT's form, with all that belongs to it."""
     from mickle.exporting.huggingface import keep_files
     from mickle.models.adapters import open_adapter, save_adapter
-    from mickle.models.prefix import PrefixedModel, save_prefix
     from mickle.training.replay import fingerprint_for
 
     assert source.journal is not None
     run = source.journal.runs[-1]
     model, how = source.open_moved()
     emit(Noted(how))
-    if isinstance(model, PrefixedModel):
-        save_prefix(model, work, source.base)
-    else:
-        save_adapter(model, work, source.base)
+    save_adapter(model, work, source.base)
     keep_files(source.files, work)
     moved = fingerprint_for(model, run)
     del model

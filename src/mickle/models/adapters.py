@@ -33,7 +33,7 @@ from mickle.models.adapter_folder import (
 from mickle.models.folder_check import ADAPTER
 from mickle.models.linear_layers import features, folder_layer_name, is_conv1d, is_linear, linear_layers, replace_layer
 from mickle.models.lora import LoraLinear, lora_layers, matched
-from mickle.models.prefix import open_prefix
+from mickle.models.prefix import PrefixedModel, open_prefix, save_prefix
 from mickle.models.quantized import open_base, quantize_model
 from mickle.models.safetensors_check import TensorEntry, read_header, refuse_not_finite
 
@@ -46,12 +46,15 @@ ENDINGS = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight"}
 def save_adapter(
     model: nn.Module, folder: Path, base: Path, tokenizer: Any = None, quantization: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the adapters of `model` into `folder`, as PEFT does; `base` is the folder of the model beneath.
+    """Write the adapters or the prefix of `model` into `folder`, as PEFT does; `base` is the folder of the model beneath.
 
     quantization: how the base was put into few bits when its folder holds it in 16 (arguments of
     `models.quantized.quantize_model`): it is done again when the adapter is opened. tokenizer: as `save_model` takes
     it. The caller seals the folder. Raises NumericError where a number is not finite.
     """
+    if isinstance(model, PrefixedModel):
+        save_prefix(model, folder, base, tokenizer)
+        return
     folder, base = Path(folder), Path(base).resolve()
     layers = lora_layers(model)
     if not layers:
