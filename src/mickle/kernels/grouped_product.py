@@ -143,6 +143,7 @@ def prepare(x, number, shift, order, segment, count, row, parts, sums):  # type:
         largest = largest * np.float32(256) + np.float32(127)
     for place in range(len(sums)):
         first, last = place * segment, (place + 1) * segment
+        # Four sums that do not wait for one another.
         a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
         size = np.uint32(0)
         for column in range(first, last, 4):
@@ -152,6 +153,7 @@ def prepare(x, number, shift, order, segment, count, row, parts, sums):  # type:
             size = max(size, np.uint32(bits[column] & np.uint32(0x7FFFFFFF)))
         sums.view(np.uint32)[place, 1] = size
         sums[place, 0] = (a + b) + (c + d)
+        # Never 0, which its inverse would not survive: a group of zeros has whole numbers 0.
         unit = max(sums[place, 1] / largest, np.float32(1e-38)) if count else np.float32(1)
         sums[place, 1] = unit
         inverse = np.float32(1) / unit

@@ -33,7 +33,8 @@ from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 
 IGNORE = -100
 CHUNK_BYTES = 16 * 2**20
-"""Size of one chunk's logits in the products' precision: large, as each chunk also adds up a whole [V, D]."""
+"""Size of one chunk's logits in the products' precision: large, as each chunk also adds up a whole [V, D]: with 2 MiB
+the loss took 40 % longer."""
 SOFTMAX_BYTES = 2 * 2**20
 """Size of the float32 rows that exponentials are taken of at a time: they stay in a core's own cache."""
 

@@ -174,6 +174,7 @@ def mask_tokens(
 
 # -- compiled: unsigned 64-bit numbers wrap around, as they are meant to -----------------------------------------------
 
+# Of splitmix64: 2^64 over the golden ratio, and the two factors of its finalizer.
 _GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _golden, _first, _second = np.uint64(_GOLDEN), np.uint64(_FIRST), np.uint64(_SECOND)
 _low, _half = np.uint64(_SCALE - 1), np.uint64(32)
@@ -202,6 +203,7 @@ def _put(token, upper, word, numbers, ordinary):  # type: ignore[no-untyped-def]
     if upper < numbers[3]:
         return np.int64(numbers[1]), label
     if upper < numbers[4]:
+        # The upper half of a product instead of a remainder: no division, and even to n / 2^32.
         return ordinary[((word & _low) * np.uint64(ordinary.size)) >> _half], label
     return token, label
 
@@ -234,7 +236,7 @@ def _mask_spans(tokens, samples, numbers, special, ordinary, begins_word, inputs
     for row in range(tokens.shape[0]):
         state = _mixed(seed + samples[row])
         ends[:] = -MOST_IN_A_SPAN
-        for at in range(-MOST_IN_A_SPAN, tokens.shape[1]):
+        for at in range(-MOST_IN_A_SPAN, tokens.shape[1]):  # spans that opened before the row reach into it
             word = _mixed(state)
             state += _golden
             slot = (at + MOST_IN_A_SPAN) % MOST_IN_A_SPAN

@@ -69,7 +69,7 @@ def quantize(flat, thresholds, block, least, packed, absmax):  # type: ignore[no
                 scaled[i] = np.float32(0.0)
         for i in range(block):
             places[i] = 0
-        for t in range(15):
+        for t in range(15):  # counted and not searched for: no branch, so that the compiler makes vectors of it
             threshold = thresholds[t]
             for i in range(block):
                 places[i] += np.uint8(scaled[i] > threshold)

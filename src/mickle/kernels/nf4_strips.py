@@ -78,9 +78,7 @@ def product(kind: str, double: bool) -> Any:
                         t.store(FLOATS, made, t.at("%scratch", block, 4 * STRIP))
                 scale = t.at("%scratch", block, 4 * STRIP) if double else t.at("%scales", number, 4 * STRIP)
                 codes = t.at("%words", number, COLUMNS // 8 * 4 * STRIP)
-                sums = (_pairs_dot if pairs else _dot)(
-                    t, kind, table, codes, t.at(x, block, COLUMNS * 4 // (1 + pairs))
-                )
+                sums = _dot(t, kind, table, codes, t.at(x, block, COLUMNS * 4 // (1 + pairs)))
                 t.store(FLOATS, t.fma(sums, t.load(FLOATS, scale), t.load(FLOATS, total)), total)
             place = t.let(f"add i64 {t.let(f'mul i64 {row}, %strips')}, {strip}")
             t.store(FLOATS, t.load(FLOATS, total), t.at("%out", place, 4 * STRIP))
@@ -106,47 +104,34 @@ def _lookup(t: Program, kind: str, table: str, codes: str) -> str:
 
 
 def _dot(t: Program, kind: str, table: str, codes: str, x: str) -> str:
-    """Sum over 64 columns of table[code] x[column], in each lane."""
+    """Sum over 64 columns of table[code] x[column], in each lane. bf16: x as pairs of columns (c, c + 4), table uint16
+    [32], the 16 values twice; a step is then a pair.
+    """
+    pairs = kind == "bf16"
+    of_codes, of_x, a_word = (SHORTS, "i32", 4) if pairs else (WORDS, "float", 8)
     sums = ["zeroinitializer"] * 4  # they do not wait for one another
-    for column in range(COLUMNS):
-        if column % 8 == 0:
-            word = _eight_columns(t, codes, column // 8)
-        own = _shifted(t, WORDS, word, 4 * (column % 8 ^ 1))
-        factor = t.splat(t.load("float", t.after(x, 4 * column)))
-        sums[column % 4] = t.fma(_lookup(t, kind, table, own), factor, sums[column % 4])
-    return _sum(t, sums)
-
-
-def _pairs_dot(t: Program, kind: str, table: str, codes: str, x: str) -> str:
-    """The same of bfloat16: x as pairs of columns (c, c + 4), table uint16 [32], the 16 values twice."""
-    sums = ["zeroinitializer"] * 4
-    for step in range(COLUMNS // 2):
-        if step % 4 == 0:
-            word = t.let(f"bitcast {WORDS} {_eight_columns(t, codes, step // 4)} to {SHORTS}")
-        own = _shifted(t, SHORTS, word, 4 * (step % 4 ^ 1))
-        found = t.call(SHORTS, "llvm.x86.avx512.permvar.hi.512", (SHORTS, table), (SHORTS, own))
-        pair = t.splat(t.load("i32", t.after(x, 4 * step)), "i32")
-        values, factors = (t.let(f"bitcast {of} {value} to {BRAINS}") for of, value in ((SHORTS, found), (WORDS, pair)))
-        sums[step % 4] = t.call(
-            FLOATS, "llvm.x86.avx512bf16.dpbf16ps.512", (FLOATS, sums[step % 4]), (BRAINS, values), (BRAINS, factors)
+    for step in range(COLUMNS * a_word // 8):
+        if step % a_word == 0:
+            place = t.after(codes, 4 * STRIP * (step // a_word))
+            t.prefetch(t.after(place, AHEAD), keep=3)
+            word = t.load(of_codes, place)
+        shift = 4 * (step % a_word ^ 1)
+        own = t.let(f"lshr {of_codes} {word}, {same(of_codes, shift)}") if shift else word
+        factor = t.splat(t.load(of_x, t.after(x, 4 * step)), of_x)
+        total = sums[step % 4]
+        add = (
+            _added_pairs(t, table, own, factor, total) if pairs else t.fma(_lookup(t, kind, table, own), factor, total)
         )
-    return _sum(t, sums)
+        sums[step % 4] = add
+    halves = [t.let(f"fadd {FLOATS} {sums[k]}, {sums[k + 1]}") for k in (0, 2)]
+    return t.let(f"fadd {FLOATS} {halves[0]}, {halves[1]}")
 
 
-def _eight_columns(t: Program, codes: str, number: int) -> str:
-    """The words of eight columns."""
-    place = t.after(codes, 4 * STRIP * number)
-    t.prefetch(t.after(place, AHEAD), keep=3)
-    return t.load(WORDS, place)
-
-
-def _shifted(t: Program, kind: str, word: str, bits: int) -> str:
-    return t.let(f"lshr {kind} {word}, {same(kind, bits)}") if bits else word
-
-
-def _sum(t: Program, sums: list[str]) -> str:
-    first, second = (t.let(f"fadd {FLOATS} {a}, {b}") for a, b in (sums[:2], sums[2:]))
-    return t.let(f"fadd {FLOATS} {first}, {second}")
+def _added_pairs(t: Program, table: str, codes: str, x: str, total: str) -> str:
+    """total + both values of each lane times its two bfloat16 of x."""
+    found = t.call(SHORTS, "llvm.x86.avx512.permvar.hi.512", (SHORTS, table), (SHORTS, codes))
+    pairs = [(BRAINS, t.let(f"bitcast {of} {value} to {BRAINS}")) for of, value in ((SHORTS, found), (WORDS, x))]
+    return t.call(FLOATS, "llvm.x86.avx512bf16.dpbf16ps.512", (FLOATS, total), *pairs)
 
 
 def _scales(t: Program, kind: str, strip: str, block: str, number: str, near: str) -> str:

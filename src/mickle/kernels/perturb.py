@@ -33,9 +33,9 @@ from mickle.kernels.philox import (
     two_words,
 )
 
-_PLAIN_TILE = 1 << 20
+_PLAIN_TILE = 1 << 20  # elements: what the plain version holds beside the tensor is some dozens of MB
 _CHUNK = 1 << 16  # elements a thread takes at a time
-_PARALLEL_FROM = 2 * _CHUNK
+_PARALLEL_FROM = 2 * _CHUNK  # with less a second thread would have nothing to do
 
 
 @torch.no_grad()
@@ -118,7 +118,7 @@ def _add(weights, offset, words, draws, scales, factors, signs):  # type: ignore
         else:
             rest[: weights.size - whole] = weights[whole:]
             tile = rest
-        for i in range(draws.size):
+        for i in range(draws.size):  # all draws while the tile is in the first cache
             if signs:
                 _fill(random, (offset + start) // 128, words, draws[i])
                 _add_signs(tile, random, scales[i], factors[i])
@@ -134,7 +134,7 @@ def _add(weights, offset, words, draws, scales, factors, signs):  # type: ignore
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _fill(random, first, words, draw):  # type: ignore[no-untyped-def]
     """The words of 16 blocks; word i of lane l is written to [16 i + l]."""
-    for lane in range(_LANES):
+    for lane in range(_LANES):  # no lane waits for another: the compiler makes all of them at once
         c0 = np.uint32(first + lane)
         c1 = words[2]
         c2 = words[3]
@@ -180,12 +180,13 @@ def _normal_numbers(z, random):  # type: ignore[no-untyped-def]
         for lane in range(_LANES):
             x = random[2 * pair * _LANES + lane]
             y = random[(2 * pair + 1) * _LANES + lane]
+            # 1 is added so that no logarithm is of 0; 24 bits are what float32 holds without rounding.
             value = np.float32(np.uint32((x >> np.uint32(8)) + np.uint32(1)))
             bits = value.view(np.int32)
             mantissa = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F000000)).view(np.float32)
             below = mantissa < SQUARE_ROOT_OF_HALF
             exponent = np.int32((bits >> np.int32(23)) - np.int32(126 + 24) - np.int32(below))
-            mantissa = mantissa + mantissa if below else mantissa
+            mantissa = mantissa + mantissa if below else mantissa  # near 1, where a short series is enough
             s = (mantissa - one) / (mantissa + one)
             q = s * s
             series = q * (np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9))))

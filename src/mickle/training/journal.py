@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 MAGIC, FORMAT = b"MEZO", 1
 GENERATOR = "philox4x32-10/1"  # the directions of kernels/philox.py; the number rises if one bit of them changes
-LARGEST = 256 << 20  # bytes of a file
-LARGEST_HEADER = 16 << 20
+LARGEST = 256 << 20  # bytes of a file: a hundred million steps
+LARGEST_HEADER = 16 << 20  # unpacked; what would unfold without end stops here
 ADAPTERS = ("lora", "prefix")
 MOST_RUNS, MOST_MEASURED = 10_000, 10_000
 _START = struct.Struct("<4sHI")

@@ -33,9 +33,9 @@ from mickle.kernels.philox import Kind, Stream
 
 Variant = Literal["plain", "momentum", "adam", "fzoo"]
 FORGOTTEN = 1e-3  # a projection with less than this share of its first weight no longer counts
-ADAM_EPS = 1e-8
-MOST_PROBES = 1024
-MOST_DRAWS = 1 << 32
+ADAM_EPS = 1e-8  # as in Adam itself
+MOST_PROBES = 1024  # a journal from elsewhere must not ask for any amount of memory
+MOST_DRAWS = 1 << 32  # a draw is one word of the generator's counter
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from torch.optim.adamw import adamw
 
 from mickle import storage
 
-SMALL = 100_000
+SMALL = 100_000  # numbers, as in the reference code
 AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
