@@ -150,12 +150,12 @@ def test_every_format_says_the_same(tmp_path):
     ("line", "said"),
     [
         ("{", "not JSON"),
-        ("7", "lacks a good or a bad"),
+        ("7", "a number, not an object"),
         ('{"good": "a"}', "lacks a good or a bad"),
         ('{"good": "a", "bad": 3}', "empty or no text"),
         ('{"good": "a", "bad": " "}', "empty or no text"),
         ('{"good": "a", "bad": "a"}', "the same"),
-        ("[" * 5000, "not JSON"),
+        ("[" * 5000, "not JSON|inside each other"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path, line, said):
@@ -169,7 +169,7 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "latin.jsonl").write_bytes(b'{"good": "\xe9"}')
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    wrong = {"empty.jsonl": "no pairs", "latin.jsonl": "UTF-8", "a.parquet": "cannot be read", "x": "no file"}
+    wrong = {"empty.jsonl": "no pairs", "latin.jsonl": "UTF-8", "a.parquet": "not a whole Parquet", "x": "no file"}
     for name, said in wrong.items():
         with pytest.raises(UsageError, match=said):
             read_pairs(tmp_path / name)

@@ -84,6 +84,15 @@ def read_calibration(
     return Calibration(ids, len(texts), left_out)
 
 
+def said(calibration: Calibration | None) -> str:
+    """What the calibration text is, in a line."""
+    if calibration is None:
+        return "no calibration text"
+    rows, length = calibration.ids.shape
+    left_out = f"; {calibration.left_out:,} held-out pages of the model left out" if calibration.left_out else ""
+    return f"calibration: {rows:,} sequences of {length:,} tokens from {calibration.pages:,} pages{left_out}"
+
+
 def _texts(data: Path) -> Iterator[str]:
     """Page by page; a text file is one page."""
     from mickle.data.heldout import read_pages

@@ -1,18 +1,98 @@
-"""How `mickle compress` may store weights: settings of each method."""
+"""How `mickle compress` may store weights: settings of each method, and how it goes over a model."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from mickle.config import Config
+from mickle.events import Emit, Noted, Warned
+from mickle.storage import SCRATCH
+
+if TYPE_CHECKING:
+    from mickle.compression.calibration import Calibration
+    from mickle.compression.sweep import SweepSettings
+    from mickle.compression.walk import LayerFigures
+    from mickle.models.blocks import Blocks
+    from mickle.quantization.grouped import Layout
 
 Group = Literal[0, 8, 16, 32, 64, 128]  # columns; 0 is a whole row
-SHARE_TO_WARN = 0.03  # of outliers; above it more bits are the better buy
+Sizes = Sequence[tuple[int, int]]  # outputs and inputs of each layer
 
 
-class Spqr(Config):
+class BlockByBlock(Config):
+    """What the methods share that go block by block and sweep the columns of a layer."""
+
+    needs_text: ClassVar[bool] = True
+    reads_text: ClassVar[bool] = True
+
+    def sweep(self, sizes: Sizes) -> SweepSettings:
+        """How layers of ``sizes`` are swept; a threshold that follows from a size is not in it yet."""
+        raise NotImplementedError
+
+    def outlier_room(self, layouts: Sequence[Layout], ordered: bool) -> tuple[int, bool] | None:
+        """Outliers that all layers may have together, and whether more are never taken; None: a threshold decides."""
+        return None
+
+    def compress(
+        self, model: Path, calibrate: Callable[[Blocks], Calibration | None], work: Path, emit: Emit
+    ) -> tuple[list[LayerFigures], list[float]]:
+        """The folder's weights and config; figures of all layers, and seconds of each block."""
+        from mickle.compression.calibration import said
+        from mickle.compression.outcome import write_weights
+        from mickle.compression.walk import spending, walk
+        from mickle.models.blocks import check_finite, open_blocks, weights_of
+        from mickle.quantization.grouped import Layout
+
+        blocks = open_blocks(model)
+        check_finite(blocks.files)
+        if blocks.in_memory:
+            emit(
+                Noted("this architecture is opened whole: memory is that of the model in float32 and one block's more")
+            )
+        calibration = calibrate(blocks)
+        if calibration is not None:
+            emit(Noted(said(calibration)))
+            if calibration.tokens < 2048:
+                emit(Warned(f"{calibration.tokens:,} tokens of calibration text say little about the model's inputs"))
+        ids = None if calibration is None else calibration.ids
+        sizes = [size for _, size in weights_of(blocks)]
+        settings = self.sweep(sizes)
+        layouts = [Layout(o, i, settings.bits, min(settings.group or i, i), settings.two_level) for o, i in sizes]
+        room = self.outlier_room(layouts, settings.act_order)
+        allowed = None
+        if room is not None:
+            assert ids is not None
+            allowed = spending(blocks, ids, settings, *room, work / SCRATCH / "survey.json", emit)
+        done = work / SCRATCH / "blocks"
+        figures, seconds = walk(blocks, ids, settings, done, emit, allowed)
+        write_weights(blocks, work, done)
+        return figures, seconds
+
+
+class PlainGroups(BlockByBlock):
+    """What the methods share whose only question of size is that of a group."""
+
+    kind: Literal["gptq", "rtn"]
+    bits: Literal[2, 3, 4] = Field(4, description="of a code")
+    group: Group = Field(64, description="columns of a group; 0 is a whole row")
+    target_bits: float | None = Field(
+        None, gt=0, le=16, description="instead of group: the smallest group that takes no more bits a weight"
+    )
+
+    def group_of(self, sizes: Sizes, ordered: bool) -> int:
+        """The group that was asked for, or that the size asked for leads to."""
+        from mickle.compression.target import group_for
+
+        if self.target_bits is None:
+            return self.group
+        return group_for(sizes, self.bits, self.target_bits, ordered)
+
+
+class Spqr(BlockByBlock):
     """SpQR (arXiv 2306.03078): small groups, statistics in 3 bits, the most harmful weights in 16."""
 
     kind: Literal["spqr"] = "spqr"
@@ -32,36 +112,70 @@ class Spqr(Config):
             raise ValueError("give one of target_bits, outliers and tau")
         return self
 
+    def sweep(self, sizes: Sizes) -> SweepSettings:
+        from mickle.compression.sweep import SweepSettings
 
-class Gptq(Config):
+        return SweepSettings(
+            self.bits, self.group, self.statistics == 3, 0.2 if self.tau is None else self.tau, self.leave_one_out,
+            act_order=self.act_order, damping=self.damping,
+        )  # fmt: skip
+
+    def outlier_room(self, layouts: Sequence[Layout], ordered: bool) -> tuple[int, bool] | None:
+        from mickle.compression.target import outlier_budget
+
+        if self.target_bits is not None:
+            return outlier_budget(layouts, self.target_bits, ordered), True
+        if self.outliers is not None:
+            return round(self.outliers * sum(layout.outputs * layout.inputs for layout in layouts)), False
+        return None
+
+
+class Gptq(PlainGroups):
     """GPTQ (arXiv 2210.17323): later columns make up for earlier errors; statistics in 16 bits."""
 
     kind: Literal["gptq"] = "gptq"
-    bits: Literal[2, 3, 4] = Field(4, description="of a code")
-    group: Group = Field(64, description="columns of a group; 0 is a whole row")
-    target_bits: float | None = Field(
-        None, gt=0, le=16, description="instead of group: the smallest group that takes no more bits a weight"
-    )
     act_order: bool = Field(True, description="most active inputs first")
     damping: float = Field(0.01, gt=0, le=10, description="share of the mean diagonal added to the Hessian")
 
+    def sweep(self, sizes: Sizes) -> SweepSettings:
+        from mickle.compression.sweep import gptq
 
-class Rtn(Config):
+        group = self.group_of(sizes, self.act_order)
+        return gptq(self.bits, group, act_order=self.act_order, damping=self.damping)
+
+
+class Rtn(PlainGroups):
     """Rounding to nearest: the control. Needs no calibration text; with one, it reports output errors."""
 
+    needs_text: ClassVar[bool] = False
+
     kind: Literal["rtn"] = "rtn"
-    bits: Literal[2, 3, 4] = Field(4, description="of a code")
-    group: Group = Field(64, description="columns of a group; 0 is a whole row")
-    target_bits: float | None = Field(
-        None, gt=0, le=16, description="instead of group: the smallest group that takes no more bits a weight"
-    )
+
+    def sweep(self, sizes: Sizes) -> SweepSettings:
+        from mickle.compression.sweep import rounding
+
+        return rounding(self.bits, self.group_of(sizes, ordered=False))
 
 
 class Nf4(Config):
     """NF4 of QLoRA (arXiv 2305.14314) in blocks of 64, the format of bitsandbytes. Needs no calibration text."""
 
+    needs_text: ClassVar[bool] = False
+    reads_text: ClassVar[bool] = False
+
     kind: Literal["nf4"] = "nf4"
     double: bool = Field(True, description="quantize the blocks' scales too")
+
+    def sweep(self, sizes: Sizes) -> None:
+        """Its codes are looked up, not swept."""
+
+    def compress(
+        self, model: Path, calibrate: Callable[[Blocks], Calibration | None], work: Path, emit: Emit
+    ) -> tuple[list[LayerFigures], list[float]]:
+        """The model, opened whole; errors are those of the weights."""
+        from mickle.compression.outcome import compress_nf4
+
+        return compress_nf4(model, self.double, work)
 
 
 Method = Annotated[Spqr | Gptq | Rtn | Nf4, Field(discriminator="kind")]

@@ -10,17 +10,20 @@ from typing import Any
 
 from mickle import machine, storage
 from mickle.compression.walk import ROUNDED, LayerFigures, block_settings
+from mickle.evaluation.comparison import weight_bytes
 from mickle.events import Emit, Noted
+from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.models.blocks import Blocks, read_tensor
 from mickle.models.folder_check import CONFIG, INDEX, inspect_folder, regular_file
 from mickle.models.safetensors_check import read_header
+from mickle.results import TABLE, Result, Table
 
-LAYERS, TABLE, FIGURE = "layers.json", "table.md", "layers.svg"
 HELDOUT = "heldout.parquet"
 OTHERS = (
     "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", HELDOUT,
 )  # fmt: skip
+PERCENT_TO_WARN = 3.0  # of outliers; above it more bits are the better buy
 MEASURED_BYTES = 1 << 20  # of held-out text, read before and after
 
 
@@ -109,15 +112,12 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
     return found
 
 
-def write_report(
-    work: Path, model: Path, method: str, figures: list[LayerFigures], loss: dict[str, Any]
-) -> dict[str, Any]:
-    """`layers.json`, `table.md`, `layers.svg` and the summary; its "lines" are for the person who waits."""
+def result(work: Path, model: Path, method: str, figures: list[LayerFigures], loss: dict[str, Any]) -> Result:
+    """What came of it: numbers, a row a layer, errors and bits by block, and sentences."""
     weights = sum(f.outputs * f.inputs for f in figures)
     stored = sum(f.bytes for f in figures)
     formula = sum(f.formula_bits * f.outputs * f.inputs for f in figures) / max(1, weights)
     worst = sorted(figures, key=lambda f: -f.error)[:3]
-    before, after = _weight_bytes(model), _weight_bytes(work)
     summary: dict[str, Any] = {
         "method": method,
         "layers": len(figures),
@@ -125,17 +125,35 @@ def write_report(
         "bits_per_weight": 8 * stored / max(1, weights),
         "bits_per_weight_by_formula": formula,
         "outlier_share": sum(f.outliers for f in figures) / max(1, weights),
-        "bytes_before": before,
-        "bytes_after": after,
+        "bytes_before": weight_bytes(model),
+        "bytes_after": weight_bytes(work),
         "worst_layers": {f.name: f.error for f in worst},
         "remarks": {f.name: f.remark for f in figures if f.remark},
         "loss": loss,
     }
-    storage.write_json(work / LAYERS, {**summary, "layers": [asdict(f) for f in figures]})
-    table = as_table(figures, summary)
-    storage.write_text(work / TABLE, table)
-    storage.write_text(work / FIGURE, draw(figures))
-    return {**summary, "lines": _lines(summary)}
+    warnings = []
+    if (share := 100 * summary["outlier_share"]) > PERCENT_TO_WARN:
+        better = "another bit for all is the better buy"
+        warnings.append(f"{share:.1f} % of the weights are outliers, 32 bits each: {better}")
+    head = "\n".join(f"{line}  " for line in _lines({**summary, "remarks": {}}))
+    rows = [
+        (
+            f.name, f"{f.outputs} x {f.inputs}", f"{f.bits:.3f}", f"{100 * f.outlier_share:.2f} %", f"{f.error:.4f}",
+            f"{f.tokens:,}", f"{f.damping:g}", f.remark,
+        )
+        for f in figures
+    ]  # fmt: skip
+    headings = ("layer", "size", "bits", "outliers", "output error", "tokens", "damping", "remark")
+    return Result(
+        summary,
+        {**summary, "layers": [asdict(f) for f in figures]},
+        [head, Table(headings, rows)],
+        {"layers.svg": picture(figures)},
+        file="layers.json",
+        notes=_lines(summary),
+        warnings=warnings,
+        told=False,
+    )
 
 
 def _lines(summary: dict[str, Any]) -> list[str]:
@@ -163,42 +181,15 @@ def _lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def as_table(figures: list[LayerFigures], summary: dict[str, Any]) -> str:
-    """The report in Markdown: what came of it, then a row a layer."""
-    head = [f"{line}  " for line in _lines({**summary, "remarks": {}})]
-    rows = [
-        f"| {f.name} | {f.outputs} x {f.inputs} | {f.bits:.3f} | {100 * f.outlier_share:.2f} % | {f.error:.4f} "
-        f"| {f.tokens:,} | {f.damping:g} | {f.remark} |"
-        for f in figures
-    ]
-    columns = "| layer | size | bits | outliers | output error | tokens | damping | remark |"
-    return "\n".join([*head, "", columns, "|---|---|---|---|---|---|---|---|", *rows]) + "\n"
-
-
-def draw(figures: list[LayerFigures]) -> str:
-    """Error and bits of every layer by its block, one line for each kind of layer, as SVG."""
-    from mickle import figures as svg
-
+def picture(figures: list[LayerFigures]) -> Figure:
+    """Error and bits of every layer by its block, one line for each kind of layer."""
     kinds = sorted({f.name.rsplit(".", 1)[-1] for f in figures})
-
-    def paint(left: Any, right: Any) -> None:
-        for number, kind in enumerate(kinds):
-            own = [f for f in figures if f.name.endswith(kind)]
-            colours = len(svg.COLOURS)
-            style = {"color": svg.COLOURS[number % colours], "linestyle": "-" if number < colours else ":"}
-            blocks = range(len(own))
-            left.plot(blocks, [f.error for f in own], "o", markersize=3, label=kind, **style)
-            right.plot(blocks, [f.bits for f in own], "o", markersize=3, **style)
-        left.set_ylabel("relative output error")
-        right.set_ylabel("stored bits a weight")
-        for axes in (left, right):
-            axes.set_xlabel("block")
-            axes.xaxis.get_major_locator().set_params(integer=True)
-        if 1 < len(kinds) <= 8:
-            left.legend(fontsize=7)
-
-    return svg.draw(paint, width=9, height=3.2, columns=2)
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    errors, bits = [], []
+    for number, kind in enumerate(kinds):
+        own = [f for f in figures if f.name.endswith(kind)]
+        style, colour = "o-" if number < len(COLOURS) else "o:", COLOURS[number % len(COLOURS)]
+        errors.append(Line(range(len(own)), [f.error for f in own], kind, style, colour, size=3))
+        bits.append(Line(range(len(own)), [f.bits for f in own], None, style, colour, size=3))
+    legend = 7 if 1 < len(kinds) <= 8 else 0
+    left = Panel("block", "relative output error", errors, whole_x=True, legend=legend)
+    return Figure((left, Panel("block", "stored bits a weight", bits, whole_x=True)), width=9, height=3.2)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mickle import storage
 from mickle.compression.hessian import Gathered, gather
 from mickle.compression.sweep import Factor, SweepSettings, Swept, factorize, prepare, relative_error, sweep
-from mickle.compression.target import error_counts
+from mickle.compression.target import Budget, error_counts
 from mickle.errors import NumericError
 from mickle.events import Emit, Progressed, Started
 from mickle.models.blocks import (
@@ -78,14 +78,16 @@ def walk(
     settings: SweepSettings,
     folder: Path,
     emit: Emit,
-    allowed: Callable[[list[LayerFigures]], Allowed],
+    allowed: Callable[[list[LayerFigures]], Allowed] | None = None,
 ) -> tuple[list[LayerFigures], list[float]]:
     """Quantize every block's linear layers; block i's are left in folder/i.safetensors, their figures beside it.
 
     ids [n, T]: calibration text; None: nothing is run, layers are rounded. allowed: what the next layer may
-    take, given the figures of all before it. Returns all figures and the seconds of each block (0 for one done before).
+    take, given the figures of all before it; None: what the settings' threshold says. Returns all figures and the
+    seconds of each block (0 for one done before).
     """
     folder.mkdir(parents=True, exist_ok=True)
+    allowed = allowed or (lambda before: Allowed(settings.tau))
     rows = 0 if ids is None else batch_rows(*ids.shape)
     hidden = [] if ids is None else first_inputs(blocks, ids, rows)
     figures: list[LayerFigures] = []
@@ -129,6 +131,24 @@ def survey(blocks: Blocks, ids: Tensor, settings: SweepSettings, file: Path, emi
         emit(Progressed(index + 1))
     storage.write_json(file, counts)
     return counts
+
+
+def spending(
+    blocks: Blocks, ids: Tensor, settings: SweepSettings, room: int, strict: bool, file: Path, emit: Emit
+) -> Callable[[list[LayerFigures]], Allowed]:
+    """What the next layer may take, given the figures of those before it, where all have ``room`` outliers together.
+
+    ``strict``: never more of them. The survey is kept in ``file``.
+    """
+    counts = survey(blocks, ids, replace(settings, tau=float("inf")), file, emit)
+
+    def allowed(before: list[LayerFigures]) -> Allowed:
+        budget = Budget(room, list(counts))
+        for figures in before:
+            budget.spend(figures.tau or float("inf"), figures.outliers)
+        return Allowed(min(budget.tau(), NO_OUTLIERS), budget.left if strict else None)
+
+    return allowed
 
 
 def batch_rows(samples: int, length: int) -> int:

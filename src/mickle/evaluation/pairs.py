@@ -16,9 +16,8 @@ many tokens score too well. Pairs that differ in one word of equal length in tok
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,9 +36,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
+    from mickle.data.rows import Row
     from mickle.data.tokenizer import TextTokenizer
 
-LARGEST_FILE = 1 << 30
 FIELDS = (("good", "bad"), ("sentence_good", "sentence_bad"))
 KINDS = ("kind", "linguistics_term", "UID")
 BATCH_TOKENS = 8192
@@ -87,55 +86,20 @@ class Pairs(Measure):
 
 def read_pairs(path: Path, by: str | None = None) -> list[Pair]:
     """The pairs of a file. Raises UsageError naming the line or row that is wrong, and for a file without pairs."""
+    from mickle.data.rows import read_rows
+
     if not Path(path).is_file():
         raise UsageError(f"There is no file {path}.", where="data", expected="JSON Lines, JSON or Parquet")
-    if path.stat().st_size > LARGEST_FILE:
-        raise UsageError("This file of pairs is too large.", where=str(path), expected="at most 1 GiB")
-    pairs = [_pair(record, where, by) for record, where in _records(Path(path))]
+    pairs = [_pair(row, by) for row in read_rows(Path(path))]
     if not pairs:
         raise UsageError("The file holds no pairs.", where=str(path), expected=EXPECTED)
     return pairs
 
 
-def _records(path: Path) -> Iterator[tuple[Any, str]]:
-    """Every record with its place: line of JSON Lines, item of a JSON list, row of Parquet."""
-    if path.suffix == ".parquet":
-        yield from _rows(path)
-        return
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError("The file is not UTF-8 text.", where=f"{path}, byte {error.start}") from None
-    if text.lstrip().startswith("["):
-        yield from ((item, f"{path}, item {n}") for n, item in enumerate(_json(text, str(path)), 1))
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield _json(line, f"{path}:{number}"), f"{path}:{number}"
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise UsageError("This is not JSON.", where=where, expected=EXPECTED) from None
-
-
-def _rows(path: Path) -> Iterator[tuple[Any, str]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(
-            f"This Parquet file cannot be read: {str(error).splitlines()[0][:200]}", where=str(path)
-        ) from error
-    yield from ((row, f"{path}, row {number}") for number, row in enumerate(rows, 1))
-
-
-def _pair(record: Any, where: str, by: str | None) -> Pair:
-    values = record if isinstance(record, dict) else {}
+def _pair(row: Row, by: str | None) -> Pair:
+    values, where = row.values, row.where
+    if row.problem:
+        raise UsageError(f"This record cannot be read: {row.problem}.", where=where, expected=EXPECTED)
     names = next((pair for pair in FIELDS if all(name in values for name in pair)), None)
     if names is None:
         raise UsageError("The record lacks a good or a bad sentence.", where=where, expected=EXPECTED)
