@@ -46,7 +46,7 @@ ENDINGS = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight"}
 def save_adapter(
     model: nn.Module, folder: Path, base: Path, tokenizer: Any = None, quantization: Mapping[str, Any] | None = None
 ) -> None:
-    """Write the adapters or the prefix of `model` into `folder`, as PEFT does; `base` is the folder of the model beneath.
+    """Write the adapters or the prefix of `model` into `folder`, as PEFT does; `base` is the folder of the model below.
 
     quantization: how the base was put into few bits when its folder holds it in 16 (arguments of
     `models.quantized.quantize_model`): it is done again when the adapter is opened. tokenizer: as `save_model` takes
