@@ -1,9 +1,12 @@
-"""What tests of the studies of compressed weights share."""
+"""What tests of the studies of compressed weights share; sentinels.py can be imported by tests here."""
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
