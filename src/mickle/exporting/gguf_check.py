@@ -25,7 +25,7 @@ def open_gguf(folder: Path) -> Decoder:
     """The decoder of a folder's file, in float32 and evaluation mode; shape and weights are the file's alone."""
     import torch
 
-    from mickle.exporting.gguf_file import FILE, as_read, gguf_package, our_names
+    from mickle.exporting.gguf_file import FILE, SHAPE, as_read, gguf_package, our_names
     from mickle.models.decoder import Decoder
     from mickle.models.shape import DecoderConfig
 
@@ -33,22 +33,8 @@ def open_gguf(folder: Path) -> Decoder:
     reader = gguf.GGUFReader(folder / FILE)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
 
-    def value(name: str) -> Any:
-        return reader.fields[f"llama.{name}"].contents()
-
-    config = DecoderConfig(
-        vocab_size=value("vocab_size"),
-        width=value("embedding_length"),
-        layers=value("block_count"),
-        heads=value("attention.head_count"),
-        kv_heads=value("attention.head_count_kv"),
-        head_width=value("attention.key_length"),
-        ffn_width=value("feed_forward_length"),
-        max_length=value("context_length"),
-        tied="output.weight" not in tensors,
-        norm_eps=value("attention.layer_norm_rms_epsilon"),
-        rope_theta=value("rope.freq_base"),
-    )
+    sizes = {ours: reader.fields[f"llama.{theirs}"].contents() for theirs, ours in SHAPE.items()}
+    config = DecoderConfig(**sizes, tied="output.weight" not in tensors)
     with torch.device("meta"):
         model = Decoder(config)
     state = {}
@@ -67,7 +53,7 @@ def open_gguf(folder: Path) -> Decoder:
 def read_back(folder: Path) -> Vocabulary:
     """The vocabulary that a folder's file holds."""
     from mickle.exporting.gguf_file import FILE, gguf_package
-    from mickle.exporting.gguf_tokens import Vocabulary
+    from mickle.exporting.gguf_tokens import MARKS, Vocabulary
 
     fields = gguf_package().GGUFReader(folder / FILE).fields
 
@@ -87,9 +73,6 @@ def read_back(folder: Path) -> Vocabulary:
         template=value("chat_template", ""),
         note="",
     )
-
-
-MARKS = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
 def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]) -> None:

@@ -44,6 +44,21 @@ NAMES = {  # ours -> llama.cpp's, inside a block
     "input_layernorm": "attn_norm",
     "post_attention_layernorm": "ffn_norm",
 }
+SHAPE = {  # llama.cpp's -> ours
+    "vocab_size": "vocab_size",
+    "context_length": "max_length",
+    "embedding_length": "width",
+    "block_count": "layers",
+    "feed_forward_length": "ffn_width",
+    "attention.head_count": "heads",
+    "attention.head_count_kv": "kv_heads",
+    "attention.key_length": "head_width",
+    "attention.value_length": "head_width",
+    "rope.dimension_count": "head_width",
+    "rope.freq_base": "rope_theta",
+    "attention.layer_norm_rms_epsilon": "norm_eps",
+}
+FRACTIONS = ("rope_theta", "norm_eps")
 OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
@@ -109,34 +124,23 @@ def write_gguf(model: Decoder, source: Source, work: Path, kind: str) -> list[st
 
 def add_shape(writer: Any, config: DecoderConfig) -> None:
     """The sizes of the model as llama.cpp's architecture "llama" names them."""
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_context_length(config.max_length)
-    writer.add_embedding_length(config.width)
-    writer.add_block_count(config.layers)
-    writer.add_feed_forward_length(config.ffn_width)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    writer.add_key_length(config.head_width)
-    writer.add_value_length(config.head_width)
-    writer.add_rope_dimension_count(config.head_width)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    for theirs, ours in SHAPE.items():
+        add = writer.add_float32 if ours in FRACTIONS else writer.add_uint32
+        add(f"llama.{theirs}", getattr(config, ours))
 
 
 def add_vocabulary(writer: Any, words: Vocabulary) -> None:
     """Tokens, merges, marks and the chat template."""
+    from mickle.exporting.gguf_tokens import MARKS
+
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.tokens)
     writer.add_token_types(words.kinds)
     writer.add_token_merges(words.merges)
-    for name, add in (
-        ("bos", writer.add_bos_token_id),
-        ("eos", writer.add_eos_token_id),
-        ("pad", writer.add_pad_token_id),
-    ):
+    for name, long in MARKS.items():
         if name in words.marks:
-            add(words.marks[name])
+            writer.add_uint32(f"tokenizer.ggml.{long}_token_id", words.marks[name])
     writer.add_add_bos_token(words.begins)
     writer.add_add_eos_token(words.ends)
     writer.add_add_space_prefix(False)

@@ -24,6 +24,7 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3, QWEN2 = CONTRACTIONS + r"\p{N}{1,3}" + REST, CONTRACTIONS + r"\p{N}" + REST
 DEFAULT = "default"
+MARKS = {"bos": "bos", "eos": "eos", "pad": "padding"}  # as config.json and as the file call them
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabu
         raise UsageError(f"the tokenizer has ids up to {max(texts)}, the model {size} tokens", where=str(path))
     kinds = dict.fromkeys(texts, NORMAL)
     kinds |= {int(t["id"]): CONTROL if t.get("special") else USER_DEFINED for t in added}
-    ids = {name: marks.get(f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    ids = {name: marks.get(f"{name}_token_id") for name in MARKS}
     known = {name: first for name, value in ids.items() if (first := _first(value)) is not None and 0 <= first < size}
     read = opened.encode("a").ids
     pre, note = _pre(values)
@@ -88,7 +89,7 @@ def _first(value: Any) -> int | None:
 
 def _pre(values: dict[str, Any]) -> tuple[str, str]:
     """llama.cpp's name for how this tokenizer cuts text, and what does not agree with it."""
-    cut, whole = values.get("pre_tokenizer") or {}, bool(values["model"].get("ignore_merges"))
+    cut, ignores = values.get("pre_tokenizer") or {}, bool(values["model"].get("ignore_merges"))
     parts = cut.get("pretokenizers", []) if cut.get("type") == "Sequence" else [cut]
     names = [part.get("type") for part in parts]
     last = parts[-1] if parts else {}
@@ -101,7 +102,7 @@ def _pre(values: dict[str, Any]) -> tuple[str, str]:
         name = "smollm"
     elif plain and not by_regex and names == ["Split", "ByteLevel"] and _isolates(parts[0]):
         name = {LLAMA3: "llama-bpe", QWEN2: "qwen2"}.get(parts[0]["pattern"].get("Regex"), DEFAULT)
-    if name != DEFAULT and whole != (name == "llama-bpe"):
+    if name != DEFAULT and ignores != (name == "llama-bpe"):
         name = DEFAULT
     if name == DEFAULT:
         return (name, "llama.cpp has no name for how this tokenizer cuts text: it will read some texts as other tokens")

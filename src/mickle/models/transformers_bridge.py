@@ -103,18 +103,12 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
     transformers sees neither the folder nor a name to look up, so it can load nothing else.
     """
     where = str(files.folder / CONFIG)
-    try:
-        with _quiet():
-            model_class, config = _model_class(files.config, where)
-            _refuse_too_large(model_class, config, files.elements, where)
-            model, info = model_class.from_pretrained(
-                None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
-            )
-    except MickleError:
-        raise
-    except Exception as error:  # whatever transformers raises for settings or weights that do not fit
-        message = " ".join(str(error).split())[:200]
-        raise UsageError(f"transformers cannot open this model: {message}", where=where) from error
+    with _quiet(where):
+        model_class, config = _model_class(files.config, where)
+        _refuse_too_large(model_class, config, files.elements, where)
+        model, info = model_class.from_pretrained(
+            None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
+        )
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             name = str(sorted(info[problem], key=str)[0])[:120]
@@ -125,15 +119,9 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
 def empty_frame(files: ModelFiles) -> WrappedModel:
     """The model of a checked folder without memory for its weights: what its layers are called, and their shapes."""
     where = str(files.folder / CONFIG)
-    try:
-        with _quiet(), torch.device("meta"):
-            model_class, config = _model_class(files.config, where)
-            return WrappedModel(model_class(config))
-    except MickleError:
-        raise
-    except Exception as error:
-        message = " ".join(str(error).split())[:200]
-        raise UsageError(f"transformers cannot open this model: {message}", where=where) from error
+    with _quiet(where), torch.device("meta"):
+        model_class, config = _model_class(files.config, where)
+        return WrappedModel(model_class(config))
 
 
 def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
@@ -158,7 +146,7 @@ def _refuse_too_large(model_class: Any, config: Any, elements: int, where: str) 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(where: str) -> Iterator[None]:
     """No progress bars and reports from transformers: what is wrong with a folder is said in one error."""
     logging = transformers.utils.logging
     before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -166,6 +154,11 @@ def _quiet() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
+    except MickleError:
+        raise
+    except Exception as error:  # whatever transformers raises for settings or weights that do not fit
+        message = " ".join(str(error).split())[:200]
+        raise UsageError(f"transformers cannot open this model: {message}", where=where) from error
     finally:
         logging.set_verbosity(before)
         if bars:

@@ -1,6 +1,7 @@
 """A linear layer with a grouped matrix (`grouped.py`): what `mickle compress` puts in place of a dense one."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from typing import Any, Self
 
 import torch
@@ -59,14 +60,7 @@ class GroupedLinear(QuantizedLinear):
 
     def settings(self) -> dict[str, Any]:
         """What the layer's tensors do not say."""
-        layout = self.layout
-        return {
-            "outputs": layout.outputs,
-            "inputs": layout.inputs,
-            "bits": layout.bits,
-            "group": layout.group,
-            "two_level": layout.two_level,
-        }
+        return asdict(self.layout)
 
     def few_rows(self, x: Tensor) -> Tensor | None:
         """x W^T of x [n, in] from the stored bits (`kernels/grouped_product.py`)."""
@@ -115,8 +109,8 @@ class GroupedLinear(QuantizedLinear):
 
 def _checked_layout(name: str, settings: Mapping[str, Any]) -> Layout:
     sizes = [settings.get(key) for key in ("outputs", "inputs", "bits", "group")]
-    whole = all(type(size) is int and 0 < size <= LARGEST_SIDE for size in sizes)
-    if not whole or settings["bits"] not in (2, 3, 4) or type(settings.get("two_level")) is not bool:
+    counts = all(type(size) is int and 0 < size <= LARGEST_SIDE for size in sizes)
+    if not counts or settings["bits"] not in (2, 3, 4) or type(settings.get("two_level")) is not bool:
         raise UsageError(
             f"settings of layer {name[:120]!r} are not those of a grouped matrix",
             expected="outputs, inputs, bits (2 to 4), group, two_level",
@@ -125,7 +119,7 @@ def _checked_layout(name: str, settings: Mapping[str, Any]) -> Layout:
         raise UsageError(
             f"layer {name[:120]!r} has groups of {settings['group']}", expected="8, 16, 32, 64, 128 or a whole row"
         )
-    return Layout(**{key: settings[key] for key in ("outputs", "inputs", "bits", "group", "two_level")})
+    return Layout(**{field.name: settings[field.name] for field in fields(Layout)})
 
 
 def _check_parts(name: str, layout: Layout, parts: Mapping[str, Tensor | None]) -> None:

@@ -151,8 +151,8 @@ def _tables_on(code: str, device: torch.device) -> tuple[Tensor, Tensor]:
 def quantize_plain(flat: Tensor, code: str, block: int) -> tuple[Tensor, Tensor]:
     """Packed indices uint8 [ceil(n / 2)] and scales float32 [ceil(n / block)] of numbers [n]: the definition."""
     flat = flat.float()
-    whole = len(flat) - len(flat) % block
-    full, tail = flat[:whole].reshape(-1, block), flat[whole:]
+    end = len(flat) - len(flat) % block
+    full, tail = flat[:end].reshape(-1, block), flat[end:]
     absmax = full.abs().amax(dim=1)
     scaled = [(full * (1 / absmax.clamp(min=LEAST))[:, None]).reshape(-1)]
     if len(tail):
