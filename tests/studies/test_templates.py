@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from mickle.studies.templates import HELDOUT, TUNING, Block, articles, truth, wrap
+from mickle.studies.template_body import Block
+from mickle.studies.templates import HELDOUT, TUNING, articles, truth, wrap
 
 BLOCKS = (
     Block("heading", "Rivers & bridges"),

@@ -22,7 +22,8 @@ from mickle.errors import UsageError
 from mickle.studies import junk
 from mickle.studies.planted import Planted
 from mickle.studies.prose import STDLIB, Source, sources
-from mickle.studies.templates import HELDOUT, TUNING, Block, wrap
+from mickle.studies.template_body import Block
+from mickle.studies.templates import HELDOUT, TUNING, wrap
 
 # Pages of 100 HTML pages that each stage should take out: differences of the paper's kept shares (figure 2).
 PLANTED = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-from mickle.studies.templates import Block
+from mickle.studies.template_body import Block
 
 # Language -> sentence pattern, then times, subjects, verbs, objects, places, apart by "|".
 # fmt: off

@@ -7,12 +7,8 @@ The first eight are for tuning, the others for reporting; see ``templates``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from mickle.studies.template_body import Body
 from mickle.studies.template_phrases import Filler
-
-if TYPE_CHECKING:
-    from mickle.studies.templates import Body
 
 
 def portal(f: Filler, title: str, body: Body) -> str:
