@@ -15,7 +15,6 @@ from mickle.models.blocks import (
     next_inputs,
     open_block,
     open_blocks,
-    replace_in_block,
     run_block,
     weights_of,
 )
@@ -64,7 +63,7 @@ def test_blocks_have_the_linear_layers_of_the_model_and_no_weights_yet(folder: P
     assert "layers.1" in name
     assert not next(layer.parameters()).is_meta
     new = nn.Linear(1, 1)
-    replace_in_block(block, own, new)
+    block.set_submodule(own, new)
     assert block.get_submodule(own) is new
 
 

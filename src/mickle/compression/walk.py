@@ -30,7 +30,6 @@ from mickle.models.blocks import (
     first_inputs,
     next_inputs,
     open_block,
-    replace_in_block,
     run_block,
 )
 from mickle.models.linear_layers import dense_weight, is_conv1d
@@ -197,7 +196,7 @@ def _quantize_block(
         )  # fmt: skip
         new = GroupedLinear(grouped, getattr(layer, "bias", None))
         new.conv1d = is_conv1d(layer)
-        replace_in_block(block, own, new.eval())
+        block.set_submodule(own, new.eval())
     return done
 
 
@@ -295,7 +294,7 @@ def _read_block(folder: Path, index: int, blocks: Blocks, block: nn.Module) -> l
         bias: Tensor | None = getattr(layer, "bias", None)
         new.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         new.conv1d = is_conv1d(layer)
-        replace_in_block(block, own, new.eval())
+        block.set_submodule(own, new.eval())
     return [LayerFigures(**values) for values in kept["figures"]]
 
 

@@ -15,6 +15,7 @@ of equal tokens is told.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -140,13 +141,11 @@ def worst_layer(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence
 
         return compare
 
-    hooks = [layer.register_forward_hook(watch(name)) for name, layer in linear_layers(source).items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in linear_layers(source).items():
+            hooks.enter_context(layer.register_forward_hook(watch(name)))
         for text in texts:
             source(_row(source, text))
-    finally:
-        for hook in hooks:
-            hook.remove()
     name = max(differences, key=differences.__getitem__, default="")
     return name, differences.get(name, 0.0)
 

@@ -96,13 +96,15 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
             where=str(path),
             todo="convert it to a plain LoRA with PEFT (path_initial_model_for_weight_conversion)",
         )
-    targets = values.get("target_modules")
+    targets, rslora = values.get("target_modules"), values.get("use_rslora", False)
+    dropout = values.get("lora_dropout", 0.0)
+    share = type(dropout) in (int, float) and 0 <= dropout < 1
     return AdapterSettings(
-        rank=_whole(values.get("r"), "r", path),
+        rank=_count(values.get("r"), "r", path),
         alpha=_number(values.get("lora_alpha"), "lora_alpha", path),
-        dropout=_share(values.get("lora_dropout", 0.0), path),
-        rslora=_yes(values.get("use_rslora", False), path),
-        rank_pattern={k: _whole(v, "rank_pattern", path) for k, v in _patterns(values, "rank_pattern", path).items()},
+        dropout=float(_checked(dropout, "lora_dropout", path, "at least 0, below 1", share)),
+        rslora=_checked(rslora, "use_rslora", path, "true or false", isinstance(rslora, bool)),
+        rank_pattern={k: _count(v, "rank_pattern", path) for k, v in _patterns(values, "rank_pattern", path).items()},
         alpha_pattern={
             k: _number(v, "alpha_pattern", path) for k, v in _patterns(values, "alpha_pattern", path).items()
         },
@@ -225,25 +227,15 @@ def _patterns(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     return table
 
 
-def _whole(value: Any, key: str, path: Path) -> int:
-    if type(value) is not int or not 1 <= value <= 1 << 16:
-        raise UsageError(f"{key} is {str(value)[:40]}", where=str(path), expected="a whole number, at least 1")
-    return value
+def _count(value: Any, key: str, path: Path) -> int:
+    return _checked(value, key, path, "a whole number, at least 1", type(value) is int and 1 <= value <= 1 << 16)
 
 
 def _number(value: Any, key: str, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
-        raise UsageError(f"{key} is {str(value)[:40]}", where=str(path), expected="a number")
-    return value
+    return _checked(value, key, path, "a number", type(value) in (int, float) and abs(value) < 1e9)
 
 
-def _share(value: Any, path: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise UsageError(f"lora_dropout is {str(value)[:40]}", where=str(path), expected="at least 0, below 1")
-    return float(value)
-
-
-def _yes(value: Any, path: Path) -> bool:
-    if not isinstance(value, bool):
-        raise UsageError(f"use_rslora is {str(value)[:40]}", where=str(path), expected="true or false")
+def _checked(value: Any, key: str, path: Path, expected: str, fine: bool) -> Any:
+    if not fine:
+        raise UsageError(f"{key} is {str(value)[:40]}", where=str(path), expected=expected)
     return value

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -95,16 +96,6 @@ def block_layers(blocks: Blocks, block: nn.Module, index: int) -> dict[str, tupl
     return {there: (own, block.get_submodule(own)) for there, own in blocks.layers[index].items()}
 
 
-def replace_in_block(block: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put `layer` where the block has `name`."""
-    parent, _, attribute = name.rpartition(".")
-    holder: Any = block.get_submodule(parent)
-    if attribute.isdigit() and isinstance(holder, nn.ModuleList | nn.Sequential):
-        holder[int(attribute)] = layer
-    else:
-        setattr(holder, attribute, layer)
-
-
 @torch.no_grad()
 def first_inputs(blocks: Blocks, ids: Tensor, rows: int) -> list[Tensor]:
     """What the first block gets for ids [n, T], in batches of `rows`, which divides n: [rows, T, D] each."""
@@ -166,14 +157,11 @@ def _catch(blocks: Blocks, ids: Tensor, index: int) -> Tensor:
         kept.append(hidden)
         raise _Caught
 
-    handle = blocks.list[index].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
+    with blocks.list[index].register_forward_pre_hook(stop, with_kwargs=True), suppress(_Caught):
         blocks.model(ids, head=_no_head)
-    except _Caught:
-        return kept[0].detach().clone()
-    finally:
-        handle.remove()
-    raise UsageError("the model's forward pass does not reach its blocks", where=str(blocks.files.folder))
+    if not kept:
+        raise UsageError("the model's forward pass does not reach its blocks", where=str(blocks.files.folder))
+    return kept[0].detach().clone()
 
 
 def _is_chain(blocks: Blocks, ids: Tensor) -> bool:
@@ -184,12 +172,10 @@ def _is_chain(blocks: Blocks, ids: Tensor) -> bool:
         def watch(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
             seen.append((_split(arguments, named)[0].clone(), _first(answer).clone()))
 
-        handles = [block.register_forward_hook(watch, with_kwargs=True) for block in blocks.list]
-        try:
+        with ExitStack() as hooks:
+            for block in blocks.list:
+                hooks.enter_context(block.register_forward_hook(watch, with_kwargs=True))
             blocks.model(ids, head=_no_head)
-        finally:
-            for handle in handles:
-                handle.remove()
         joined = pairwise(seen)
         blocks.chained = len(seen) == len(blocks) and all(torch.equal(out, into) for (_, out), (into, _) in joined)
     return blocks.chained
@@ -206,13 +192,10 @@ def _give_all(blocks: Blocks, ids: Tensor) -> None:
 
         return hook
 
-    handles = [b.register_forward_pre_hook(keep(i), with_kwargs=True) for i, b in enumerate(blocks.list)]
-    try:
-        with torch.no_grad():
-            blocks.model(ids, head=_no_head)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as hooks, torch.no_grad():
+        for index, block in enumerate(blocks.list):
+            hooks.enter_context(block.register_forward_pre_hook(keep(index), with_kwargs=True))
+        blocks.model(ids, head=_no_head)
 
 
 def _split(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

@@ -5,8 +5,6 @@ our decoder or one of `transformers`. The output matrix and every layer that sha
 left out: they are tables, large, read once a token, and what the methods' papers leave in 16 bits.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -42,12 +40,7 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` in the place of the linear layer that the folder calls `name`. UsageError where there is none."""
     for own, module in model.named_modules():
         if is_linear(module) and folder_layer_name(model, own) == name:
-            parent, _, attribute = own.rpartition(".")
-            holder: Any = model.get_submodule(parent)
-            if attribute.isdigit():
-                holder[int(attribute)] = layer
-            else:
-                setattr(holder, attribute, layer)
+            model.set_submodule(own, layer)
             return
     raise UsageError(f"the model has no linear layer {name[:120]!r}")
 

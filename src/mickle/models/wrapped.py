@@ -161,11 +161,8 @@ class WrappedModel(LanguageModel):
             gathered.append(True)
             return hidden[positions], *arguments[1:]
 
-        hook = layer.register_forward_pre_hook(gather)
-        try:
+        with layer.register_forward_pre_hook(gather):
             scores = self.model(**inputs, **settings).logits
-        finally:
-            hook.remove()
         return scores if gathered else scores[positions]
 
     def _one_row_each(self, input_ids: Tensor, documents: Tensor, positions: Tensor | None = None) -> Tensor:
