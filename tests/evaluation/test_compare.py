@@ -10,7 +10,7 @@ from scipy import stats
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation import compare
-from mickle.evaluation.compare import Interval, benefits, bootstrap, detectable, holm, paired_t, verdict
+from mickle.evaluation.compare import Interval, benefits, bootstrap, detectable, holm, is_larger, paired_t, verdict
 
 # Printed tables of Student's t, e.g. Fisher and Yates: (probability, degrees of freedom) -> quantile.
 TABLE = {
@@ -175,6 +175,33 @@ VERDICTS = [
 def test_every_branch_of_the_verdict(measured: tuple[int, float, float, float, float], expected: str) -> None:
     n, mean, low, high, smallest = measured
     assert verdict(Interval(n, mean, low, high, 0.1, 0.5), 1.0, smallest) == expected
+
+
+# The paper says that there is no gain; 1 is what would count as one.
+NO_GAIN = [
+    ((5, 0.0, -0.2, 0.2, 0.3), "reproduced"),
+    ((5, -0.5, -0.9, -0.1, 0.9), "reproduced"),
+    ((5, 0.0, -0.6, 0.6, 0.51), "too small to tell"),
+    ((5, 0.2, 0.1, 0.3, 0.1), "partly"),
+    ((5, 0.5, 0.1, 0.9, 0.4), "opposite"),
+    ((4, 0.9, 0.8, 1.0, 0.01), "too small to tell"),
+]
+
+
+@pytest.mark.parametrize(("measured", "expected"), NO_GAIN)
+def test_every_branch_of_the_verdict_on_a_claim_of_no_gain(
+    measured: tuple[int, float, float, float, float], expected: str
+) -> None:
+    n, mean, low, high, smallest = measured
+    assert verdict(Interval(n, mean, low, high, 0.1, 0.5), 1.0, smallest, no_gain=True) == expected
+
+
+def test_an_effect_is_larger_where_its_whole_interval_lies_beyond_twice_the_claim() -> None:
+    # The falling mask rate: 0.526 [0.413, 0.639] nats against 0.03 in the paper.
+    assert is_larger(Interval(5, 0.526, 0.413, 0.639, 0.09, 0.001), 0.03)
+    assert not is_larger(Interval(5, 3.0, 2.0, 4.0, 0.1, 0.1), 1.0)
+    assert is_larger(Interval(5, 3.0, 2.01, 4.0, 0.1, 0.1), 1.0)
+    assert not is_larger(Interval(4, 3.0, 2.5, 3.5, 0.1, 0.1), 1.0)
 
 
 def test_all_five_verdicts_stand_in_the_table_above_and_a_claim_must_be_a_benefit() -> None:

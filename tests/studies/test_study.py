@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,25 @@ def test_an_unknown_study_and_scale_name_the_nearest(momentum: Path, tmp_path: P
 
 def test_without_a_name_all_are_listed_with_their_last_verdict(folder: Path, tmp_path: Path) -> None:
     published = tmp_path / "published"
-    assert "not measured at full" in listing(published).split("momentum ")[1].splitlines()[0]
+    assert "not measured at full" in listing(results.published(published)).split("momentum ")[1].splitlines()[0]
     results.publish(folder, published)
-    assert "reproduced" in listing(published).split("momentum ")[1].splitlines()[0]
+    line = listing(results.published(published)).split("momentum ")[1].splitlines()[0]
+    assert re.fullmatch(r" *reproduced: 0\.\d+ \[0\.\d+, 0\.\d+\] x", line)
+    result = storage.read_json(published / "momentum-full.json")
+    result["reads"]["numpy"] = "1.0"
+    line = listing({("momentum", "full"): result}).split("momentum ")[1].splitlines()[0]
+    assert re.search(r"x \(made with numpy 1\.0, here \d", line)
     assert RunStudy().answer().startswith(page_names()[0])
     assert RunStudy(name="momentum").answer() == ""
+
+
+def test_the_list_of_an_installed_package_has_the_published_verdicts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # not the checkout
+    assert listing().count("not measured") == 0
+    assert "reproduced" in listing()
+    assert {name for name, _ in results.shipped()} == set(page_names())
 
 
 def test_a_result_from_changed_source_is_not_published(
@@ -241,9 +256,23 @@ def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(folder: 
 
 
 def test_a_verdict_that_does_not_survive_the_correction_is_marked() -> None:
-    assert table.front_verdict({"verdict": "partly"}, 0.2) == "**partly** (not after Holm's correction: p 0.2)"
-    assert table.front_verdict({"verdict": "partly"}, 0.01) == "**partly**"
-    assert table.front_verdict({"verdict": "too small to tell"}, 0.9) == "**too small to tell**"
+    row: dict[str, Any] = {"verdict": "partly", "p_holm": None, "larger": False}
+    gain = {"no_gain": False}
+    assert table.front_verdict(gain, row, 0.2) == "**partly** (not after Holm's correction: p 0.2)"
+    assert table.front_verdict(gain, row, 0.01) == "**partly**"
+    assert table.front_verdict(gain, {**row, "verdict": "too small to tell"}, 0.9) == "**too small to tell**"
+    within = {**row, "p_holm": 0.054}  # in a study's own table, and on the front
+    assert markdown.verdict_words(gain, within) == "partly (not after Holm's correction: p 0.054)"
+    assert table.front_verdict(gain, within, 0.01) == "**partly** (not after Holm's correction: p 0.054)"
+    assert markdown.verdict_words(gain, {**row, "p_holm": 0.05}) == "partly"
+
+
+def test_a_verdict_says_where_it_is_larger_and_where_the_paper_has_no_gain() -> None:
+    row = {"verdict": "reproduced", "p_holm": 0.001, "larger": True}
+    assert markdown.verdict_words({"no_gain": False}, row) == "reproduced, more than twice as large"
+    row = {"verdict": "opposite", "p_holm": 0.001, "larger": False}
+    assert markdown.verdict_words({"no_gain": False}, row) == "opposite"
+    assert markdown.verdict_words({"no_gain": True}, row) == "opposite: a gain where the paper has none"
 
 
 def test_a_mark_without_end_or_result_is_an_error(tmp_path: Path) -> None:
@@ -258,10 +287,32 @@ def test_effects_are_said_in_the_units_of_the_declaration() -> None:
     row = {"benefit": 0.6931471805599453, "low": 0.0, "high": 1.3862943611198906}
     assert markdown.measured_effect(ratio, row) == "0.5 [0.25, 1] x"
     assert markdown.measured_effect({"form": "ratio", "better": "higher"}, row) == "2 [1, 4] x"
-    gain = {"form": "difference", "better": "lower"}
-    assert markdown.measured_effect(gain, row) == "+0.693 [+0, +1.39]"
+    gain = {"form": "difference", "better": "lower"}  # what is printed is the measure: it fell
+    assert markdown.measured_effect(gain, row) == "-0.693 [-1.39, -0]"
+    assert markdown.measured_effect({**gain, "better": "higher"}, row) == "+0.693 [+0, +1.39]"
     assert markdown.measured_effect(gain, {"benefit": None}) == "not measured"
     assert markdown.measured_effect(ratio, {**row, "low": None, "high": None}) == "0.5 [?, ?] x"
+
+
+def test_effects_are_said_in_the_words_of_the_comparison() -> None:
+    """A cost of 0.165 where a quarter is allowed; the paper's is nothing."""
+    row = {"benefit": 0.085, "low": -0.15, "high": 0.32, "baseline": 0.25, "claimed_benefit": 0.25}
+    cost = {"form": "difference", "better": "lower", "no_gain": False, "says": "costs {value:.1%} of it"}
+    assert markdown.measured_effect(cost, row) == "costs 16.5 % [-7.0 %, 40.0 %] of it"
+    assert markdown.paper_effect(cost, row) == "costs 0.0 % of it"
+    assert markdown.measured_effect({**cost, "says": "{points:+.0f} points"}, row) == "-8 [-32, +15] points"
+    assert markdown.measured_effect({**cost, "says": "{gain:.2f} gained"}, row) == "0.09 [-0.15, 0.32] gained"
+    assert markdown.paper_effect({**cost, "says": "", "no_gain": True}, row) == "no gain of -0.25"
+    steps = {"form": "ratio", "better": "lower", "says": "needs {ratio:.0%} of the steps"}
+    halved = {"benefit": 0.6931471805599453, "low": 0.0, "high": 1.3862943611198906}
+    assert markdown.measured_effect(steps, halved) == "needs 50 % [25 %, 100 %] of the steps"
+
+
+@pytest.mark.parametrize("name", page_names())
+def test_what_a_page_says_can_be_filled(name: str) -> None:
+    for comparison in open_study(name).comparisons:
+        text = markdown.said(asdict(comparison), [1.0, 0.9, 1.1], 1.0)
+        assert re.search(r"\d", text), comparison.name
 
 
 def test_a_choice_at_the_edge_of_its_grid_is_said() -> None:

@@ -26,6 +26,7 @@ Form = Literal["difference", "ratio"]
 Verdict = Literal["reproduced", "partly", "no effect seen", "too small to tell", "opposite"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
 LEAST_SEEDS = 5  # fewer seeds never give a verdict
+LARGER = 2.0  # an effect whose interval lies beyond so many of the paper's is said to be larger
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.
     return high * deviation / math.sqrt(n)
 
 
-def verdict(interval: Interval, paper_effect: float, smallest_seen: float) -> Verdict:
+def verdict(interval: Interval, paper_effect: float, smallest_seen: float, no_gain: bool = False) -> Verdict:
     """The verdict, from the interval, the paper's benefit (positive) and the smallest benefit the seeds can
     see.
 
@@ -129,6 +130,10 @@ def verdict(interval: Interval, paper_effect: float, smallest_seen: float) -> Ve
     * **no effect seen**: zero is inside, and the seeds could have seen half of the effect
     * **too small to tell**: zero is inside and they could not; or there were fewer than five seeds
     * **opposite**: the interval is on the wrong side
+
+    With ``no_gain`` the claim is that the method is no better, and ``paper_effect`` is what would count as a gain.
+    Then **reproduced** says that no gain was seen where the seeds could have seen half of it (or the interval is on the
+    wrong side), **partly** that there is one of less than half, **opposite** that there is one of half or more.
     """
     if not paper_effect > 0:
         raise UsageError(
@@ -137,11 +142,20 @@ def verdict(interval: Interval, paper_effect: float, smallest_seen: float) -> Ve
         )
     if interval.n < LEAST_SEEDS:
         return "too small to tell"
+    if no_gain and interval.low > 0:
+        return "opposite" if interval.mean >= paper_effect / 2 else "partly"
+    if no_gain:
+        return "reproduced" if interval.high < 0 or smallest_seen <= paper_effect / 2 else "too small to tell"
     if interval.high < 0:
         return "opposite"
     if interval.low > 0:
         return "reproduced" if interval.mean >= paper_effect / 2 else "partly"
     return "no effect seen" if smallest_seen <= paper_effect / 2 else "too small to tell"
+
+
+def is_larger(interval: Interval, paper_effect: float) -> bool:
+    """Whether the whole interval lies beyond twice the paper's effect: the upper side of "reproduced"."""
+    return interval.n >= LEAST_SEEDS and interval.low > LARGER * paper_effect
 
 
 def bootstrap(

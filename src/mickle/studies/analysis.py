@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from mickle.errors import UsageError
-from mickle.evaluation.compare import Interval, benefits, detectable, holm, paired_t, verdict
+from mickle.evaluation.compare import Interval, benefits, detectable, holm, is_larger, paired_t, verdict
 from mickle.studies.declaration import Comparison, Measurements, Study
 
 Tables = dict[tuple[str, int], dict[str, Measurements]]  # {(world, seed): {arm: measurements}}
@@ -71,7 +71,8 @@ def compare_one(comparison: Comparison, tables: Tables, seeds: list[int]) -> Row
         "p_holm": None,
         "detectable": finite(smallest),
         "claimed_benefit": claimed,
-        "verdict": "too small to tell" if missing else verdict(interval, claimed, smallest),
+        "verdict": "too small to tell" if missing else verdict(interval, claimed, smallest, comparison.no_gain),
+        "larger": not missing and not comparison.no_gain and is_larger(interval, claimed),
     }
 
 

@@ -47,8 +47,14 @@ class Comparison:
 
     ``paper_effect`` is in the units of ``form``: for ``difference`` the paper's gain (positive: better by
     so much), for ``ratio`` the paper's method/baseline (0.5 with ``better="lower"`` = half of the
-    baseline's). Over several ``worlds`` the benefit of a seed is the mean of its benefits in them (of
-    logarithms, for ratios).
+    baseline's). Where the paper says that there is ``no_gain``, it is what would count as one. Over several
+    ``worlds`` the benefit of a seed is the mean of its benefits in them (of logarithms, for ratios).
+
+    ``says`` reads the figure to a stranger, with its unit and direction: a format string with one of ``{ratio}``
+    (method/baseline), ``{change}`` (method - baseline, of the measure itself), ``{points}`` (the same times 100),
+    ``{gain}`` (the benefit: positive is better), ``{value}`` (the method's own measure; only where the baseline's is
+    one number by definition). Tables fill it with our figure and interval, and with the paper's:
+    ``"perplexity rises by {value:.2f} %"``, ``"needs {ratio:.0%} of AdamW's steps"``.
     """
 
     name: str
@@ -61,6 +67,8 @@ class Comparison:
     form: Form
     worlds: tuple[str, ...] = ("default",)
     headline: bool = False  # exactly one in a study: the row of README's table
+    no_gain: bool = False
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -236,7 +244,7 @@ def declaration(study: Study, scale: str) -> dict[str, Any]:
 
 PROSE = ("title", "claim", "departures")
 PROSE_OF_AN_ARM = ("what",)
-PROSE_OF_A_COMPARISON = ("paper",)
+PROSE_OF_A_COMPARISON = ("paper", "says")
 
 
 def declaration_hash(study: Study, scale: str) -> str:

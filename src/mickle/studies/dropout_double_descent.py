@@ -261,7 +261,10 @@ GPU: dict[str, Any] = {
 }
 
 
-peak = partial(Comparison, better="lower", form="difference", worlds=WORLDS)  # the claim: nothing of it is left
+LEFT = "{value:.1%} of the peak is left"
+peak = partial(
+    Comparison, better="lower", form="difference", worlds=WORLDS, says=LEFT
+)  # the claim: nothing of it is left
 risk = partial(Comparison, better="lower", form="ratio", worlds=("isotropic",))
 PEAK = "peak_left"
 FIGURES = "its figures: no rise is left"

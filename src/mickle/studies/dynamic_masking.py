@@ -176,7 +176,7 @@ asked = partial(Comparison, better="lower", form="difference", worlds=("docs",))
 pairs = partial(asked, better="higher", worlds=GRAMMAR)
 CONSTANT, BEST = "constant-15", "best-constant"
 LOSS = "MLM loss at 15 %: 1.56 against 1.59"
-RISING = "asked as if it gained what falling did; GLUE 83.71 against 83.83"
+RISING = "what falling gained; GLUE 83.71 against 83.83"
 SUBSET = f"GLUE: 84.29 against 83.71, no better than .15; {LOSS}"
 ORDER = f"GLUE: rising no better than .15; {LOSS}"
 TO_CONSTANT, TO_BEST = "70k steps to 37k, GLUE", "70k steps to 42k, GLUE"
@@ -208,6 +208,7 @@ study = Study(
             TO_CONSTANT,
             form="ratio",
             headline=True,
+            says="needs {ratio:.0%} of the steps that 15 % needs",
         ),
         asked(
             "steps to the best constant's loss",
@@ -220,7 +221,9 @@ study = Study(
         ),
         asked("loss at 15 %, against constant .15", "linear", CONSTANT, "loss", 0.03, LOSS),
         asked("order: falling against rising", "linear", "reverse", "loss", 0.03, ORDER),
-        asked("rising against constant .15 (the paper: no gain)", "reverse", CONSTANT, "loss", 0.03, RISING),
+        asked(
+            "rising against constant .15 (the paper: no gain)", "reverse", CONSTANT, "loss", 0.03, RISING, no_gain=True
+        ),
         asked("falling with loss on all hidden tokens, against loss on 15 %", "linear", "subset", "loss", 0.03, SUBSET),
         asked("grammar: loss at 15 %, against constant .15", "linear", CONSTANT, "loss", 0.03, LOSS, worlds=GRAMMAR),
         pairs("grammar: minimal pairs, against constant .15", "linear", CONSTANT, "pairs_all", 0.0026, BLIMP),
@@ -231,8 +234,8 @@ study = Study(
         " them with each of two masking rates. The headline is reproduced when the falling rate needs at most 0.73 of"
         " the steps (half of the paper's effect, in logarithms) that the constant 15 % needs for its own final loss,"
         " with an interval below 1. It is no evidence for a schedule unless the second comparison, against the best"
-        " constant, holds too: both hide more than 15 %. For the rising rate 'no effect seen' and 'opposite' agree with"
-        " the paper, 'reproduced' and 'partly' do not."
+        " constant, holds too: both hide more than 15 %. Of the rising rate the paper says that it gains nothing:"
+        " 'reproduced' agrees, 'partly' and 'opposite' mean that it does gain."
     ),
     scales={
         "quick": Scale(

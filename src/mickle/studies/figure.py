@@ -3,7 +3,7 @@
 from typing import Any
 
 from mickle import figures
-from mickle.studies.markdown import measured_effect
+from mickle.studies.markdown import measured_effect, verdict_words
 
 COLOURS = {
     "reproduced": "#2e9e5b",
@@ -61,7 +61,7 @@ def label_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, A
     low, high = axes.get_xlim()
     place = (centre - low) / (high - low)
     side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
-    label = f"{measured_effect(declared, row)}: {row['verdict']}"
+    label = f"{measured_effect(declared, row)}: {verdict_words(declared, row)}"
     colour = COLOURS[row["verdict"]]
     axes.annotate(label, (centre, height), (0, 6), textcoords="offset points", ha=side, fontsize=8, color=colour)
 

@@ -1,52 +1,87 @@
-"""A study's result in words: effects in the declaration's units, the table of comparisons, one page."""
+"""A study's result in words: figures as their comparison reads them, the table of comparisons, one page."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from mickle.studies.analysis import as_declared, mean
 
 Result = dict[str, Any]
+SAYS = {"ratio": "{ratio:.3g} x", "difference": "{change:+.3g}"}  # where a comparison does not say it in words
+SEEN = ("reproduced", "partly", "opposite")  # verdicts that rest on an effect
+FRAGILE = 0.05  # a corrected p-value above it is marked
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number, or a number and its interval, as one word of a sentence: ``f"{it:.0%}"`` is ``17 % [-7 %, 40 %]``."""
+
+    values: tuple[float | None, ...]
+
+    def __format__(self, spec: str) -> str:
+        number, *ends = ["?" if v is None else format(v, spec).replace("%", " %") for v in self.values]
+        return f"{number} [{', '.join(ends)}]" if ends else number
+
+
+def said(declared: dict[str, Any], benefits: list[float | None], baseline: float | None) -> str:
+    """A benefit, or one with the ends of its interval, as the comparison says it (``Comparison.says``)."""
+    form, lower = declared["form"], declared["better"] == "lower"
+    signed = [None if b is None else as_declared(b, form, declared["better"]) for b in benefits]
+    if form == "difference" and lower:
+        signed = [None if s is None else -s for s in signed]
+    if lower:
+        signed[1:] = signed[:0:-1]  # the larger benefit is the smaller measure
+    words = {"gain": Spread(tuple(benefits)), "ratio" if form == "ratio" else "change": Spread(tuple(signed))}
+    if form == "difference":
+        words["points"] = Spread(tuple(None if s is None else 100 * s for s in signed))
+        words["value"] = Spread(tuple(None if s is None or baseline is None else baseline + s for s in signed))
+    return (declared.get("says") or SAYS[form]).format(**words)
 
 
 def measured_effect(declared: dict[str, Any], row: dict[str, Any]) -> str:
-    """Our effect with its interval, in the units of the declaration: ``0.71 [0.66, 0.77] x`` or ``+0.12
-    [...]``.
-    """
+    """Our figure with its interval: ``0.71 [0.66, 0.77] x``, ``-0.12 [-0.15, -0.09]``, or as the comparison says it."""
     if row["benefit"] is None:
         return "not measured"
-    bounds = [row["benefit"], row["low"], row["high"]]
-    values = [None if b is None else as_declared(b, declared["form"], declared["better"]) for b in bounds]
-    pattern = "{:+.3g}" if declared["form"] == "difference" else "{:.3g}"
-    mean, *ends = ["?" if value is None else pattern.format(value) for value in values]
-    if declared["form"] == "ratio" and declared["better"] == "lower":
-        ends.reverse()  # the larger benefit is the smaller ratio
-    return f"{mean} [{ends[0]}, {ends[1]}]" + (" x" if declared["form"] == "ratio" else "")
+    return said(declared, [row["benefit"], row["low"], row["high"]], row.get("baseline"))
 
 
-def paper_effect(declared: dict[str, Any]) -> str:
-    """The paper's effect in the same units, with its place in the paper."""
-    value = declared["paper_effect"]
-    return f"{value:+.3g}" if declared["form"] == "difference" else f"{value:.3g} x"
+def paper_effect(declared: dict[str, Any], row: dict[str, Any]) -> str:
+    """The paper's figure, said alike."""
+    return ("no gain of " if declared["no_gain"] else "") + said(
+        declared, [row["claimed_benefit"]], row.get("baseline")
+    )
+
+
+def verdict_words(declared: dict[str, Any], row: dict[str, Any]) -> str:
+    """The verdict, what its upper side adds, and a mark where it does not survive Holm's correction in its study."""
+    words = str(row["verdict"])
+    if declared["no_gain"] and words == "opposite":
+        words += ": a gain where the paper has none"
+    if row["larger"] and words == "reproduced":
+        words += ", more than twice as large"
+    fragile = row["verdict"] in SEEN and row["p_holm"] is not None and row["p_holm"] > FRAGILE
+    return words + (f" (not after Holm's correction: p {row['p_holm']:.2g})" if fragile else "")
 
 
 def table(result: Result) -> str:
     """The comparisons of one study as a Markdown table."""
     lines = [
-        "| comparison | measure | paper | here, 95 % interval | seeds | smallest seen | p (Holm) | budget | verdict |",
+        "| comparison | measure | paper | here, 95 % interval | seeds | smallest benefit seen | p (Holm) | budget | "
+        "verdict |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for declared, row in zip(result["declaration"]["comparisons"], result["comparisons"]):
         smallest = "?"
         if row["detectable"] is not None:
             seen = as_declared(row["detectable"], declared["form"], declared["better"])
-            smallest = f"{seen:+.3g}" if declared["form"] == "difference" else f"{seen:.3g} x"
+            smallest = f"{seen:.3g}" if declared["form"] == "difference" else f"{seen:.3g} x"
         p = "?" if row["p_holm"] is None else f"{row['p_holm']:.2g}"
         budget = "?" if row["budget_ratio"] is None else f"{row['budget_ratio']:.3g} x"
         name = f"**{row['name']}**" if declared["headline"] else row["name"]
         seeds = f"{row['seeds']}" + (f" ({row['missing_pairs']} failed)" if row["missing_pairs"] else "")
         lines.append(
             f"| {name} | {declared['measure']}, {declared['better']} is better | "
-            f"{paper_effect(declared)} ({declared['paper']}) | {measured_effect(declared, row)} | {seeds} | "
-            f"{smallest} | {p} | {budget} | {row['verdict']} |"
+            f"{paper_effect(declared, row)} ({declared['paper']}) | {measured_effect(declared, row)} | {seeds} | "
+            f"{smallest} | {p} | {budget} | {verdict_words(declared, row)} |"
         )
     return "\n".join(lines)
 
@@ -109,9 +144,10 @@ def origin(result: Result) -> str:
     """Where, when and from what a result was made, in one line."""
     source, place = result["source"], result["machine"]
     commit = (source["commit"][:12] or "no commit") + (" with uncommitted changes" if source["dirty"] else "")
+    reads = ", ".join(f"{name} {version}" for name, version in result["reads"].items())
     return (
         f"Made {result['date']} by `{result['command']}` in {result['seconds'] / 60:.1f} minutes "
         f"({result['cell_seconds'] / 60:.1f} of cells) on "
-        f"{place['processor']}, {place['cores']} cores, torch {place['versions'].get('torch', '?')}, "
+        f"{place['processor']}, {place['cores']} cores, {reads}, "
         f"commit {commit}, declaration {result['hash']}."
     )

@@ -265,6 +265,7 @@ SIZES: dict[str, Any] = (
 QUICK = {"base": asdict(SMALL), "bases": 1, "steps": 60, "rows": 16, "heldout_examples": 200, "heldout_pages": 15}
 
 
+COSTS = "costs {value:.0%} of what 3-bit integers cost"
 asked = partial(Comparison, better="lower", form="difference")
 MATCHES = "tables 2 to 4: NF4 with double quantization matches 16 bits; asked here: costs less than a quarter of int3"
 CODES = "table 2, mean perplexity (unverified): 34.34 Int4, 31.07 FP4, 27.41 NF4 + DQ"
@@ -299,11 +300,20 @@ study = Study(
         Arm("nf4-dq-r64", "QLoRA of rank 64", GRID),
     ),
     comparisons=(
-        asked(COST, "nf4-dq", "int3", "cost", ALLOWED, MATCHES, headline=True),
-        asked("the same without double quantization", "nf4", "int3", "cost", ALLOWED, MATCHES),
-        asked(HURT, "lora", "int3", "rounding_z", 10.0, CONTROL),
-        asked("bits a weight of the base", "nf4-dq", "lora", "bits_per_weight", 4.127 / 16, BITS, form="ratio"),
-        asked(SHARE, "nf4-dq", "nf4-dq-none", "gained", 1.0, GAINED, better="higher"),
+        asked(COST, "nf4-dq", "int3", "cost", ALLOWED, MATCHES, headline=True, says=COSTS),
+        asked("the same without double quantization", "nf4", "int3", "cost", ALLOWED, MATCHES, says=COSTS),
+        asked(HURT, "lora", "int3", "rounding_z", 10.0, CONTROL, says="{gain:.3g} standard errors"),
+        asked(
+            "bits a weight of the base",
+            "nf4-dq",
+            "lora",
+            "bits_per_weight",
+            4.127 / 16,
+            BITS,
+            form="ratio",
+            says="{ratio:.1%} of 16 bits",
+        ),
+        asked(SHARE, "nf4-dq", "nf4-dq-none", "gained", 1.0, GAINED, better="higher", says="{change:.0%} of its gain"),
         asked("adapters on all layers against query and value", "nf4-dq", "nf4-dq-qv", "loss", 0.02, LAYERS),
         asked("NF4 against FP4, not tuned", "nf4-dq", "fp4", "rounding_cost", 0.125, CODES),
         asked("NF4 against 4-bit integers, not tuned", "nf4-dq", "int4", "rounding_cost", 0.225, CODES),

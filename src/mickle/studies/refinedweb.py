@@ -195,7 +195,16 @@ study = Study(
         Arm("curated", "the documents behind the pages that should stay, without a crawl"),
     ),
     comparisons=(
-        asked("error, refined against raw", "refined", "raw", "error", 0.926, RAW, headline=True),
+        asked(
+            "error, refined against raw",
+            "refined",
+            "raw",
+            "error",
+            0.926,
+            RAW,
+            headline=True,
+            says="{ratio:.1%} of the raw pages' error",
+        ),
         asked("error, refined against filtered", "refined", "filtered", "error", 0.958, FILTERED),
         asked("error, filtered against raw", "filtered", "raw", "error", 0.966, "zero-shot errors 45.7 % and 47.3 %"),
         asked("error at equal size, refined against a subset of raw", "refined", "raw-subset", "error", 0.926, SUBSET),

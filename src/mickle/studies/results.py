@@ -1,5 +1,6 @@
 """A study's result on disk: where it was made and from what; published only from a commit; stale or not."""
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -7,13 +8,22 @@ from typing import Any
 
 from mickle import machine, storage
 from mickle.errors import UsageError
-from mickle.studies.declaration import Study, declaration_hash, open_study, page_names
+from mickle.studies.declaration import (
+    Study,
+    declaration,
+    declaration_hash,
+    open_study,
+    page_names,
+    versions_read,
+    without,
+)
 from mickle.studies.figure import draw
 from mickle.studies.markdown import page
 
 Result = dict[str, Any]
 SOURCE = Path(__file__).resolve().parents[1]
 NO_SOURCE = (":(top,exclude)docs", ":(top,exclude)README.md")  # results and tables are written there
+SHIPPED = Path(__file__).with_name("published.json")  # what the published results come to, in the package
 SCALE_MINUTES = {"quick": 3, "full": 30}
 
 
@@ -99,9 +109,40 @@ def require_clean(source: dict[str, Any]) -> None:
 
 
 def published(folder: Path) -> dict[tuple[str, str], Result]:
-    """All results in a folder of published ones, by (study, scale)."""
-    results = [storage.read_json(path) for path in sorted(folder.glob("*-*.json"))]
+    """All results in a folder of published ones, by (study, scale), in the wording of the pages as they are now."""
+    results = [reworded(storage.read_json(path)) for path in sorted(folder.glob("*-*.json"))]
     return {(result["study"], result["scale"]): result for result in results}
+
+
+def reworded(result: Result) -> Result:
+    """A result that is not stale, with the declaration of today: the same but for its wording."""
+    if is_stale(result):
+        return result
+    return {**result, "declaration": declaration(open_study(result["study"]), result["scale"])}
+
+
+def summaries(known: dict[tuple[str, str], Result]) -> list[Result]:
+    """What published results come to, as it is shipped with the package: comparisons, verdicts and identity."""
+    short = [
+        {name: result[name] for name in ("study", "scale", "hash", "reads", "date", "command")}
+        | {"declaration": {"comparisons": result["declaration"]["comparisons"]}}
+        | {"comparisons": [without(row, ("pairs",)) for row in result["comparisons"]]}
+        for result in known.values()
+    ]
+    plain: list[Result] = json.loads(json.dumps(short))
+    return plain
+
+
+def shipped(path: Path = SHIPPED) -> dict[tuple[str, str], Result]:
+    """The summaries that are in the package, by (study, scale)."""
+    return {(result["study"], result["scale"]): result for result in storage.read_json(path)}
+
+
+def other_versions(result: Result) -> str:
+    """What a result read in other versions than are installed here, in words; "" where all are the same."""
+    here = versions_read(open_study(result["study"]))
+    changed = [f"{name} {then}, here {here[name]}" for name, then in result["reads"].items() if here.get(name) != then]
+    return f"made with {'; '.join(changed)}" if changed else ""
 
 
 def is_stale(result: Result) -> bool:

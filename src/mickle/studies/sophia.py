@@ -183,7 +183,16 @@ study = Study(
         Arm("sophia-h", "Sophia, Hutchinson, the same preset, gamma tuned", SOPHIA_GRID),
     ),
     comparisons=(
-        asked("steps to AdamW's loss, Sophia-G", "sophia-g", "adamw", "steps_to_target", 0.5, ABSTRACT, headline=True),
+        asked(
+            "steps to AdamW's loss, Sophia-G",
+            "sophia-g",
+            "adamw",
+            "steps_to_target",
+            0.5,
+            ABSTRACT,
+            headline=True,
+            says="needs {ratio:.0%} of AdamW's steps",
+        ),
         asked("steps to AdamW's loss, Sophia-H", "sophia-h", "adamw", "steps_to_target", 0.5, ABSTRACT),
         asked("seconds to AdamW's loss, Sophia-G", "sophia-g", "adamw", "seconds_to_target", 0.5, ABSTRACT),
         asked("held-out loss after equal steps, Sophia-G", "sophia-g", "adamw", "loss", 0.033, LOGS, form="difference"),

@@ -129,12 +129,13 @@ class RunStudy(Step):
         return study
 
 
-def listing(published: Path = Path("docs/results")) -> str:
+def listing(known: dict[tuple[str, str], dict[str, Any]] | None = None) -> str:
     """Every study with its claim and the verdict published for it, newest declaration only."""
     from mickle.studies import results
     from mickle.studies.declaration import open_study, page_names
+    from mickle.studies.markdown import measured_effect, verdict_words
 
-    known = results.published(published)
+    known = results.shipped() if known is None else known
     lines = []
     for name in page_names():
         study = open_study(name)
@@ -144,6 +145,9 @@ def listing(published: Path = Path("docs/results")) -> str:
         elif results.is_stale(result):
             last = "stale: declared differently since"
         else:
-            last = results.headline(result)[1]["verdict"]
+            headline = results.headline(result)
+            last = f"{verdict_words(*headline)}: {measured_effect(*headline)}"
+            if versions := results.other_versions(result):
+                last += f" ({versions})"
         lines.append(f"{name:<24} {last}\n    {study.claim}")
     return "\n".join(lines) or "No study is built yet."

@@ -4,12 +4,14 @@
 A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is ``systems`` (all
 23, for README) or ``STUDY-SCALE`` (one study's comparisons). ``--write`` fills them, ``--check`` fails where
 one differs, ``--publish FOLDER`` first copies a study's result to docs/results.
+The summaries that the package ships (``published.json``) are kept equal alike.
 """
 
 import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from mickle import storage
 from mickle.errors import MickleError, UsageError
@@ -20,6 +22,7 @@ from mickle.studies.systems import SYSTEMS, System
 
 MARK = re.compile(r"^<!-- table: ", re.MULTILINE)
 BLOCK = re.compile(r"^(<!-- table: ([\w-]+) -->\n)(.*?)(^<!-- end of table -->)", re.DOTALL | re.MULTILINE)
+SHIPPED = Path("src", "mickle", "studies", results.SHIPPED.name)  # in a checkout
 Published = dict[tuple[str, str], results.Result]
 
 
@@ -28,7 +31,8 @@ def systems_table(known: Published) -> str:
     Holm.
     """
     lines = [
-        "| | system | what the paper claims | paper | here, 95 % interval | verdict | command |",
+        "| | system | what the paper claims | paper | here, 95 % interval | verdict, and what speaks against it | "
+        "command |",
         "|---|---|---|---|---|---|---|",
     ]
     adjusted = corrected(known)
@@ -62,18 +66,20 @@ def system_row(system: System, built: bool, known: Published, adjusted: dict[str
         return f"{start} | | stale: declared differently since | {command} |"
     declared, row = results.headline(result)
     effect = markdown.measured_effect(declared, row)
-    measure = f"{declared['measure']}, {row['seeds']} seeds"
+    measure = f"{row['seeds']} seeds" if declared["says"] else f"{declared['measure']}, {row['seeds']} seeds"
     return (
-        f"{start} {markdown.paper_effect(declared)} ({declared['paper']}) | {effect} ({measure}) | "
-        f"{front_verdict(row, adjusted.get(system.name))} | {command} |"
+        f"{start} {markdown.paper_effect(declared, row)} ({declared['paper']}) | {effect} ({measure}) | "
+        f"{front_verdict(declared, row, adjusted.get(system.name))}{f'; but {system.but}' if system.but else ''} | "
+        f"{command} |"
     )
 
 
-def front_verdict(row: dict[str, str], p_holm: float | None) -> str:
-    """The verdict, marked when its effect does not survive Holm's correction over the whole table."""
-    seen = row["verdict"] in ("reproduced", "partly", "opposite")
-    fragile = seen and p_holm is not None and p_holm > 0.05
-    return f"**{row['verdict']}**" + (f" (not after Holm's correction: p {p_holm:.2g})" if fragile else "")
+def front_verdict(declared: dict[str, Any], row: dict[str, Any], p_front: float | None) -> str:
+    """The verdict, marked when its effect does not survive Holm's correction over this table or within its study."""
+    p_values = [p for p in (p_front, row.get("p_holm")) if p is not None]
+    words = markdown.verdict_words(declared, {**row, "p_holm": max(p_values, default=None)})
+    verdict, _, rest = words.partition(" (")
+    return f"**{verdict}**" + (f" ({rest}" if rest else "")
 
 
 def fill(text: str, where: Path, known: Published) -> str:
@@ -103,6 +109,18 @@ def one_table(name: str, where: Path, known: Published) -> str:
     return f"{stale}{markdown.table(result)}\n\n{markdown.origin(result)}"
 
 
+def keep_shipped(path: Path, known: Published, write: bool) -> int:
+    """Hold the package's summaries to the published results; 1 where they differ (and are written, if asked)."""
+    summaries = results.summaries(known)
+    if path.exists() and storage.read_json(path) == summaries:
+        return 0
+    print(f"{'wrote' if write else 'differs'}: {path}")
+    if write:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        storage.write_json(path, summaries)
+    return 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Check or write all tables of a checkout; the exit code is 1 where ``--check`` finds a difference."""
     parser = argparse.ArgumentParser(prog="python -m mickle.studies.table", description=__doc__)
@@ -127,6 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{'wrote' if write else 'differs'}: {path}")
             if write:
                 storage.write_text(path, after)
+    different += keep_shipped(options.root / SHIPPED, known, write)
     return 1 if different and not write else 0
 
 
