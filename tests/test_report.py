@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from mickle import storage
+from mickle import storage, verbs
 from mickle.data.card import Tally
 from mickle.data.pages import Skipped
 from mickle.data.records import Page, Removed
 from mickle.errors import UsageError
 from mickle.evaluation.evaluate import beside_baselines
 from mickle.report import LARGEST, render, stamp, write_report
+from mickle.step import Step
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -107,6 +108,23 @@ def test_page_is_small_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
 def test_a_difference_within_the_interval_is_no_difference(interval: list[float], says: str) -> None:
     summary = {"bits_per_byte": 2.0, "bits_per_byte_interval": interval, "baselines": {"zlib": 3.0}}
     assert says in beside_baselines(summary)
+
+
+def test_a_folder_that_no_verb_made_is_shown_plainly(tmp_path: Path) -> None:
+    with storage.write_folder(
+        tmp_path / "old", kind="corpus", summary={"pages_kept": 12_345, "text": "a page"}
+    ) as folder:
+        (folder / "a.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
+    page = render("title", {"old": tmp_path / "old"})
+    assert "<td>pages kept</td>" in page and "12,345" in page and "a page" not in page
+    assert page.count("data:image/svg+xml,") == 1
+
+
+@pytest.mark.parametrize("name", verbs.STEPS)
+def test_every_verb_has_a_part_of_its_own(name: str) -> None:
+    cls = verbs.step_class(name)
+    assert verbs.made_by({"verb": cls.__name__.lower()}) is cls
+    assert cls.title != Step.title or "section" in vars(cls)
 
 
 def test_stamp_follows_the_folders(tmp_path: Path) -> None:

@@ -166,13 +166,10 @@ def _execute(step: Any, out: Path, emit: Any) -> str:
 
 def _report_beside(step: Any, folder: Path) -> Path:
     """The page of one finished folder, written next to it: in it, it would not be what was sealed."""
-    from mickle.report import stamp, write_report
+    from mickle.report import write_report
 
-    target = folder.with_name(f"{folder.name}.html")
-    if stamp(target) != stamp({folder.name: folder}):
-        command = f"mickle {type(step).__name__.lower()} --config {folder / 'settings.yaml'}"
-        write_report(target, folder.name, {folder.name: folder}, command=command)
-    return target
+    command = f"mickle {type(step).__name__.lower()} --config {folder / 'settings.yaml'}"
+    return write_report(folder.with_name(f"{folder.name}.html"), folder.name, {folder.name: folder}, command)
 
 
 def _show_dry_run(step: Any, out: Path) -> None:

@@ -164,10 +164,7 @@ def _point(link: Path, folder: Path) -> None:
 
 
 def _report(plan: Plan, made: dict[str, Path]) -> Path:
-    from mickle.report import stamp, write_report
+    from mickle.report import write_report
 
-    target = plan.recipe.out / "report.html"
-    if stamp(target) != stamp(made):
-        title = plan.recipe.title or plan.file.stem
-        write_report(target, title, made, command=f"mickle run {plan.file}")
-    return target
+    title = plan.recipe.title or plan.file.stem
+    return write_report(plan.recipe.out / "report.html", title, made, command=f"mickle run {plan.file}")

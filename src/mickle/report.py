@@ -21,8 +21,9 @@ Folders = dict[str, Path]  # whole folders by the names of the steps that made t
 
 
 def write_report(target: Path, title: str, folders: Folders, command: str = "") -> Path:
-    """Write the page for ``folders`` (step name -> whole folder) to ``target``; returns ``target``."""
-    storage.write_text(target, render(title, folders, command))
+    """Write the page for ``folders`` (step name -> whole folder) to ``target``, unless it is of these already."""
+    if stamp(target) != stamp(folders):
+        storage.write_text(target, render(title, folders, command))
     return target
 
 

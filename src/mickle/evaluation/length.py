@@ -233,7 +233,7 @@ def check_model(model: nn.Module, first_token: bool) -> None:
     token.
     """
     config = model.config
-    if getattr(config, "causal", True) is False or _fills_gaps(config):
+    if not model.causal:
         raise UsageError(
             "this model sees both sides, so it has read the answer that it should predict",
             expected="a causal model; without positions a model that is not causal sees a bag of words",
@@ -244,7 +244,3 @@ def check_model(model: nn.Module, first_token: bool) -> None:
             "a model without positions needs a first token (BOS) to count from, and the tokenizer has none",
             expected="bos_token in tokenizer_config.json",
         )
-
-
-def _fills_gaps(config: Any) -> bool:
-    return any("MaskedLM" in name for name in getattr(config, "architectures", None) or ())

@@ -99,6 +99,11 @@ class Rate(Config):
         return f"mickle show {out}"
 
 
+def run_rate(task: Rate, work: Path, emit: Emit, seed: int) -> dict[str, Any]:
+    """Write results.json, table.md and risk.svg into ``work``; the summary. Raises UsageError on bad data."""
+    return task.run(None, emit, seed).write(work, emit)
+
+
 def verdict(task: Rate, x: Any, y: Any, curve: Any, seed: int) -> dict[str, Any]:
     """What all rows together say: how near the threshold they are, the rate to take, and what it gained."""
     import numpy as np

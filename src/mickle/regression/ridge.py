@@ -63,7 +63,7 @@ class Table:
         """Inputs without the constant columns; no copy where there are none."""
         return self.inputs if self.varying.all() else self.inputs[:, self.varying]
 
-    def whole(self, weights: Array) -> Array:
+    def of_all_columns(self, weights: Array) -> Array:
         """Weights of all p columns from those of the varying ones."""
         found = np.zeros((len(self.squares), weights.shape[1]))
         found[self.varying] = weights
@@ -116,10 +116,10 @@ def solve(
         weights = np.linalg.solve(scaled.T @ scaled + a * np.eye(len(d)), scaled.T @ y) / scale[:, None]
     else:
         weights = (x / d).T @ np.linalg.solve((x / d) @ x.T + a * np.eye(len(x)), y)
-    whole = table.whole(np.asarray(weights, np.float64))
+    found = table.of_all_columns(np.asarray(weights, np.float64))
     smallest = singular[: min(table.free_rows, x.shape[1])].min(initial=np.inf)
     return Solution(
-        whole, table.target_means - table.input_means @ whole, rate,
+        found, table.target_means - table.input_means @ found, rate,
         float(smallest) if np.isfinite(smallest) else 0.0,
         abs(table.free_rows - x.shape[1]) <= 1, tuple(map(int, np.flatnonzero(~table.varying))),
     )  # fmt: skip
