@@ -94,7 +94,7 @@ def tune_mickle(shape: dict[str, int], precision: str, folder: Path, gate: Gate,
     from mickle.models.folder import open_model
     from mickle.training.loop import fit
     from mickle.training.optimizers import Schedule
-    from mickle.tuning.methods import Adam, Lora, optimizer_for, prepare, reduce_frozen
+    from mickle.tuning.methods import Adam, Lora, reduce_frozen
     from mickle.tuning.tune_data import trained_tokens
 
     def batches(step: int) -> dict[str, Any]:
@@ -104,11 +104,11 @@ def tune_mickle(shape: dict[str, int], precision: str, folder: Path, gate: Gate,
         return rows_of(found, packed(lengths, LONGEST, np.random.default_rng(0)) if arm == "mickle" else alone)
 
     model = open_model(folder)
-    prepare(model, Lora(rank=RANK, alpha=ALPHA), 0)
+    Lora(rank=RANK, alpha=ALPHA).prepare(model, 0)
     if precision == "bfloat16":
         reduce_frozen(model, torch.bfloat16)
     events = fit(
-        model, trained_tokens, batches, optimizer_for(Lora(), Adam(), LEARNING_RATE, model, folder), steps=10**6,
+        model, trained_tokens, batches, Lora().optimizer(model, LEARNING_RATE, Adam(), folder), steps=10**6,
         schedule=Schedule(kind="constant", warmup=0.0), precision=precision, watch_loss=False,
     )  # fmt: skip
     for event in events:

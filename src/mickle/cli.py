@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mickle import __version__
-from mickle.errors import MickleError, ResourceError, UsageError
+from mickle.errors import MickleError, ResourceError, ToldError, UsageError
 
 OTHERS = {
     "run": ("a recipe: all steps from raw pages to a report", "mickle run recipes/laptop.yaml"),
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         failure = explain(error)
-        print(f"error: {failure}", file=sys.stderr)
+        if not isinstance(failure, ToldError):
+            print(f"error: {failure}", file=sys.stderr)
         code = failure.exit_code
     sys.exit(code)
 
@@ -94,6 +95,8 @@ def _terminate(signum: int, frame: Any) -> None:
 def _verb(name: str, arguments: list[str]) -> None:
     from mickle import flags, verbs
     from mickle.config import Lines, read_yaml, validate
+    from mickle.events import ignore
+    from mickle.step import execute
 
     cls = verbs.step_class(name)
     parser = flags.parser(f"mickle {name}", cls, (cls.__doc__ or "").strip(), cls.example, cls.positional)
@@ -119,6 +122,9 @@ def _verb(name: str, arguments: list[str]) -> None:
     out = options.out or verbs.default_out(name, step)
     if options.dry_run:
         _show_dry_run(step, out)
+        return
+    if int(os.environ.get("RANK", "0")):  # under torchrun the first process speaks for all
+        execute(step, out, ignore)
         return
     print(_with_console(options, lambda emit: _execute(step, out, emit)))
 

@@ -47,3 +47,11 @@ class NumericError(MickleError):
     """A number that is not finite, or a loss that jumped."""
 
     exit_code = 5
+
+
+class ToldError(MickleError):
+    """How the first of several processes ended, in another one: said and shown there already."""
+
+    def __init__(self, what: str, *, exit_code: int) -> None:
+        super().__init__(what)
+        self.exit_code = exit_code

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -60,6 +61,11 @@ class Step(Config):
         """A forecast of memory, time and disk, and a preview of what would be done."""
         return Forecast(), ""
 
+    def together(self, out: Path, emit: Emit) -> Path:
+        """Do the step as one of the processes that torchrun started."""
+        name = type(self).__name__.lower()
+        raise UsageError(f"{name} runs in one process; pretrain, tune and mix in several", todo="leave torchrun out")
+
     def answer(self) -> str:
         """What there is to say when these settings ask for no work (a list of choices); "" where they do."""
         return ""
@@ -105,9 +111,16 @@ def identity_hash(identity: dict[str, Any]) -> str:
 def execute(step: Step, out: Path, emit: Emit) -> Path:
     """Do ``step`` and leave the whole folder ``out``; a finished one with the same identity is left as it is.
 
+    Under torchrun every process calls this, and the step says how they share it.
     Raises :class:`LockedError` where another process is at it, :class:`UsageError` where ``out`` holds something else.
     """
-    out = Path(out)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return step.together(Path(out), emit)
+    return execute_alone(step, Path(out), emit)
+
+
+def execute_alone(step: Step, out: Path, emit: Emit) -> Path:
+    """:func:`execute` in the one process that writes."""
     identity = step.identity()
     if finished(out, identity):
         emit(Noted(f"{out} is done already"))

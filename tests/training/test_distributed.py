@@ -7,6 +7,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def model() -> nn.Module:
     return decoder(dropout=0.0, layers=2)
 
 
-def together(work: Callable[[distributed.Place], Any], folder: Path) -> list[Any]:
-    """What ``work`` returns in each of two processes that torchrun's variables describe."""
+def together(work: Callable[[distributed.Place], Any], folder: Path, joined: bool = True) -> list[Any]:
+    """What ``work`` returns in each of two processes that torchrun's variables describe, as one group if ``joined``."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -42,7 +43,8 @@ def together(work: Callable[[distributed.Place], Any], folder: Path) -> list[Any
             try:
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
                 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-                with distributed.processes() as place:
+                group = distributed.processes() if joined else nullcontext(distributed.Place(rank, 2))
+                with group as place:
                     (folder / f"{rank}.json").write_text(json.dumps(work(place)))
                 code = 0
             except BaseException:

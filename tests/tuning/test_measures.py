@@ -22,8 +22,8 @@ from mickle.training.objectives import next_token
 from mickle.tuning import measures, outcome
 from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.mezo import LowRank, Mezo
-from mickle.tuning.tune import Tune
-from mickle.tuning.tune_data import Task, read_task, split, trained_tokens
+from mickle.tuning.task import Sources, split
+from mickle.tuning.tune_data import ExampleTask, read_task, trained_tokens
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def task(folder: Path) -> Task:
+def task(folder: Path) -> ExampleTask:
     data = made.chats(folder.parent / "chats.jsonl")
-    return read_task(Tune(model=folder, data=data), made.tokenizer(), made.LENGTH, True)
+    return read_task(Sources(data), folder, made.tokenizer(), made.LENGTH, True)
 
 
 def test_a_system_turn_that_all_examples_share_is_no_overlap(folder: Path, tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_a_system_turn_that_all_examples_share_is_no_overlap(folder: Path, tmp_p
     ]
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    found = read_task(Tune(model=folder, data=data), made.tokenizer(), 512, True)
+    found = read_task(Sources(data), folder, made.tokenizer(), 512, True)
     assert found.overlap == {"exact": 0, "near": 0}
     assert found.heldout_examples
 
@@ -78,7 +78,7 @@ def test_a_text_is_never_on_both_sides_and_order_does_not_matter(
     assert {" ".join(e.text.split()) for e in again} == said[1]
 
 
-def test_the_objective_is_next_token_where_labels_are(folder: Path, task: Task) -> None:
+def test_the_objective_is_next_token_where_labels_are(folder: Path, task: ExampleTask) -> None:
     """The same sum, count and gradients as the loss over all positions, of which most have no label."""
     model = open_model(folder)
     batch = ExampleBatches(task.training, made.LENGTH, 3)(0)
@@ -95,10 +95,10 @@ def test_the_objective_is_next_token_where_labels_are(folder: Path, task: Task) 
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
-def test_each_example_has_the_loss_it_has_alone(folder: Path, task: Task) -> None:
+def test_each_example_has_the_loss_it_has_alone(folder: Path, task: ExampleTask) -> None:
     """Rows of many lengths against one example at a time by cross-entropy; and their sum against the packed batches."""
     model = open_model(folder)
-    scores = measures.example_scores(model, task, made.tokenizer(), made.LENGTH)
+    scores = task.scores(model, made.LENGTH)
     assert len(scores) == len(task.heldout.tokens) == 4
     for tokens, trained, row in zip(task.heldout.tokens, task.heldout.trained, scores, strict=True):
         with torch.no_grad():
@@ -112,12 +112,12 @@ def test_each_example_has_the_loss_it_has_alone(folder: Path, task: Task) -> Non
         sums = [next_token(model, batch) for batch in as_training_batches(task.heldout, made.LENGTH, 2)]
     assert scores[:, 0].sum() == pytest.approx(sum(float(total) for total, _ in sums), rel=1e-5)
     assert scores[:, 1].sum() == sum(int(count) for _, count in sums)
-    some = measures.example_scores(model, task, made.tokenizer(), made.LENGTH, most=1)
+    some = task.scores(model, made.LENGTH, most=1)
     assert some == pytest.approx(scores[:1])
 
 
-def test_a_sample_begins_where_the_answer_does(folder: Path, task: Task) -> None:
-    rows = measures.samples(open_model(folder), task, made.tokenizer(), 2, (), made.LENGTH)
+def test_a_sample_begins_where_the_answer_does(folder: Path, task: ExampleTask) -> None:
+    rows = task.samples(open_model(folder), 2, (), made.LENGTH)
     assert [row["prompt"].endswith("Assistant:\n") for row in rows] == [True, True]
     assert rows[0]["reference"].startswith("the ")
 

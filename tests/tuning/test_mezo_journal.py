@@ -27,10 +27,9 @@ from mickle.training.closure import Closure
 from mickle.training.journal import Journal, cut, decode, encode, journal_of, merge, read_journal, write_journal
 from mickle.training.objectives import next_token
 from mickle.training.replay import fingerprint_for, replay, verify
-from mickle.tuning.mezo import Mezo, build_mezo, prepare_mezo
+from mickle.tuning.mezo import Mezo, build_mezo
 from mickle.tuning.mezo_journal import open_at
 from mickle.tuning.tune import Tune
-from mickle.tuning.tune_mezo import write_journal_of
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -160,7 +159,7 @@ def test_a_journal_cut_to_the_best_step_knows_its_end(home: Path, tmp_path: Path
 def test_batches_that_were_left_out_are_no_steps_of_the_journal(home: Path, tmp_path: Path) -> None:
     """Step 8 of a run that left two batches out is step 6 of its journal, as that step's checkpoint says."""
     settings = Mezo(parameters=validate(Mezo, {"parameters": WAYS["lora"]}).parameters, learning_rate=0.1)
-    model = prepare_mezo(settings, open_model(home / "base", torch.float32), seed=0)
+    model = settings.prepare(open_model(home / "base", torch.float32), seed=0)
     optimizer = build_mezo(settings, model, 0, 10)
     for step in range(10):
         if step == 6:
@@ -173,8 +172,7 @@ def test_batches_that_were_left_out_are_no_steps_of_the_journal(home: Path, tmp_
     state = {"optimizer": {"rest": {"history": history}}}
     (tmp_path / "step-00000008").mkdir()
     storage.write_json(tmp_path / "step-00000008" / "state.json", state)
-    tune = Tune(model=home / "base", data=home / "chats.jsonl", method=settings)
-    told = write_journal_of(tune, optimizer, model, 8, tmp_path, tmp_path / "journal.mezo")
+    told = settings.journal(optimizer, model, 8, home / "base", tmp_path, tmp_path)["journal"]
     assert told["steps"] == 6
     journal = read_journal(tmp_path / "journal.mezo")
     again, _ = open_at(home / "base", journal)
@@ -297,7 +295,7 @@ def test_the_fingerprint_of_adapters_sees_them_and_not_the_base(home: Path, runs
 def test_a_journal_that_names_no_adapter_replays_on_the_model_that_has_it(home: Path, way: str) -> None:
     """From Python, where the model is at hand: what its journal moves is a part of it, and known by that."""
     settings = validate(Mezo, {"parameters": WAYS[way], "learning_rate": 0.01}, where="test")
-    model = prepare_mezo(settings, open_model(home / "wide"), seed=0)
+    model = settings.prepare(open_model(home / "wide"), seed=0)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = build_mezo(settings, model, 0, 3)
     for step in range(3):

@@ -18,8 +18,7 @@ from mickle.training.loop import fit
 from mickle.training.objectives import next_token
 from mickle.training.optimizers import constant
 from mickle.training.replay import replay, verify
-from mickle.tuning.mezo import LowRank, Mezo, build_mezo, prepare_mezo, set_rate
-from mickle.tuning.mezo_journal import journal_of_tuning
+from mickle.tuning.mezo import LowRank, Mezo, build_mezo, journal_of_tuning, set_rate
 
 SHAPE = DecoderConfig(
     vocab_size=50, width=32, layers=2, heads=4, kv_heads=2, head_width=8, ffn_width=48, max_length=64, initial_std=0.2
@@ -33,7 +32,7 @@ def batches(step: int) -> dict[str, torch.Tensor]:
 
 
 def prepared(settings: Mezo) -> nn.Module:
-    return prepare_mezo(settings, Decoder(SHAPE, seed=1), seed=7)
+    return settings.prepare(Decoder(SHAPE, seed=1), seed=7)
 
 
 @pytest.mark.parametrize("parameters", WAYS, ids=lambda way: way["kind"])

@@ -289,10 +289,11 @@ def test_paged_averages_and_other_spellings_change_nothing(home: Path, tmp_path:
 
 def test_bfloat16_halves_the_frozen_base(home: Path, tmp_path: Path) -> None:
     from mickle.models.lora import lora_layers
-    from mickle.tuning.tune_run import get_ready, open_model_to_tune
+    from mickle.tuning.tune_run import open_model_to_tune
 
     settings = step(home, precision="bfloat16")
-    layers = lora_layers(open_model_to_tune(settings, get_ready(settings)))
+    known, plan, _ = settings._ready(tmp_path, ignore)
+    layers = lora_layers(open_model_to_tune(known, plan, 0))
     assert {layer.weight.dtype for layer in layers.values()} == {torch.bfloat16}
     assert {layer.lora_A.dtype for layer in layers.values()} == {torch.float32}
     found = summary(tune(home, tmp_path / "out", precision="bfloat16"))

@@ -22,10 +22,12 @@ from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import describe, open_model, save_model
 from mickle.models.language import described
 from mickle.models.linear_layers import features, linear_layers
+from mickle.training.run import Asked
 from mickle.tuning import tune_plan
-from mickle.tuning.methods import Full, Lora, Qlora, derived_rate
+from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.tune import Tune
-from mickle.tuning.tune_plan import Plan, Weights, memory, resolve, weigh
+from mickle.tuning.tune_plan import Batching, TunePlan, memory, resolve
+from mickle.tuning.weights import Weights, weigh
 
 pytestmark = pytest.mark.usefixtures("quick")
 
@@ -65,7 +67,8 @@ def test_dimensions_of_models_of_others_go_by_their_usual_names() -> None:
     ("kind", "parameters", "rate"), [("lora", 7e9, 2e-4), ("full", 7e9, 2e-5), ("full", 110e6, 5.65e-5)]
 )
 def test_rates_are_those_of_the_papers_at_their_sizes(kind: str, parameters: float, rate: float) -> None:
-    assert derived_rate(kind, int(parameters)) == pytest.approx(rate, rel=0.01)
+    method = {"lora": Lora(), "full": Full()}[kind]
+    assert method.rate(int(parameters)) == pytest.approx(rate, rel=0.01)
 
 
 @given(
@@ -74,12 +77,11 @@ def test_rates_are_those_of_the_papers_at_their_sizes(kind: str, parameters: flo
     tokens=st.none() | st.integers(1, 10_000),
 )
 def test_rows_hold_the_longest_example_and_the_rules(lengths: list[int], asked: int | None, tokens: int | None) -> None:
-    chosen = Tune(model=Path("m"), data=Path("d"), sequence_length=asked, batch_tokens=tokens)
     longest = min(max(lengths), asked or 512)
-    length = tune_plan.row_length(chosen, longest, 512)
+    length = tune_plan.row_length(asked, longest, 512)
     assert length >= longest
     assert length == (asked or length)
-    rows = tune_plan.batch_rows(chosen, length, lengths)
+    rows = tune_plan.batch_rows(tokens, length, lengths)
     assert rows >= 1
     if tokens:
         assert abs(rows * length - tokens) <= max(length / 2, length - tokens)
@@ -90,7 +92,7 @@ def test_rows_hold_the_longest_example_and_the_rules(lengths: list[int], asked: 
 
 def test_a_row_longer_than_the_model_reads_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="at most 64"):
-        tune_plan.longest_row(settings(folder, sequence_length=65), describe(folder))
+        tune_plan.longest_row(65, describe(folder))
 
 
 def big(path: Path) -> Path:
@@ -105,10 +107,10 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return big(tmp_path_factory.mktemp("plan") / "larger")
 
 
-def plan_of(path: Path, method: Any, **more: Any) -> tuple[Plan, Any, Any]:
+def plan_of(path: Path, method: Any, recompute: bool | None = None, **more: Any) -> tuple[TunePlan, Any, Any]:
     weights, shape = weigh(path), describe(path)
-    chosen = settings(path, method=method, precision="float32", **more)
-    return resolve(chosen, weights, shape, 1024, 16, 10.0, 100), weights, shape
+    asked = Asked(precision="float32", **more)
+    return resolve(asked, method, weights, shape, Batching(1024, 16, 10.0, 100), recompute), weights, shape
 
 
 def test_a_batch_that_does_not_fit_is_made_in_parts_and_then_computed_twice(
@@ -202,10 +204,10 @@ def test_the_forecast_is_near_the_measured_peak(
 
 
 def test_a_frozen_base_is_small_only_where_products_are(folder: Path) -> None:
-    from mickle.tuning.methods import prepare, reduce_frozen
+    from mickle.tuning.methods import reduce_frozen
 
     model = open_model(folder)
-    prepare(model, Lora(rank=2), 0)
+    Lora(rank=2).prepare(model, 0)
     reduce_frozen(model, torch.bfloat16)
     kinds = {name: p.dtype for name, p in model.named_parameters()}
     assert {kind for name, kind in kinds.items() if "base_layer" in name} == {torch.bfloat16}

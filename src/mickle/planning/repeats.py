@@ -15,15 +15,17 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
+from mickle import machine
 from mickle.errors import ResourceError, UsageError
+from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.models.shape import DecoderConfig
 from mickle.planning.report import extrapolates, notes, warnings
 from mickle.planning.supply import Reader, Supply
-from mickle.training.pretrain import Pretrain
-from mickle.training.pretrain_plan import derived_vocabulary, memory, resolve, step_seconds
+from mickle.training.pretrain_plan import Fresh, derived_vocabulary, memory, resolve, step_seconds
 from mickle.training.repetition import Allocation, Law
 from mickle.training.repetition_fit import bootstrap, fit, fit_scale
 from mickle.training.repetition_runs import PastRun, Pilot, nearest_pilot, pilots
+from mickle.training.run import Asked
 
 MOST_MEASURED = 5_000_000  # parameters of the largest model whose steps are timed
 MEASURED_TOKENS = 2048
@@ -70,7 +72,7 @@ def make_plan(
     chosen = law.spent(wanted.parameters, epochs * text.distinct, text.distinct)
     speed = speed or measured_speed(chosen.parameters, text)
     size = asked.size or _size(chosen)
-    forecast = forecast_of(chosen, size, text, speed, data)
+    forecast = forecast_of(chosen, size, text, speed)
     dropout = dropout_advice(epochs)
     found: dict[str, Any] = {
         "task": "repeats",
@@ -117,27 +119,31 @@ def spent(asked: Budget, text: Supply, law: Law) -> tuple[float, int | None, Spe
     return speed.flops * seconds, parameters, speed
 
 
+def fresh(size: str | int) -> Fresh:
+    """What `mickle pretrain --size SIZE` trains."""
+    return Fresh(size, DecoderArchitecture())
+
+
 def measured_speed(parameters: float, text: Supply) -> Speed:
     """Time some real steps of a model of this size, or of the largest that is quick to time."""
     size = int(min(parameters, MOST_MEASURED))
     tokens = max(text.tokens, 4 * MEASURED_TOKENS)
     vocabulary = text.vocabulary if parameters <= MOST_MEASURED else derived_vocabulary(size)
-    settings = Pretrain(data=Path("corpus"), size=size, batch_tokens=MEASURED_TOKENS, accumulate=1)
-    plan = resolve(settings, vocabulary, int(tokens))
-    seconds = step_seconds(settings, plan)
+    plan = resolve(Asked(batch_tokens=MEASURED_TOKENS, accumulate=1), fresh(size), vocabulary, int(tokens))
+    seconds = step_seconds(plan, fresh(size).architecture.build(plan.shape, 0).to(machine.device()))
     return Speed(6 * plan.parameters * plan.batch_tokens / seconds, plan.parameters)
 
 
-def forecast_of(chosen: Allocation, size: str | int, text: Supply, speed: Speed, data: Path | None) -> dict[str, Any]:
+def forecast_of(chosen: Allocation, size: str | int, text: Supply, speed: Speed) -> dict[str, Any]:
     """Hours and bytes of memory of the recommended run; memory is None where no decoder has this size."""
-    settings = Pretrain(data=data or Path("corpus"), size=size, epochs=chosen.tokens / text.tokens)
+    asked = Asked(epochs=chosen.tokens / text.tokens)
     found: dict[str, Any] = {
         "hours": OVERHEAD * 6 * chosen.parameters * chosen.tokens / speed.flops / 3600,
         "timed_parameters": speed.parameters,
         "memory_bytes": None,
     }
     try:
-        found["memory_bytes"] = memory(resolve(settings, text.vocabulary, int(text.tokens)))
+        found["memory_bytes"] = memory(resolve(asked, fresh(size), text.vocabulary, int(text.tokens)))
     except (ResourceError, UsageError) as error:
         found["too_large"] = error.what
     return found

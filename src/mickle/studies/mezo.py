@@ -97,7 +97,7 @@ def tune_forward_only(cell: Cell, model: nn.Module, texts: Any, validate: Any) -
     from mickle.studies.training import train
     from mickle.training.closure import Closure
     from mickle.training.optimizers import constant
-    from mickle.tuning.mezo import Mezo, build_mezo, prepare_mezo, set_rate
+    from mickle.tuning.mezo import Mezo, build_mezo, set_rate
 
     values, arm = cell.values, ARMS[cell.arm]
     settings = Mezo(**{**values["mezo"], **arm.get("settings", {})})
@@ -105,7 +105,7 @@ def tune_forward_only(cell: Cell, model: nn.Module, texts: Any, validate: Any) -
     forwards = settings.probes + 1 if settings.variant == "fzoo" else 2 * settings.probes
     steps = max(1, round(2 * values["steps"] * arm.get("share", 1.0) / forwards))
     objective = objective_of(settings)
-    model = prepare_mezo(settings, model, cell.seed)
+    model = settings.prepare(model, cell.seed)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = build_mezo(settings, model, cell.seed, steps)
     batches = partial(texts, rows)

@@ -40,7 +40,7 @@ _NO_IDENTITY = ("params", "param_names", "lr", "steps", *checkpoint.WAYS)  # of 
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _Fit:
     """The arguments of :func:`fit`."""
 
     model: nn.Module
@@ -155,87 +155,71 @@ def fit(
         "precision": precision,
         "seed": seed,
     }
-    plan = _Plan(
-        model,
-        objective,
-        batches,
-        optimizer,
-        steps,
-        schedule,
-        dropout,
-        accumulate,
-        clip_norm,
-        precision,
-        evaluate,
-        evaluate_every,
-        Path(checkpoints) if checkpoints else None,
-        save_every,
-        keep,
-        seed,
-        on_bad_numbers,
-        watch_loss,
-        whole_identity,
-    )
-    return _train(plan)
+    return _train(_Fit(
+        model=model, objective=objective, batches=batches, optimizer=optimizer, steps=steps, schedule=schedule,
+        dropout=dropout, accumulate=accumulate, clip_norm=clip_norm, precision=precision, evaluate=evaluate,
+        evaluate_every=evaluate_every, checkpoints=Path(checkpoints) if checkpoints else None, save_every=save_every,
+        keep=keep, seed=seed, on_bad_numbers=on_bad_numbers, watch_loss=watch_loss, identity=whole_identity,
+    ))  # fmt: skip
 
 
-def _train(plan: _Plan) -> Iterator[Event]:
+def _train(run: _Fit) -> Iterator[Event]:
     counters = _Counters()
     with ExitStack() as stack:
         interruption = Interruption()
-        if plan.checkpoints is not None:
+        if run.checkpoints is not None:
             if distributed.current().writes:
-                stack.enter_context(storage.lock(plan.checkpoints / ".lock"))
-            counters = yield from _go_on(plan)
+                stack.enter_context(storage.lock(run.checkpoints / ".lock"))
+            counters = yield from _go_on(run)
             stack.enter_context(interruption)
-        yield Started("training", plan.steps, "steps")
+        yield Started("training", run.steps, "steps")
         if counters.step:
             yield Progressed(counters.step, "going on from a checkpoint")
-        if plan.on_bad_numbers == "back" and counters.step == 0:
-            yield from _save(plan, counters)  # something to return to
-        while counters.step < plan.steps:
-            bad, event = _one_step(plan, counters)
+        if run.on_bad_numbers == "back" and counters.step == 0:
+            yield from _save(run, counters)  # something to return to
+        while counters.step < run.steps:
+            bad, event = _one_step(run, counters)
             yield event
-            if bad is not None and plan.on_bad_numbers == "back":
-                counters = yield from _go_back(plan, counters, bad)
+            if bad is not None and run.on_bad_numbers == "back":
+                counters = yield from _go_back(run, counters, bad)
                 continue
             if bad is not None:
-                yield Warned(_skip_or_stop(plan, counters, bad))
+                yield Warned(_skip_or_stop(run, counters, bad))
             interrupted = distributed.any_process(interruption.signalled)
-            yield from _evaluate_and_save(plan, counters, interrupted)
+            yield from _evaluate_and_save(run, counters, interrupted)
             if interrupted:
                 raise KeyboardInterrupt
 
 
-def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Event]:
+def _one_step(run: _Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
     """One optimizer step: the error if its numbers were bad, and then nothing has changed; and its event."""
     step, begun = counters.step, time.perf_counter()
     counters.step += 1
     if step in counters.dropped:
         return None, Noted(f"step {step + 1}: batch {step} is left out")
-    factor = plan.schedule(step, plan.steps)
-    for group in plan.optimizer.param_groups:
+    factor = run.schedule(step, run.steps)
+    for group in run.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * factor
-    if plan.dropout is not None:
-        set_dropout(plan.model, plan.dropout(step, plan.steps))
-    batch = plan.batches(step)
-    watch = LossWatch(**counters.watch) if plan.watch_loss else None
+    if run.dropout is not None:
+        set_dropout(run.model, run.dropout(step, run.steps))
+    batch = run.batches(step)
+    watch = LossWatch(**counters.watch) if run.watch_loss else None
     closure = Closure(
-        plan.model,
-        plan.objective,
+        run.model,
+        run.objective,
         batch,
         step=step,
-        seed=plan.seed,
-        accumulate=plan.accumulate,
-        clip_norm=plan.clip_norm,
-        precision=plan.precision,
+        seed=run.seed,
+        accumulate=run.accumulate,
+        clip_norm=run.clip_norm,
+        precision=run.precision,
         watch=watch,
-        state=partial(_watched, plan.model, plan.optimizer),
+        state=partial(_watched, run.model, run.optimizer),
     )
-    plan.model.train()
+    run.model.train()
     bad = None
     try:
-        plan.optimizer.step(closure)
+        run.optimizer.step(closure)
         counters.skipped_in_a_row = 0
     except BadNumbers as error:
         bad = error
@@ -243,81 +227,81 @@ def _one_step(plan: _Plan, counters: _Counters) -> tuple[BadNumbers | None, Even
         counters.watch = watch.state()
     counters.tokens += _tokens(batch)
     counters.seconds += time.perf_counter() - begun
-    extra = _statistics(plan.optimizer)
-    rate = plan.optimizer.param_groups[0]["lr"]
+    extra = _statistics(run.optimizer)
+    rate = run.optimizer.param_groups[0]["lr"]
     return bad, Trained(
         step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra, closure.count
     )
 
 
-def _skip_or_stop(plan: _Plan, counters: _Counters, bad: BadNumbers) -> str:
+def _skip_or_stop(run: _Fit, counters: _Counters, bad: BadNumbers) -> str:
     """The warning for a step that was skipped; raises when it must not be."""
     counters.skipped += 1
     counters.skipped_in_a_row += 1
-    if plan.on_bad_numbers == "stop" or counters.skipped_in_a_row >= MOST_IN_A_ROW:
+    if run.on_bad_numbers == "stop" or counters.skipped_in_a_row >= MOST_IN_A_ROW:
         raise bad
     return f"{bad.what} ({bad.where}); skipped, {counters.skipped} so far"
 
 
-def _go_back(plan: _Plan, counters: _Counters, bad: BadNumbers) -> Generator[Event, None, _Counters]:
+def _go_back(run: _Fit, counters: _Counters, bad: BadNumbers) -> Generator[Event, None, _Counters]:
     """Return to the last checkpoint and leave the bad batch out from now on."""
     dropped = {*counters.dropped, bad.step}
     if all(bad.step - before in dropped for before in range(MOST_IN_A_ROW)):
         raise bad
-    restored = yield from _go_on(plan)
+    restored = yield from _go_on(run)
     restored.dropped = sorted(dropped)
     yield Warned(f"{bad.what} ({bad.where}); back to step {restored.step}, without that batch")
     yield Progressed(restored.step, "back to a checkpoint")
     return restored
 
 
-def _go_on(plan: _Plan) -> Generator[Event, None, _Counters]:
+def _go_on(run: _Fit) -> Generator[Event, None, _Counters]:
     """Restore the newest whole checkpoint, if there is one; returns the counters."""
-    assert plan.checkpoints is not None
-    found, problems = checkpoint.newest(plan.checkpoints)
+    assert run.checkpoints is not None
+    found, problems = checkpoint.newest(run.checkpoints)
     distributed.wait_for_all()
     for problem in problems:
         yield Warned(problem)
     if found is None:
-        copies = plan.keep + 1 - len(checkpoint.saved(plan.checkpoints))
-        storage.check_space(plan.checkpoints, copies * checkpoint.size(plan.model))
+        copies = run.keep + 1 - len(checkpoint.saved(run.checkpoints))
+        storage.check_space(run.checkpoints, copies * checkpoint.size(run.model))
         return _Counters()
-    checkpoint.refuse_other_run(found, plan.identity)
-    checkpoint.restore(found, plan.model, plan.optimizer)
+    checkpoint.refuse_other_run(found, run.identity)
+    checkpoint.restore(found, run.model, run.optimizer)
     return _Counters(**found.counters)
 
 
-def _evaluate_and_save(plan: _Plan, counters: _Counters, interrupted: bool) -> Iterator[Event]:
-    step, last = counters.step, counters.step == plan.steps
+def _evaluate_and_save(run: _Fit, counters: _Counters, interrupted: bool) -> Iterator[Event]:
+    step, last = counters.step, counters.step == run.steps
     best = False
-    if plan.evaluate is not None and (last or _due(step, plan.evaluate_every)):
-        values = _evaluate(plan, step)
+    if run.evaluate is not None and (last or _due(step, run.evaluate_every)):
+        values = _evaluate(run, step)
         first = next(iter(values.values()))
         best = math.isfinite(first) and (counters.best_value is None or first < counters.best_value)
         if best:
             counters.best_step, counters.best_value = step, first
         yield Evaluated(step, values)
-    if plan.checkpoints is not None and (last or interrupted or best or _due(step, plan.save_every)):
-        yield from _save(plan, counters)
+    if run.checkpoints is not None and (last or interrupted or best or _due(step, run.save_every)):
+        yield from _save(run, counters)
 
 
-def _save(plan: _Plan, counters: _Counters) -> Iterator[Event]:
-    assert plan.checkpoints is not None
-    path = checkpoint.save(plan.checkpoints, counters.step, plan.model, plan.optimizer, asdict(counters), plan.identity)
+def _save(run: _Fit, counters: _Counters) -> Iterator[Event]:
+    assert run.checkpoints is not None
+    path = checkpoint.save(run.checkpoints, counters.step, run.model, run.optimizer, asdict(counters), run.identity)
     if distributed.current().writes:
-        checkpoint.prune(plan.checkpoints, plan.keep, counters.best_step)
+        checkpoint.prune(run.checkpoints, run.keep, counters.best_step)
     yield Saved(counters.step, path)
 
 
-def _evaluate(plan: _Plan, step: int) -> dict[str, float]:
-    assert plan.evaluate is not None
-    device = next(plan.model.parameters()).device
-    plan.model.eval()
-    reduced = torch.autocast(device.type, torch.bfloat16, enabled=plan.precision == "bfloat16")
-    with torch.no_grad(), seeded(derived_seed(plan.seed, step, -2), device), reduced:
-        values = plan.evaluate(plan.model)
-    distributed.forget_forward(plan.model)
-    plan.model.train()
+def _evaluate(run: _Fit, step: int) -> dict[str, float]:
+    assert run.evaluate is not None
+    device = next(run.model.parameters()).device
+    run.model.eval()
+    reduced = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
+    with torch.no_grad(), seeded(derived_seed(run.seed, step, -2), device), reduced:
+        values = run.evaluate(run.model)
+    distributed.forget_forward(run.model)
+    run.model.train()
     if not values:
         raise UsageError("the evaluation measured nothing", expected="at least one named value")
     return values

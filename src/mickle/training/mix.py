@@ -8,9 +8,6 @@ on where it was, and ends with the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -19,15 +16,19 @@ from pydantic import Field, model_validator
 from mickle.config import Config, Input
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
-from mickle.step import Step
+from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.storage import SCRATCH
+from mickle.training.pretrain_objectives import NextToken
+from mickle.training.run import Asked, TrainingStep, kept_plan, refuse_no_model, refuse_two_lengths
 
 if TYPE_CHECKING:
     from mickle.data.domains import Grouping
     from mickle.data.packing import TokenStream
+    from mickle.training.mix_plan import Bounds
     from mickle.training.mix_results import Round
-    from mickle.training.pretrain import Pretrain
-    from mickle.training.pretrain_plan import Plan
+    from mickle.training.mix_round import Rounds
+    from mickle.training.pretrain_data import TokenizerAsked
+    from mickle.training.pretrain_plan import Fresh
 
 SETTLED = 1e-3  # change of a weight below which rounds end (the paper's criterion)
 
@@ -54,7 +55,7 @@ class Robust(Config):
     )
 
 
-class Mix(Step):
+class Mix(TrainingStep):
     """Find the weights to sample a corpus's domains by (DoReMi)."""
 
     kind: ClassVar[str] = "mixture"
@@ -103,30 +104,37 @@ class Mix(Step):
 
     @model_validator(mode="after")
     def _agree(self) -> Mix:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
-        if self.tokenizer is not None and self.vocabulary_size is not None:
-            raise ValueError("a given tokenizer has its own vocabulary; leave vocabulary_size out")
-        if isinstance(self.size, int) and self.size < 10_000:
-            raise ValueError("a size in parameters is at least 10000")
+        refuse_two_lengths(self.steps, self.epochs)
+        refuse_no_model(self.size, self.tokenizer, self.vocabulary_size)
         if self.max_repeats is not None and self.budget_tokens is None:
             raise ValueError("max_repeats needs budget_tokens: repeats of a domain follow from it")
         return self
 
-    def fingerprint(self) -> dict[str, Any]:
-        return self.training.fingerprint()
+    @property
+    def asked(self) -> Asked:
+        """The numbers that were set; what is left out is derived by pretrain's rules."""
+        return Asked.of(self)
 
-    @cached_property
-    def training(self) -> Pretrain:
-        """Reference and proxy as a pretraining: what is left out is derived by its rules."""
-        from mickle.training.pretrain import Pretrain
+    @property
+    def fresh(self) -> Fresh:
+        """What reference and proxy are."""
+        from mickle.training.pretrain_plan import Fresh
 
-        shared = (
-            "data size tokenizer vocabulary_size sequence_length batch_tokens steps epochs learning_rate "
-            "heldout_share precision accumulate save_every seed"
-        )
-        given = {name: getattr(self, name) for name in shared.split()}
-        return Pretrain(**{name: value for name, value in given.items() if value is not None})
+        return Fresh(self.size, DecoderArchitecture())
+
+    @property
+    def asked_tokenizer(self) -> TokenizerAsked:
+        """The tokenizer that was named, or one to be trained."""
+        from mickle.training.pretrain_data import TokenizerAsked
+
+        return TokenizerAsked(self.tokenizer, self.size, self.vocabulary_size, NextToken())
+
+    @property
+    def bounds(self) -> Bounds:
+        """What the final weights keep within."""
+        from mickle.training.mix_plan import Bounds
+
+        return Bounds(self.floor, self.max_repeats, self.budget_tokens)
 
     @property
     def grouping(self) -> Grouping:
@@ -136,69 +144,78 @@ class Mix(Step):
         return Grouping(self.by, {name: tuple(patterns) for name, patterns in self.groups.items()})
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
-        from mickle.data.domains import domain_streams, read_weights
-        from mickle.training import mix_plan, mix_results, mix_round
-        from mickle.training.pretrain_data import kept_tokenizer, split_pages
+        from mickle.training import distributed, mix_plan, mix_results
 
-        scratch = work / SCRATCH
-        if isinstance(self.reference_weights, Path):
-            read_weights(self.reference_weights)  # refused before anything is done
-        _, share = split_pages(self.data, self.heldout_share)
-        tokenizer = kept_tokenizer(self.training, scratch / "tokenizer", share, emit)
-        streams = domain_streams(self.data, share, tokenizer, scratch / "streams", self.grouping, emit)
-        plan = self._plan(scratch / "plan.json", tokenizer.size, [len(stream) for stream in streams.values()])
-        weights = self._first_weights(streams)
-        mix_plan.limited_weights(
-            self, weights, streams
-        )  # refuses bounds that no weights can keep before anything is trained
-        for line in [*plan.lines(), mix_results.domain_line(streams, weights)]:
-            emit(Noted(line))
-        warnings = mix_plan.doubts(plan, streams, mix_round.drawn_by(self, weights))
+        ready, weights = distributed.after_first(lambda: self._ready(work / SCRATCH, emit))
+        plan, streams = ready.plan, ready.streams
+        warnings = mix_plan.doubts(plan, streams, ready.drawn(weights))
         rounds: list[Round] = []
         for number in range(1, self.rounds + 1):
-            done = mix_round.run_round(self, number, plan, streams, weights, work, emit)
+            done = ready.run(number, weights, work, emit)
             rounds.append(done)
             weights = done.weights
             emit(Noted(mix_results.round_line(list(streams), done)))
             if done.change < SETTLED:
                 break
+        if not distributed.current().writes:
+            return {}
         warnings += mix_results.doubts(list(streams), rounds)
         for warning in warnings:
             emit(Warned(warning))
-        final = mix_plan.limited_weights(self, weights, streams)
-        return mix_results.write(work, self, plan, streams, rounds, final, warnings)
+        final = mix_plan.limited_weights(self.bounds, weights, streams)
+        budget = self.budget_tokens or plan.steps * plan.batch_tokens
+        return mix_results.write(work, self.grouping, budget, plan, streams, rounds, final, warnings)
+
+    def _ready(self, scratch: Path, emit: Emit) -> tuple[Rounds, tuple[float, ...]]:
+        """What the rounds have in common, kept in ``scratch``, and the first one's reference weights."""
+        from mickle.data.domains import domain_streams, read_weights
+        from mickle.training import mix_plan, mix_results
+        from mickle.training.doremi import RobustRule
+        from mickle.training.mix_round import Rounds
+        from mickle.training.pretrain_data import kept_tokenizer, split_pages
+        from mickle.training.pretrain_plan import PretrainPlan
+
+        if isinstance(self.reference_weights, Path):
+            read_weights(self.reference_weights)  # refused before anything is done
+        _, share = split_pages(self.data, self.heldout_share)
+        tokenizer = kept_tokenizer(self.asked_tokenizer, self.data, share, scratch / "tokenizer", emit)
+        streams = domain_streams(self.data, share, tokenizer, scratch / "streams", self.grouping, emit)
+
+        def planned() -> tuple[PretrainPlan, Forecast]:
+            tokens = [len(stream) for stream in streams.values()]
+            return mix_plan.plan_of(self.asked, self.fresh, tokenizer.size, tokens), Forecast()
+
+        plan, _ = kept_plan(scratch / "plan.json", PretrainPlan, planned)
+        weights = self._first_weights(streams)
+        mix_plan.limited_weights(self.bounds, weights, streams)  # refused before anything is trained
+        for line in [*plan.lines(), mix_results.domain_line(streams, weights)]:
+            emit(Noted(line))
+        rule = RobustRule(**self.robust.model_dump(exclude={"sampling", "burn_in"}))
+        uniform = self.robust.sampling == "uniform"
+        return Rounds(plan, streams, rule, uniform, self.robust.burn_in, self.seed, self.identity()), weights
 
     def dry_run(self) -> tuple[Forecast, str]:
+        from mickle import machine
         from mickle.data.domains import domain_sizes
-        from mickle.training.mix_plan import extra_memory, plan_of
+        from mickle.training.mix_plan import plan_of, proxy_memory
         from mickle.training.mix_results import preview
         from mickle.training.pretrain_data import look_at, split_pages
-        from mickle.training.pretrain_plan import disk, memory, step_seconds
+        from mickle.training.pretrain_plan import disk, step_seconds
 
         split, share = split_pages(self.data, self.heldout_share)
         sizes = domain_sizes(self.data, share, self.grouping)
-        tokenizer, _, rate = look_at(self.training, share)
+        tokenizer, _, rate = look_at(self.asked_tokenizer, self.data, share)
         tokens = {name: round(size.bytes * rate) for name, size in sizes.items()}
-        plan = plan_of(self.training, tokenizer.size, list(tokens.values()))
-        each = step_seconds(self.training, plan) * plan.steps
-        needed = memory(plan) + extra_memory(plan)
+        plan = plan_of(self.asked, self.fresh, tokenizer.size, list(tokens.values()))
+        model = self.fresh.architecture.build(plan.shape, self.seed).to(machine.device())
+        each = step_seconds(plan, model) * plan.steps
         space = disk(plan, 2 * split.training_bytes) + 4 * sum(tokens.values())
         # A reference, and a proxy that also runs the reference forward, which is a third of a step.
-        forecast = Forecast(needed, self.rounds * each * (1 + 4 / 3), space, tuple(plan.lines()))
+        forecast = Forecast(proxy_memory(plan), self.rounds * each * (1 + 4 / 3), space, tuple(plan.lines()))
         return forecast, preview(tokens, plan)
 
     def after(self, out: Path) -> str:
         return f"mickle pretrain {self.data} --mixture {out / 'weights.yaml'}"
-
-    def _plan(self, file: Path, vocabulary: int, tokens: Sequence[int]) -> Plan:
-        """The plan, kept: it depends on the free memory, and a restart must not decide otherwise."""
-        from mickle.storage import read_json, write_json
-        from mickle.training.mix_plan import plan_of
-        from mickle.training.pretrain_plan import Plan
-
-        if not file.is_file():
-            write_json(file, asdict(plan_of(self.training, vocabulary, tokens)))
-        return Plan(**read_json(file))
 
     def _first_weights(self, streams: dict[str, TokenStream]) -> tuple[float, ...]:
         """The first round's reference weights, in the order of names."""

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mickle import machine
 from mickle.data.packing import TokenStream
-from mickle.errors import ResourceError, UsageError
-from mickle.training.pretrain_plan import Plan, memory, resolve
-
-if TYPE_CHECKING:
-    from mickle.training.mix import Mix
-    from mickle.training.pretrain import Pretrain
+from mickle.errors import UsageError
+from mickle.training.pretrain_plan import Fresh, PretrainPlan, in_memory, memory, resolve
+from mickle.training.run import Asked, in_parts
 
 FEW_ROWS = 4  # sequences of a domain in a step
 FEW_STEPS = 100
 
 
-def plan_of(settings: Pretrain, vocabulary: int, tokens: Sequence[int]) -> Plan:
+def plan_of(asked: Asked, model: Fresh, vocabulary: int, tokens: Sequence[int]) -> PretrainPlan:
     """The numbers of one training as pretrain's rules have them, given the tokens of each domain.
 
     Left out, the sequence is shorter than the shortest domain, a batch has four sequences of each domain or more (on
@@ -29,58 +24,53 @@ def plan_of(settings: Pretrain, vocabulary: int, tokens: Sequence[int]) -> Plan:
     about memory.
     """
     total, shortest = sum(tokens), min(tokens)
-    plan = resolve(settings, vocabulary, total)
-    if settings.sequence_length is None and plan.sequence_length >= shortest > 1:
+    plan = resolve(asked, model, vocabulary, total)
+    if asked.sequence_length is None and plan.sequence_length >= shortest > 1:
         fitting = 1 << ((shortest - 1).bit_length() - 1)
-        settings = settings.model_copy(update={"sequence_length": fitting})
-        plan = resolve(settings, vocabulary, total)
-    if settings.batch_tokens is None and plan.batch_size < FEW_ROWS * len(tokens):
+        asked = replace(asked, sequence_length=fitting)
+        plan = resolve(asked, model, vocabulary, total)
+    if asked.batch_tokens is None and plan.batch_size < FEW_ROWS * len(tokens):
         rows = FEW_ROWS * len(tokens)
-        settings = settings.model_copy(update={"batch_tokens": rows * plan.sequence_length})
-        plan = resolve(settings, vocabulary, total)
-    if settings.steps is None and settings.epochs is None and plan.epochs > 1:
-        plan = resolve(settings.model_copy(update={"epochs": 1.0}), vocabulary, total)
-    return plan if settings.accumulate else _fitting(plan)
+        asked = replace(asked, batch_tokens=rows * plan.sequence_length)
+        plan = resolve(asked, model, vocabulary, total)
+    if asked.steps is None and asked.epochs is None and plan.epochs > 1:
+        plan = resolve(replace(asked, epochs=1.0), model, vocabulary, total)
+    return plan if asked.accumulate else in_memory(in_parts(plan, plan.accumulate), proxy_memory)
 
 
-def extra_memory(plan: Plan) -> int:
-    """Bytes that a proxy's step holds beyond an ordinary one's: the kept gradients of logits, and the reference."""
-    rows = -(-plan.batch_size // plan.accumulate) * plan.sequence_length
+def proxy_memory(plan: PretrainPlan) -> int:
+    """Peak bytes of a proxy's training: an ordinary one's, the kept gradients of logits, and the reference."""
     width = 2 if plan.precision == "bfloat16" else 4
-    return rows * plan.vocabulary_size * width + 4 * plan.parameters
+    logits = plan.micro_rows * plan.sequence_length * plan.vocabulary_size * width
+    return memory(plan) + logits + 4 * plan.parameters
 
 
-def _fitting(plan: Plan) -> Plan:
-    """The plan in as few parts as fit in the free memory, with the proxy's extra memory."""
-    free = machine.available_memory() + machine.peak_memory()
-    parts = [n for n in range(plan.accumulate, plan.batch_size + 1) if plan.batch_size % n == 0]
-    for candidate in (replace(plan, accumulate=n) for n in parts):
-        if memory(candidate) + extra_memory(candidate) < 0.9 * free:
-            return candidate
-    raise ResourceError(
-        f"A proxy of {plan.parameters:,} parameters does not fit into the free memory of {free / 1e9:.1f} GB.",
-        where="size, sequence_length",
-        todo="choose a smaller size or a shorter sequence_length",
-    )
+@dataclass(frozen=True)
+class Bounds:
+    """How small a weight may be, and how often a domain may be repeated within a budget of tokens."""
+
+    floor: float = 0.0
+    max_repeats: float | None = None
+    budget_tokens: int | None = None
 
 
-def limited_weights(settings: Mix, weights: Sequence[float], streams: dict[str, TokenStream]) -> list[float]:
-    """The weights within the floor and the cap that the largest number of repeats within the budget sets.
+def limited_weights(bounds: Bounds, weights: Sequence[float], streams: dict[str, TokenStream]) -> list[float]:
+    """The weights within the bounds.
 
     Raises UsageError where no weights keep these bounds.
     """
     most = [1.0] * len(streams)
-    if settings.max_repeats is not None and settings.budget_tokens is not None:
-        most = [min(1.0, settings.max_repeats * len(s) / settings.budget_tokens) for s in streams.values()]
-    if settings.floor == 0 and min(most) == 1:
+    if bounds.max_repeats is not None and bounds.budget_tokens is not None:
+        most = [min(1.0, bounds.max_repeats * len(s) / bounds.budget_tokens) for s in streams.values()]
+    if bounds.floor == 0 and min(most) == 1:
         return list(weights)
     try:
-        return limited(weights, [settings.floor] * len(streams), most)
+        return limited(weights, [bounds.floor] * len(streams), most)
     except ValueError:
         tokens = sum(map(len, streams.values()))
         raise UsageError(
-            f"No weights are above a floor of {settings.floor:g} and repeat no domain more than "
-            f"{settings.max_repeats or 0:g} times.",
+            f"No weights are above a floor of {bounds.floor:g} and repeat no domain more than "
+            f"{bounds.max_repeats or 0:g} times.",
             where="floor, max_repeats, budget_tokens",
             expected=f"floor at most {1 / len(streams):.3g}; budget_tokens at most max_repeats x {tokens:,}",
         ) from None
@@ -109,7 +99,7 @@ def limited(weights: Sequence[float], least: Sequence[float], most: Sequence[flo
     return [float(value) for value in found]
 
 
-def doubts(plan: Plan, streams: dict[str, TokenStream], drawn: Sequence[float]) -> list[str]:
+def doubts(plan: PretrainPlan, streams: dict[str, TokenStream], drawn: Sequence[float]) -> list[str]:
     """What a person should know of a run before believing its weights; ``drawn``: what the proxy's batches are by."""
     found = []
     rows = min(plan.batch_size * share for share in drawn)

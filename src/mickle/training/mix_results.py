@@ -8,18 +8,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from mickle import figures, storage
-from mickle.data.domains import Weights, write_weights
+from mickle.data.domains import Grouping, Weights, write_weights
 from mickle.data.packing import TokenStream
 from mickle.training.doremi import RobustProxy
-from mickle.training.pretrain_plan import Plan
-
-if TYPE_CHECKING:
-    from mickle.training.mix import Mix
+from mickle.training.pretrain_plan import PretrainPlan
 
 UNSETTLED = 0.05  # difference of a weight between the halves of a run from which it is told
 LINES = 8  # domains named in the figure
@@ -107,7 +104,7 @@ def doubts(names: Sequence[str], rounds: Sequence[Round]) -> list[str]:
     return found
 
 
-def preview(tokens: dict[str, int], plan: Plan) -> str:
+def preview(tokens: dict[str, int], plan: PretrainPlan) -> str:
     """For a dry run: estimated tokens of each domain, and the proxy's sequences and epochs of it."""
     read, share = plan.steps * plan.batch_tokens, 1 / len(tokens)
     lines = ["domain, estimated tokens, proxy's sequences a step, proxy's epochs:"]
@@ -120,19 +117,19 @@ def preview(tokens: dict[str, int], plan: Plan) -> str:
 
 def write(
     work: Path,
-    settings: Mix,
-    plan: Plan,
+    grouping: Grouping,
+    budget: int,
+    plan: PretrainPlan,
     streams: dict[str, TokenStream],
     rounds: Sequence[Round],
     final: Sequence[float],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """All files of the folder; returns the summary."""
+    """All files of the folder; returns the summary. ``budget``: tokens that the weights will be used for."""
     names, last = list(streams), rounds[-1]
-    budget = settings.budget_tokens or plan.steps * plan.batch_tokens
     rows = _rows(streams, rounds, final, budget)
     shares = dict(zip(names, final, strict=True))
-    write_weights(work / "weights.yaml", Weights(tuple(names), tuple(final), settings.grouping))
+    write_weights(work / "weights.yaml", Weights(tuple(names), tuple(final), grouping))
     storage.write_json(work / "probabilities.json", {"domains": names, "probabilities": list(final)})
     storage.write_json(work / "doremi.json", {"train_domain_weights": shares, "eval_domain_weights": shares})
     storage.write_text(work / "weights.csv", _csv(list(rows[0]), [list(row.values()) for row in rows]))

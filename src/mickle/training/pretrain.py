@@ -7,47 +7,61 @@ where it was. With ``start`` a model that exists is trained further, whatever it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mickle.config import Config, Input
-from mickle.data.masking import Masking
-from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Trained, Warned
+from mickle.config import Input
+from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
 from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.results import Finding, Section
-from mickle.step import Step
 from mickle.storage import SCRATCH
 from mickle.training.curves import training_findings, training_section
 from mickle.training.dropout import Dropout
 from mickle.training.optimizers import AdamW, OptimizerSettings, Schedule
+from mickle.training.pretrain_objectives import NextToken, PretrainObjective
+from mickle.training.run import (
+    CHECKPOINTS,
+    METRICS,
+    Asked,
+    Outcome,
+    TrainingRun,
+    TrainingStep,
+    kept_plan,
+    refuse_no_model,
+    refuse_two_lengths,
+    train,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mickle.data.heldout import Split
     from mickle.data.tokenizer import TextTokenizer
-    from mickle.training.origin import Origin
-    from mickle.training.pretrain_data import Text
-    from mickle.training.pretrain_plan import Plan
+    from mickle.training.pretrain_data import Text, TokenizerAsked
+    from mickle.training.pretrain_plan import Fresh, PretrainPlan
 
-METRICS = "metrics.jsonl"
 HELDOUT = "heldout.parquet"
 
 
-class NextToken(Config):
-    """Predict each token from those before it."""
+@dataclass(frozen=True)
+class Ready:
+    """What a run knows before its model is made."""
 
-    kind: Literal["next"] = "next"
-    smoothing: float = Field(0.0, ge=0, lt=1, description="share of each target spread over the vocabulary")
+    split: Split
+    share: float
+    tokenizer: TextTokenizer
+    text: Text
+    plan: PretrainPlan
+    forecast: Forecast
 
 
-class Pretrain(Step):
+class Pretrain(TrainingStep):
     """Train a small language model on pages, from nothing or from a model folder."""
 
     kind: ClassVar[str] = "model"
@@ -58,7 +72,7 @@ class Pretrain(Step):
     mixture: Input | None = Field(
         None, description="domain weights, the weights.yaml of `mickle mix` (default: pages as they are)"
     )
-    objective: Annotated[NextToken | Masking, Field(discriminator="kind")] = Field(
+    objective: PretrainObjective = Field(
         default_factory=NextToken, description="next (a decoder) or masked (an encoder), and its settings"
     )
     start: Input | None = Field(
@@ -100,21 +114,12 @@ class Pretrain(Step):
 
     @model_validator(mode="after")
     def _agree(self) -> Pretrain:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
-        if self.tokenizer is not None and self.vocabulary_size is not None:
-            raise ValueError("a given tokenizer has its own vocabulary; leave vocabulary_size out")
-        if isinstance(self.size, int) and self.size < 10_000:
-            raise ValueError("a size in parameters is at least 10000")
+        refuse_two_lengths(self.steps, self.epochs)
+        refuse_no_model(self.size, self.tokenizer, self.vocabulary_size)
         fresh = self.model_fields_set & {"size", "architecture", "vocabulary_size", "tokenizer"}
         if self.start is not None and fresh:
             raise ValueError(f"the model of start has its own {', '.join(sorted(fresh))}; leave that out")
         return self
-
-    def fingerprint(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        return {name: version(name) for name in ("torch", "tokenizers")}
 
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
@@ -126,27 +131,37 @@ class Pretrain(Step):
         """Parameters and tokens."""
         return training_findings(summary)
 
+    @cached_property
+    def asked(self) -> Asked:
+        """The numbers that were set."""
+        return Asked.of(self)
+
+    @property
+    def fresh(self) -> Fresh:
+        """What a fresh model would be."""
+        from mickle.training.pretrain_plan import Fresh
+
+        return Fresh(
+            self.size, self.architecture, self.objective.causal, self.dropout.rate, self.optimizer.learning_rate
+        )
+
+    @property
+    def asked_tokenizer(self) -> TokenizerAsked:
+        """The tokenizer that was named, that of the model to go on from, or one to be trained."""
+        from mickle.training.pretrain_data import TokenizerAsked
+
+        return TokenizerAsked(self.tokenizer or self.start, self.size, self.vocabulary_size, self.objective)
+
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.models.folder import save_model
-        from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
+        from mickle.training import distributed
 
-        scratch = work / SCRATCH
-        self._refuse_inputs()
-        split, share = split_pages(self.data, self.heldout_share)
-        emit(Noted(_count_line(split, share)))
-        tokenizer = kept_tokenizer(self, scratch / "tokenizer", share, emit)
-        text = read_text(self, scratch / "stream", tokenizer, split, share, emit)
-        plan, forecast = self._plan(scratch / "plan.json", tokenizer, text, split)
-        for line in [*plan.lines(), *text.lines(plan), _forecast_line(forecast)]:
-            emit(Noted(line))
-        for line in self.objective.remarks() if isinstance(self.objective, Masking) else []:
-            emit(Warned(line))
-        if split.heldout:
-            _write_heldout(split, work / HELDOUT)
-        model, last = self._train(plan, text, tokenizer, split, work, emit)
-        step = self._choose_weights(model, scratch / "checkpoints", plan.steps, bool(split.heldout))
-        emit(Noted(f"weights of step {step:,} of {plan.steps:,} are kept ({self.weights} by held-out loss)"))
-        save_model(model, work, tokenizer)
+        ready = distributed.after_first(lambda: self._ready(work, emit))
+        done = self._train(ready, work, emit)
+        if not distributed.current().writes:
+            return {}
+        save_model(done.model, work, ready.tokenizer)
+        plan, split = ready.plan, ready.split
         return {
             "parameters": plan.parameters,
             "objective": self.objective.kind,
@@ -155,32 +170,33 @@ class Pretrain(Step):
             "heldout_overlap": 0,  # split() has checked it, by content
             "training_tokens": plan.training_tokens,
             "tokens_read": plan.steps * plan.batch_tokens,
-            "kept_step": step,
-            "last_evaluation": last,
-            "forecast": asdict(forecast),
+            "kept_step": done.step,
+            "last_evaluation": done.last,
+            "forecast": asdict(ready.forecast),
             "plan": asdict(plan),
         }
 
     def dry_run(self) -> tuple[Forecast, str]:
+        from mickle.training.origin import origin_of
         from mickle.training.pretrain_data import look_at, split_pages
         from mickle.training.pretrain_plan import resolve
 
         self._refuse_inputs()
         split, share = split_pages(self.data, self.heldout_share)
-        tokenizer, documents, tokens_a_byte = look_at(self, share)
+        tokenizer, documents, tokens_a_byte = look_at(self.asked_tokenizer, self.data, share)
         tokens = round(tokens_a_byte * split.training_bytes)
         model = self._model_to_go_on_from(tokenizer)
-        plan = resolve(self, tokenizer.size, tokens, _origin(self.start, model))
-        forecast = _forecast(self, plan, split, model)
+        plan = resolve(
+            self.asked, self.fresh, tokenizer.size, tokens, origin_of(self.start, model) if self.start else None
+        )
+        forecast = self._forecast(plan, split, model)
         notes = (_count_line(split, share), *plan.lines(), *forecast.notes)
         return Forecast(forecast.memory_bytes, forecast.seconds, forecast.disk_bytes, notes), self._preview(
             tokenizer, documents[0], plan
         )
 
     def after(self, out: Path) -> str:
-        if self.objective.kind == "masked":
-            return f"mickle evaluate {out} --task masked"
-        return f"mickle evaluate {out} --task loss --task.baselines-from {self.data}"
+        return self.objective.next_command(out, self.data)
 
     def _refuse_inputs(self) -> None:
         """What is wrong with small inputs is said before anything is done with the large ones."""
@@ -190,7 +206,7 @@ class Pretrain(Step):
         if self.mixture is not None:
             read_weights(self.mixture)
         if self.start is not None:
-            refuse_other_objective(self.start, self.objective.kind == "next")
+            refuse_other_objective(self.start, self.objective.causal)
 
     def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> nn.Module | None:
         from mickle.training.origin import open_origin
@@ -199,101 +215,95 @@ class Pretrain(Step):
             return None
         return open_origin(self.start, tokenizer.size)
 
-    def _plan(self, file: Path, tokenizer: TextTokenizer, text: Text, split: Split) -> tuple[Plan, Forecast]:
-        """The run's numbers. They are kept: some are measured, and a restart must not measure otherwise."""
-        from mickle.storage import check_space, read_json, write_json
-        from mickle.training.pretrain_plan import Plan, resolve
-
-        if file.is_file():
-            kept = read_json(file)
-            notes = tuple(kept["forecast"].pop("notes"))
-            return Plan(**kept["plan"]), Forecast(**kept["forecast"], notes=notes)
-        model = self._model_to_go_on_from(tokenizer)
-        plan = resolve(self, tokenizer.size, text.tokens, _origin(self.start, model))
-        text.batches(plan, self.seed)  # refuses streams that are too short
-        forecast = _forecast(self, plan, split, model)
-        check_space(file.parent, forecast.disk_bytes)
-        write_json(file, {"plan": asdict(plan), "forecast": asdict(forecast)})
-        return Plan(**read_json(file)["plan"]), forecast
-
-    def _train(
-        self, plan: Plan, text: Text, tokenizer: TextTokenizer, split: Split, work: Path, emit: Emit
-    ) -> tuple[nn.Module, dict[str, float]]:
-        """The trained model and what the last evaluation measured."""
+    def _model(self, tokenizer: TextTokenizer, plan: PretrainPlan) -> nn.Module:
+        """The model to train, as it is before the first step."""
         from mickle import machine
-        from mickle.training.loop import fit
-        from mickle.training.optimizers import build_optimizer
-        from mickle.training.pretrain_data import heldout_measure, objective_and_batches
 
         machine.seed_everything(self.seed)
         model = self._model_to_go_on_from(tokenizer)
         if model is None:
             model = self.architecture.build(plan.shape, self.seed).to(machine.device())
-        objective, batches = objective_and_batches(self, text, plan, tokenizer)
-        settings = self.optimizer.model_copy(update={"learning_rate": plan.learning_rate})
-        events = fit(
-            model,
-            objective,
-            batches,
-            build_optimizer(settings, model),
-            steps=plan.steps,
-            schedule=self.schedule,
-            dropout=self.dropout if self.dropout.rate else None,
-            accumulate=plan.accumulate,
-            clip_norm=self.optimizer.clip_norm,
-            precision=plan.precision,  # type: ignore[arg-type]
-            evaluate=heldout_measure(self, split.heldout, tokenizer, plan) if split.heldout else None,
-            evaluate_every=plan.evaluate_every,
-            checkpoints=work / SCRATCH / "checkpoints",
-            save_every=plan.save_every,
-            seed=self.seed,
-            on_bad_numbers=self.on_bad_numbers,
-            identity=self.identity(),
-        )
-        return model, record(events, work / METRICS, emit)
+        return model
 
-    def _preview(self, tokenizer: TextTokenizer, document: Any, plan: Plan) -> str:
-        """The first sequence with its trained tokens coloured: all but the mark that opens the text, or the masked."""
+    def _ready(self, work: Path, emit: Emit) -> Ready:
+        """Pages split, tokenizer, tokens and plan; all of it is kept in the scratch folder."""
+        from mickle.training import distributed
+        from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
+        from mickle.training.pretrain_plan import PretrainPlan
+
+        scratch = work / SCRATCH
+        self._refuse_inputs()
+        split, share = split_pages(self.data, self.heldout_share)
+        emit(Noted(_count_line(split, share)))
+        tokenizer = kept_tokenizer(self.asked_tokenizer, self.data, share, scratch / "tokenizer", emit)
+        text = read_text(self.data, self.mixture, scratch / "stream", tokenizer, split, share, emit)
+        made = partial(self._plan, tokenizer, text, split)
+        plan, forecast = kept_plan(scratch / "plan.json", PretrainPlan, made)
+        for line in [*plan.lines(), *text.lines(plan), _forecast_line(forecast)]:
+            emit(Noted(line))
+        for line in self.objective.remarks():
+            emit(Warned(line))
+        if split.heldout and distributed.current().writes:
+            _write_heldout(split, work / HELDOUT)
+        return Ready(split, share, tokenizer, text, plan, forecast)
+
+    def _plan(self, tokenizer: TextTokenizer, text: Text, split: Split) -> tuple[PretrainPlan, Forecast]:
+        """The run's numbers, and what it will need."""
+        from mickle.training.origin import origin_of
+        from mickle.training.pretrain_plan import resolve
+
+        model = self._model_to_go_on_from(tokenizer)
+        plan = resolve(
+            self.asked, self.fresh, tokenizer.size, text.tokens, origin_of(self.start, model) if self.start else None
+        )
+        text.batches(plan, self.seed)  # refuses streams that are too short
+        return plan, self._forecast(plan, split, model)
+
+    def _forecast(self, plan: PretrainPlan, split: Split, model: nn.Module | None) -> Forecast:
+        """Memory in closed form; time from some measured steps, which train ``model``."""
+        from mickle import machine
+        from mickle.training.pretrain_plan import disk, memory, step_seconds
+
+        needed = memory(plan)
+        timed = model if model is not None else self.architecture.build(plan.shape, self.seed).to(machine.device())
+        each = step_seconds(plan, timed, self.optimizer, self.objective)
+        seconds = each * plan.steps * 1.05  # evaluations and checkpoints
+        forecast = Forecast(needed, seconds, disk(plan, split.training_bytes + split.heldout_bytes))
+        return Forecast(needed, seconds, forecast.disk_bytes, (_forecast_line(forecast),))
+
+    def _train(self, ready: Ready, work: Path, emit: Emit) -> Outcome:
+        """The trained model, with the weights that are kept."""
+        from mickle.training.optimizers import build_optimizer
+        from mickle.training.pretrain_data import heldout_measure
+
+        plan, tokenizer, pages = ready.plan, ready.tokenizer, ready.split.heldout
+        windows = ready.text.batches(plan, self.seed)
+        run = TrainingRun(
+            plan,
+            self.objective.loss(),
+            self.objective.batches(windows, tokenizer, plan.steps, self.seed),
+            self.schedule,
+            self.optimizer.clip_norm,
+            work / SCRATCH / CHECKPOINTS,
+            work / METRICS,
+            self.seed,
+            self.identity(),
+            dropout=self.dropout if self.dropout.rate else None,
+            measure=heldout_measure(pages, self.objective, tokenizer, plan) if pages else None,
+            weights=self.weights,
+            on_bad_numbers=self.on_bad_numbers,
+        )
+        optimizer = self.optimizer.model_copy(update={"learning_rate": plan.learning_rate})
+        again = partial(self._model, tokenizer, plan)
+        return train(run, again(), partial(build_optimizer, optimizer), again, emit)
+
+    def _preview(self, tokenizer: TextTokenizer, document: Any, plan: PretrainPlan) -> str:
+        """The first sequence with its trained tokens coloured."""
         from mickle.data.tokenizer import coloured
 
         ids = [int(token) for token in document[: min(plan.sequence_length, 200) + 1]]
-        trained = [position > 0 for position in range(len(ids))]
-        if self.objective.kind == "masked":
-            ids, trained = _masked_example(self, tokenizer, ids, plan)
-        return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, ids, trained))
-
-    def _choose_weights(self, model: nn.Module, checkpoints: Path, steps: int, measured: bool) -> int:
-        """Put the weights to keep into the model; returns their step."""
-        from mickle.training import checkpoint
-
-        best = checkpoint.best(checkpoints) if self.weights == "best" and measured else None
-        if best is None:
-            return steps
-        checkpoint.load_weights(best, model)
-        return checkpoint.step_of(best)
-
-
-def record(events: Iterator[Event], file: Path, emit: Emit) -> dict[str, float]:
-    """Run the training; pass its events on and write them down, each step once. Returns the last evaluation."""
-    write, newest, values = JsonLines(file), None, {}
-    for event in events:
-        if isinstance(event, Trained):
-            if newest is None or event.step <= newest:
-                write.rewind(event.step - 1)  # a resumed run says these lines again
-            newest = event.step
-        elif isinstance(event, Evaluated):
-            values = event.values
-        write(event)
-        emit(event)
-    return values or _last_evaluation(file)
-
-
-def _last_evaluation(file: Path) -> dict[str, float]:
-    """What an earlier try of this run measured last, when it was killed after its last step."""
-    import json
-
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-    return next((line["values"] for line in reversed(lines) if line["event"] == "evaluated"), {})
+        shown = self.objective.shown(ids, tokenizer, plan.steps, self.seed)
+        return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, *shown))
 
 
 def _write_heldout(split: Split, file: Path) -> None:
@@ -302,22 +312,6 @@ def _write_heldout(split: Split, file: Path) -> None:
 
     with disk_errors(file):
         write_pages(split.heldout, file)
-
-
-def _origin(folder: Path | None, model: nn.Module | None) -> Origin | None:
-    from mickle.training.origin import origin_of
-
-    return None if folder is None else origin_of(folder, model)
-
-
-def _forecast(settings: Pretrain, plan: Plan, split: Split, model: nn.Module | None) -> Forecast:
-    """Memory in closed form; time from some measured steps, which train ``model``."""
-    from mickle.training.pretrain_plan import disk, memory, step_seconds
-
-    needed = memory(plan)
-    seconds = step_seconds(settings, plan, model) * plan.steps * 1.05  # evaluations and checkpoints
-    forecast = Forecast(needed, seconds, disk(plan, split.training_bytes + split.heldout_bytes))
-    return Forecast(needed, seconds, forecast.disk_bytes, (_forecast_line(forecast),))
 
 
 def _forecast_line(forecast: Forecast) -> str:
@@ -333,19 +327,3 @@ def _count_line(split: Split, share: float) -> str:
         f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); "
         "texts on both sides: 0"
     )
-
-
-def _masked_example(
-    settings: Pretrain, tokenizer: TextTokenizer, ids: list[int], plan: Plan
-) -> tuple[list[int], list[bool]]:
-    """A sequence as the first step masks it, and which of its positions are trained."""
-    import torch
-
-    from mickle.data.masking import MaskedBatches, vocabulary_of
-
-    row = torch.tensor([ids])
-    batch = {"input_ids": row, "labels": row}
-    assert isinstance(settings.objective, Masking)
-    vocabulary = vocabulary_of(tokenizer)
-    masked = MaskedBatches(lambda _: batch, vocabulary, settings.objective, plan.steps, settings.seed)(0)
-    return masked["input_ids"][0].tolist(), (masked["labels"][0] >= 0).tolist()

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from mickle.data.domains import Weights, domain_streams, read_weights
 from mickle.data.heldout import Split, page_count, read_pages, split, training_texts
-from mickle.data.masking import MaskedBatches, Masking, fixed_masks, vocabulary_of
 from mickle.data.mixture import DomainMixture, Mixture
 from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started
-from mickle.training.objectives import Batch, Objective, masked_token, next_token
-from mickle.training.pretrain_plan import Plan, derived_share, derived_vocabulary
-
-if TYPE_CHECKING:
-    from mickle.training.pretrain import Pretrain
+from mickle.training.objectives import Batch
+from mickle.training.pretrain_objectives import MaskedToken, NextToken
+from mickle.training.pretrain_plan import PretrainPlan, derived_share, derived_vocabulary
 
 PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
 QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
@@ -43,14 +38,14 @@ class Text:
         """Training tokens in all."""
         return sum(map(len, self.streams.values()))
 
-    def batches(self, plan: Plan, seed: int) -> Mixture | DomainMixture:
+    def batches(self, plan: PretrainPlan, seed: int) -> Mixture | DomainMixture:
         """Batch i of a run, a pure function of (seed, i)."""
         if self.weights is None:
             return Mixture(self.streams[""], plan.batch_size, plan.sequence_length, seed)
         streams = tuple(self.streams[name] for name in self.weights.names)
         return DomainMixture(streams, self.weights.weights, plan.batch_size, plan.sequence_length, seed)
 
-    def lines(self, plan: Plan) -> list[str]:
+    def lines(self, plan: PretrainPlan) -> list[str]:
         """Weight and epochs of each domain, for a person."""
         if self.weights is None:
             return []
@@ -60,72 +55,69 @@ class Text:
         return ["domains by weight: " + ", ".join(parts)]
 
 
-def kept_tokenizer(settings: Pretrain, folder: Path, share: float, emit: Emit) -> TextTokenizer:
-    """The given tokenizer or one trained on the training pages; kept in ``folder``, so that a restart has the same."""
+@dataclass(frozen=True)
+class TokenizerAsked:
+    """Which tokenizer a training has: the given one (a file, or a folder with one), or one trained on its pages.
+
+    size: of the model that it is trained for, from which its own follows where ``vocabulary_size`` is None.
+    """
+
+    given: Path | None
+    size: str | int
+    vocabulary_size: int | None
+    objective: NextToken | MaskedToken
+
+    def opened(self) -> TextTokenizer | None:
+        """The given one; None where one is to be trained. UsageError where the objective cannot do with it."""
+        if self.given is None:
+            return None
+        tokenizer = open_text_tokenizer(self.given)
+        self.objective.check_tokenizer(tokenizer)
+        return tokenizer
+
+    def trained(self, texts: Iterable[str]) -> TextTokenizer:
+        """One trained on ``texts``."""
+        size = self.vocabulary_size or derived_vocabulary(self.size)
+        return train_tokenizer(texts, size, or_fewer=self.vocabulary_size is None, mask=not self.objective.causal)
+
+
+def kept_tokenizer(asked: TokenizerAsked, data: Path, share: float, folder: Path, emit: Emit) -> TextTokenizer:
+    """The tokenizer, trained on the training pages of ``data``; kept in ``folder``, so that a restart has the same."""
     if (folder / "tokenizer_config.json").is_file():  # written last
         return open_text_tokenizer(folder)
-    tokenizer = _given_tokenizer(settings)
+    tokenizer = asked.opened()
     if tokenizer is None:
         emit(Started("training the tokenizer", 0, "pages"))
-        texts = (text for batch in training_texts(settings.data, share) for text in batch)
-        tokenizer = _trained_tokenizer(settings, texts)
+        tokenizer = asked.trained(text for batch in training_texts(data, share) for text in batch)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(folder)
     return tokenizer
 
 
-def _given_tokenizer(settings: Pretrain) -> TextTokenizer | None:
-    """The tokenizer that was named, or that of the model to go on from; None where one is to be trained."""
-    source = settings.tokenizer or settings.start
-    if source is None:
-        return None
-    tokenizer = open_text_tokenizer(source)
-    if isinstance(settings.objective, Masking):
-        vocabulary_of(tokenizer)  # refuses one without a mask token
-    return tokenizer
-
-
-def look_at(settings: Pretrain, share: float) -> tuple[TextTokenizer, list[np.ndarray], float]:
+def look_at(asked: TokenizerAsked, data: Path, share: float) -> tuple[TextTokenizer, list[np.ndarray], float]:
     """For a dry run: a tokenizer, the first pages' tokens by it, and tokens per UTF-8 byte."""
     texts: list[str] = []
-    for batch in training_texts(settings.data, share):
+    for batch in training_texts(data, share):
         texts += batch
         if sum(map(len, texts)) > PREVIEW_BYTES:
             break
-    tokenizer = _given_tokenizer(settings) or _trained_tokenizer(settings, texts)
+    tokenizer = asked.opened() or asked.trained(texts)
     documents = tokenizer.encode_documents(texts)
     size = sum(len(text.encode("utf-8")) for text in texts)
     return tokenizer, documents, sum(map(len, documents)) / size
 
 
-def _trained_tokenizer(settings: Pretrain, texts: Iterable[str]) -> TextTokenizer:
-    size = settings.vocabulary_size or derived_vocabulary(settings.size)
-    masked = isinstance(settings.objective, Masking)
-    return train_tokenizer(texts, size, or_fewer=settings.vocabulary_size is None, mask=masked)
-
-
 def read_text(
-    settings: Pretrain, folder: Path, tokenizer: TextTokenizer, sides: Split, share: float, emit: Emit
+    data: Path, mixture: Path | None, folder: Path, tokenizer: TextTokenizer, sides: Split, share: float, emit: Emit
 ) -> Text:
     """Tokenize the training pages into ``folder``; a killed call, made again, goes on."""
-    if settings.mixture is not None:
-        weights = read_weights(settings.mixture)
-        return Text(domain_streams(settings.data, share, tokenizer, folder, weights, emit), weights)
+    if mixture is not None:
+        weights = read_weights(mixture)
+        return Text(domain_streams(data, share, tokenizer, folder, weights, emit), weights)
     emit(Started("tokenizing", sides.training_pages, "pages"))
-    texts = training_texts(settings.data, share)
+    texts = training_texts(data, share)
     stream = pack(texts, tokenizer, folder, sides.training_bytes, lambda pages: emit(Progressed(pages)))
     return Text({"": stream})
-
-
-def objective_and_batches(
-    settings: Pretrain, text: Text, plan: Plan, tokenizer: TextTokenizer
-) -> tuple[Objective, Callable[[int], Batch]]:
-    """What is trained, and on which batches."""
-    batches, chosen = text.batches(plan, settings.seed), settings.objective
-    if isinstance(chosen, Masking):
-        vocabulary = vocabulary_of(tokenizer)
-        return masked_token, MaskedBatches(batches, vocabulary, chosen, plan.steps, settings.seed)
-    return partial(next_token, smoothing=chosen.smoothing) if chosen.smoothing else next_token, batches
 
 
 def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
@@ -163,7 +155,7 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
 
 
 def heldout_measure(
-    settings: Pretrain, pages: tuple[Page, ...], tokenizer: TextTokenizer, plan: Plan
+    pages: tuple[Page, ...], objective: NextToken | MaskedToken, tokenizer: TextTokenizer, plan: PretrainPlan
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A quick measure for the run: the first held-out pages, in windows of one sequence without overlap.
 
@@ -172,25 +164,18 @@ def heldout_measure(
     the objective's evaluation rate with the same masks every time, whatever rate it is trained at by then.
     """
     stream, size = _quick_stream(pages, tokenizer)
-    length, rows = plan.sequence_length, max(1, plan.batch_size // plan.accumulate)
-    objective: Objective = next_token
-    batches = list(_windows(stream, length, rows))
-    if isinstance(settings.objective, Masking):
-        objective, vocabulary = masked_token, vocabulary_of(tokenizer)
-        batches = [
-            fixed_masks(batch, group * rows, settings.objective, vocabulary) for group, batch in enumerate(batches)
-        ]
+    rows = max(1, plan.batch_size // plan.accumulate)
+    windows = _windows(stream, plan.sequence_length, rows)
+    batches = [objective.fixed(batch, group * rows, tokenizer) for group, batch in enumerate(windows)]
+    loss_of = objective.measured_loss()
 
     def measure(model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device
         total = count = 0.0
         for batch in batches:
-            loss, terms = objective(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            loss, terms = loss_of(model, {name: tensor.to(device) for name, tensor in batch.items()})
             total, count = total + float(loss), count + int(terms)
-        found = {"heldout_loss": total / max(count, 1)}
-        if objective is next_token:
-            found["heldout_bits_per_byte"] = total / math.log(2) / size
-        return found
+        return objective.figures(total, count, size)
 
     return measure
 

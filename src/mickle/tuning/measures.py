@@ -15,19 +15,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from mickle.data.masking import EVALUATION_SEED, mask_batch, vocabulary_of
+from mickle.data.masking import EVALUATION_SEED, Constant, Masking, mask_batch, vocabulary_of
 from mickle.data.packing import NOT_TRAINED
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
 from mickle.evaluation import loss, masked
-from mickle.tuning.tune_data import MASKING, Task
-from mickle.tuning.tune_labels import LabelTask, label_samples, label_scores
 from mickle.tuning.tune_plan import EVALUATION_TOKENS
 
 if TYPE_CHECKING:
     from mickle.data.example_batches import Encoded
 
+MASKING = Masking(rate=Constant(rate=0.15))  # of an encoder that is tuned on text
 LONGEST_ANSWER, SHORTEST_ANSWER = 64, 16  # tokens of a sample
 OPENING = 16  # tokens of a text that a sample goes on from
 
@@ -44,44 +43,24 @@ def measuring(model: nn.Module, precision: str) -> Iterator[None]:
         model.train(training)
 
 
-def example_scores(
-    model: nn.Module, task: Task | LabelTask, tokenizer: TextTokenizer, length: int, most: int = 0
-) -> np.ndarray:
-    """Of each held-out example, [n, 3]; the first ones of about ``most`` tokens in all, 0 for every one.
-
-    A causal model is scored on the answers' tokens, one that sees both sides on tokens hidden with fixed masks; where
-    there are labels, on the classes' words.
-    """
-    if isinstance(task, LabelTask):
-        return label_scores(model, task, _first([len(t) for t in task.heldout.tokens], most))
-    if not model.causal:
-        pages = [Page("", "", "", example.text) for example in task.heldout_examples]
-        some = _first([len(tokens) for tokens in task.heldout.tokens], most)
-        found = masked.score(model, tokenizer, pages[:some], rate=MASKING.evaluation_rate, length=length)
-        return found[:, [0, 2, 1]]
-    return _answer_scores(model, task.heldout, _first([len(t) for t in task.heldout.tokens], most))
+def hidden_scores(model: nn.Module, pages: Sequence[Page], tokenizer: TextTokenizer, length: int) -> np.ndarray:
+    """Of each page, [n, 3]: of tokens hidden with fixed masks, for a model that sees both sides."""
+    found = masked.score(model, tokenizer, pages, rate=MASKING.evaluation_rate, length=length)
+    return found[:, [0, 2, 1]]
 
 
 def page_scores(model: nn.Module, pages: Sequence[Page], tokenizer: TextTokenizer, length: int) -> np.ndarray:
     """Of each page of general text, [n, 3]; a causal model's right guesses are not counted (nan)."""
     if not model.causal:
-        found = masked.score(model, tokenizer, pages, rate=MASKING.evaluation_rate, length=length)
-        return found[:, [0, 2, 1]]
+        return hidden_scores(model, pages, tokenizer, length)
     scored = loss.score(
         model, tokenizer, pages, length=length, stride=max(1, length // 2), batch_tokens=EVALUATION_TOKENS
     )
     return np.array([[page.nats.sum(), len(page.nats), np.nan] for page in scored])
 
 
-def _first(lengths: list[int], most: int) -> int:
-    """How many texts, from the first on, make up about ``most`` tokens; all of them for 0."""
-    if not most:
-        return len(lengths)
-    return max(1, int(np.searchsorted(np.cumsum(lengths), most)) + 1)
-
-
 @torch.no_grad()
-def _answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
+def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
     """Nats, number and right guesses of the trained tokens of the first ``count`` examples, one a row."""
     device = next(model.parameters()).device
     order = sorted(range(min(count, len(encoded.tokens))), key=lambda i: -len(encoded.tokens[i]))
@@ -111,30 +90,23 @@ def _rows(encoded: Encoded, some: Sequence[int]) -> dict[str, torch.Tensor]:
     return {**batch, "labels": labels}
 
 
-def samples(
-    model: nn.Module, task: Task | LabelTask, tokenizer: TextTokenizer, count: int, ends: Sequence[int], limit: int
+def written(
+    model: nn.Module, heldout: Encoded, tokenizer: TextTokenizer, count: int, ends: Sequence[int], limit: int
 ) -> list[dict[str, str]]:
-    """What the model writes for the first ``count`` held-out examples, likeliest token by likeliest token: prompt,
-    reference and text of each. One that sees both sides fills in hidden tokens instead; where there are labels, the
-    likeliest is told.
+    """What the model writes for the first ``count`` examples, likeliest token by likeliest token: prompt, reference and
+    text of each. ``ends``: tokens that end a text; ``limit``: tokens of prompt and answer at most.
     """
-    if not count or not task.heldout.tokens:
-        return []
-    if isinstance(task, LabelTask):
-        return label_samples(model, task, count)
-    if not model.causal:
-        return _filled(model, task, tokenizer, count)
     from mickle.sampling.text import generate
 
-    cut = [_cut(task.heldout, i) for i in range(min(count, len(task.heldout.tokens)))]
+    cut = [_cut(heldout, i) for i in range(min(count, len(heldout.tokens)))]
     longest = min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * max(len(answer) for _, answer in cut)), limit // 2)
     prompts = [prompt[-(limit - longest) :] for prompt, _ in cut]
     marks = {int(answer[-1]) for _, answer in cut if len(answer) and int(answer[-1]) in tokenizer.special}
     stop = tuple(sorted({tokenizer.end, *ends, *marks}))
-    written = generate(model, prompts, max_tokens=longest, decode=tokenizer.decode, temperature=0, stop=stop)
+    texts = generate(model, prompts, max_tokens=longest, decode=tokenizer.decode, temperature=0, stop=stop)
     return [
         {"prompt": tokenizer.decode(prompt), "reference": tokenizer.decode(answer), "text": completion.text}
-        for prompt, (_, answer), completion in zip(prompts, cut, written, strict=True)
+        for prompt, (_, answer), completion in zip(prompts, cut, texts, strict=True)
     ]
 
 
@@ -150,18 +122,18 @@ def _cut(encoded: Encoded, index: int) -> tuple[list[int], list[int]]:
     return tokens[:begin], tokens[begin:end]
 
 
-def _filled(model: nn.Module, task: Task, tokenizer: TextTokenizer, count: int) -> list[dict[str, str]]:
-    """Texts with tokens hidden, and with the model's best guesses in their place."""
+def filled(model: nn.Module, heldout: Encoded, tokenizer: TextTokenizer, count: int) -> list[dict[str, str]]:
+    """The first ``count`` texts with tokens hidden, and with the model's best guesses in their place."""
     vocabulary, found = vocabulary_of(tokenizer), []
     device = next(model.parameters()).device
-    for number in range(min(count, len(task.heldout.tokens))):
-        tokens = torch.from_numpy(np.asarray(task.heldout.tokens[number], dtype=np.int64))[None]
+    for number in range(min(count, len(heldout.tokens))):
+        tokens = torch.from_numpy(np.asarray(heldout.tokens[number], dtype=np.int64))[None]
         batch = mask_batch(
             {"input_ids": tokens}, np.array([number]), MASKING.evaluation_rate, MASKING, vocabulary, EVALUATION_SEED
         )
         guesses = model(batch["input_ids"].to(device)).argmax(-1).cpu()
-        filled = torch.where(batch["labels"] >= 0, guesses, tokens)
-        texts = {"prompt": batch["input_ids"], "reference": tokens, "text": filled}
+        guessed = torch.where(batch["labels"] >= 0, guesses, tokens)
+        texts = {"prompt": batch["input_ids"], "reference": tokens, "text": guessed}
         found.append({name: tokenizer.decode(ids[0].tolist()) for name, ids in texts.items()})
     return found
 

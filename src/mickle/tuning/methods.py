@@ -13,8 +13,9 @@ learn. Smaller models take larger steps: as in pretraining, the rate goes with p
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -22,13 +23,18 @@ from mickle.config import Config
 from mickle.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import nn
     from torch.optim import Optimizer
 
-LARGE = 7e9  # parameters for which the rates below hold
-RATES = {"full": 2e-5, "lora": 2e-4, "qlora": 2e-4}
-CLIP_NORMS = {"full": 1.0, "lora": 1.0, "qlora": 0.3}  # the last as in QLoRA, appendix B
+    from mickle.data.tokenizer import TextTokenizer
+    from mickle.training.run import TrainingRun
+    from mickle.tuning.weights import Weights
+
+LARGE = 7e9  # parameters for which the methods' rates hold
+EPOCHS = 3
 
 
 class Adam(Config):
@@ -42,13 +48,143 @@ class Adam(Config):
     )
 
 
-class Full(Config):
+class TuningMethod(Config):
+    """What a way of tuning answers for itself; each one overrides where it differs.
+
+    passes: FLOP a parameter and token. kept: of the activations that pretraining keeps, as measured, in our decoder and
+    in models of transformers; None where nothing is kept, as there is no backward pass. large_rate: peak learning rate
+    at 7 billion parameters. largest_norm: of a gradient. few_bits: whether the base is stored in few bits. one_process:
+    why it cannot be shared by processes, if so.
+    """
+
+    passes: ClassVar[int] = 4
+    kept: ClassVar[tuple[float, float] | None] = None
+    large_rate: ClassVar[float] = 2e-4
+    largest_norm: ClassVar[float] = 1.0
+    few_bits: ClassVar[bool] = False
+    one_process: ClassVar[str] = ""
+
+    if TYPE_CHECKING:
+        kind: str  # a field of each method, where it stands first or after others
+
+    @property
+    def whole(self) -> bool:
+        """Whether all weights learn, so that a model comes out and no adapter."""
+        return False
+
+    @property
+    def milder(self) -> str:
+        """What forgets less than this method, for a person."""
+        raise NotImplementedError
+
+    @property
+    def counts_answers(self) -> bool:
+        """Whether the share of wrong answers is trained instead of the loss."""
+        return False
+
+    @property
+    def adapted(self) -> str | list[str]:
+        """Which layers get adapters, if any do: ends of their names."""
+        return "all-linear"
+
+    def rate(self, parameters: int) -> float:
+        """The peak learning rate for a model of so many parameters, by the rule above."""
+        return self.large_rate * (LARGE / max(parameters, 1)) ** 0.25
+
+    def steps(self, epoch: float) -> int:
+        """Steps where neither they nor epochs are asked for; ``epoch``: those of one."""
+        return max(1, math.ceil(EPOCHS * epoch))
+
+    def clip_norm(self, adam: Adam) -> float:
+        """The largest norm of a gradient."""
+        return adam.clip_norm or self.largest_norm
+
+    def learning(self, weights: Weights) -> int:
+        """How many parameters learn."""
+        return weights.parameters
+
+    def bytes_a_number(self, precision: str) -> float:
+        """Bytes of a number in the base's linear layers."""
+        return 4.0
+
+    def unpacked_bytes(self, weights: Weights) -> int:
+        """Bytes of weights that a step makes of those in few bits."""
+        return 0
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        """Freeze, store in few bits and attach what the method wants; what it adds depends on ``seed`` alone.
+
+        Raises UsageError where the model cannot take it.
+        """
+        raise NotImplementedError
+
+    def found_rate(self, given: float, file: Path, open_model: Callable[[], nn.Module], run: TrainingRun) -> float:
+        """The learning rate: the one in the plan, or where there is none one that is measured and kept in ``file``."""
+        return given
+
+    def optimizer(
+        self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int = 0, steps: int = 0
+    ) -> Optimizer:
+        """The optimizer over what learns, for a run of so many steps; ``scratch``: for what it keeps on disk."""
+        from mickle.training.optimizers import AdamW, build_optimizer
+
+        settings = AdamW(learning_rate=rate, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
+        return build_optimizer(settings, model)
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        """A model folder, or an adapter's with where its base is."""
+        raise NotImplementedError
+
+    def journal(
+        self, optimizer: Optimizer, model: nn.Module, kept: int, base: Path, checkpoints: Path, work: Path
+    ) -> dict[str, Any]:
+        """What the run wrote down of itself, into ``work``, and what the summary says of it: mostly nothing."""
+        return {}
+
+    def next_command(self, out: Path) -> str:
+        """What to do with the result."""
+        return f"mickle export {out} --out {out}-merged"
+
+
+class Everything:
+    """For methods by which all weights learn."""
+
+    @property
+    def whole(self) -> bool:
+        """That they do."""
+        return True
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        """Everything learns. UsageError where it is stored in few bits."""
+        refuse_quantized(model)
+        return model.requires_grad_(True)
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        """A plain model folder."""
+        from mickle.models.folder import save_model
+
+        save_model(model, work, tokenizer)
+
+    def next_command(self, out: Path) -> str:
+        """What to do with the result."""
+        return f"mickle export {out} --out {out}-exported"
+
+
+class Full(Everything, TuningMethod):
     """All weights learn."""
+
+    passes: ClassVar[int] = 6
+    kept: ClassVar[tuple[float, float] | None] = (0.82, 0.85)
+    large_rate: ClassVar[float] = 2e-5
 
     kind: Literal["full"] = "full"
 
+    @property
+    def milder(self) -> str:
+        return "a lower learning rate, fewer epochs or --method lora"
 
-class Adapters(Config):
+
+class Adapters(TuningMethod):
     """What adapters look like. The defaults reach what tuning all weights reaches (QLoRA, section 4)."""
 
     rank: int = Field(16, ge=1, le=4096, description="inner dimension of an adapter")
@@ -68,52 +204,94 @@ class Adapters(Config):
     def _all(cls, targets: str | list[str]) -> str | list[str]:
         return "all-linear" if targets == ["all-linear"] else targets  # as the command line gives it
 
+    @property
+    def milder(self) -> str:
+        return "a lower learning rate, fewer epochs or a smaller --method.rank"
+
+    @property
+    def adapted(self) -> str | list[str]:
+        return self.targets
+
+    def learning(self, weights: Weights) -> int:
+        return self.rank * weights.sides
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        from mickle.models.lora import attach_lora
+
+        attach_lora(
+            model,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            targets=self.targets,
+            rank_pattern=self.rank_pattern,
+            alpha_pattern=self.alpha_pattern,
+            rslora=self.rslora,
+            seed=seed,
+        )
+        return model
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        from mickle.models.adapters import save_adapter
+
+        save_adapter(model, work, base, tokenizer)
+
 
 class Lora(Adapters):
     """Adapters on a frozen base."""
 
+    kept: ClassVar[tuple[float, float] | None] = (0.68, 1.0)
+
     kind: Literal["lora"] = "lora"
+
+    def bytes_a_number(self, precision: str) -> float:
+        return 2.0 if precision == "bfloat16" else 4.0
 
 
 class Qlora(Adapters):
     """Adapters on a frozen base in four bits."""
+
+    kept: ClassVar[tuple[float, float] | None] = (0.95, 1.2)
+    largest_norm: ClassVar[float] = 0.3  # QLoRA, appendix B
+    few_bits: ClassVar[bool] = True
+    one_process: ClassVar[str] = "its weights are packed in bytes, which are not shared"
 
     kind: Literal["qlora"] = "qlora"
     code: Literal["nf4", "fp4"] = Field("nf4", description="the 16 values of a weight")
     double: bool = Field(True, description="store the blocks' scales in 8 bits: 4.13 instead of 4.5 bits a weight")
     paged: bool = Field(False, description="keep the optimizer's averages outside the memory that training needs")
 
+    def bytes_a_number(self, precision: str) -> float:
+        return 4.127 / 8 if self.double else 4.5 / 8
 
-def derived_rate(kind: str, parameters: int) -> float:
-    """The peak learning rate of a method for a model of so many parameters, by the rule above."""
-    return RATES[kind] * (LARGE / max(parameters, 1)) ** 0.25
+    def unpacked_bytes(self, weights: Weights) -> int:
+        return 4 * weights.largest
 
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        from mickle.models.quantized import quantize_model
 
-def prepare(model: nn.Module, method: Full | Lora | Qlora, seed: int) -> None:
-    """Freeze, store in few bits and attach what the method wants, in place. Adapters depend on ``seed`` alone.
+        if not is_quantized(model):
+            quantize_model(model, code=self.code, double=self.double)
+        return super().prepare(model, seed)
 
-    Raises UsageError where the model is stored in few bits and all weights are to learn.
-    """
-    from mickle.models.lora import attach_lora
-    from mickle.models.quantized import quantize_model
+    def optimizer(
+        self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int = 0, steps: int = 0
+    ) -> Optimizer:
+        if not self.paged:
+            return super().optimizer(model, rate, adam, scratch)
+        from mickle.training.optimizers import decay_groups
+        from mickle.training.paged import paged_adamw
 
-    if isinstance(method, Full):
-        refuse_quantized(model)
-        model.requires_grad_(True)
-        return
-    if isinstance(method, Qlora) and not is_quantized(model):
-        quantize_model(model, code=method.code, double=method.double)
-    attach_lora(
-        model,
-        rank=method.rank,
-        alpha=method.alpha,
-        dropout=method.dropout,
-        targets=method.targets,
-        rank_pattern=method.rank_pattern,
-        alpha_pattern=method.alpha_pattern,
-        rslora=method.rslora,
-        seed=seed,
-    )
+        groups = decay_groups(model, adam.weight_decay)
+        return paged_adamw(groups, scratch / "paged", lr=rate, betas=adam.betas, eps=adam.eps)
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        from mickle.models.adapters import save_adapter
+        from mickle.models.folder_check import read_config
+
+        made_here = "quantization_config" not in read_config(base)
+        how = {"code": self.code, "double": self.double} if made_here else None
+        save_adapter(model, work, base, tokenizer, quantization=how)
 
 
 def reduce_frozen(model: nn.Module, dtype: torch.dtype) -> None:
@@ -156,21 +334,3 @@ def refuse_adapter(folder: Path) -> None:
             where=f"model: {folder}",
             todo=f"merge it first (mickle export {folder} --out MERGED), then tune MERGED",
         )
-
-
-def optimizer_for(method: Any, settings: Adam, rate: float, model: nn.Module, scratch: Path) -> Optimizer:
-    """The optimizer of a gradient method, over what learns; a paged one keeps its averages in ``scratch``."""
-    from mickle.training.optimizers import AdamW, build_optimizer, decay_groups
-
-    adam = AdamW(learning_rate=rate, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay)
-    if isinstance(method, Qlora) and method.paged:
-        from mickle.training.paged import paged_adamw
-
-        groups = decay_groups(model, settings.weight_decay)
-        return paged_adamw(groups, scratch / "paged", lr=rate, betas=settings.betas, eps=settings.eps)
-    return build_optimizer(adam, model)
-
-
-def clip_norm(method: Any, settings: Adam) -> float:
-    """The largest norm of a gradient."""
-    return settings.clip_norm or CLIP_NORMS.get(method.kind, 1.0)

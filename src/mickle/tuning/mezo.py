@@ -7,32 +7,66 @@ rates by a grid over two orders of magnitude; here the rate is measured where no
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from mickle.config import Config
+from mickle.tuning.methods import Adam, Everything, TuningMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from torch import nn
+    from torch.optim import Optimizer
 
+    from mickle.data.tokenizer import TextTokenizer
     from mickle.training.closure import Closure
+    from mickle.training.journal import Journal
     from mickle.training.mezo import MeZO
     from mickle.training.mezo_rate import Rate
+    from mickle.training.run import TrainingRun
+    from mickle.tuning.weights import Weights
 
-PROBES_REACH = {"full": 1e-3, "lora": 1e-2, "prefix": 1e-1}
+EPOCHS, LEAST_STEPS = 60, 1000  # unless told otherwise: its steps are small
+JOURNAL = "journal.mezo"
 
 
-class AllWeights(Config):
+class AllWeights(Everything, Config):
     """All weights are tuned."""
+
+    reach: ClassVar[float] = 1e-3
+    milder: ClassVar[str] = "a lower learning rate, fewer steps or --method.parameters lora"
+    adapted: ClassVar[str] = "all-linear"
 
     kind: Literal["full"] = "full"
 
+    def learning(self, weights: Weights) -> int:
+        """How many parameters are tuned."""
+        return weights.parameters
 
-class LowRank(Config):
+    def names(self, model: nn.Module) -> list[str] | None:
+        """Of the weights that a fingerprint is of; None for all."""
+        return None
+
+
+class Beside(Config):
+    """Something beside the model is tuned, on a base that is frozen."""
+
+    whole: ClassVar[bool] = False
+    milder: ClassVar[str] = "a lower learning rate or fewer steps"
+
+    def names(self, model: nn.Module) -> list[str] | None:
+        """Of the weights that a fingerprint is of."""
+        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+class LowRank(Beside):
     """Adapters beside frozen linear layers are tuned (`models/lora.py`)."""
+
+    reach: ClassVar[float] = 1e-2
 
     kind: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1, le=4096, description="inner dimension of an adapter")
@@ -47,16 +81,68 @@ class LowRank(Config):
     def _all(cls, targets: str | list[str]) -> str | list[str]:
         return "all-linear" if targets == ["all-linear"] else targets  # as the command line gives it
 
+    @property
+    def adapted(self) -> str | list[str]:
+        """Which layers get adapters."""
+        return self.targets
 
-class Prefix(Config):
+    def learning(self, weights: Weights) -> int:
+        """How many parameters are tuned."""
+        return self.rank * weights.sides
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        """The model with adapters, which depend on the seed alone."""
+        from mickle.models.lora import attach_lora
+
+        attach_lora(model, rank=self.rank, alpha=self.alpha, targets=self.targets, seed=seed)
+        return model
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        """An adapter folder in PEFT's form."""
+        from mickle.models.adapters import save_adapter
+
+        save_adapter(model, work, base, tokenizer)
+
+    def next_command(self, out: Path) -> str:
+        """What to do with the result."""
+        return f"mickle export {out} --out {out}-merged"
+
+
+class Prefix(Beside):
     """Keys and values before the text are tuned (`models/prefix.py`)."""
+
+    reach: ClassVar[float] = 1e-1
+    adapted: ClassVar[str] = "all-linear"
 
     kind: Literal["prefix"] = "prefix"
     tokens: int = Field(5, ge=1, le=1024, description="how many; they begin as those of random tokens")
 
+    def learning(self, weights: Weights) -> int:
+        """How many parameters are tuned: some thousands, which count for nothing."""
+        return 0
 
-class Mezo(Config):
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        """The model in a wrapper with the prefix, which depends on the seed alone."""
+        from mickle.models.prefix import attach_prefix
+
+        return attach_prefix(model, self.tokens, seed)
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        """An adapter folder in PEFT's form, and the tokenizer."""
+        from mickle.models.prefix import save_prefix
+
+        save_prefix(model, work, base)
+        tokenizer.save(work)
+
+    def next_command(self, out: Path) -> str:
+        """What to do with the result: a prefix is no change of weights that could be merged."""
+        return f"mickle sample {out}"
+
+
+class Mezo(TuningMethod):
     """Tuning with forward passes only, in the memory of inference. Wants a pre-trained model and a prompt."""
+
+    one_process: ClassVar[str] = "its probes move whole weights in place"
 
     kind: Literal["mezo"] = "mezo"
     parameters: Annotated[AllWeights | LowRank | Prefix, Field(discriminator="kind")] = Field(
@@ -78,40 +164,118 @@ class Mezo(Config):
         "loss", description="what falls: the loss, or the share of wrong answers (needs a prompt with labels)"
     )
 
+    @property
+    def whole(self) -> bool:
+        return self.parameters.whole
+
+    @property
+    def milder(self) -> str:
+        return self.parameters.milder
+
+    @property
+    def counts_answers(self) -> bool:
+        return self.objective == "accuracy"
+
+    @property
+    def adapted(self) -> str | list[str]:
+        return self.parameters.adapted
+
+    def rate(self, parameters: int) -> float:
+        """0: it is measured."""
+        return 0.0
+
+    def steps(self, epoch: float) -> int:
+        return max(LEAST_STEPS, math.ceil(EPOCHS * epoch))
+
+    def learning(self, weights: Weights) -> int:
+        return self.parameters.learning(weights)
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        return self.parameters.prepare(model, seed)
+
+    def found_rate(self, given: float, file: Path, open_model: Callable[[], nn.Module], run: TrainingRun) -> float:
+        """The learning rate: the given one, that in ``file``, or one measured now and written there.
+
+        It is measured on a model of its own, which is dropped: probing leaves weights where they were only to rounding.
+        """
+        from mickle.training.closure import Closure
+        from mickle.training.run import kept
+
+        def measured() -> float:
+            model, plan = open_model(), run.plan
+            optimizer = build_mezo(self, model, run.seed, plan.steps)
+
+            def closure(index: int) -> Closure:
+                return Closure(
+                    model, run.objective, run.batches(index), step=index, seed=run.seed, accumulate=plan.accumulate,
+                    precision=plan.precision,
+                )  # fmt: skip
+
+            found = set_rate(self, optimizer, closure)
+            assert found is not None
+            return found.rate
+
+        return self.learning_rate or given or float(kept(file, lambda: {"rate": measured()})["rate"])
+
+    def optimizer(
+        self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int = 0, steps: int = 0
+    ) -> Optimizer:
+        return build_mezo(self.model_copy(update={"learning_rate": rate}), model, seed, steps)
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        self.parameters.save(model, work, base, tokenizer)
+
+    def journal(
+        self, optimizer: Optimizer, model: nn.Module, kept: int, base: Path, checkpoints: Path, work: Path
+    ) -> dict[str, Any]:
+        """The journal up to the step ``kept``, whose weights the model has, into ``work``; its bytes and steps.
+
+        A batch that was left out (``on_bad_numbers: back``) is a step of the run and none of the journal, so how far
+        the journal was is read from the checkpoint of that step.
+        """
+        from mickle import storage
+        from mickle.training.checkpoint import STATE
+        from mickle.training.journal import cut, write_journal
+        from mickle.training.mezo import MeZO
+
+        assert isinstance(optimizer, MeZO)
+        journal = journal_of_tuning(self, optimizer, model, optimizer.rule.seed, base)
+        state = checkpoints / f"step-{kept:08d}" / STATE
+        if state.is_file():
+            steps = len(storage.read_json(state)["optimizer"]["rest"]["history"]["rates"])
+            journal = cut(journal, steps, journal.runs[-1].tuned)
+        write_journal(journal, work / JOURNAL)
+        return {"journal": {"steps": journal.steps, "bytes": (work / JOURNAL).stat().st_size}}
+
+    def next_command(self, out: Path) -> str:
+        return self.parameters.next_command(out)
+
     def reach(self) -> float:
         """How far probes go."""
-        return self.eps if self.eps is not None else PROBES_REACH[self.parameters.kind]
-
-
-def prepare_mezo(settings: Mezo, model: nn.Module, seed: int) -> nn.Module:
-    """The model with what is tuned trainable and all else frozen; a prefix puts a wrapper around it.
-
-    Adapters and prefix depend on the seed alone. UsageError where the model cannot take them.
-    """
-    parameters = settings.parameters
-    if isinstance(parameters, LowRank):
-        from mickle.models.lora import attach_lora
-
-        attach_lora(model, rank=parameters.rank, alpha=parameters.alpha, targets=parameters.targets, seed=seed)
-        return model
-    if isinstance(parameters, Prefix):
-        from mickle.models.prefix import attach_prefix
-
-        return attach_prefix(model, parameters.tokens, seed)
-    return model.requires_grad_(True)
+        return self.eps if self.eps is not None else self.parameters.reach
 
 
 def fingerprint_of(settings: Mezo, model: nn.Module) -> str:
     """The fingerprint of what learns: of the whole model, or of the adapter alone on a base that is frozen."""
     from mickle.training.replay import fingerprint
 
-    if settings.parameters.kind == "full":
-        return fingerprint(model)
-    return fingerprint(model, [name for name, p in model.named_parameters() if p.requires_grad])
+    return fingerprint(model, settings.parameters.names(model))
+
+
+def journal_of_tuning(settings: Mezo, optimizer: MeZO, model: nn.Module, seed: int, folder: Path) -> Journal:
+    """The journal of an optimizer that `build_mezo` made for a model out of `folder`, and of where the model is now."""
+    from mickle.models.adapters import weights_digest
+    from mickle.training.journal import journal_of
+
+    tuned = fingerprint_of(settings, model)
+    if settings.parameters.whole:
+        return journal_of(optimizer, tuned)
+    added = {**settings.parameters.model_dump(mode="json"), "seed": seed}
+    return journal_of(optimizer, tuned, added, weights_digest(folder))
 
 
 def build_mezo(settings: Mezo, model: nn.Module, seed: int, steps: int) -> MeZO:
-    """The optimizer for a model that `prepare_mezo` made ready.
+    """The optimizer for a model that `Mezo.prepare` made ready.
 
     It takes the fingerprint of what learns, one read of it all, so that its journal knows its base. Where
     `learning_rate` is None the optimizer's is 0 until :func:`set_rate` has measured one.

@@ -16,25 +16,12 @@ from typing import TYPE_CHECKING, Any
 from mickle.config import validate
 from mickle.errors import UsageError
 from mickle.models.folder_check import is_adapter
-from mickle.tuning.mezo import Mezo, fingerprint_of, prepare_mezo
+from mickle.tuning.mezo import Mezo
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mickle.training.journal import Journal
-    from mickle.training.mezo import MeZO
-
-
-def journal_of_tuning(settings: Mezo, optimizer: MeZO, model: nn.Module, seed: int, folder: Path) -> Journal:
-    """The journal of an optimizer that `build_mezo` made for a model out of `folder`, and of where the model is now."""
-    from mickle.models.adapters import weights_digest
-    from mickle.training.journal import journal_of
-
-    tuned = fingerprint_of(settings, model)
-    if settings.parameters.kind == "full":
-        return journal_of(optimizer, tuned)
-    added = {**settings.parameters.model_dump(mode="json"), "seed": seed}
-    return journal_of(optimizer, tuned, added, weights_digest(folder))
 
 
 def open_at(
@@ -114,7 +101,7 @@ def _begun(folder: Path, added: dict[str, Any]) -> nn.Module:
 
     parameters = {name: value for name, value in added.items() if name != "seed"}
     settings = validate(Mezo, {"parameters": parameters})
-    return prepare_mezo(settings, open_model(folder), added["seed"])
+    return settings.prepare(open_model(folder), added["seed"])
 
 
 def _refuse_other_weights(folder: Path, beneath: str) -> None:

@@ -14,6 +14,7 @@ from mickle.evaluation.loss import bootstrap_ratio
 from mickle.results import Section, Table, drawn, facts
 from mickle.sampling.sample import answers
 from mickle.storage import write_text
+from mickle.tuning.methods import Full, TuningMethod
 
 TABLE, FIGURE, SAMPLES = "table.md", "tune.svg", "samples.jsonl"
 LOST_CLEARLY = 0.02  # nats per token of general text that are worth a warning
@@ -66,7 +67,7 @@ def lines(results: dict[str, Any]) -> list[str]:
     return said
 
 
-def warning(general: dict[str, Any] | None, method: Any = None) -> str:
+def warning(general: dict[str, Any] | None, method: TuningMethod | None = None) -> str:
     """A sentence where the model clearly lost on general text, with what forgets less than ``method``; "" where it did
     not.
     """
@@ -74,19 +75,8 @@ def warning(general: dict[str, Any] | None, method: Any = None) -> str:
         return ""
     return (
         f"the model forgot: general text costs {general['difference']:.3f} nats a token more than before; "
-        f"{_milder(method)} forget less"
+        f"{(method or Full()).milder} forget less"
     )
-
-
-def _milder(method: Any) -> str:
-    """What forgets less than this method."""
-    if method is None or method.kind == "full":
-        return "a lower learning rate, fewer epochs or --method lora"
-    if method.kind != "mezo":
-        return "a lower learning rate, fewer epochs or a smaller --method.rank"
-    if method.parameters.kind == "full":
-        return "a lower learning rate, fewer steps or --method.parameters lora"
-    return "a lower learning rate or fewer steps"
 
 
 def as_table(results: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ and on general text before and after, samples, peak memory against the forecast.
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -16,12 +17,24 @@ from pydantic import Field, model_validator
 
 from mickle.config import Input
 from mickle.data.label_prompts import LabelPrompt
+from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.results import Finding, Section
-from mickle.step import Step
 from mickle.storage import SCRATCH
 from mickle.training.optimizers import Schedule
+from mickle.training.run import (
+    CHECKPOINTS,
+    METRICS,
+    Asked,
+    Outcome,
+    TrainingRun,
+    TrainingStep,
+    kept,
+    kept_plan,
+    refuse_two_lengths,
+    train,
+)
 from mickle.tuning.methods import Adam, Full, Lora, Qlora, refuse_adapter
 from mickle.tuning.mezo import Mezo
 
@@ -30,12 +43,14 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from mickle.data.records import Page
-    from mickle.tuning.tune_run import Ready
+    from mickle.tuning.task import Task
+    from mickle.tuning.tune_plan import TunePlan
+    from mickle.tuning.tune_run import Known
 
 QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run reads
 
 
-class Tune(Step):
+class Tune(TrainingStep):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
     version: ClassVar[int] = 2  # 2: the documentation that general text falls back on is read, not imported
@@ -96,18 +111,12 @@ class Tune(Step):
 
     @model_validator(mode="after")
     def _agree(self) -> Tune:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError("give steps or epochs, not both")
+        refuse_two_lengths(self.steps, self.epochs)
         if self.heldout is not None and self.heldout_share is not None:
             raise ValueError("held-out examples are given; leave heldout_share out")
-        if isinstance(self.method, Mezo) and self.method.objective == "accuracy" and self.prompt is None:
+        if self.method.counts_answers and self.prompt is None:
             raise ValueError("method.objective: accuracy needs a prompt with labels")
         return self
-
-    def fingerprint(self) -> dict[str, Any]:
-        from importlib.metadata import version
-
-        return {name: version(name) for name in ("torch", "tokenizers")}
 
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
@@ -124,154 +133,129 @@ class Tune(Step):
         return [Finding(f"{loss['before']:.2f} → {loss['after']:.2f}", label) for label, loss in found.items()]
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        from mickle.training import distributed
         from mickle.tuning import outcome
         from mickle.tuning.general import general_pages
         from mickle.tuning.tune_run import open_model_to_tune, save_tuned
 
-        scratch = work / SCRATCH
-        self._refuse_inputs()
-        ready = self._ready(scratch / "plan.json", emit)
-        pages, whence = general_pages(self.general, self.model)
+        scratch, writes = work / SCRATCH, distributed.current().writes
+        if self.method.one_process and distributed.current().world > 1:
+            raise UsageError(
+                f"{self.method.kind} tunes in one process: {self.method.one_process}.",
+                where="method",
+                todo="leave torchrun out, or take --method lora or full",
+            )
+        known, plan, forecast = distributed.after_first(lambda: self._ready(scratch, emit))
+        pages, whence = general_pages(self.general, self.model) if writes else ([], "")
         emit(Noted(f"general text: {len(pages):,} pages, {whence}"))
-        model = open_model_to_tune(self, ready)
-        before = self._measured(scratch / "before.json", model, ready, pages)
-        last, optimizer = self._train(model, ready, work, emit)
-        kept = self._choose_weights(model, scratch / "checkpoints", ready)
-        emit(Noted(f"weights of step {kept:,} of {ready.plan.steps:,} are kept ({self.weights} by held-out loss)"))
-        after = self._measured(scratch / f"after-{kept}.json", model, ready, pages)
-        results = self._results(before, after, ready)
-        save_tuned(self, model, work, ready)
-        journal = self._journal(optimizer, model, kept, work)
-        texts = [
-            {**one, "text": two["text"], "untrained": one["text"]} for one, two in zip(*self._texts(before, after))
-        ]
-        outcome.write(work, results, work / "metrics.jsonl", texts)
+        model = open_model_to_tune(known, plan, self.seed)
+        measured = partial(self._measured, scratch, known, plan, pages)
+        before = distributed.after_first(lambda: measured("before", model))
+        done = self._train(model, known, plan, work, emit)
+        if not writes:
+            return {}
+        after = measured(f"after-{done.step}", done.model)
+        results = self._results(before, after, known.task, forecast)
+        save_tuned(known, done.model, work)
+        checkpoints = scratch / CHECKPOINTS
+        journal = self.method.journal(done.optimizer, done.model, done.step, self.model, checkpoints, work)
+        pairs = zip(before["samples"], after["samples"], strict=True)
+        texts = [{**one, "text": two["text"], "untrained": one["text"]} for one, two in pairs]
+        outcome.write(work, results, work / METRICS, texts)
         for line in outcome.lines(results):
             emit(Noted(line))
         if message := outcome.warning(results["general"], self.method):
             emit(Warned(message))
         return {
             "method": self.method.kind,
-            "form": ready.task.form,
-            "parameters": ready.plan.parameters,
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "training_examples": len(ready.task.training.tokens),
-            "heldout_examples": len(ready.task.heldout.tokens),
-            "overlap": ready.task.overlap,
+            "form": known.task.form,
+            "parameters": plan.parameters,
+            "trained_parameters": sum(p.numel() for p in done.model.parameters() if p.requires_grad),
+            "training_examples": len(known.task.lengths),
+            "heldout_examples": len(known.task.heldout_lengths),
+            "overlap": known.task.overlap,
             "general_text": whence,
-            "tokens_read": ready.plan.steps * ready.plan.batch_size * ready.plan.sequence_length,
-            "kept_step": kept,
-            "last_evaluation": last,
+            "tokens_read": plan.steps * plan.batch_tokens,
+            "kept_step": done.step,
+            "last_evaluation": done.last,
             **results,
             **journal,
-            "forecast": asdict(ready.forecast),
-            "plan": asdict(ready.plan),
+            "forecast": asdict(forecast),
+            "plan": asdict(plan),
         }
 
     def dry_run(self) -> tuple[Forecast, str]:
-        from mickle.data.examples import preview
-        from mickle.tuning.tune_labels import LabelTask, label_preview
-        from mickle.tuning.tune_run import get_ready
-
-        self._refuse_inputs()
-        ready = get_ready(self)
-        f = ready.forecast
-        task = ready.task
-        shown = label_preview(task) if isinstance(task, LabelTask) else preview(task.training, ready.tokenizer)
-        notes = (*ready.task.lines, *ready.plan.lines())
-        return Forecast(f.memory_bytes, f.seconds, f.disk_bytes, notes), shown
+        known = self._inputs()
+        plan, f = known.plan(Asked.of(self), self.recompute)
+        notes = (*known.task.lines, *plan.lines())
+        return Forecast(f.memory_bytes, f.seconds, f.disk_bytes, notes), known.task.preview()
 
     def after(self, out: Path) -> str:
-        if isinstance(self.method, Mezo) and self.method.parameters.kind == "prefix":
-            return f"mickle sample {out}"  # a prefix is no change of weights that could be merged
-        whole = self.method.kind == "full" or (isinstance(self.method, Mezo) and self.method.parameters.kind == "full")
-        return f"mickle export {out} --out {out}-{'exported' if whole else 'merged'}"
+        return self.method.next_command(out)
 
-    def _refuse_inputs(self) -> None:
-        """What is wrong with the model is said before the data is read."""
+    def _inputs(self) -> Known:
+        """Model folder and data, read and checked; what is wrong with the model is said before the data is read."""
         from mickle.models.folder import describe
+        from mickle.tuning.task import Sources
+        from mickle.tuning.tune_run import read_inputs
 
         refuse_adapter(self.model)
         describe(self.model)
+        sources = Sources(self.data, self.heldout, self.heldout_share, self.most_bad)
+        return read_inputs(self.model, self.method, sources, self.prompt, self.sequence_length)
 
-    def _ready(self, file: Path, emit: Emit) -> Ready:
-        """What the run needs before the model is opened. The plan is kept: a restart must not measure otherwise."""
-        from mickle.storage import check_space, read_json, write_json
-        from mickle.tuning.tune_plan import Plan
-        from mickle.tuning.tune_run import get_ready
+    def _ready(self, scratch: Path, emit: Emit) -> tuple[Known, TunePlan, Forecast]:
+        """What the run needs before the model is opened; the plan is kept in ``scratch``."""
+        from mickle.tuning.tune_plan import TunePlan
 
-        kept = read_json(file) if file.is_file() else None
-        ready = get_ready(self, Plan(**kept["plan"]) if kept else None)
-        if kept:
-            notes = tuple(kept["forecast"].pop("notes"))
-            ready = ready.with_forecast(Forecast(**kept["forecast"], notes=notes))
-        else:
-            check_space(file.parent, ready.forecast.disk_bytes)
-            write_json(file, {"plan": asdict(ready.plan), "forecast": asdict(ready.forecast)})
-        for line in (*ready.task.lines, *ready.plan.lines(), f"forecast: {ready.forecast}"):
+        known = self._inputs()
+        made = partial(known.plan, Asked.of(self), self.recompute)
+        plan, forecast = kept_plan(scratch / "plan.json", TunePlan, made)
+        for line in (*known.task.lines, *plan.lines(), f"forecast: {forecast}"):
             emit(Noted(line))
-        if ready.task.overlap["exact"] and self.heldout is not None:
+        if known.task.overlap["exact"] and self.heldout is not None:
             emit(Warned("held-out examples are among the training examples: their loss says little"))
-        return ready
+        return known, plan, forecast
 
-    def _train(self, model: nn.Module, ready: Ready, work: Path, emit: Emit) -> tuple[dict[str, float], Optimizer]:
-        """Train in place; what the last evaluation measured, and the optimizer."""
-        from mickle import machine
-        from mickle.training.loop import fit
-        from mickle.training.pretrain import METRICS, record
-        from mickle.tuning.methods import clip_norm
-        from mickle.tuning.tune_run import build_optimizer, objective_and_batches, quick_measure
+    def _train(self, model: nn.Module, known: Known, plan: TunePlan, work: Path, emit: Emit) -> Outcome:
+        """Train in place."""
+        from mickle.tuning.tune_run import open_model_to_tune, quick_measure
 
-        machine.seed_everything(self.seed)
-        plan = ready.plan
-        objective, batches = objective_and_batches(self, ready)
-        optimizer = build_optimizer(self, ready, model, work / SCRATCH, objective, batches)
-        events = fit(
-            model,
+        task, scratch = known.task, work / SCRATCH
+        objective, batches = task.objective_and_batches(plan, self.seed, self.method.counts_answers)
+        run = TrainingRun(
+            plan,
             objective,
             batches,
-            optimizer,
-            steps=plan.steps,
-            schedule=self.schedule,
-            accumulate=plan.accumulate,
-            clip_norm=clip_norm(self.method, self.optimizer),
-            precision=plan.precision,  # type: ignore[arg-type]
-            evaluate=quick_measure(ready, QUICK_TOKENS) if ready.task.heldout.tokens else None,
-            evaluate_every=plan.evaluate_every,
-            checkpoints=work / SCRATCH / "checkpoints",
-            save_every=plan.save_every,
-            seed=self.seed,
+            self.schedule,
+            self.method.clip_norm(self.optimizer),
+            scratch / CHECKPOINTS,
+            work / METRICS,
+            self.seed,
+            self.identity(),
+            measure=quick_measure(task, plan.sequence_length, QUICK_TOKENS) if task.heldout_lengths else None,
+            weights=self.weights,
             on_bad_numbers=self.on_bad_numbers,
-            watch_loss=self.prompt is None,  # labels are learnt in leaps
-            identity=self.identity(),
+            watch_loss=not task.leaps,
         )
-        return record(events, work / METRICS, emit), optimizer
+        again = partial(open_model_to_tune, known, plan, self.seed)
+        rate = self.method.found_rate(plan.learning_rate, scratch / "rate.json", again, run)
 
-    def _journal(self, optimizer: Optimizer, model: nn.Module, kept: int, work: Path) -> dict[str, Any]:
-        """A forward-only run's journal into ``work``, and its size; of other runs nothing."""
-        if self.method.kind != "mezo":
-            return {}
-        from mickle.tuning.tune_mezo import JOURNAL, write_journal_of
+        def optimizer_of(model: nn.Module) -> Optimizer:
+            return self.method.optimizer(model, rate, self.optimizer, scratch, self.seed, plan.steps)
 
-        checkpoints = work / SCRATCH / "checkpoints"
-        return {"journal": write_journal_of(self, optimizer, model, kept, checkpoints, work / JOURNAL)}
+        return train(run, model, optimizer_of, again, emit)
 
-    def _measured(self, file: Path, model: nn.Module, ready: Ready, pages: list[Page]) -> dict[str, Any]:
+    def _measured(
+        self, scratch: Path, known: Known, plan: TunePlan, pages: list[Page], when: str, model: nn.Module
+    ) -> dict[str, Any]:
         """Scores of every held-out example and page, and samples; kept, so that a restart need not measure again."""
-        from mickle.storage import read_json, write_json
         from mickle.tuning.tune_run import measure
 
-        if not file.is_file():
-            write_json(file, measure(self, model, ready, pages))
-        found: dict[str, Any] = read_json(file)
+        found: dict[str, Any] = kept(scratch / f"{when}.json", lambda: measure(known, plan, model, pages, self.samples))
         return found
 
-    def _texts(
-        self, before: dict[str, Any], after: dict[str, Any]
-    ) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-        return before["samples"], after["samples"]
-
-    def _results(self, before: dict[str, Any], after: dict[str, Any], ready: Ready) -> dict[str, Any]:
+    def _results(self, before: dict[str, Any], after: dict[str, Any], task: Task, forecast: Forecast) -> dict[str, Any]:
         """Before against after, and memory against the forecast."""
         from mickle.tuning.measures import from_lists
         from mickle.tuning.outcome import compared
@@ -281,16 +265,6 @@ class Tune(Step):
         for name in ("task", "general"):
             scores = from_lists(before[name]), from_lists(after[name])
             results[name] = compared(*scores, self.seed) if len(scores[0]) and scores[0][:, 1].sum() else None
-        results["unit"] = "label" if self.prompt else "token"
-        results["memory"] = {"peak_bytes": peak_memory(), "forecast_bytes": ready.forecast.memory_bytes}
+        results["unit"] = task.unit
+        results["memory"] = {"peak_bytes": peak_memory(), "forecast_bytes": forecast.memory_bytes}
         return results
-
-    def _choose_weights(self, model: nn.Module, checkpoints: Path, ready: Ready) -> int:
-        """Put the weights to keep into the model; returns their step."""
-        from mickle.training import checkpoint
-
-        best = checkpoint.best(checkpoints) if self.weights == "best" and ready.task.heldout.tokens else None
-        if best is None:
-            return ready.plan.steps
-        checkpoint.load_weights(best, model)
-        return checkpoint.step_of(best)

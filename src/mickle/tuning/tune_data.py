@@ -1,4 +1,4 @@
-"""What a tuning reads: examples in any form, split, made into tokens, and what overlaps between the two sides."""
+"""Tuning on conversations, prompts and completions, or text: what is read, trained and measured."""
 
 from __future__ import annotations
 
@@ -6,87 +6,126 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor, nn
 
 from mickle.data.chat_template import ChatTemplate, open_template
 from mickle.data.conversations import Example, Reading, read_conversations
 from mickle.data.example_batches import Encoded, ExampleBatches
-from mickle.data.examples import encode_examples
-from mickle.data.heldout import content_hash
-from mickle.data.masking import Constant, MaskedBatches, Masking, vocabulary_of
-from mickle.data.overlap import overlap
+from mickle.data.examples import encode_examples, preview
+from mickle.data.masking import MaskedBatches, vocabulary_of
+from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
 from mickle.kernels.losses import cross_entropy
 from mickle.training.objectives import Batch, Objective, masked_token
-from mickle.tuning.tune_plan import Plan
+from mickle.tuning import measures
+from mickle.tuning.task import Sources, Task, two_sides
+from mickle.tuning.tune_plan import Batching, TunePlan, batch_rows, row_length
 
 if TYPE_CHECKING:
-    from mickle.tuning.tune import Tune
+    from mickle.training.run import Asked
 
-MASKING = Masking(rate=Constant(rate=0.15))  # of an encoder that is tuned on text
-HELDOUT_SHARE, MOST_HELDOUT = 0.1, 500  # of the examples, unless told otherwise
 LEAST_TOKENS = 2
-
-E = TypeVar("E")
 
 
 @dataclass(frozen=True)
-class Task:
-    """Examples ready to be learnt from and measured on; ``lines`` say for a person what was found."""
+class ExampleTask(Task):
+    """Examples of which the answers' tokens are trained; of a text all of them."""
 
-    form: str
     training: Encoded
     heldout: Encoded
-    lines: tuple[str, ...]
-    overlap: dict[str, Any]
     heldout_examples: tuple[Example, ...]
-    template: ChatTemplate | None = None
+    tokenizer: TextTokenizer
+    chat: ChatTemplate | None = None
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        return self.chat
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each training example."""
         return [len(tokens) for tokens in self.training.tokens]
 
+    @property
+    def heldout_lengths(self) -> list[int]:
+        return [len(tokens) for tokens in self.heldout.tokens]
 
-def read_task(settings: Tune, tokenizer: TextTokenizer, longest: int, causal: bool) -> Task:
-    """The examples of ``data`` and ``heldout`` as tokens, at most ``longest`` of each.
+    def batching(self, asked: Asked, most: int) -> Batching:
+        lengths = self.lengths
+        length = row_length(asked.sequence_length, max(lengths), most)
+        rows = batch_rows(asked.batch_tokens, length, lengths)
+        epoch = ExampleBatches(self.training, length, rows, 0).steps_an_epoch
+        return Batching(length, rows, epoch, len(lengths))
+
+    def objective_and_batches(
+        self, plan: TunePlan, seed: int, counts_answers: bool
+    ) -> tuple[Objective, Callable[[int], Batch]]:
+        return trained_tokens, ExampleBatches(self.training, plan.sequence_length, plan.batch_size, seed)
+
+    def scores(self, model: nn.Module, length: int, most: int = 0) -> np.ndarray:
+        return measures.answer_scores(model, self.heldout, self.first(most))
+
+    def samples(self, model: nn.Module, count: int, ends: Sequence[int], limit: int) -> list[dict[str, str]]:
+        return measures.written(model, self.heldout, self.tokenizer, count, ends, limit)
+
+    def preview(self) -> str:
+        return preview(self.training, self.tokenizer)
+
+
+class HiddenTask(ExampleTask):
+    """Texts for a model that sees both sides: it fills in hidden tokens."""
+
+    def objective_and_batches(
+        self, plan: TunePlan, seed: int, counts_answers: bool
+    ) -> tuple[Objective, Callable[[int], Batch]]:
+        _, batches = super().objective_and_batches(plan, seed, counts_answers)
+        vocabulary = vocabulary_of(self.tokenizer)
+        return masked_token, MaskedBatches(batches, vocabulary, measures.MASKING, plan.steps, seed)
+
+    def scores(self, model: nn.Module, length: int, most: int = 0) -> np.ndarray:
+        pages = [Page("", "", "", example.text) for example in self.heldout_examples[: self.first(most)]]
+        return measures.hidden_scores(model, pages, self.tokenizer, length)
+
+    def samples(self, model: nn.Module, count: int, ends: Sequence[int], limit: int) -> list[dict[str, str]]:
+        return measures.filled(model, self.heldout, self.tokenizer, count)
+
+
+def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: int, causal: bool) -> ExampleTask:
+    """The examples as tokens, at most ``longest`` of each; ``model``: the folder whose chat template they are written
+    with. ``causal``: whether it continues texts.
 
     Raises UsageError for data of which too much is bad, too little is left, or that is not for such a model.
     """
-    reading = _read(settings.data, settings, causal)
-    lines = list(reading.lines())
-    if settings.heldout is not None:
-        other = _read(settings.heldout, settings, causal)
-        if other.form != reading.form:
+    forms: list[str] = []
+
+    def read(path: Path) -> Reading:
+        reading = _read(path, sources.most_bad, causal)
+        forms.append(reading.form)
+        if reading.form != forms[0]:
             raise UsageError(
-                f"The held-out examples are of another form ({other.form}) than the training ones ({reading.form}).",
-                where=str(settings.heldout),
+                f"The held-out examples are of another form ({reading.form}) than the training ones ({forms[0]}).",
+                where=str(path),
             )
-        lines += [f"held out: {line}" for line in other.lines()]
-        training, heldout = list(reading.examples), list(other.examples)
-    else:
-        training, heldout = split(reading.examples, settings.heldout_share, settings.data, Example.own_text)
-        lines.append(f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts")
-    chats = reading.form not in ("text", "completion")
-    template = open_template(settings.model, tokenizer) if chats else None
+        return reading
+
+    sides = two_sides(sources, read, Example.own_text)
+    lines = sides.lines
+    template = open_template(model, tokenizer) if forms[0] not in ("text", "completion") else None
     if template is not None and template.builtin:
         lines.append("the model has no chat template: a plain one is used, and written beside the weights")
     encode = partial(encode_examples, tokenizer=tokenizer, template=template, longest=longest)
-    found, held = encode(training), encode(heldout)
-    _refuse_empty(found, settings.data, longest)
-    lines += found.lines()
-    shared = overlap([e.own_text() for e in training], [e.own_text() for e in heldout])
-    lines.append(shared.line())
-    return Task(
-        reading.form, found, held, tuple(lines), {"exact": shared.exact, "near": shared.near}, tuple(heldout), template
-    )
+    found, held = encode(sides.training), encode(sides.heldout)
+    _refuse_empty(found, sources.data, longest)
+    lines += [*found.lines(), sides.shared.line()]
+    kind = ExampleTask if causal else HiddenTask
+    return kind(forms[0], tuple(lines), sides.overlap, found, held, tuple(sides.heldout), tokenizer, template)
 
 
-def _read(path: Path, settings: Tune, causal: bool) -> Reading:
-    reading = read_conversations(path, most_bad=settings.most_bad)
+def _read(path: Path, most_bad: float, causal: bool) -> Reading:
+    reading = read_conversations(path, most_bad=most_bad)
     if reading.form == "preference":
         raise UsageError(
             "These are preferences (chosen and rejected answers); tune learns from answers.",
@@ -112,33 +151,6 @@ def _refuse_empty(found: Encoded, path: Path, longest: int) -> None:
         )
 
 
-def split(
-    examples: Sequence[E], share: float | None, source: Path, said: Callable[[E], str]
-) -> tuple[list[E], list[E]]:
-    """Training and held-out examples; the same text is never on both sides, and whether it is held out depends on the
-    hashes of all texts alone, whatever their order. ``said``: an example's text.
-
-    UsageError where one side would be empty although a share is held out.
-    """
-    if share == 0:
-        return list(examples), []
-    keys = [content_hash(said(example)) for example in examples]
-    distinct = sorted(set(keys))
-    if len(distinct) < 2:
-        raise UsageError(
-            "All examples say the same: none can be held out." if distinct else "There is no example here.",
-            where=str(source),
-            expected="two different examples at the least",
-            todo="give more, name others with --heldout, or set --heldout-share 0",
-        )
-    most = MOST_HELDOUT if share is None else len(distinct) - 1
-    count = min(most, len(distinct) - 1, max(1, round((HELDOUT_SHARE if share is None else share) * len(distinct))))
-    chosen = set(distinct[:count])
-    training = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]
-    heldout = {key: example for example, key in zip(examples, keys, strict=True) if key in chosen}
-    return training, list(heldout.values())
-
-
 def trained_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy (nats) of the labels that count, from their positions' hidden states alone.
 
@@ -149,18 +161,3 @@ def trained_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     chosen = labels >= 0  # [B, T]
     head = partial(cross_entropy, labels=labels[chosen])
     return model(batch["input_ids"], documents=batch.get("documents"), positions=chosen, head=head)
-
-
-def example_objective(
-    task: Task, plan: Plan, seed: int, causal: bool, tokenizer: TextTokenizer
-) -> tuple[Objective, Callable[[int], Batch]]:
-    """What is trained, and on which batches: the next token of answers, or an encoder's hidden tokens."""
-    batches = ExampleBatches(task.training, plan.sequence_length, plan.batch_size, seed)
-    if causal:
-        return trained_tokens, batches
-    return masked_token, MaskedBatches(batches, vocabulary_of(tokenizer), MASKING, plan.steps, seed)
-
-
-def steps_an_epoch(task: Task, length: int, rows: int) -> float:
-    """Optimizer steps in which every example is read once."""
-    return ExampleBatches(task.training, length, rows, 0).steps_an_epoch

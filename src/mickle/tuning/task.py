@@ -1,0 +1,177 @@
+"""What a tuning learns from: a task gives batches, an objective, scores of held-out examples, samples and a preview.
+
+A task is one class (``tune_data.py``: conversations and texts; ``tune_labels.py``: labelled rows). How its data falls
+into two sides is the same for all of them and stands here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from mickle.data.heldout import content_hash
+from mickle.data.overlap import Overlap, overlap
+from mickle.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mickle.data.chat_template import ChatTemplate
+    from mickle.training.objectives import Batch, Objective
+    from mickle.training.run import Asked
+    from mickle.tuning.tune_plan import Batching, TunePlan
+
+HELDOUT_SHARE, MOST_HELDOUT = 0.1, 500  # of the examples, unless told otherwise
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where examples come from. heldout: of other files; else a share of ``data``, None for the usual one.
+
+    most_bad: share of bad rows above which a file is refused.
+    """
+
+    data: Path
+    heldout: Path | None = None
+    heldout_share: float | None = None
+    most_bad: float = 0.1
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Examples ready to be learnt from and measured on; ``lines`` say for a person what was found.
+
+    overlap: how many held-out examples are among the training ones, ``exact`` and ``near``. template: of conversations.
+    """
+
+    form: str
+    lines: tuple[str, ...]
+    overlap: dict[str, Any]
+
+    unit = "token"  # what a loss is the mean over
+    leaps = False  # whether it is learnt in leaps, so that a loss that jumps is no fault
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template that examples were written with, if any."""
+        return None
+
+    @property
+    @abstractmethod
+    def lengths(self) -> list[int]:
+        """Tokens of each training example."""
+
+    @property
+    @abstractmethod
+    def heldout_lengths(self) -> list[int]:
+        """Tokens of each held-out example."""
+
+    @abstractmethod
+    def batching(self, asked: Asked, most: int) -> Batching:
+        """How examples become batches; ``most``: tokens that one example may have."""
+
+    @abstractmethod
+    def objective_and_batches(
+        self, plan: TunePlan, seed: int, counts_answers: bool
+    ) -> tuple[Objective, Callable[[int], Batch]]:
+        """What is trained, or the share of wrong answers where the method wants that; and on which batches."""
+
+    @abstractmethod
+    def scores(self, model: nn.Module, length: int, most: int = 0) -> np.ndarray:
+        """(nats, terms counted, of which the best guess was right) of each held-out example, [n, 3].
+
+        Of the first ones of about ``most`` tokens in all, 0 for every one; in rows of ``length`` tokens at most.
+        """
+
+    @abstractmethod
+    def samples(self, model: nn.Module, count: int, ends: Sequence[int], limit: int) -> list[dict[str, str]]:
+        """What the model makes of the first ``count`` held-out examples: prompt, reference and text of each.
+
+        ends: tokens that end a text. limit: tokens that the model was made for.
+        """
+
+    @abstractmethod
+    def preview(self) -> str:
+        """The first training examples as Rich markup, what is trained on a coloured ground."""
+
+    def first(self, most: int) -> int:
+        """How many held-out examples, from the first on, make up about ``most`` tokens; all of them for 0."""
+        lengths = self.heldout_lengths
+        if not most:
+            return len(lengths)
+        return max(1, int(np.searchsorted(np.cumsum(lengths), most)) + 1)
+
+
+class Found(Protocol[E_co]):
+    """What a reader of files returns."""
+
+    @property
+    def examples(self) -> Sequence[E_co]:
+        """In the files' order."""
+
+    def lines(self) -> Iterable[str]:
+        """What was found, for a person."""
+
+
+@dataclass(frozen=True)
+class Sides(Generic[E]):
+    """Training and held-out examples, and what was found on the way there."""
+
+    training: list[E]
+    heldout: list[E]
+    lines: list[str]
+    shared: Overlap
+
+    @property
+    def overlap(self) -> dict[str, Any]:
+        """How many held-out examples are among the training ones."""
+        return {"exact": self.shared.exact, "near": self.shared.near}
+
+
+def two_sides(sources: Sources, read: Callable[[Path], Found[E]], said: Callable[[E], str]) -> Sides[E]:
+    """Both sides of a task's examples. ``said``: an example's text."""
+    found = read(sources.data)
+    lines = list(found.lines())
+    if sources.heldout is not None:
+        other = read(sources.heldout)
+        training, heldout = list(found.examples), list(other.examples)
+        lines += [f"held out: {line}" for line in other.lines()]
+    else:
+        training, heldout = split(found.examples, sources.heldout_share, sources.data, said)
+        lines.append(f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts")
+    return Sides(training, heldout, lines, overlap(list(map(said, training)), list(map(said, heldout))))
+
+
+def split(
+    examples: Sequence[E], share: float | None, source: Path, said: Callable[[E], str]
+) -> tuple[list[E], list[E]]:
+    """Training and held-out examples; the same text is never on both sides, and whether it is held out depends on the
+    hashes of all texts alone, whatever their order. ``said``: an example's text.
+
+    UsageError where one side would be empty although a share is held out.
+    """
+    if share == 0:
+        return list(examples), []
+    keys = [content_hash(said(example)) for example in examples]
+    distinct = sorted(set(keys))
+    if len(distinct) < 2:
+        raise UsageError(
+            "All examples say the same: none can be held out." if distinct else "There is no example here.",
+            where=str(source),
+            expected="two different examples at the least",
+            todo="give more, name others with --heldout, or set --heldout-share 0",
+        )
+    most = MOST_HELDOUT if share is None else len(distinct) - 1
+    count = min(most, len(distinct) - 1, max(1, round((HELDOUT_SHARE if share is None else share) * len(distinct))))
+    chosen = set(distinct[:count])
+    training = [example for example, key in zip(examples, keys, strict=True) if key not in chosen]
+    heldout = {key: example for example, key in zip(examples, keys, strict=True) if key in chosen}
+    return training, list(heldout.values())
