@@ -159,7 +159,7 @@ def test_a_journal_cut_to_the_best_step_knows_its_end(home: Path, tmp_path: Path
 def test_batches_that_were_left_out_are_no_steps_of_the_journal(home: Path, tmp_path: Path) -> None:
     """Step 8 of a run that left two batches out is step 6 of its journal, as that step's checkpoint says."""
     settings = Mezo(parameters=validate(Mezo, {"parameters": WAYS["lora"]}).parameters, learning_rate=0.1)
-    model = settings.prepare(open_model(home / "base", torch.float32), seed=0)
+    model = settings.learns.prepare(open_model(home / "base", torch.float32), seed=0)
     optimizer = build_mezo(settings, model, 0, 10)
     for step in range(10):
         if step == 6:
@@ -295,7 +295,7 @@ def test_the_fingerprint_of_adapters_sees_them_and_not_the_base(home: Path, runs
 def test_a_journal_that_names_no_adapter_replays_on_the_model_that_has_it(home: Path, way: str) -> None:
     """From Python, where the model is at hand: what its journal moves is a part of it, and known by that."""
     settings = validate(Mezo, {"parameters": WAYS[way], "learning_rate": 0.01}, where="test")
-    model = settings.prepare(open_model(home / "wide"), seed=0)
+    model = settings.learns.prepare(open_model(home / "wide"), seed=0)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = build_mezo(settings, model, 0, 3)
     for step in range(3):

@@ -32,7 +32,7 @@ def batches(step: int) -> dict[str, torch.Tensor]:
 
 
 def prepared(settings: Mezo) -> nn.Module:
-    return settings.prepare(Decoder(SHAPE, seed=1), seed=7)
+    return settings.learns.prepare(Decoder(SHAPE, seed=1), seed=7)
 
 
 @pytest.mark.parametrize("parameters", WAYS, ids=lambda way: way["kind"])

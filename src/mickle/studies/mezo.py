@@ -105,7 +105,7 @@ def tune_forward_only(cell: Cell, model: nn.Module, texts: Any, validate: Any) -
     forwards = settings.probes + 1 if settings.variant == "fzoo" else 2 * settings.probes
     steps = max(1, round(2 * values["steps"] * arm.get("share", 1.0) / forwards))
     objective = objective_of(settings)
-    model = settings.prepare(model, cell.seed)
+    model = settings.learns.prepare(model, cell.seed)
     base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = build_mezo(settings, model, cell.seed, steps)
     batches = partial(texts, rows)

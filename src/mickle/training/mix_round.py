@@ -76,7 +76,7 @@ class Rounds:
             run,
             objective=objective,
             batches=batches,
-            folder=scratch / "proxy",
+            checkpoints=scratch / "proxy",
             log=logs / "proxy.jsonl",
             watch_loss=False,  # a loss whose weights move may jump
         )

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 KEPT_CHECKPOINTS = 2
+PLANNED = ("steps", "accumulate", "precision", "evaluate_every", "save_every")  # what `fit` takes of a plan
+OPTIONS = (
+    "schedule", "clip_norm", "dropout", "checkpoints", "keep", "seed", "on_bad_numbers", "watch_loss", "identity",
+)  # fmt: skip
 Measure = Callable[["nn.Module"], dict[str, float]]
 
 
@@ -190,7 +194,7 @@ def kept_plan(file: Path, kind: type[P], make: Callable[[], tuple[P, Forecast]])
 class TrainingRun:
     """What a training is made of beside the model and the optimizer over it; fields as those of ``loop.fit``.
 
-    folder: of checkpoints. log: the file of its events. measure: of held-out data, for the evaluations of the run.
+    log: the file of its events. measure: of held-out data, for the evaluations of the run.
     weights: which are kept, the best by ``measure`` or the last; None where nobody asks.
     """
 
@@ -199,7 +203,7 @@ class TrainingRun:
     batches: Batches
     schedule: Schedule
     clip_norm: float
-    folder: Path
+    checkpoints: Path
     log: Path
     seed: int
     identity: Mapping[str, Any]
@@ -214,28 +218,8 @@ class TrainingRun:
         """Train the model in place, event by event."""
         from mickle.training.loop import fit
 
-        plan = self.plan
-        return fit(
-            model,
-            self.objective,
-            self.batches,
-            optimizer,
-            steps=plan.steps,
-            schedule=self.schedule,
-            dropout=self.dropout,
-            accumulate=plan.accumulate,
-            clip_norm=self.clip_norm,
-            precision=plan.precision,
-            evaluate=self.measure,
-            evaluate_every=plan.evaluate_every,
-            checkpoints=self.folder,
-            save_every=plan.save_every,
-            keep=self.keep,
-            seed=self.seed,
-            on_bad_numbers=self.on_bad_numbers,
-            watch_loss=self.watch_loss,
-            identity=self.identity,
-        )
+        options = {name: getattr(self, name) for name in OPTIONS} | {name: getattr(self.plan, name) for name in PLANNED}
+        return fit(model, self.objective, self.batches, optimizer, evaluate=self.measure, **options)
 
 
 @dataclass(frozen=True)
@@ -264,9 +248,9 @@ def train(
     optimizer = optimizer_of(distributed.shard(model))
     last = record(run.events(model, optimizer), run.log, emit)
     best = run.weights == "best" and run.measure is not None
-    chosen = checkpoint.best(run.folder) if best else None
+    chosen = checkpoint.best(run.checkpoints) if best else None
     if distributed.current().world > 1:
-        model, chosen = again(), chosen or checkpoint.saved(run.folder)[-1]
+        model, chosen = again(), chosen or checkpoint.saved(run.checkpoints)[-1]
     if chosen is not None:
         checkpoint.load_weights(chosen, model)
     step = run.plan.steps if chosen is None else checkpoint.step_of(chosen)

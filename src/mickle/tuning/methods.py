@@ -48,7 +48,96 @@ class Adam(Config):
     )
 
 
-class TuningMethod(Config):
+class Learning(Config):
+    """What learns of a model, and what comes out: all of it (``whole``), or something beside a base that is frozen.
+
+    milder: what forgets less, for a person.
+    """
+
+    whole: ClassVar[bool] = False
+    milder: ClassVar[str] = ""
+
+    if TYPE_CHECKING:
+        kind: str  # a field of each, where it stands first or after others
+
+    @property
+    def adapted(self) -> str | list[str]:
+        """Which linear layers get adapters, if any do: ends of their names."""
+        return "all-linear"
+
+    def count(self, weights: Weights) -> int:
+        """How many parameters learn."""
+        raise NotImplementedError
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        """The model with what learns trainable and all else frozen; what is added depends on ``seed`` alone.
+
+        Raises UsageError where the model cannot take it.
+        """
+        raise NotImplementedError
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        """A model folder, or an adapter's in PEFT's form with where its base is."""
+        raise NotImplementedError
+
+    def next_command(self, out: Path) -> str:
+        """What to do with the result."""
+        return f"mickle export {out} --out {out}-merged"
+
+
+class Everything(Learning):
+    """All weights learn."""
+
+    whole: ClassVar[bool] = True
+
+    def count(self, weights: Weights) -> int:
+        return weights.parameters
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        refuse_quantized(model)
+        return model.requires_grad_(True)
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        from mickle.models.folder import save_model
+
+        save_model(model, work, tokenizer)
+
+    def next_command(self, out: Path) -> str:
+        return f"mickle export {out} --out {out}-exported"
+
+
+class BesideLinear(Learning):
+    """Low-rank adapters beside linear layers learn (`models/lora.py`)."""
+
+    if TYPE_CHECKING:
+        rank: int
+        targets: Literal["all-linear"] | list[str]
+
+    @field_validator("targets", check_fields=False)
+    @classmethod
+    def _all(cls, targets: str | list[str]) -> str | list[str]:
+        return "all-linear" if targets == ["all-linear"] else targets  # as the command line gives it
+
+    @property
+    def adapted(self) -> str | list[str]:
+        return self.targets
+
+    def count(self, weights: Weights) -> int:
+        return self.rank * weights.sides
+
+    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+        from mickle.models.lora import attach_lora
+
+        attach_lora(model, seed=seed, **self.model_dump(include=set(Adapters.model_fields)))
+        return model
+
+    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
+        from mickle.models.adapters import save_adapter
+
+        save_adapter(model, work, base, tokenizer)
+
+
+class TuningMethod(Learning):
     """What a way of tuning answers for itself; each one overrides where it differs.
 
     passes: FLOP a parameter and token. kept: of the activations that pretraining keeps, as measured, in our decoder and
@@ -64,28 +153,15 @@ class TuningMethod(Config):
     few_bits: ClassVar[bool] = False
     one_process: ClassVar[str] = ""
 
-    if TYPE_CHECKING:
-        kind: str  # a field of each method, where it stands first or after others
-
     @property
-    def whole(self) -> bool:
-        """Whether all weights learn, so that a model comes out and no adapter."""
-        return False
-
-    @property
-    def milder(self) -> str:
-        """What forgets less than this method, for a person."""
-        raise NotImplementedError
+    def learns(self) -> Learning:
+        """What learns by it."""
+        return self
 
     @property
     def counts_answers(self) -> bool:
         """Whether the share of wrong answers is trained instead of the loss."""
         return False
-
-    @property
-    def adapted(self) -> str | list[str]:
-        """Which layers get adapters, if any do: ends of their names."""
-        return "all-linear"
 
     def rate(self, parameters: int) -> float:
         """The peak learning rate for a model of so many parameters, by the rule above."""
@@ -95,14 +171,6 @@ class TuningMethod(Config):
         """Steps where neither they nor epochs are asked for; ``epoch``: those of one."""
         return max(1, math.ceil(EPOCHS * epoch))
 
-    def clip_norm(self, adam: Adam) -> float:
-        """The largest norm of a gradient."""
-        return adam.clip_norm or self.largest_norm
-
-    def learning(self, weights: Weights) -> int:
-        """How many parameters learn."""
-        return weights.parameters
-
     def bytes_a_number(self, precision: str) -> float:
         """Bytes of a number in the base's linear layers."""
         return 4.0
@@ -110,13 +178,6 @@ class TuningMethod(Config):
     def unpacked_bytes(self, weights: Weights) -> int:
         """Bytes of weights that a step makes of those in few bits."""
         return 0
-
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        """Freeze, store in few bits and attach what the method wants; what it adds depends on ``seed`` alone.
-
-        Raises UsageError where the model cannot take it.
-        """
-        raise NotImplementedError
 
     def found_rate(self, given: float, file: Path, open_model: Callable[[], nn.Module], run: TrainingRun) -> float:
         """The learning rate: the one in the plan, or where there is none one that is measured and kept in ``file``."""
@@ -131,61 +192,28 @@ class TuningMethod(Config):
         settings = AdamW(learning_rate=rate, betas=adam.betas, eps=adam.eps, weight_decay=adam.weight_decay)
         return build_optimizer(settings, model)
 
-    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
-        """A model folder, or an adapter's with where its base is."""
-        raise NotImplementedError
-
     def journal(
         self, optimizer: Optimizer, model: nn.Module, kept: int, base: Path, checkpoints: Path, work: Path
     ) -> dict[str, Any]:
         """What the run wrote down of itself, into ``work``, and what the summary says of it: mostly nothing."""
         return {}
 
-    def next_command(self, out: Path) -> str:
-        """What to do with the result."""
-        return f"mickle export {out} --out {out}-merged"
-
-
-class Everything:
-    """For methods by which all weights learn."""
-
-    @property
-    def whole(self) -> bool:
-        """That they do."""
-        return True
-
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        """Everything learns. UsageError where it is stored in few bits."""
-        refuse_quantized(model)
-        return model.requires_grad_(True)
-
-    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
-        """A plain model folder."""
-        from mickle.models.folder import save_model
-
-        save_model(model, work, tokenizer)
-
-    def next_command(self, out: Path) -> str:
-        """What to do with the result."""
-        return f"mickle export {out} --out {out}-exported"
-
 
 class Full(Everything, TuningMethod):
     """All weights learn."""
 
+    milder: ClassVar[str] = "a lower learning rate, fewer epochs or --method lora"
     passes: ClassVar[int] = 6
     kept: ClassVar[tuple[float, float] | None] = (0.82, 0.85)
     large_rate: ClassVar[float] = 2e-5
 
     kind: Literal["full"] = "full"
 
-    @property
-    def milder(self) -> str:
-        return "a lower learning rate, fewer epochs or --method lora"
 
-
-class Adapters(TuningMethod):
+class Adapters(BesideLinear, TuningMethod):
     """What adapters look like. The defaults reach what tuning all weights reaches (QLoRA, section 4)."""
+
+    milder: ClassVar[str] = "a lower learning rate, fewer epochs or a smaller --method.rank"
 
     rank: int = Field(16, ge=1, le=4096, description="inner dimension of an adapter")
     alpha: float = Field(32.0, gt=0, description="adapters are scaled by alpha / rank")
@@ -198,43 +226,6 @@ class Adapters(TuningMethod):
         default_factory=dict, description="other ranks, by names of layers or regular expressions"
     )
     alpha_pattern: dict[str, float] = Field(default_factory=dict, description="other alphas, likewise")
-
-    @field_validator("targets")
-    @classmethod
-    def _all(cls, targets: str | list[str]) -> str | list[str]:
-        return "all-linear" if targets == ["all-linear"] else targets  # as the command line gives it
-
-    @property
-    def milder(self) -> str:
-        return "a lower learning rate, fewer epochs or a smaller --method.rank"
-
-    @property
-    def adapted(self) -> str | list[str]:
-        return self.targets
-
-    def learning(self, weights: Weights) -> int:
-        return self.rank * weights.sides
-
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        from mickle.models.lora import attach_lora
-
-        attach_lora(
-            model,
-            rank=self.rank,
-            alpha=self.alpha,
-            dropout=self.dropout,
-            targets=self.targets,
-            rank_pattern=self.rank_pattern,
-            alpha_pattern=self.alpha_pattern,
-            rslora=self.rslora,
-            seed=seed,
-        )
-        return model
-
-    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
-        from mickle.models.adapters import save_adapter
-
-        save_adapter(model, work, base, tokenizer)
 
 
 class Lora(Adapters):

@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from mickle.config import Config
-from mickle.tuning.methods import Adam, Everything, TuningMethod
+from mickle.tuning.methods import Adam, BesideLinear, Everything, Learning, TuningMethod
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,38 +33,19 @@ EPOCHS, LEAST_STEPS = 60, 1000  # unless told otherwise: its steps are small
 JOURNAL = "journal.mezo"
 
 
-class AllWeights(Everything, Config):
+class AllWeights(Everything):
     """All weights are tuned."""
 
-    reach: ClassVar[float] = 1e-3
     milder: ClassVar[str] = "a lower learning rate, fewer steps or --method.parameters lora"
-    adapted: ClassVar[str] = "all-linear"
+    reach: ClassVar[float] = 1e-3
 
     kind: Literal["full"] = "full"
 
-    def learning(self, weights: Weights) -> int:
-        """How many parameters are tuned."""
-        return weights.parameters
 
-    def names(self, model: nn.Module) -> list[str] | None:
-        """Of the weights that a fingerprint is of; None for all."""
-        return None
-
-
-class Beside(Config):
-    """Something beside the model is tuned, on a base that is frozen."""
-
-    whole: ClassVar[bool] = False
-    milder: ClassVar[str] = "a lower learning rate or fewer steps"
-
-    def names(self, model: nn.Module) -> list[str] | None:
-        """Of the weights that a fingerprint is of."""
-        return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-class LowRank(Beside):
+class LowRank(BesideLinear):
     """Adapters beside frozen linear layers are tuned (`models/lora.py`)."""
 
+    milder: ClassVar[str] = "a lower learning rate or fewer steps"
     reach: ClassVar[float] = 1e-2
 
     kind: Literal["lora"] = "lora"
@@ -76,66 +56,33 @@ class LowRank(Beside):
         description="layers with adapters: all-linear, or ends of their names",
     )
 
-    @field_validator("targets")
-    @classmethod
-    def _all(cls, targets: str | list[str]) -> str | list[str]:
-        return "all-linear" if targets == ["all-linear"] else targets  # as the command line gives it
 
-    @property
-    def adapted(self) -> str | list[str]:
-        """Which layers get adapters."""
-        return self.targets
-
-    def learning(self, weights: Weights) -> int:
-        """How many parameters are tuned."""
-        return self.rank * weights.sides
-
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        """The model with adapters, which depend on the seed alone."""
-        from mickle.models.lora import attach_lora
-
-        attach_lora(model, rank=self.rank, alpha=self.alpha, targets=self.targets, seed=seed)
-        return model
-
-    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
-        """An adapter folder in PEFT's form."""
-        from mickle.models.adapters import save_adapter
-
-        save_adapter(model, work, base, tokenizer)
-
-    def next_command(self, out: Path) -> str:
-        """What to do with the result."""
-        return f"mickle export {out} --out {out}-merged"
-
-
-class Prefix(Beside):
+class Prefix(Learning):
     """Keys and values before the text are tuned (`models/prefix.py`)."""
 
+    milder: ClassVar[str] = "a lower learning rate or fewer steps"
     reach: ClassVar[float] = 1e-1
-    adapted: ClassVar[str] = "all-linear"
 
     kind: Literal["prefix"] = "prefix"
     tokens: int = Field(5, ge=1, le=1024, description="how many; they begin as those of random tokens")
 
-    def learning(self, weights: Weights) -> int:
-        """How many parameters are tuned: some thousands, which count for nothing."""
+    def count(self, weights: Weights) -> int:
+        """Some thousands, which count for nothing."""
         return 0
 
     def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        """The model in a wrapper with the prefix, which depends on the seed alone."""
         from mickle.models.prefix import attach_prefix
 
         return attach_prefix(model, self.tokens, seed)
 
     def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
-        """An adapter folder in PEFT's form, and the tokenizer."""
         from mickle.models.prefix import save_prefix
 
         save_prefix(model, work, base)
         tokenizer.save(work)
 
     def next_command(self, out: Path) -> str:
-        """What to do with the result: a prefix is no change of weights that could be merged."""
+        """A prefix is no change of weights that could be merged."""
         return f"mickle sample {out}"
 
 
@@ -165,20 +112,12 @@ class Mezo(TuningMethod):
     )
 
     @property
-    def whole(self) -> bool:
-        return self.parameters.whole
-
-    @property
-    def milder(self) -> str:
-        return self.parameters.milder
+    def learns(self) -> Learning:
+        return self.parameters
 
     @property
     def counts_answers(self) -> bool:
         return self.objective == "accuracy"
-
-    @property
-    def adapted(self) -> str | list[str]:
-        return self.parameters.adapted
 
     def rate(self, parameters: int) -> float:
         """0: it is measured."""
@@ -186,12 +125,6 @@ class Mezo(TuningMethod):
 
     def steps(self, epoch: float) -> int:
         return max(LEAST_STEPS, math.ceil(EPOCHS * epoch))
-
-    def learning(self, weights: Weights) -> int:
-        return self.parameters.learning(weights)
-
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
-        return self.parameters.prepare(model, seed)
 
     def found_rate(self, given: float, file: Path, open_model: Callable[[], nn.Module], run: TrainingRun) -> float:
         """The learning rate: the given one, that in ``file``, or one measured now and written there.
@@ -222,9 +155,6 @@ class Mezo(TuningMethod):
     ) -> Optimizer:
         return build_mezo(self.model_copy(update={"learning_rate": rate}), model, seed, steps)
 
-    def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
-        self.parameters.save(model, work, base, tokenizer)
-
     def journal(
         self, optimizer: Optimizer, model: nn.Module, kept: int, base: Path, checkpoints: Path, work: Path
     ) -> dict[str, Any]:
@@ -247,9 +177,6 @@ class Mezo(TuningMethod):
         write_journal(journal, work / JOURNAL)
         return {"journal": {"steps": journal.steps, "bytes": (work / JOURNAL).stat().st_size}}
 
-    def next_command(self, out: Path) -> str:
-        return self.parameters.next_command(out)
-
     def reach(self) -> float:
         """How far probes go."""
         return self.eps if self.eps is not None else self.parameters.reach
@@ -259,7 +186,9 @@ def fingerprint_of(settings: Mezo, model: nn.Module) -> str:
     """The fingerprint of what learns: of the whole model, or of the adapter alone on a base that is frozen."""
     from mickle.training.replay import fingerprint
 
-    return fingerprint(model, settings.parameters.names(model))
+    if settings.learns.whole:
+        return fingerprint(model)
+    return fingerprint(model, [name for name, parameter in model.named_parameters() if parameter.requires_grad])
 
 
 def journal_of_tuning(settings: Mezo, optimizer: MeZO, model: nn.Module, seed: int, folder: Path) -> Journal:
@@ -268,14 +197,14 @@ def journal_of_tuning(settings: Mezo, optimizer: MeZO, model: nn.Module, seed: i
     from mickle.training.journal import journal_of
 
     tuned = fingerprint_of(settings, model)
-    if settings.parameters.whole:
+    if settings.learns.whole:
         return journal_of(optimizer, tuned)
     added = {**settings.parameters.model_dump(mode="json"), "seed": seed}
     return journal_of(optimizer, tuned, added, weights_digest(folder))
 
 
 def build_mezo(settings: Mezo, model: nn.Module, seed: int, steps: int) -> MeZO:
-    """The optimizer for a model that `Mezo.prepare` made ready.
+    """The optimizer for a model that its `parameters` made ready.
 
     It takes the fingerprint of what learns, one read of it all, so that its journal knows its base. Where
     `learning_rate` is None the optimizer's is 0 until :func:`set_rate` has measured one.

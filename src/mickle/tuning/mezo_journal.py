@@ -101,7 +101,7 @@ def _begun(folder: Path, added: dict[str, Any]) -> nn.Module:
 
     parameters = {name: value for name, value in added.items() if name != "seed"}
     settings = validate(Mezo, {"parameters": parameters})
-    return settings.prepare(open_model(folder), added["seed"])
+    return settings.learns.prepare(open_model(folder), added["seed"])
 
 
 def _refuse_other_weights(folder: Path, beneath: str) -> None:

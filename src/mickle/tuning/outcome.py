@@ -75,7 +75,7 @@ def warning(general: dict[str, Any] | None, method: TuningMethod | None = None) 
         return ""
     return (
         f"the model forgot: general text costs {general['difference']:.3f} nats a token more than before; "
-        f"{(method or Full()).milder} forget less"
+        f"{(method or Full()).learns.milder} forget less"
     )
 
 

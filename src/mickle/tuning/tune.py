@@ -191,7 +191,7 @@ class Tune(TrainingStep):
         return Forecast(f.memory_bytes, f.seconds, f.disk_bytes, notes), known.task.preview()
 
     def after(self, out: Path) -> str:
-        return self.method.next_command(out)
+        return self.method.learns.next_command(out)
 
     def _inputs(self) -> Known:
         """Model folder and data, read and checked; what is wrong with the model is said before the data is read."""
@@ -228,7 +228,7 @@ class Tune(TrainingStep):
             objective,
             batches,
             self.schedule,
-            self.method.clip_norm(self.optimizer),
+            self.optimizer.clip_norm or self.method.largest_norm,
             scratch / CHECKPOINTS,
             work / METRICS,
             self.seed,

@@ -112,7 +112,7 @@ def resolve(
             rate=method.rate(weights.parameters),
             evaluations=EVALUATIONS,
         ),
-        learning=method.learning(weights),
+        learning=method.learns.count(weights),
         recompute=bool(recompute),
         epochs=steps / batching.epoch,
         examples=batching.examples,

@@ -80,7 +80,7 @@ def read_inputs(
     else:
         task = read_task(sources, folder, tokenizer, most, shape.causal)
     _import_libraries(shape.ours, method.few_bits or "quantization_config" in read_config(folder))
-    return Known(folder, method, task, tokenizer, shape, weigh(folder, method.adapted), most)
+    return Known(folder, method, task, tokenizer, shape, weigh(folder, method.learns.adapted), most)
 
 
 def _import_libraries(ours: bool, few_bits: bool) -> None:
@@ -98,17 +98,17 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> Any:
 
     It is opened in its files' own precision, so that a model of 16 bits is never held in 32 when most of it is frozen.
     """
-    method = known.method
+    learns = known.method.learns
     try:
         model = open_model(known.folder, device=machine.device())
     except NumericError as error:  # here it is the folder that is wrong, and nothing has been begun
         raise UsageError(error.what, where=error.where, todo="take an earlier copy of this model") from None
     check_vocabulary(model, known.tokenizer, known.folder)
-    if method.whole:
+    if learns.whole:
         refuse_quantized(model)
         model.float()
-    prepared: Any = method.prepare(model, seed)
-    if not method.whole:
+    prepared: Any = learns.prepare(model, seed)
+    if not learns.whole:
         _widen(prepared)
         reduce_frozen(prepared, torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
     if plan.recompute:
@@ -148,7 +148,7 @@ def measure(known: Known, plan: TunePlan, model: nn.Module, pages: Sequence[Page
 def save_tuned(known: Known, model: nn.Module, work: Path) -> None:
     """A plain model folder, or an adapter folder in PEFT's form; tokenizer, chat template and the ends of texts too."""
     template = known.task.template
-    known.method.save(model, work, known.folder, known.tokenizer)
+    known.method.learns.save(model, work, known.folder, known.tokenizer)
     for name in KEPT_FILES:
         if (known.folder / name).exists():
             path = regular_file(known.folder, name)
