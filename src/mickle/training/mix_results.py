@@ -15,6 +15,7 @@ import numpy as np
 from mickle import figures, storage
 from mickle.data.domains import Grouping, Weights, write_weights
 from mickle.data.packing import TokenStream
+from mickle.results import Table
 from mickle.training.doremi import RobustProxy
 from mickle.training.pretrain_plan import PretrainPlan
 
@@ -193,14 +194,12 @@ def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    lines = ["| domain | tokens | reference | weight | excess, nats | epochs |", "|---|---|---|---|---|---|"]
-    for row in sorted(rows, key=lambda row: -row["weight"]):
-        name = str(row["domain"]).replace("|", "\\|")
-        lines.append(
-            f"| {name} | {row['tokens']:,} | {row['reference']:.4f} | {row['weight']:.4f} | {row['excess']:.3f} "
-            f"| {row['epochs']:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+    numbers = {"tokens": ",", "reference": ".4f", "weight": ".4f", "excess": ".3f", "epochs": ".2f"}
+    cells = [
+        (str(row["domain"]), *(format(row[name], form) for name, form in numbers.items()))
+        for row in sorted(rows, key=lambda row: -row["weight"])
+    ]
+    return Table(("domain", "tokens", "reference", "weight", "excess, nats", "epochs"), cells).markdown() + "\n"
 
 
 def picture(names: Sequence[str], done: Round) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mickle.evaluation.loss import bootstrap_ratio
-from mickle.results import Section, Table, drawn, facts
+from mickle.results import Section, Table, drawn, facts, json_lines
 from mickle.sampling.sample import answers
 from mickle.storage import write_text
 from mickle.tuning.methods import Full, TuningMethod
@@ -82,27 +82,19 @@ def warning(general: dict[str, Any] | None, method: TuningMethod | None = None) 
 def as_table(results: dict[str, Any]) -> str:
     """The losses in Markdown. Memory stays out: it is the machine's, and the same command gives the same bytes."""
     unit = results.get("unit", "token")
-    rows = [
-        f"| nats a {unit} | before | after | difference | 95 % over texts | texts | tokens |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
     general = "general text" if unit == "token" else "general text, nats a token"
-    for name, key in (("task, held out", "task"), (general, "general")):
-        if results.get(key):
-            f = results[key]
+    rows, right = [], []
+    for label, name, key in (("task, held out", "task", "task"), (general, "general text", "general")):
+        if f := results.get(key):
             low, high = f["interval"]
-            rows.append(
-                f"| {name} | {f['before']:.4f} | {f['after']:.4f} | {f['difference']:+.4f} "
-                f"| {low:+.4f} to {high:+.4f} | {f['texts']:,} | {f['tokens']:,} |"
-            )
-    rows += [""]
-    for name, key in (("task", "task"), ("general text", "general")):
-        if results.get(key) and "accuracy_before" in results[key]:
-            f = results[key]
-            rows.append(
-                f"Best guess right, {name}: {f['accuracy_before']:.1%} before, {f['accuracy_after']:.1%} after."
-            )
-    return "\n".join(rows) + "\n"
+            losses = (f"{f['before']:.4f}", f"{f['after']:.4f}", f"{f['difference']:+.4f}")
+            rows.append((label, *losses, f"{low:+.4f} to {high:+.4f}", f"{f['texts']:,}", f"{f['tokens']:,}"))
+            if "accuracy_before" in f:
+                shares = f"{f['accuracy_before']:.1%} before, {f['accuracy_after']:.1%} after"
+                right.append(f"Best guess right, {name}: {shares}.")
+    headings = (f"nats a {unit}", "before", "after", "difference", "95 % over texts", "texts", "tokens")
+    table = Table(headings, rows, frozenset(range(1, len(headings))))
+    return "\n".join([table.markdown(), "", *right]) + "\n"
 
 
 def draw(results: dict[str, Any], metrics: Path) -> str:
@@ -135,8 +127,7 @@ def write(work: Path, results: dict[str, Any], metrics: Path, samples: list[dict
     """Table, figure and samples into ``work``."""
     write_text(work / TABLE, as_table(results))
     write_text(work / FIGURE, draw(results, metrics))
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in samples)
-    write_text(work / SAMPLES, text.encode("utf-8", "replace").decode("utf-8"))
+    write_text(work / SAMPLES, json_lines(samples).encode("utf-8", "replace").decode("utf-8"))
 
 
 def tuning_section(folder: Path, summary: dict[str, Any]) -> Section:
