@@ -82,14 +82,14 @@ def test_two_processes_pretrain_and_tune_as_one(alone: Path, corpus: Path, examp
         kind: Tune(
             model=alone, data=examples, method={"kind": kind}, batch_tokens=512, samples=1, accumulate=2, **LENGTH
         )
-        for kind in ("lora", "full")
+        for kind in ("lora", "qlora", "full")
     }
     for kind, step in tuned.items():
         execute(step, tmp_path / kind, ignore)
     pretrain = Pretrain(data=corpus, **{**SMALL, **LENGTH})
     steps = [(pretrain, tmp_path / "both"), *((step, tmp_path / f"both-{kind}") for kind, step in tuned.items())]
-    assert shared([*steps, steps[0]], tmp_path) == [[""] * 4] * 2  # what is done is not done again
-    for one, two in ((alone, "both"), (tmp_path / "lora", "both-lora"), (tmp_path / "full", "both-full")):
+    assert shared([*steps, steps[0]], tmp_path) == [[""] * 5] * 2  # what is done is not done again
+    for one, two in ((alone, "both"), *((tmp_path / kind, f"both-{kind}") for kind in tuned)):
         assert losses(tmp_path / two / "metrics.jsonl") == pytest.approx(losses(one / "metrics.jsonl"), rel=1e-5)
         assert same_weights(one, tmp_path / two)
         assert (
@@ -112,7 +112,7 @@ def test_all_processes_end_as_the_first(alone: Path, corpus: Path, examples: Pat
     """Methods that cannot be shared, settings that do not fit, verbs that do not train: the same word from both."""
     common = {"model": alone, "data": examples, "samples": 0, **LENGTH}
     steps = [
-        (Tune(**common, method={"kind": "qlora"}), tmp_path / "a"),
+        (Tune(**common, method={"kind": "qlora", "paged": True}), tmp_path / "a"),
         (Tune(**common, method={"kind": "mezo", "learning_rate": 1e-4}), tmp_path / "b"),
         (Pretrain(data=corpus, **{**SMALL, **LENGTH, "sequence_length": 1 << 20}), tmp_path / "c"),
         (Pretrain(data=corpus, **SMALL), alone),

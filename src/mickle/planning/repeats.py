@@ -15,7 +15,6 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from mickle import machine
 from mickle.errors import ResourceError, UsageError
 from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.models.shape import DecoderConfig
@@ -130,7 +129,7 @@ def measured_speed(parameters: float, text: Supply) -> Speed:
     tokens = max(text.tokens, 4 * MEASURED_TOKENS)
     vocabulary = text.vocabulary if parameters <= MOST_MEASURED else derived_vocabulary(size)
     plan = resolve(Asked(batch_tokens=MEASURED_TOKENS, accumulate=1), fresh(size), vocabulary, int(tokens))
-    seconds = step_seconds(plan, fresh(size).architecture.build(plan.shape, 0).to(machine.device()))
+    seconds = step_seconds(plan, fresh(size).build(plan, 0))
     return Speed(6 * plan.parameters * plan.batch_tokens / seconds, plan.parameters)
 
 

@@ -195,7 +195,6 @@ class Mix(TrainingStep):
         return Rounds(plan, streams, rule, uniform, self.robust.burn_in, self.seed, self.identity()), weights
 
     def dry_run(self) -> tuple[Forecast, str]:
-        from mickle import machine
         from mickle.data.domains import domain_sizes
         from mickle.training.mix_plan import plan_of, proxy_memory
         from mickle.training.mix_results import preview
@@ -207,8 +206,7 @@ class Mix(TrainingStep):
         tokenizer, _, rate = look_at(self.asked_tokenizer, self.data, share)
         tokens = {name: round(size.bytes * rate) for name, size in sizes.items()}
         plan = plan_of(self.asked, self.fresh, tokenizer.size, list(tokens.values()))
-        model = self.fresh.architecture.build(plan.shape, self.seed).to(machine.device())
-        each = step_seconds(plan, model) * plan.steps
+        each = step_seconds(plan, self.fresh.build(plan, self.seed)) * plan.steps
         space = disk(plan, 2 * split.training_bytes) + 4 * sum(tokens.values())
         # A reference, and a proxy that also runs the reference forward, which is a third of a step.
         forecast = Forecast(proxy_memory(plan), self.rounds * each * (1 + 4 / 3), space, tuple(plan.lines()))

@@ -7,8 +7,8 @@ where it was. With ``start`` a model that exists is trained further, whatever it
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -131,7 +131,7 @@ class Pretrain(TrainingStep):
         """Parameters and tokens."""
         return training_findings(summary)
 
-    @cached_property
+    @property
     def asked(self) -> Asked:
         """The numbers that were set."""
         return Asked.of(self)
@@ -177,23 +177,15 @@ class Pretrain(TrainingStep):
         }
 
     def dry_run(self) -> tuple[Forecast, str]:
-        from mickle.training.origin import origin_of
         from mickle.training.pretrain_data import look_at, split_pages
-        from mickle.training.pretrain_plan import resolve
 
         self._refuse_inputs()
         split, share = split_pages(self.data, self.heldout_share)
         tokenizer, documents, tokens_a_byte = look_at(self.asked_tokenizer, self.data, share)
         tokens = round(tokens_a_byte * split.training_bytes)
-        model = self._model_to_go_on_from(tokenizer)
-        plan = resolve(
-            self.asked, self.fresh, tokenizer.size, tokens, origin_of(self.start, model) if self.start else None
-        )
-        forecast = self._forecast(plan, split, model)
+        plan, forecast = self._planned(tokenizer, tokens, split)
         notes = (_count_line(split, share), *plan.lines(), *forecast.notes)
-        return Forecast(forecast.memory_bytes, forecast.seconds, forecast.disk_bytes, notes), self._preview(
-            tokenizer, documents[0], plan
-        )
+        return replace(forecast, notes=notes), self._preview(tokenizer, documents[0], plan)
 
     def after(self, out: Path) -> str:
         return self.objective.next_command(out, self.data)
@@ -220,10 +212,7 @@ class Pretrain(TrainingStep):
         from mickle import machine
 
         machine.seed_everything(self.seed)
-        model = self._model_to_go_on_from(tokenizer)
-        if model is None:
-            model = self.architecture.build(plan.shape, self.seed).to(machine.device())
-        return model
+        return self._model_to_go_on_from(tokenizer) or self.fresh.build(plan, self.seed)
 
     def _ready(self, work: Path, emit: Emit) -> Ready:
         """Pages split, tokenizer, tokens and plan; all of it is kept in the scratch folder."""
@@ -237,9 +226,14 @@ class Pretrain(TrainingStep):
         emit(Noted(_count_line(split, share)))
         tokenizer = kept_tokenizer(self.asked_tokenizer, self.data, share, scratch / "tokenizer", emit)
         text = read_text(self.data, self.mixture, scratch / "stream", tokenizer, split, share, emit)
-        made = partial(self._plan, tokenizer, text, split)
+
+        def made() -> tuple[PretrainPlan, Forecast]:
+            plan, forecast = self._planned(tokenizer, text.tokens, split)
+            text.batches(plan, self.seed)  # refuses streams that are too short
+            return plan, forecast
+
         plan, forecast = kept_plan(scratch / "plan.json", PretrainPlan, made)
-        for line in [*plan.lines(), *text.lines(plan), _forecast_line(forecast)]:
+        for line in [*plan.lines(), *text.lines(plan), *forecast.notes]:
             emit(Noted(line))
         for line in self.objective.remarks():
             emit(Warned(line))
@@ -247,29 +241,23 @@ class Pretrain(TrainingStep):
             _write_heldout(split, work / HELDOUT)
         return Ready(split, share, tokenizer, text, plan, forecast)
 
-    def _plan(self, tokenizer: TextTokenizer, text: Text, split: Split) -> tuple[PretrainPlan, Forecast]:
-        """The run's numbers, and what it will need."""
+    def _planned(self, tokenizer: TextTokenizer, tokens: int, split: Split) -> tuple[PretrainPlan, Forecast]:
+        """The run's numbers, and what it will need: memory in closed form, time from some measured steps."""
         from mickle.training.origin import origin_of
-        from mickle.training.pretrain_plan import resolve
+        from mickle.training.pretrain_plan import disk, memory, resolve, step_seconds
 
-        model = self._model_to_go_on_from(tokenizer)
-        plan = resolve(
-            self.asked, self.fresh, tokenizer.size, text.tokens, origin_of(self.start, model) if self.start else None
-        )
-        text.batches(plan, self.seed)  # refuses streams that are too short
-        return plan, self._forecast(plan, split, model)
-
-    def _forecast(self, plan: PretrainPlan, split: Split, model: nn.Module | None) -> Forecast:
-        """Memory in closed form; time from some measured steps, which train ``model``."""
-        from mickle import machine
-        from mickle.training.pretrain_plan import disk, memory, step_seconds
-
-        needed = memory(plan)
-        timed = model if model is not None else self.architecture.build(plan.shape, self.seed).to(machine.device())
-        each = step_seconds(plan, timed, self.optimizer, self.objective)
+        start = self._model_to_go_on_from(tokenizer)
+        origin = None if self.start is None else origin_of(self.start, start)
+        plan = resolve(self.asked, self.fresh, tokenizer.size, tokens, origin)
+        needed = memory(plan)  # before anything is trained: what that takes is then held
+        each = step_seconds(plan, start or self.fresh.build(plan, self.seed), self.optimizer, self.objective)
         seconds = each * plan.steps * 1.05  # evaluations and checkpoints
-        forecast = Forecast(needed, seconds, disk(plan, split.training_bytes + split.heldout_bytes))
-        return Forecast(needed, seconds, forecast.disk_bytes, (_forecast_line(forecast),))
+        space = disk(plan, split.training_bytes + split.heldout_bytes)
+        line = (
+            f"forecast: {needed / 1e9:.2f} GB of memory, {seconds / 60:.1f} minutes of training, "
+            f"{space / 1e6:.0f} MB of disk while it runs"
+        )
+        return plan, Forecast(needed, seconds, space, (line,))
 
     def _train(self, ready: Ready, work: Path, emit: Emit) -> Outcome:
         """The trained model, with the weights that are kept."""
@@ -312,13 +300,6 @@ def _write_heldout(split: Split, file: Path) -> None:
 
     with disk_errors(file):
         write_pages(split.heldout, file)
-
-
-def _forecast_line(forecast: Forecast) -> str:
-    return (
-        f"forecast: {forecast.memory_bytes / 1e9:.2f} GB of memory, {forecast.seconds / 60:.1f} minutes of training, "
-        f"{forecast.disk_bytes / 1e6:.0f} MB of disk while it runs"
-    )
 
 
 def _count_line(split: Split, share: float) -> str:

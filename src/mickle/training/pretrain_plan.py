@@ -116,6 +116,10 @@ class Fresh:
         """Its dimensions, for a vocabulary and sequences of ``length`` tokens."""
         return self.architecture.shape(self.size, vocabulary_size, length, self.causal, self.dropout)
 
+    def build(self, plan: PretrainPlan, seed: int) -> nn.Module:
+        """A fresh one of a plan, on this machine's device."""
+        return self.architecture.build(plan.shape, seed).to(machine.device())
+
 
 def resolve(
     asked: Asked, model: Fresh, vocabulary_size: int, training_tokens: int, origin: Origin | None = None

@@ -142,8 +142,7 @@ class TuningMethod(Learning):
 
     passes: FLOP a parameter and token. kept: of the activations that pretraining keeps, as measured, in our decoder and
     in models of transformers; None where nothing is kept, as there is no backward pass. large_rate: peak learning rate
-    at 7 billion parameters. largest_norm: of a gradient. few_bits: whether the base is stored in few bits. one_process:
-    why it cannot be shared by processes, if so.
+    at 7 billion parameters. largest_norm: of a gradient. few_bits: whether the base is stored in few bits.
     """
 
     passes: ClassVar[int] = 4
@@ -151,7 +150,11 @@ class TuningMethod(Learning):
     large_rate: ClassVar[float] = 2e-4
     largest_norm: ClassVar[float] = 1.0
     few_bits: ClassVar[bool] = False
-    one_process: ClassVar[str] = ""
+
+    @property
+    def one_process(self) -> str:
+        """Why processes cannot share it; "" where they can."""
+        return ""
 
     @property
     def learns(self) -> Learning:
@@ -245,12 +248,15 @@ class Qlora(Adapters):
     kept: ClassVar[tuple[float, float] | None] = (0.95, 1.2)
     largest_norm: ClassVar[float] = 0.3  # QLoRA, appendix B
     few_bits: ClassVar[bool] = True
-    one_process: ClassVar[str] = "its weights are packed in bytes, which are not shared"
 
     kind: Literal["qlora"] = "qlora"
     code: Literal["nf4", "fp4"] = Field("nf4", description="the 16 values of a weight")
     double: bool = Field(True, description="store the blocks' scales in 8 bits: 4.13 instead of 4.5 bits a weight")
     paged: bool = Field(False, description="keep the optimizer's averages outside the memory that training needs")
+
+    @property
+    def one_process(self) -> str:
+        return "pages are of whole averages, not of a process's share" if self.paged else ""
 
     def bytes_a_number(self, precision: str) -> float:
         return 4.127 / 8 if self.double else 4.5 / 8

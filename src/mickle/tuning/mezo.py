@@ -89,8 +89,6 @@ class Prefix(Learning):
 class Mezo(TuningMethod):
     """Tuning with forward passes only, in the memory of inference. Wants a pre-trained model and a prompt."""
 
-    one_process: ClassVar[str] = "its probes move whole weights in place"
-
     kind: Literal["mezo"] = "mezo"
     parameters: Annotated[AllWeights | LowRank | Prefix, Field(discriminator="kind")] = Field(
         default_factory=AllWeights, description="what is tuned: full, lora or prefix, and its settings"
@@ -110,6 +108,10 @@ class Mezo(TuningMethod):
     objective: Literal["loss", "accuracy"] = Field(
         "loss", description="what falls: the loss, or the share of wrong answers (needs a prompt with labels)"
     )
+
+    @property
+    def one_process(self) -> str:
+        return "its probes move whole weights in place"
 
     @property
     def learns(self) -> Learning:

@@ -139,9 +139,9 @@ class Tune(TrainingStep):
         from mickle.tuning.tune_run import open_model_to_tune, save_tuned
 
         scratch, writes = work / SCRATCH, distributed.current().writes
-        if self.method.one_process and distributed.current().world > 1:
+        if (why := self.method.one_process) and distributed.current().world > 1:
             raise UsageError(
-                f"{self.method.kind} tunes in one process: {self.method.one_process}.",
+                f"{self.method.kind} tunes in one process: {why}.",
                 where="method",
                 todo="leave torchrun out, or take --method lora or full",
             )
