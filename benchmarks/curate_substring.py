@@ -1,13 +1,12 @@
-"""Repeated text by suffix arrays against divsufsort and, where it is built, the paper's own program.
+"""Repeated text by hashed windows against divsufsort and, where it is built, the paper's own program.
 
-    python benchmarks/curate_substring.py                               # some 3 minutes on two quiet cores
+    python benchmarks/curate_substring.py                               # some 2 minutes on two quiet cores
     python benchmarks/curate_substring.py --rounds 1 --megabytes 4
     python benchmarks/curate_substring.py --rust target/release/dedup_dataset
 
-On the same bytes, the standard library's sources: the suffix array alone ("order"), those of two halves side by side on
-two cores ("parts"), and the whole search for spans of 100 bytes ("spans"). Peers: pydivsufsort (with its Kasai pass and
-numpy for the spans), and deduplicate-text-datasets, whose figures include its files; its merging of parts compares
-whole suffixes and is left out. Every measurement is a process of its own that warms up on little first; the order turns
+On the same bytes, the standard library's sources: the whole search for spans of 100 bytes ("spans"). Peers, both by
+suffix arrays: pydivsufsort (with its Kasai pass and numpy for the spans), and deduplicate-text-datasets, whose figures
+include its files. Every measurement is a process of its own that warms up on little first; the order turns
 round in each round; figures are medians over rounds, ratios medians of the rounds' ratios. "words" is what a user
 gets: 50 word-like pieces, texts in, characters out, scratch files and all; "bytes, 2 threads" the same with
 bytes for pieces. Memory is the process's peak less what it had before, in bytes per byte of text; the program's is
@@ -28,7 +27,6 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,9 +37,7 @@ RESULT = Path(__file__).parent / "results" / "curate_substring.json"
 LENGTH = 100  # bytes: 50 tokens of the paper
 WARM = 200_000  # bytes to load compiled code with
 
-ORDERS = ("mickle order", "divsufsort order", "rust order")
 SPANS = ("mickle spans", "divsufsort spans", "rust spans")
-PARTS = ("mickle parts", "rust parts")
 OTHERS = ("bytes, 2 threads", "words, 1 thread", "words, 2 threads")
 Answer = Any  # what is compared between peers: spans [n, 2], or nothing
 
@@ -56,20 +52,8 @@ def write_corpus(path: Path, size: int) -> None:
                 written += file.write(text.encode()[: size - written] + b"\0")
 
 
-def mickle_order(path: Path) -> Answer:
-    from mickle.kernels.suffix_sorting import suffix_array
-
-    suffix_array(np.fromfile(path, dtype=np.uint8))
-
-
-def divsufsort_order(path: Path) -> Answer:
-    from pydivsufsort import divsufsort
-
-    divsufsort(np.fromfile(path, dtype=np.uint8))
-
-
 def mickle_spans(path: Path) -> Answer:
-    from mickle.kernels.suffixes import repeated
+    from mickle.kernels.repeated_windows import repeated
     from mickle.kernels.window_spans import spans
 
     tokens = np.fromfile(path, dtype=np.uint8)
@@ -122,28 +106,9 @@ def run_rust(rust: Path, command: str, **options: Any) -> str:
     return done.stdout
 
 
-def rust_order(path: Path, rust: Path) -> Answer:
-    run_rust(rust, "make", data_file=path)
-
-
 def rust_spans(path: Path, rust: Path) -> Answer:
     run_rust(rust, "make", data_file=path)
     return rust_collect(path, rust)
-
-
-def mickle_parts(path: Path) -> Answer:
-    from mickle.kernels.suffix_sorting import suffix_array
-
-    tokens = np.fromfile(path, dtype=np.uint8)
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(suffix_array, np.array_split(tokens, 2)))
-
-
-def rust_parts(path: Path, rust: Path) -> Answer:
-    size = path.stat().st_size
-    with ThreadPoolExecutor(2) as pool:
-        bounds = [(0, size // 2), (size // 2, size)]
-        list(pool.map(lambda b: run_rust(rust, "make-part", data_file=path, start_byte=b[0], end_byte=b[1]), bounds))
 
 
 def rust_collect(path: Path, rust: Path) -> np.ndarray:
@@ -156,19 +121,14 @@ def rust_collect(path: Path, rust: Path) -> np.ndarray:
 def subject(name: str, rust: Path | None) -> Callable[[Path], Answer]:
     """The function that is measured under ``name``."""
     plain: dict[str, Callable[[Path], Answer]] = {
-        "mickle order": mickle_order,
-        "divsufsort order": divsufsort_order,
         "mickle spans": mickle_spans,
-        "mickle parts": mickle_parts,
         "divsufsort spans": divsufsort_spans,
         "bytes, 2 threads": lambda path: mickle_threads(path, 2),
         "words, 1 thread": lambda path: words(path, 1),
         "words, 2 threads": lambda path: words(path, 2),
     }
     if rust:
-        plain["rust order"] = lambda path: rust_order(path, rust)
         plain["rust spans"] = lambda path: rust_spans(path, rust)
-        plain["rust parts"] = lambda path: rust_parts(path, rust)
     return plain[name]
 
 
@@ -195,7 +155,7 @@ def measure(rounds: int, megabytes: float = 16, rust: Path | None = None) -> dic
     """All subjects that are there, ``rounds`` times; see the module."""
     peers = {"pydivsufsort": _version("pydivsufsort"), "rust": "given" if rust else None}
     missing = {"divsufsort": peers["pydivsufsort"] is None, "rust": rust is None}
-    names = [n for n in ORDERS + SPANS + PARTS + OTHERS if not missing.get(n.split()[0], False)]
+    names = [n for n in SPANS + OTHERS if not missing.get(n.split()[0], False)]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         corpus = Path(folder, "corpus")
@@ -220,10 +180,7 @@ def measure(rounds: int, megabytes: float = 16, rust: Path | None = None) -> dic
         "peers": peers,
         "figures": figures,
         "times as fast as the peer": {
-            f"{ours} / {peer}": round(_ratio(runs[peer], runs[ours]), 2)
-            for group in (ORDERS, SPANS, PARTS)
-            for ours, peer in ((group[0], peer) for peer in group[1:])
-            if peer in runs
+            f"{SPANS[0]} / {peer}": round(_ratio(runs[peer], runs[SPANS[0]]), 2) for peer in SPANS[1:] if peer in runs
         },
         "same spans": len({str(run["spans"]) for n in SPANS if n in runs for run in runs[n]}) == 1,
         "spans": runs["mickle spans"][0]["spans"],

@@ -64,7 +64,7 @@ def _kernels() -> list[str]:
     return [
         f"kernels    loss, attention, norm, rotation: {_verdict(worst)}",
         f"           Sophia's update: {_verdict(_sophia_error())}",
-        f"           signatures, components, suffix arrays, repetitions: {_verdict(float(_curation_differs()))}",
+        f"           signatures, components, repeated windows, repetitions: {_verdict(float(_curation_differs()))}",
         f"           loss token by token: {_verdict(_token_losses_error())}",
         f"           masking: {_verdict(_masking_differs())}",
         f"           4-bit layers: {_verdict(kernels_error())}",
@@ -141,7 +141,7 @@ def _curation_differs() -> bool:
     """Whether a kernel of `mickle curate`, all of which are exact, differs from its plain twin."""
     import numpy as np
 
-    from mickle.kernels import components, repetitions, signatures, suffixes
+    from mickle.kernels import components, repeated_windows, repetitions, signatures
 
     draw = np.random.default_rng(0)
     words = [("river", "bridge", "Größe", "of", "the")[i] for i in draw.integers(0, 5, 300)]
@@ -150,7 +150,7 @@ def _curation_differs() -> bool:
     pairs: list[tuple[Any, Any]] = [
         (signatures.signatures([text, ""], 5, 14, 8, 0), signatures.signatures_plain([text, ""], 5, 14, 8, 0)),
         (components.connected(left, right, 200), components.connected_plain(left, right, 200)),
-        (suffixes.repeated(tokens, 8), suffixes.repeated_plain(tokens, 8)),
+        (repeated_windows.repeated(tokens, 8), repeated_windows.repeated_plain(tokens, 8)),
         (repetitions.most_frequent(repetitions.join(words, " "), 3), repetitions.most_frequent_plain(words, 3)),
         (repetitions.repeated(repetitions.join(words), 5, "greedy"), repetitions.repeated_plain(words, 5, "greedy")),
     ]

@@ -6,6 +6,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mickle.data import repeated_spans
-from mickle.data.repeated_spans import Search, Span, find_spans, parts_of
+from mickle.data.repeated_spans import Search, Span, find_spans
 from mickle.errors import UsageError
 
 CORPUS = st.lists(st.lists(st.integers(0, 1), max_size=30), max_size=8)
@@ -81,33 +82,25 @@ def test_one_document_over_and_over() -> None:
     assert spans_of([[], []], Search(50)) == [[], []]
 
 
-def test_parts_hold_whole_documents() -> None:
-    offsets = np.cumsum([0, 5, 5, 30, 1, 1, 9, 8])
-    assert parts_of(offsets, Search(part_tokens=10)).tolist() == [0, 10, 40, 42, 51, 59]
-    assert parts_of(offsets, Search(part_tokens=1000)).tolist() == [0, 59]
-    assert parts_of(offsets, Search(part_tokens=1000, threads=2)).tolist() == [0, 10, 40, 59]
-    assert parts_of(np.array([0]), Search()).tolist() == [0, 0]
-
-
 def test_a_killed_search_goes_on_with_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [DRAWN.integers(0, 2, 30) for _ in range(10)]
     search = Search(length=10, part_tokens=31)
-    sort, sorted_parts = repeated_spans._sorted, []
+    link, linked = repeated_spans._link_part, []
 
-    def killed_at_the_fourth(tokens: np.ndarray) -> np.ndarray:
-        if len(sorted_parts) == 3:
+    def killed_in_the_fourth(*given: Any) -> None:
+        link(*given)  # it had come far
+        if len(linked) == 3:
             raise KeyboardInterrupt
-        sorted_parts.append(len(tokens))
-        return sort(tokens)
+        linked.append(given)
 
-    monkeypatch.setattr(repeated_spans, "_sorted", killed_at_the_fourth)
+    monkeypatch.setattr(repeated_spans, "_link_part", killed_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
         list(find_spans(documents, search, tmp_path))
-    sorted_parts.clear()
-    monkeypatch.setattr(repeated_spans, "_sorted", lambda tokens: sorted_parts.append(0) or sort(tokens))
+    linked.clear()
+    monkeypatch.setattr(repeated_spans, "_link_part", lambda *given: linked.append(given) or link(*given))
     heard: list[int] = []
     found = list(find_spans(documents, search, tmp_path, heard.append))
-    assert (len(sorted_parts), sum(heard)) == (7, 310)
+    assert (len(linked), sum(heard)) == (7, 310)
     assert found == spans_of([d.tolist() for d in documents], search)
     # Other documents in the same folder, as many tokens: nothing of the first search is taken for theirs.
     others = [d[::-1].copy() for d in documents]

@@ -121,7 +121,7 @@ class Who:
 def decide(
     keys: Keys, texts: Texts, rules: Rules, scratch: Path, who: Who = Who(), progress: Progress = no_progress
 ) -> Verdicts:
-    """Which pages the chosen comparing stages take out, in the paper's order; ``scratch`` keeps suffix arrays."""
+    """Which pages the chosen comparing stages take out, in the paper's order; ``scratch`` is for repeated text."""
     verdicts = Verdicts.all_stay(keys.count)
     if rules.runs("exact_duplicates"):
         _take(verdicts, keys, "exact_duplicates", lambda alive: first_equal(keys.content[alive]))
@@ -210,7 +210,7 @@ def _find_repeated(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress("sort repeated text", done, 0)
+        progress("find repeated text", done, 0)
 
     judged = (page for page, stay in zip(texts.pages(), stays) if stay)
     found = find_repeated((page.text for page in judged), rules.repeated_text, scratch, workers, advance)

@@ -49,7 +49,7 @@ class Scratch:
 
     @property
     def repeated(self) -> Path:
-        """Suffix arrays."""
+        """The search for repeated text."""
         return self.folder / "repeated"
 
     @cached_property

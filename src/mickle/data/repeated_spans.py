@@ -1,18 +1,17 @@
-"""Spans of tokens that occur more than once in a corpus larger than memory, by suffix arrays of its parts.
+"""Spans of tokens that occur more than once in a corpus larger than memory.
 
 Source: Lee et al., "Deduplicating Training Data Makes Language Models Better", arXiv 2107.06499, section 4.1 and
 appendix B: a span is repeated where each of its tokens lies in a window of ``length`` tokens that occurs at least
-twice, anywhere in the corpus, itself overlapped included. Documents are joined with separators that are all
-different (the number of the document above 2^63), so no repeated window crosses the boundary of a document.
+twice, anywhere in the corpus, itself overlapped included. Documents are joined with separators, which belong to no
+window, so none crosses the boundary of a document.
 
-Where we depart: a document never lies in two parts, so parts need no overlap and find nothing twice; a
-part's tokens become ranks among its own, in the order of the tokens themselves, so parts are merged without a
-common vocabulary; and each span knows where it occurs first.
+Where we depart: the paper sorts all suffixes, of which only the equality of windows is used; here the windows are
+compared by their hashes, then token by token (``kernels.repeated_windows``), in parts of the hashes' range; and each
+span knows where it occurs first.
 
-Memory-mapped files in the scratch folder: the tokens, 8 bytes each; the parts' suffix arrays, 4; the links of repeated
-windows, 4 (8 from 2^32 tokens on), on the disk only where there are some. Sorting needs some 11 bytes of memory for
-each token of a part of ordinary text, in which one token in twenty is new; up to 60 where all are different.
-Where the files outgrow memory, the merge reads the disk at random places.
+Memory-mapped files in the scratch folder: the tokens, 8 bytes each; the links of repeated windows, 4 (8 from 2^32
+tokens on), on the disk only where there are some. A part needs some 12 bytes of memory for each of its tokens, and
+reads all tokens from first to last, those of repeated windows at random places too.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from mickle.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-PART_TOKENS = 1 << 26  # a part of ordinary text then takes some 0.75 GB to sort
+PART_TOKENS = 1 << 26  # a part then takes some 0.8 GB
 SEPARATOR = 1 << 63
 
 Advance = Callable[[int], None]
@@ -66,7 +65,7 @@ def find_spans(
 
     ``scratch`` is a folder for this search alone. If a search was killed, the next one over the same documents
     writes the tokens anew, which is quick, and goes on with the part it was at. ``advance`` hears of the tokens
-    sorted.
+    compared.
     """
     import numpy as np
 
@@ -74,7 +73,7 @@ def find_spans(
 
     scratch.mkdir(parents=True, exist_ok=True)
     tokens, offsets, digest = _join(documents, scratch)
-    others = np.asarray(_link(tokens, offsets, digest, search, scratch, advance))
+    others = np.asarray(_link(tokens, digest, search, scratch, advance))
     for start, end in pairwise(offsets):
         found = spans(others, start, end - 1, search.length, search.keep_first)
         twins = np.searchsorted(offsets, found[:, 2], side="right") - 1
@@ -100,69 +99,40 @@ def _join(documents: Iterable[NDArray[Any]], scratch: Path) -> tuple[Any, NDArra
     return tokens, np.array(offsets, dtype=np.int64), digest.hexdigest()
 
 
-def _link(tokens: Any, offsets: NDArray[Any], digest: str, search: Search, scratch: Path, advance: Advance) -> Any:
-    """The links of ``suffixes.link_windows`` for the whole corpus, in a mapped file that is sparse at first."""
-    import numpy as np
+def _link(tokens: Any, digest: str, search: Search, scratch: Path, advance: Advance) -> Any:
+    """The links of ``link_windows`` for the whole corpus, in a mapped file that is sparse at first; an empty file of
+    its own says that a part is done.
+    """
+    from mickle.kernels.repeated_windows import link_type
 
-    from mickle.kernels.suffixes import link_windows
+    parts = max(search.threads, -(-len(tokens) // search.part_tokens))
+    path = scratch / f"links-{digest}-{search.length}-{parts}"
+    if not path.exists():
+        for old in scratch.glob("links-*"):
+            old.unlink()
+    others = _mapped(path, link_type(len(tokens)), len(tokens), "r+" if path.exists() else "w+")
 
-    parts = parts_of(offsets, search)
-    order = _sorted_parts(tokens, parts, digest, search.threads, scratch, advance)
-    links = scratch / "links"
-    links.unlink(missing_ok=True)
-    others = _mapped(links, np.uint32 if len(tokens) < (1 << 32) - 1 else np.uint64, len(tokens), "w+")
-    link_windows(tokens, order, parts, search.length, others, search.threads)
+    def link(part: int) -> int:
+        done = scratch / f"{path.name}-{part}.done"
+        if not done.exists():
+            _link_part(tokens, search.length, others, part, parts, int(digest, 16))
+            done.touch()
+        return len(tokens) * (part + 1) // parts - len(tokens) * part // parts
+
+    with ThreadPoolExecutor(search.threads) as pool:
+        for count in pool.map(link, range(parts)):
+            advance(count)
     return others
 
 
-def parts_of(offsets: NDArray[Any], search: Search) -> NDArray[Any]:
-    """Where each part begins, and the end: whole documents, at most ``part_tokens`` unless one alone has more, and
-    a part at least for each thread where the documents allow.
-    """
+def _link_part(tokens: Any, length: int, others: Any, part: int, parts: int, seed: int) -> None:
     import numpy as np
 
-    largest = max(1, min(search.part_tokens, -(-int(offsets[-1]) // search.threads)))
-    parts = [0]
-    while parts[-1] < offsets[-1]:
-        fits = int(np.searchsorted(offsets, parts[-1] + largest, side="right")) - 1
-        own = int(np.searchsorted(offsets, parts[-1], side="right"))  # the end of the part's first document
-        parts.append(int(offsets[max(fits, own)]))
-    return np.array(parts if len(parts) > 1 else [0, 0], dtype=np.int64)
+    from mickle.kernels.repeated_windows import link_windows
 
-
-def _sorted_parts(tokens: Any, parts: NDArray[Any], digest: str, threads: int, scratch: Path, advance: Advance) -> Any:
-    """The parts' suffix arrays one after another in a mapped file; an empty file of its own says a part is
-    done.
-    """
-    import numpy as np
-
-    path = scratch / f"order-{digest}"
-    if not path.exists():
-        for done in scratch.glob(f"{path.name}-*.done"):
-            done.unlink()
-    order = _mapped(path, np.int32, len(tokens), "r+" if path.exists() else "w+")
-
-    def sort(start: int, end: int) -> int:
-        done = scratch / f"{path.name}-{start}-{end}.done"
-        if not done.exists():
-            order[start:end] = _sorted(tokens[start:end])
-            if isinstance(order, np.memmap):
-                order.flush()
-            done.touch()
-        return end - start
-
-    with ThreadPoolExecutor(threads) as pool:
-        for count in pool.map(sort, parts[:-1].tolist(), parts[1:].tolist()):
-            advance(count)
-    return order
-
-
-def _sorted(tokens: NDArray[Any]) -> NDArray[Any]:
-    """A part's suffix array; its ranks are given back as soon as they are used."""
-    from mickle.kernels.ranks import ranks
-    from mickle.kernels.suffix_sorting import suffix_array
-
-    return suffix_array(*ranks(tokens))
+    link_windows(tokens, length, others, part, parts, seed)
+    if isinstance(others, np.memmap):
+        others.flush()
 
 
 def _mapped(path: Path, dtype: Any, size: int, mode: Any) -> Any:

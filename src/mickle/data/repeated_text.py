@@ -47,7 +47,9 @@ class RepeatedText(Config):
         0.2, ge=0, le=1, description="drop: largest share of a page's pieces that may be repeated; 0 allows none"
     )
     part_tokens: int = Field(
-        PART_TOKENS, ge=1, description="pieces of text sorted at a time by one thread, at some 11 bytes of memory each"
+        PART_TOKENS,
+        ge=1,
+        description="pieces of text compared at a time by one thread, at some 12 bytes of memory each",
     )
 
 
@@ -73,9 +75,9 @@ def find_repeated(
     """For each text, in order, the characters that are repeated, as ``settings`` say; the same for any number of
     threads and parts.
 
-    ``texts`` is read once, before the first result. ``scratch`` is a folder for these texts alone: up to 20 bytes a
-    piece, some 5 a character; see ``repeated_spans`` for how a killed search goes on. ``advance`` hears of the
-    pieces sorted, one more for each text.
+    ``texts`` is read once, before the first result. ``scratch`` is a folder for these texts alone: up to 16 bytes a
+    piece, some 4 a character; see ``repeated_spans`` for how a killed search goes on. ``advance`` hears of the
+    pieces compared, one more for each text.
     """
     import numpy as np
 

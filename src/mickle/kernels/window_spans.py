@@ -1,4 +1,4 @@
-"""From repeated windows (``kernels.suffixes``) to the spans of tokens they cover, which a document loses.
+"""From repeated windows (``kernels.repeated_windows``) to the spans of tokens they cover, which a document loses.
 
 ``spans_plain`` is the definition of ``spans``.
 """
