@@ -13,10 +13,12 @@ import pytest
 from pydantic import ValidationError
 
 from mickle import storage
+from mickle.config import validate
 from mickle.data.heldout import content_hash, read_pages, write_pages
 from mickle.data.records import Page
 from mickle.errors import ResourceError, UsageError
 from mickle.events import Evaluated, Noted, Trained, ignore
+from mickle.flags import parse, parser, read_values
 from mickle.step import execute
 from mickle.training.pretrain import Pretrain
 from mickle.training.pretrain_plan import derived_share, derived_vocabulary
@@ -278,3 +280,18 @@ def test_no_space(corpus, tmp_path, monkeypatch):
     with pytest.raises(ResourceError):
         execute(Pretrain(data=corpus, **SMALL), tmp_path / "m", lambda e: trained.append(isinstance(e, Trained)))
     assert not any(trained)
+
+
+def test_an_architecture_is_a_choice_by_kind_whose_kind_may_be_left_out(corpus):
+    said = [{"position": "alibi"}, {"kind": "decoder", "position": "alibi"}]
+    left_out, named = (Pretrain(data=corpus, architecture=one) for one in said)
+    assert left_out == named
+    made = parser("mickle pretrain", Pretrain, "", "", "data")
+    for flags in (
+        ["--architecture.position", "alibi"],
+        ["--architecture", "decoder", "--architecture.position", "alibi"],
+    ):
+        _, values = parse(made, [str(corpus), *flags])
+        assert validate(Pretrain, read_values(Pretrain, values)) == named
+    with pytest.raises(ValidationError, match="rwkw"):
+        Pretrain(data=corpus, architecture={"kind": "rwkw"})

@@ -155,8 +155,7 @@ def merge(model: nn.Module, source: Source, form: HuggingFace | Gguf, emit: Emit
     """
     import torch
 
-    from mickle.exporting.source import stored_type
-    from mickle.models.linear_layers import dense_weight
+    from mickle.models.linear_layers import dense_weight, stored_type
     from mickle.models.lora import lora_layers, merge_lora
 
     stored = stored_type(model)
@@ -243,6 +242,6 @@ def token_prompts(source: Source, texts: list[str], room: int) -> list[list[int]
 
 
 def _type(model: nn.Module) -> str:
-    from mickle.exporting.source import stored_type
+    from mickle.models.linear_layers import stored_type
 
     return str(stored_type(model)).removeprefix("torch.")

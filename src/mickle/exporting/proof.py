@@ -83,7 +83,7 @@ def prove(
     bound = BOUNDS[kind] if bound is None else bound
     source, exported = source.float().eval(), exported.float().eval()
     refuse_other_layers(source, exported)
-    causal = getattr(source, "causal", True)
+    causal = source.causal
     texts = [list(prompt) for prompt in prompts]
     continued = _greedy(source, texts, tokens) if causal else [[] for _ in texts]
     others = _greedy(exported, texts, tokens) if causal else continued

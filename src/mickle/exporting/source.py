@@ -10,7 +10,6 @@ from mickle.errors import UsageError
 from mickle.models.folder_check import TOKENIZER, is_adapter
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from mickle.training.journal import Journal
@@ -22,7 +21,6 @@ class Source:
 
     folder: Path
     base: Path
-    onto: Literal["dequantized", "original"]
     original: Path | None
     journal: Journal | None
     to_step: int | None
@@ -59,9 +57,7 @@ class Source:
         if self.journal is not None:
             return self.open_moved()[0]
         if self.adapter:
-            if self.original is not None:
-                return open_adapter(self.folder, self.original, as_trained=False)
-            return open_adapter(self.folder, self.base)
+            return open_adapter(self.folder, self.original or self.base, as_trained=self.original is None)
         return open_model(self.folder)
 
     def open_moved(self) -> tuple[nn.Module, str]:
@@ -124,7 +120,7 @@ def _journaled(folder: Path, base: Path | None, original: Path | None, file: Pat
     refuse_other_step(journal, to_step)
     refuse_other_kind(folder, journal)
     beneath = (base or adapter_base(folder)) if adapter else folder
-    return Source(folder, beneath, "dequantized", None, journal, to_step)
+    return Source(folder, beneath, None, journal, to_step)
 
 
 def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | None, original: Path | None) -> Source:
@@ -136,7 +132,7 @@ def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | 
         for name, value in refused.items():
             if value is not None:
                 raise UsageError(f"{folder} is no adapter", where=name, todo=f"leave {name} out")
-        return Source(folder, folder, "dequantized", None, None, None)
+        return Source(folder, folder, None, None, None)
     if read_settings(folder)["peft_type"] != "LORA":
         raise UsageError("a prefix is no change of weights: it cannot be merged", where=str(folder))
     found = base or adapter_base(folder)
@@ -144,14 +140,14 @@ def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | 
         raise UsageError("original_folder is not read", where="original_folder", todo="add --base original")
     bits = base_in_few_bits(folder, found)
     if onto == "dequantized" or not bits:
-        return Source(folder, found, "dequantized", None, None, None)
+        return Source(folder, found, None, None, None)
     if bits == "stored" and original is None:
         raise UsageError(
             f"the base {found} holds few bits only; the weights it was made of are not in it",
             where="base",
             todo="give their folder with --original-folder, or merge with --base dequantized",
         )
-    return Source(folder, found, onto, original or found, None, None)
+    return Source(folder, found, original or found, None, None)
 
 
 def token_settings(source: Source) -> dict[str, Any]:
@@ -160,14 +156,6 @@ def token_settings(source: Source) -> dict[str, Any]:
 
     config = read_config(source.base)
     return {name: value for name, value in config.items() if name.endswith("_token_id")}
-
-
-def stored_type(model: nn.Module) -> torch.dtype:
-    """The type of a model's embedding: what its plain weights are stored in."""
-    import torch
-
-    found = next((m.weight.dtype for m in model.modules() if isinstance(m, torch.nn.Embedding)), torch.float32)
-    return found if isinstance(found, torch.dtype) else torch.float32
 
 
 def chat_template(source: Source) -> str:

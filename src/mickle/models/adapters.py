@@ -171,7 +171,7 @@ def _settings(model: nn.Module, layers: dict[str, LoraLinear], base: Path) -> di
     first = next(iter(layers.values()))
     return {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if getattr(model, "causal", True) else None,
+        "task_type": "CAUSAL_LM" if model.causal else None,
         "base_model_name_or_path": str(base),
         "r": rank,
         "lora_alpha": _short(alpha),

@@ -79,6 +79,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
     return weight.T if is_conv1d(layer) else weight
 
 
+def stored_type(model: nn.Module) -> torch.dtype:
+    """The type of a model's embedding: what its plain weights are stored in."""
+    return next((m.weight.dtype for m in model.modules() if isinstance(m, nn.Embedding)), torch.float32)
+
+
 def folder_layer_name(model: nn.Module, name: str) -> str:
     """What the folder calls the module that `model` calls `name`."""
     return model.folder_name(name) if isinstance(model, LanguageModel) else name

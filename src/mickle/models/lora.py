@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.kernels.low_rank import add_low_rank, low_rank_linear
-from mickle.models.linear_layers import dense_weight, features, is_conv1d, linear_layers, replace_layer
+from mickle.models.linear_layers import dense_weight, features, is_conv1d, linear_layers, replace_layer, stored_type
 
 ALL_LINEAR = "all-linear"
 
@@ -161,7 +161,7 @@ def merge_lora(
     `rounding` above `change` drowns what was learned. Raises UsageError for a weight that does not fit its layer.
     """
     figures = {}
-    plain = dtype or next((m.weight.dtype for m in model.modules() if isinstance(m, nn.Embedding)), torch.float32)
+    plain = dtype or stored_type(model)
     for name, layer in linear_layers(model).items():
         adapted = isinstance(layer, LoraLinear)
         inner: nn.Module = layer.base_layer if isinstance(layer, LoraLinear) else layer
