@@ -9,9 +9,7 @@ import mickle
 ROOT = Path(mickle.__file__).parent
 
 # Circles that stood when this test was written; each goes from here with its circle.
-KNOWN: list[set[str]] = [
-    {"mickle.data.comparing", "mickle.data.refine"},
-]
+KNOWN: list[set[str]] = [{"mickle.data.comparing", "mickle.data.refine"}]
 
 
 def module_name(path: Path) -> str:
