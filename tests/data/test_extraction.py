@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from mickle.data import extraction
 from mickle.data.extraction import Extraction, main_text, tidy
 from mickle.data.extraction_blocks import is_hint
-from mickle.studies.templates import HELDOUT, TUNING, articles, truth, wrap
+from mickle.studies.blocks import truth
+from mickle.studies.templates import HELDOUT, TUNING, articles, wrap
 
 REFERENCE = Extraction(method="trafilatura")
 METHODS = (Extraction(), REFERENCE)

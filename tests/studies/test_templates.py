@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from mickle.studies.template_body import Block
-from mickle.studies.templates import HELDOUT, TUNING, articles, truth, wrap
+from mickle.studies.blocks import Block, truth
+from mickle.studies.templates import HELDOUT, TUNING, articles, wrap
 
 BLOCKS = (
     Block("heading", "Rivers & bridges"),

@@ -20,9 +20,9 @@ from random import Random
 
 from mickle.errors import UsageError
 from mickle.studies import junk
+from mickle.studies.blocks import Block, truth
 from mickle.studies.planted import Planted
 from mickle.studies.prose import STDLIB, Source, sources
-from mickle.studies.template_body import Block
 from mickle.studies.templates import HELDOUT, TUNING, wrap
 
 # Pages of 100 HTML pages that each stage should take out: differences of the paper's kept shares (figure 2).
@@ -295,9 +295,7 @@ def publish(draft: Draft, place: int, random: Random) -> Planted:
         return Planted(address, draft.kind, "reading", body, status=404 if error else 200, media=media)
     family = random.choice(FAMILIES)
     html = wrap(draft.blocks, random.randrange(1 << 30), family) if draft.blocks else empty(random)
-    text = "\n\n".join(
-        b.text or "\n".join(f"- {i}" for i in b.items) for b in draft.blocks if b.text not in draft.noise
-    )
+    text = truth([block for block in draft.blocks if block.text not in draft.noise])
     return Planted(
         address, draft.kind, draft.removed_by, html.encode(), text, draft.noise, draft.shared, draft.family, draft.edits
     )

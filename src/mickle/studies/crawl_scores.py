@@ -39,7 +39,9 @@ PAPER = {
 }
 ONE_PAGE = ("urls", "extraction", "language", "repetitions", "quality", "lines")
 STAGES = (*ONE_PAGE, "near duplicates", "repeated text", "url duplicates")
-ORDER = {stage: place for place, stage in enumerate(("reading", *STAGES))}
+COUNTED_IN_PAGES = ("urls", "extraction", "language")  # the others in words
+END = ""  # what a page reaches that no stage removed
+ORDER = {stage: place for place, stage in enumerate(("reading", *STAGES, END))}
 GRAM = 8  # words by which a passage is recognised
 LEAST_NOISE = 0.05  # of a page's words in lines that are no text: the limit from which the page should go
 
@@ -88,7 +90,7 @@ def scores(judged: Sequence[Judged]) -> dict[str, float]:
         found |= one_page(pages, stage)
     found |= copies(pages, "near duplicates", lambda page: not_rewritten(page.truth))
     found |= copies(pages, "url duplicates", lambda page: page.truth.url)
-    found |= by_edits(pages) | repeated(pages) | whole(pages)
+    found |= by_edits(pages) | repeated(pages) | kept_words(pages)
     return found
 
 
@@ -96,18 +98,12 @@ def funnel(pages: Sequence[Judged]) -> dict[str, float]:
     """Percent left after each stage."""
     found = {}
     words = sum(page.words_before("repetitions") for page in pages)
-    left = 100.0 * sum(page.reaches("repetitions") for page in pages) / max(len(pages), 1)
-    for place, stage in enumerate(STAGES):
-        after = STAGES[place + 1] if place + 1 < len(STAGES) else ""
-        if stage in ("urls", "extraction", "language"):
-            share = 100.0 * sum(page.reaches(after) for page in pages) / max(len(pages), 1)
-        elif after:
-            share = left * sum(page.words_before(after) for page in pages) / max(words, 1)
-        else:
-            share = left * sum(count_words(page.text) for page in pages if not page.stage) / max(words, 1)
-        found[f"kept_{name(stage)}"] = share
-        still = sum(page.reaches(after) if after else not page.stage for page in pages)
-        found[f"pages_{name(stage)}"] = 100.0 * still / max(len(pages), 1)
+    raw = 100.0 * sum(page.reaches("repetitions") for page in pages) / max(len(pages), 1)
+    for stage, after in zip(STAGES, (*STAGES[1:], END), strict=True):
+        pages_left = 100.0 * sum(page.reaches(after) for page in pages) / max(len(pages), 1)
+        words_left = raw * sum(page.words_before(after) for page in pages) / max(words, 1)
+        found[f"kept_{name(stage)}"] = pages_left if stage in COUNTED_IN_PAGES else words_left
+        found[f"pages_{name(stage)}"] = pages_left
     return found
 
 
@@ -206,7 +202,7 @@ def text_before(page: Judged, stage: str) -> str:
     return text
 
 
-def whole(pages: Sequence[Judged]) -> dict[str, float]:
+def kept_words(pages: Sequence[Judged]) -> dict[str, float]:
     """Of the words that should be kept those that are, and of those that are kept the ones that should be."""
     should = [page for page in pages if not page.truth.removed_by]
     wanted: Counter[tuple[str, ...]] = Counter()
@@ -253,6 +249,16 @@ def name(stage: str) -> str:
     return stage.replace(" ", "_")
 
 
+COLUMNS = {  # of the funnel's table: a measure's name before the stage's, and how it is written
+    "left, here": ("kept", "{:.2f} %"),
+    "pages left, here": ("pages", "{:.2f} %"),
+    "precision": ("precision", "{:.3f}"),
+    "recall": ("recall", "{:.3f}"),
+    "removed": ("removed_by", "{:.0f}"),
+    "planted": ("planted", "{:.0f}"),
+}
+
+
 def funnel_table(measured: Sequence[Mapping[str, float]]) -> str:
     """The funnel beside the paper's, precision and recall: means over seeds of :func:`scores`, as Markdown."""
 
@@ -263,23 +269,10 @@ def funnel_table(measured: Sequence[Mapping[str, float]]) -> str:
     def shown(value: float | None, pattern: str) -> str:
         return "" if value is None else pattern.format(value)
 
-    lines = [
-        "| stage | left, paper | left, here | pages left, here | precision | recall | removed | planted |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"| stage | left, paper | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for stage in STAGES:
-        key = name(stage)
-        cells = [
-            stage,
-            shown(PAPER.get(stage), "{:.2f} %"),
-            shown(mean(f"kept_{key}"), "{:.2f} %"),
-            shown(mean(f"pages_{key}"), "{:.2f} %"),
-            shown(mean(f"precision_{key}"), "{:.3f}"),
-            shown(mean(f"recall_{key}"), "{:.3f}"),
-            shown(mean(f"removed_by_{key}"), "{:.0f}"),
-            shown(mean(f"planted_{key}"), "{:.0f}"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [shown(mean(f"{measure}_{name(stage)}"), pattern) for measure, pattern in COLUMNS.values()]
+        lines.append(f"| {stage} | {shown(PAPER.get(stage), '{:.2f} %')} | {' | '.join(cells)} |")
     changed = [(round(100 * e), mean(f"recall_edits_{round(100 * e)}")) for e in sorted(set(EDITS))]
     lines += [
         "",

@@ -7,10 +7,10 @@ in ``crawl``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from random import Random
 
-from mickle.studies.template_body import Block
+from mickle.studies.blocks import Block
 
 # Language -> sentence pattern, then times, subjects, verbs, objects, places, apart by "|".
 # fmt: off
@@ -111,21 +111,23 @@ def foreign(random: Random, language: str, words: int) -> list[Block]:
     return blocks
 
 
+def page_of(title: str, texts: Iterable[str]) -> list[Block]:
+    """A heading and paragraphs."""
+    return [Block("heading", title), *(Block("paragraph", text) for text in texts)]
+
+
 def repeated_lines(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """A shop's listing whose few lines come again and again."""
     lines = [f"Shop for {random.choice(PRAISE)} {thing} with us" for thing in random.sample(THINGS, 6)]
-    chosen = [random.choice(lines) for _ in range(random.randint(25, 60))]
-    return [Block("heading", "Our whole range"), *(Block("paragraph", line) for line in chosen)]
+    return page_of("Our whole range", (random.choice(lines) for _ in range(random.randint(25, 60))))
 
 
 def keyword_list(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """The same few search phrases in all orders."""
     things = random.sample(THINGS, 3)
     phrases = [f"{random.choice(PRAISE)} {thing}" for thing in things for _ in range(3)]
-    blocks = [Block("heading", f"The best {things[0]} on the web")]
-    for _ in range(random.randint(5, 9)):
-        blocks.append(Block("paragraph", ", ".join(random.choice(phrases) for _ in range(30)) + "."))
-    return blocks
+    texts = (", ".join(random.choice(phrases) for _ in range(30)) + "." for _ in range(random.randint(5, 9)))
+    return page_of(f"The best {things[0]} on the web", texts)
 
 
 def doorway(random: Random, vocabulary: Sequence[str]) -> list[Block]:
@@ -137,7 +139,7 @@ def doorway(random: Random, vocabulary: Sequence[str]) -> list[Block]:
         f"{{town}} for years, and we deliver {thing} to every door with a smile. Known for {extra} and more."
     )
     towns = random.sample(TOWNS, random.randint(7, 14))
-    return [Block("heading", f"{thing} near you"), *(Block("paragraph", pattern.format(town=t)) for t in towns)]
+    return page_of(f"{thing} near you", (pattern.format(town=town) for town in towns))
 
 
 def repeated_paragraphs(random: Random, vocabulary: Sequence[str]) -> list[Block]:
@@ -146,11 +148,8 @@ def repeated_paragraphs(random: Random, vocabulary: Sequence[str]) -> list[Block
         "This offer is only valid while we have stock, and the prices that you see may change with no further word to "
         f"you. Ask the {random.choice(THINGS)} desk about {' '.join(random.sample(list(vocabulary), 6))} if in doubt."
     )
-    blocks = [Block("heading", "Terms of our offers")]
-    for _ in range(random.randint(5, 10)):
-        blocks.append(Block("paragraph", " ".join(random.sample(list(vocabulary), 12)) + "."))
-        blocks.append(Block("paragraph", notice))
-    return blocks
+    own = (" ".join(random.sample(list(vocabulary), 12)) + "." for _ in range(random.randint(5, 10)))
+    return page_of("Terms of our offers", (text for line in own for text in (line, notice)))
 
 
 def bullets(random: Random, vocabulary: Sequence[str]) -> list[Block]:
@@ -163,36 +162,29 @@ def bullets(random: Random, vocabulary: Sequence[str]) -> list[Block]:
 
 def hashtags(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """Posts that are a third hash signs."""
-    blocks = [Block("heading", "Posts of this week")]
-    for _ in range(random.randint(12, 24)):
-        words = random.sample(list(vocabulary), 14)
-        blocks.append(Block("paragraph", f"We love the {' '.join(words[:8])} #" + " #".join(words[8:])))
-    return blocks
+    drawn = (random.sample(list(vocabulary), 14) for _ in range(random.randint(12, 24)))
+    texts = (f"We love the {' '.join(words[:8])} #" + " #".join(words[8:]) for words in drawn)
+    return page_of("Posts of this week", texts)
 
 
 def teasers(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """Beginnings of articles, each broken off by an ellipsis."""
-    blocks = [Block("heading", "More from our authors")]
-    for _ in range(random.randint(15, 30)):
-        blocks.append(Block("paragraph", f"When the {' '.join(random.sample(list(vocabulary), 11))} and..."))
-    return blocks
+    drawn = (random.sample(list(vocabulary), 11) for _ in range(random.randint(15, 30)))
+    return page_of("More from our authors", (f"When the {' '.join(words)} and..." for words in drawn))
 
 
 def identifiers(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """Names made of names: the words of an index are too long."""
     plain = [word for word in vocabulary if word.isalpha()]
-    blocks = [Block("heading", "Index of the names of all classes")]
-    for _ in range(random.randint(8, 16)):
-        names = [".".join(random.sample(plain, 3)) for _ in range(10)]
-        blocks.append(Block("paragraph", f"In the group of {names[0]} and {' '.join(names[1:])}"))
-    return blocks
+    drawn = ([".".join(random.sample(plain, 3)) for _ in range(10)] for _ in range(random.randint(8, 16)))
+    texts = (f"In the group of {names[0]} and {' '.join(names[1:])}" for names in drawn)
+    return page_of("Index of the names of all classes", texts)
 
 
 def without_grammar(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """Words without the small words that join them."""
     plain = [word for word in vocabulary if word.isalpha() and word.lower() not in SHORT]
-    texts = [" ".join(random.sample(plain, 25)) for _ in range(random.randint(5, 10))]
-    return [Block("heading", "Keywords"), *(Block("paragraph", text) for text in texts)]
+    return page_of("Keywords", (" ".join(random.sample(plain, 25)) for _ in range(random.randint(5, 10))))
 
 
 def figures(random: Random, vocabulary: Sequence[str]) -> list[Block]:
@@ -203,7 +195,7 @@ def figures(random: Random, vocabulary: Sequence[str]) -> list[Block]:
         opening = random.choice(("The {} of", "All {} and", "To have {} with", "That {} at", "Of {} in", "Also {}"))
         things = random.sample(list(vocabulary), 4)
         texts.append(f"{opening.format(things[0])} {' '.join(things[1:])}: {' '.join(numbers)}")
-    return [Block("heading", "Prices of the day"), *(Block("paragraph", text) for text in texts)]
+    return page_of("Prices of the day", texts)
 
 
 REPEATING: dict[str, Callable[[Random, Sequence[str]], list[Block]]] = {

@@ -7,7 +7,7 @@ The first eight are for tuning, the others for reporting; see ``templates``.
 
 from __future__ import annotations
 
-from mickle.studies.template_body import Body
+from mickle.studies.blocks import Body
 from mickle.studies.template_phrases import Filler
 
 
@@ -52,11 +52,8 @@ def thread(f: Filler, title: str, body: Body) -> str:
         heading="<h3>{}</h3>",
         code="<div class=codebox><p>Code: <a href=#>Select all</a></p><pre><code>{}</code></pre></div>",
     )
-    posts, start = [], 0
-    while start < len(pieces):
-        size = f.number(1, 4)
-        content = "\n".join(pieces[start : start + size])
-        start += size
+    posts = []
+    for start, content in f.turns(pieces, 1, 4):
         posts.append(
             f'<div class="post bg{start % 2}"><div class="postprofile"><a href="/u">{f.author()}</a><br>Posts: {f.number(1, 9000)}<br>Joined: {f.date()}</div>'
             f'<div class="postbody"><ul class="post-buttons"><li><a href="#">Quote</a></li><li><a href="#">Report</a></li></ul>'
@@ -210,11 +207,8 @@ def helpdesk(f: Filler, title: str, body: Body) -> str:
 def board(f: Filler, title: str, body: Body) -> str:
     """A message board made of tables, one per message."""
     pieces = body.html(heading="<div><strong>{}</strong></div>", paragraph="{}<br><br>")
-    messages, start = [], 0
-    while start < len(pieces):
-        size = f.number(2, 5)
-        content = "\n".join(pieces[start : start + size])
-        start += size
+    messages = []
+    for start, content in f.turns(pieces, 2, 5):
         messages.append(
             f'<table class="tborder" width="100%"><tr><td class="thead" colspan="2">#{start} {f.date()}</td></tr><tr><td class="alt2" width="175"><a href="/m">{f.author()}</a>'
             f"<div>Senior Member</div><div>Location: somewhere</div><div>Messages: {f.number(10, 9999)}</div></td>"

@@ -6,7 +6,7 @@ Two sets of phrases, so that rules tuned on one are reported on the other.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 
 # fmt: off
@@ -161,3 +161,10 @@ class Filler:
                 out.append(junk())
             out.append(piece)
         return "\n".join(out)
+
+    def turns(self, pieces: Sequence[str], least: int, most: int) -> Iterator[tuple[int, str]]:
+        """The main text spread over posts of ``least`` to ``most`` pieces: how many there are up to its end, and it."""
+        end = 0
+        while end < len(pieces):
+            start, end = end, end + self.number(least, most)
+            yield end, "\n".join(pieces[start:end])

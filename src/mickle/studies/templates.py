@@ -20,26 +20,11 @@ from typing import Literal
 
 from mickle.data.installed import STDLIB, package_folder, parsed
 from mickle.studies import template_families as families
-from mickle.studies.template_body import Block, Body
+from mickle.studies.blocks import Block, Body
 from mickle.studies.template_phrases import Filler
 
 TUNING = ("portal", "weblog", "thread", "manual", "shop", "wiki", "tables", "soup")
 HELDOUT = ("magazine", "diary", "helpdesk", "board", "handbook", "store", "homepage", "agency")
-
-
-def truth(blocks: Sequence[Block]) -> str:
-    """The main text that a perfect extractor gives: blocks apart by empty lines, items as ``- item``, rows as
-    ``a | b``, code with its line breaks.
-    """
-    texts = []
-    for block in blocks:
-        if block.kind == "list":
-            texts.append("\n".join(f"- {item}" for item in block.items))
-        elif block.kind == "table":
-            texts.append("\n".join(" | ".join(row.split("\t")) for row in block.items))
-        else:
-            texts.append(block.text)
-    return "\n\n".join(texts)
 
 
 def wrap(blocks: Sequence[Block], seed: int, family: str) -> str:

@@ -1,4 +1,4 @@
-"""Blocks of main text, and their HTML in the manner of a page's family (`templates` puts both into pages)."""
+"""A text as blocks, and its HTML inside a page."""
 
 from __future__ import annotations
 
@@ -20,6 +20,21 @@ class Block:
     kind: Kind
     text: str = ""
     items: tuple[str, ...] = ()
+
+
+def truth(blocks: Sequence[Block]) -> str:
+    """The main text that a perfect extractor gives: blocks apart by empty lines, items as ``- item``, rows as
+    ``a | b``, code with its line breaks.
+    """
+    texts = []
+    for block in blocks:
+        if block.kind == "list":
+            texts.append("\n".join(f"- {item}" for item in block.items))
+        elif block.kind == "table":
+            texts.append("\n".join(" | ".join(row.split("\t")) for row in block.items))
+        else:
+            texts.append(block.text)
+    return "\n\n".join(texts)
 
 
 class Body:
