@@ -80,8 +80,8 @@ def test_precision_recall_and_error_by_pencil() -> None:
 def test_places_of_outliers_come_back_in_the_matrix_own_order() -> None:
     world = planted_outliers.planted_matrix(5, 32, 64, 0.01, 400)
     hessian = (world.calibration.T @ world.calibration).double()
-    matrix = page.quantized(world.weight, hessian, page.ARMS["spqr-3"])
-    kept = page.outlier_places(matrix)
+    matrix = planted_outliers.quantized(world.weight, hessian, page.ARMS["spqr-3"])
+    kept = planted_outliers.outlier_places(matrix)
     assert matrix.values is not None
     assert kept.sum() == len(matrix.values)
     error = (matrix.dequantized() - world.weight).abs().numpy()
@@ -93,9 +93,9 @@ def test_the_search_for_a_threshold_keeps_as_many_as_asked() -> None:
     world = planted_outliers.planted_matrix(1, 64, 64, 0.02, 400)
     hessian = (world.calibration.T @ world.calibration).double()
     for share in (0.005, 0.02):
-        matrix = page.quantized(world.weight, hessian, {**page.ARMS["spqr-3"], "outliers": share})
+        matrix = planted_outliers.quantized(world.weight, hessian, {**page.ARMS["spqr-3"], "outliers": share})
         assert 0.7 * share <= matrix.outlier_share <= share
-    matrix = page.quantized(world.weight, hessian, page.ARMS["spqr-3-none"])
+    matrix = planted_outliers.quantized(world.weight, hessian, page.ARMS["spqr-3-none"])
     assert matrix.outlier_share == 0
     assert matrix.formula_bits == 3.625
 

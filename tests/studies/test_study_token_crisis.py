@@ -14,7 +14,7 @@ from mickle.errors import UsageError
 from mickle.models.shape import DecoderConfig
 from mickle.studies import token_crisis as page
 from mickle.studies.declaration import Cell, problems
-from mickle.studies.source_bytes import source_bytes
+from mickle.studies.source_bytes import repeated_windows, source_bytes, unique_places
 from mickle.studies.token_crisis import study
 
 TINY = {"width": 16, "layers": 2, "heads": 2, "ffn_width": 16}
@@ -47,9 +47,9 @@ def test_the_declaration_is_sound_and_fair() -> None:
 
 @pytest.mark.parametrize(("steps", "unique"), [(8, 32), (10, 32), (11, 5)])
 def test_each_unique_window_is_read_equally_often(steps: int, unique: int) -> None:
-    places = page.unique_places(3, unique, 8)
+    places = unique_places(3, unique, 8)
     assert len(set(places.tolist())) == unique
-    batches = [page.windows(places, 3, 4, 8, step) for step in range(steps)]
+    batches = [repeated_windows(places, 3, 4, 8, step) for step in range(steps)]
     read = Counter(row.numpy().tobytes() for batch in batches for row in batch["input_ids"])
     known = {source_bytes()[0][place : place + 8].long().numpy().tobytes() for place in places.tolist()}
     assert set(read) <= known
@@ -59,11 +59,11 @@ def test_each_unique_window_is_read_equally_often(steps: int, unique: int) -> No
 
 
 def test_fewer_unique_windows_are_some_of_the_more() -> None:
-    few, many = page.unique_places(5, 10, 16), page.unique_places(5, 200, 16)
+    few, many = unique_places(5, 10, 16), unique_places(5, 200, 16)
     assert torch.equal(few, many[:10])
-    assert not torch.equal(many, page.unique_places(6, 200, 16))
+    assert not torch.equal(many, unique_places(6, 200, 16))
     with pytest.raises(UsageError, match="windows of 64, not"):
-        page.unique_places(0, 10**8, 64)
+        unique_places(0, 10**8, 64)
 
 
 @pytest.mark.parametrize("sizes", [page.SHAPES, page.GPU["shapes"]])
@@ -80,7 +80,7 @@ def test_the_proxy_has_the_parameters_and_a_third_of_the_work(sizes: dict[str, A
 def test_the_corpora_of_the_scales_are_large_enough() -> None:
     for scale in study.scales.values():
         values = scale.values
-        places = page.unique_places(0, values["steps"] * values["rows"], values["length"])
+        places = unique_places(0, values["steps"] * values["rows"], values["length"])
         assert len(places) == values["steps"] * values["rows"]
         assert values["steps"] * values["rows"] % max(values["epochs"].values()) == 0
 

@@ -9,7 +9,8 @@ can stand in a task's place.
 Departures from the paper's generators: in addition the shorter operand's digits are drawn evenly below the
 longer's (the paper steps through all pairs); our symbols beyond ASCII are six Latin letters and signs (the
 paper takes whatever else its tokenizer keeps whole); PCFG trees are drawn, not taken from the published set
-(see ``tasks/pcfg.py``).
+(see ``tasks/pcfg.py``); LEGO draws one question of a chain's second half (the paper asks them all); a step of sorting
+reads the whole rest and takes its minimum out (the paper's swaps it with the front).
 """
 
 from __future__ import annotations

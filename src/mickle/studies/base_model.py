@@ -35,7 +35,7 @@ from mickle.events import Emit, Noted, ignore
 from mickle.step import Step, execute, identity_hash
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from mickle.data.records import Page
 
@@ -138,6 +138,48 @@ def model_length(model: nn.Module) -> int:
     """Tokens that a base was trained to read at a time."""
     config: Any = model.config
     return int(config.max_length)
+
+
+def differences(folder: Path, model: nn.Module, windows: int) -> dict[str, float]:
+    """How else a model differs from its base: KL divergence (nats a token) and share of likeliest tokens changed."""
+    exact, now = unrounded_logits(folder, windows), log_probabilities(model, folder, windows)
+    divergence = (exact.exp() * (exact - now)).sum(-1).mean()
+    changed = (exact.argmax(-1) != now.argmax(-1)).float().mean()
+    return {"divergence": float(divergence), "changed": float(changed)}
+
+
+@cache
+def unrounded_logits(folder: Path, windows: int) -> Tensor:
+    """The base's own, float32 [windows, length, vocabulary]."""
+    from mickle.models.folder import open_model
+
+    return log_probabilities(open_model(folder), folder, windows)
+
+
+def log_probabilities(model: nn.Module, folder: Path, windows: int) -> Tensor:
+    """Logarithms of the model's probabilities on beginnings of held-out pages."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        windows_read = held_out_windows(folder, windows).to(next(model.parameters()).device)
+        return torch.as_tensor(model(windows_read)).float().log_softmax(-1)
+
+
+@cache
+def held_out_windows(folder: Path, windows: int) -> Tensor:
+    """Beginnings of held-out pages as tokens, int64 [windows, length]."""
+    import numpy as np
+    import torch
+
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.folder import describe
+
+    length = describe(folder).longest
+    texts = [page.text for page in measured_pages(1000)]
+    documents = open_text_tokenizer(folder).encode_documents(texts)
+    long = [document[:length] for document in documents if len(document) >= length]
+    return torch.from_numpy(np.stack(long[:windows]).astype(np.int64))
 
 
 def made(step: Step, name: str, emit: Emit = ignore) -> Path:

@@ -13,14 +13,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mickle.data.installed import SITE, held_out, package_files, package_folder, parsed
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from mickle.data.tokenizer import TextTokenizer
 
 PACKAGES = ("numba", "numpy", "torch")
 SKIPPED = SITE | {"tests", "test", "testing", "_vendor"}
 HELD_OUT_OF = 5  # one file in so many
 LONGEST_PROMPT = 160  # characters
 SHORTEST_LINE, LONGEST_LINE = 12, 100
+LONGEST = 72  # tokens of an example; longer ones are left out
 
 
 @dataclass(frozen=True)
@@ -67,3 +75,52 @@ def signature(node: ast.FunctionDef) -> str:
     """``def name(arguments) -> result:``, without decorators."""
     result = f" -> {ast.unparse(node.returns)}" if node.returns else ""
     return f"def {node.name}({ast.unparse(node.args)}){result}:"
+
+
+Example = tuple["np.ndarray", int]  # its tokens, the start mark first; how many of them are the prompt
+
+
+@cache
+def encoded(folder: Path) -> tuple[list[Example], list[Example]]:
+    """The task in a base's tokens, training side and held-out side; the end mark closes each completion."""
+    from mickle.data.tokenizer import open_text_tokenizer
+
+    tokenizer = open_text_tokenizer(folder)
+    training, heldout = (encode(tokenizer, side) for side in described_functions())
+    return training, heldout
+
+
+def encode(tokenizer: TextTokenizer, side: tuple[Described, ...]) -> list[Example]:
+    """Prompt and completion tokenized apart, so that the boundary is where the answer begins."""
+    import numpy as np
+
+    prompts = tokenizer.encode([e.prompt for e in side])
+    completions = tokenizer.encode([e.completion for e in side])
+    joined = [
+        (np.concatenate([[tokenizer.start], prompt, completion, [tokenizer.end]]), 1 + len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    return [example for example in joined if len(example[0]) <= LONGEST + 1]
+
+
+def batch(examples: list[Example], seed: int, rows: int, index: int) -> dict[str, Tensor]:
+    """Batch ``index``, a function of (seed, index): every example once an epoch, each epoch in its own order."""
+    from mickle.studies.training import in_epochs
+
+    return padded([examples[i] for i in in_epochs(index, rows, len(examples), seed)])
+
+
+def padded(examples: list[Example]) -> dict[str, Tensor]:
+    """input_ids and labels [B, T], shifted; only completions are trained. What follows an end cannot reach it."""
+    import torch
+
+    from mickle.data.packing import NOT_TRAINED
+
+    longest = max(len(tokens) for tokens, _ in examples) - 1
+    inputs = torch.zeros(len(examples), longest, dtype=torch.int64)
+    labels = torch.full_like(inputs, NOT_TRAINED)
+    for row, (tokens, prompt) in enumerate(examples):
+        ids = torch.from_numpy(tokens)
+        inputs[row, : len(ids) - 1] = ids[:-1]
+        labels[row, prompt - 1 : len(ids) - 1] = ids[prompt:]
+    return {"input_ids": inputs, "labels": labels}

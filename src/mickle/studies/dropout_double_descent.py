@@ -16,7 +16,7 @@ same for all arms.
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
-    import torch
 
     from mickle.regression.risk import Problem
 
@@ -131,80 +130,19 @@ def fit_ridge(problem: Problem, intercept: bool) -> tuple[float, float]:
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-@cache
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    """scikit-learn's digits: 1797 images of 8 x 8 [n, 64], centred, of variance 1 on average; labels [n]."""
-    import torch
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = (images - images.mean(0)) / images.std()
-    return torch.tensor(images, dtype=torch.float32), torch.tensor(labels)
-
-
-def digits_split(values: Any, seed: int, rows: int) -> dict[str, torch.Tensor]:
-    """A replicate's training, validation and test rows. Training and validation labels are noisy, tests are not."""
-    import torch
-    from torch.nn.functional import one_hot
-
-    images, labels = digits()
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(images), generator=generator)
-    noisy = labels.clone()
-    wrong = torch.rand(len(labels), generator=generator) < values["label_noise"]
-    noisy[wrong] = torch.randint(10, (int(wrong.sum()),), generator=generator)
-    tests, validation = values["test_rows"], values["validation_rows"]
-    test, valid, train = order[:tests], order[tests:][:validation], order[tests + validation :][:rows]
-    return {
-        "inputs": images[train], "targets": one_hot(noisy[train], 10).float(),
-        "valid_inputs": images[valid], "valid_targets": one_hot(noisy[valid], 10).float(),
-        "test_inputs": images[test], "test_targets": one_hot(labels[test], 10).float(),
-    }  # fmt: skip
-
-
 def digits_curve(cell: Cell) -> tuple[list[list[float]], list[list[float]], int]:
     """Squared test errors and dropout rates (weight decays for ridge) by size and replicate, and training rows."""
+    from mickle.studies.digits import train_nets
+
     values = cell.values
     errors, rates, budget = [], [], 0
     for size in values["sizes"][cell.world]:
         width, rows = (size, values["net_rows"]) if cell.world == "digits_width" else (values["net_width"], size)
-        found = train_nets(cell, width, rows)
+        found = train_nets(cell.arm, values, cell.seed, width, rows)
         errors.append([error for error, _ in found])
         rates.append([rate for _, rate in found])
         budget += values["net_replicates"] * (rows + values["validation_rows"])
     return errors, rates, budget
-
-
-def train_nets(cell: Cell, width: int, rows: int) -> list[tuple[float, float]]:
-    """All replicates and all of the arm's settings of one shape at once; (test error, setting) of each replicate."""
-    import torch
-
-    from mickle.regression.networks import fresh_networks, train_networks
-
-    values = cell.values
-    count = values["net_replicates"]
-    tried = {"none": (0.0,), "half": (0.5,), "ridge": values["decays"]}.get(cell.arm, values["net_rates"])
-    splits = [digits_split(values, cell.seed * 1000 + replicate, rows) for replicate in range(count)]
-    data = {
-        name: torch.stack([split[name] for split in splits for _ in tried]).to(values["device"]) for name in splits[0]
-    }
-    seeds = [cell.seed * 1000 + replicate for replicate in range(count) for _ in tried]
-    networks = fresh_networks(seeds, 64, width, 10, values["device"])
-    settings = list(tried) * count
-    plain = [0.0] * len(settings)
-    train_networks(
-        networks, data["inputs"], data["targets"], plain if cell.arm == "ridge" else settings,
-        steps=values["net_steps"], learning_rate=values["net_learning_rate"],
-        decays=settings if cell.arm == "ridge" else plain, seed=cell.seed,
-    )  # fmt: skip
-    with torch.no_grad():
-        squares = {
-            name: (networks(data[f"{name}_inputs"]) - data[f"{name}_targets"])
-            .square().sum(2).mean(1).view(count, -1).cpu()
-            for name in ("valid", "test")
-        }  # fmt: skip
-    places = (squares["test"] if cell.arm == "oracle" else squares["valid"]).argmin(1)
-    return [(float(squares["test"][row, place]), float(tried[int(place)])) for row, place in enumerate(places)]
 
 
 # -- the declaration -----------------------------------------------------------------------------------------------

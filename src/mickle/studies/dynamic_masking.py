@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """One arm with one setting in one world: two whole runs, and minimal pairs where the world has them."""
     from mickle import machine
+    from mickle.studies.masking_worlds import pair_accuracies
     from mickle.studies.training import small_decoder
 
     values, world = cell.values, world_of(cell)
@@ -70,6 +71,7 @@ def train_encoder(cell: Cell, world: World, model: nn.Module, steps: int) -> Cou
     """Train from the seed's weights on the seed's batches; losses at 15 % along the way."""
     from mickle.data.masking import MaskedBatches, vocabulary_of
     from mickle.data.mixture import Mixture
+    from mickle.studies.masking_worlds import fixed_loss
     from mickle.studies.training import train
     from mickle.training.objectives import masked_token
     from mickle.training.optimizers import AdamW, Schedule, build_optimizer
@@ -108,22 +110,6 @@ def arm_settings(cell: Cell) -> tuple[Masking, float]:
     return masking, cell.values["learning_rates"][trial]
 
 
-def fixed_loss(world: World, length: int, rows: int, model: nn.Module) -> dict[str, float]:
-    """Mean loss in nats and accuracy on hidden tokens of held-out text at 15 %, with masks that never change."""
-    import torch
-
-    from mickle.evaluation.masked import token_scores
-    from mickle.studies.masking_worlds import fixed_batches
-
-    device = next(model.parameters()).device
-    total = right = count = 0.0
-    for batch in fixed_batches(world, length, rows):
-        with torch.no_grad():
-            nats, hits = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
-        total, right, count = total + float(nats.sum()), right + float(hits.sum()), count + len(nats)
-    return {"loss": total / count, "accuracy": right / count}
-
-
 def world_of(cell: Cell) -> World:
     """Tokenizer, training text and held-out text; the same for every seed, which chooses among the batches."""
     from mickle.studies.masking_worlds import documentation, grammar
@@ -131,16 +117,6 @@ def world_of(cell: Cell) -> World:
     if cell.world == "docs":
         return documentation(cell.values["vocabulary"], cell.values["packages"])
     return grammar(cell.values["sentences"])
-
-
-def pair_accuracies(model: nn.Module, count: int) -> Measurements:
-    """Share of minimal pairs whose possible sentence is preferred: all kinds, and each."""
-    from mickle.evaluation.pairs import Pair, accuracies, score_pairs
-    from mickle.studies import agreement
-
-    pairs = [Pair(good, bad, kind, "") for good, bad, kind in agreement.minimal_pairs(count)]
-    scores = score_pairs(model, agreement.tokenizer(), pairs)
-    return {f"pairs_{found['kind']}": found["accuracy"] for found in accuracies(pairs, scores)}
 
 
 def steps_to_baselines(table: dict[str, Measurements]) -> dict[str, Measurements]:

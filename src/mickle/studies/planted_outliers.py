@@ -7,14 +7,20 @@ precision and recall, and its error can be told from what it was measured on: te
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from mickle.compression.sweep import SweepSettings
+    from mickle.quantization.grouped import Grouped
+
 FACTORS = (8.0, 20.0)  # how much larger an outlier is
+SEARCHES = 14  # halvings of the range of log tau
+TAUS = (1e-4, 1e4)
 LOUD_SHARE, LOUDNESS = 0.01, 10.0  # of the inputs' channels
 
 
@@ -60,3 +66,63 @@ def output_error(world: PlantedMatrix, stored: Tensor) -> float:
     """||(W - Q) X|| / ||W X|| on the test inputs."""
     exact = world.test @ world.weight.T
     return float((world.test @ stored.T - exact).norm() / exact.norm())
+
+
+def sizes_of(matrices: list[Grouped]) -> dict[str, float]:
+    """Bits a weight, all that is stored (``bits``) and as the paper counts (``formula_bits``); share of outliers."""
+    weights = [matrix.layout.outputs * matrix.layout.inputs for matrix in matrices]
+    total = sum(weights)
+    return {
+        "bits": 8 * sum(matrix.stored_bytes for matrix in matrices) / total,
+        "formula_bits": sum(matrix.formula_bits * n for matrix, n in zip(matrices, weights, strict=True)) / total,
+        "outliers": sum(matrix.outlier_share * n for matrix, n in zip(matrices, weights, strict=True)) / total,
+    }
+
+
+def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Grouped:
+    """One matrix by a method (settings of the verb); the threshold of outliers by halving the range of log tau."""
+    from mickle.compression.sweep import quantize_layer
+
+    settings = sweep_settings(method)
+    measure = "outliers" if "outliers" in method else "bits"
+    size = method.get("outliers") or method.get("target_bits")
+    if size is None:
+        return quantize_layer(weight, hessian if settings.compensate else None, settings)
+    low, high = map(math.log, TAUS)
+    for _ in range(SEARCHES):
+        middle = (low + high) / 2
+        matrix = quantize_layer(weight, hessian, replace(settings, tau=math.exp(middle)))
+        low, high = (middle, high) if sizes_of([matrix])[measure] > size else (low, middle)  # larger tau: fewer
+    return quantize_layer(weight, hessian, replace(settings, tau=math.exp(high)))
+
+
+def sweep_settings(method: dict[str, Any]) -> SweepSettings:
+    """What the verb makes of a method, but for the threshold."""
+    from mickle.compression.sweep import SweepSettings
+
+    kind = method["kind"]
+    return SweepSettings(
+        bits=method["bits"],
+        group=method.get("group", 16),
+        two_level=kind == "spqr" and method.get("statistics", 3) == 3,
+        leave_one_out=method.get("leave_one_out", True),
+        compensate=kind != "rtn",
+        act_order=kind != "rtn" and method.get("act_order", True),
+        damping=method.get("damping", 0.01),
+    )
+
+
+def outlier_places(matrix: Grouped) -> np.ndarray:
+    """Which weights are kept as outliers, bool [out, in], columns in the matrix's own order."""
+    import numpy as np
+
+    from mickle.quantization.grouped import unsigned
+
+    assert matrix.rows is not None
+    rows = np.repeat(np.arange(matrix.layout.outputs), np.diff(matrix.rows.numpy()))
+    columns = unsigned(matrix.columns).numpy()
+    if matrix.order is not None:
+        columns = unsigned(matrix.order).numpy()[columns]
+    kept = np.zeros((matrix.layout.outputs, matrix.layout.inputs), dtype=bool)
+    kept[rows, columns] = True
+    return kept

@@ -22,17 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 from mickle.studies.base_model import FULL, LARGE, SMALL, Base, base_folder, page_nats, unrounded_nats
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.docstrings import Example, batch, encoded, padded
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
-    from mickle.data.tokenizer import TextTokenizer
 
 DENSE_BITS = 16.0  # a weight of the base that is not rounded, as the paper stores it
 ALLOWED = 0.25  # of what 3 bits cost
 LEAST_COST = 0.004  # nats: shares of less would be shares of noise
-LONGEST = 72  # tokens of an example; longer ones are left out
 TUNED_APART = ("full", "nf4-dq-qv")  # the other arms of adapters take the rate that is best over the unrounded base
 
 
@@ -127,56 +125,6 @@ def tune(
     )
     found = {"trained": sum(parameter.numel() for parameter in trained), "budget": values["steps"] * values["rows"]}
     return found | {"seconds": course.seconds} | ({"diverged": 1} if course.diverged else {})
-
-
-Example = tuple["np.ndarray", int]  # its tokens, the start mark first; how many of them are the prompt
-
-
-@cache
-def encoded(folder: Path) -> tuple[list[Example], list[Example]]:
-    """The task in a base's tokens, training side and held-out side; the end mark closes each completion."""
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.studies.docstrings import described_functions
-
-    tokenizer = open_text_tokenizer(folder)
-    training, heldout = (encode(tokenizer, side) for side in described_functions())
-    return training, heldout
-
-
-def encode(tokenizer: TextTokenizer, side: tuple[Any, ...]) -> list[Example]:
-    """Prompt and completion tokenized apart, so that the boundary is where the answer begins."""
-    import numpy as np
-
-    prompts = tokenizer.encode([e.prompt for e in side])
-    completions = tokenizer.encode([e.completion for e in side])
-    joined = [
-        (np.concatenate([[tokenizer.start], prompt, completion, [tokenizer.end]]), 1 + len(prompt))
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    return [example for example in joined if len(example[0]) <= LONGEST + 1]
-
-
-def batch(examples: list[Example], seed: int, rows: int, index: int) -> dict[str, Tensor]:
-    """Batch ``index``, a function of (seed, index): every example once an epoch, each epoch in its own order."""
-    from mickle.studies.training import in_epochs
-
-    return padded([examples[i] for i in in_epochs(index, rows, len(examples), seed)])
-
-
-def padded(examples: list[Example]) -> dict[str, Tensor]:
-    """input_ids and labels [B, T], shifted; only completions are trained. What follows an end cannot reach it."""
-    import torch
-
-    from mickle.data.packing import NOT_TRAINED
-
-    longest = max(len(tokens) for tokens, _ in examples) - 1
-    inputs = torch.zeros(len(examples), longest, dtype=torch.int64)
-    labels = torch.full_like(inputs, NOT_TRAINED)
-    for row, (tokens, prompt) in enumerate(examples):
-        ids = torch.from_numpy(tokens)
-        inputs[row, : len(ids) - 1] = ids[:-1]
-        labels[row, prompt - 1 : len(ids) - 1] = ids[prompt:]
-    return {"input_ids": inputs, "labels": labels}
 
 
 def measure(model: nn.Module, examples: list[Example], count: int) -> Measurements:

@@ -35,3 +35,29 @@ def rows_at(data: Tensor, starts: Tensor, length: int) -> dict[str, Tensor]:
 
     found = data[starts[:, None] + torch.arange(length + 1)].long()
     return {"input_ids": found[:, :-1], "labels": found[:, 1:]}
+
+
+def unique_places(seed: int, count: int, length: int) -> Tensor:
+    """Where the ``count`` unique windows begin in the training bytes, int64 [count]; a smaller count is the front of a
+    larger one.
+    """
+    import numpy as np
+    import torch
+
+    from mickle.data.mixture import permute
+    from mickle.errors import UsageError
+
+    there = (len(source_bytes()[0]) - 1) // length
+    if count > there:
+        raise UsageError(
+            f"The training text has {there:,} windows of {length}, not {count:,}.", where="study token_crisis"
+        )
+    return torch.from_numpy(permute(np.arange(count), there, seed, 0)) * length
+
+
+def repeated_windows(places: Tensor, seed: int, rows: int, length: int, index: int) -> dict[str, Tensor]:
+    """Batch ``index``: epoch after epoch over the same windows, each epoch in its own order. [rows, length] each."""
+    from mickle.studies.training import in_epochs
+
+    # The order numbered 0 is that in which the windows were drawn.
+    return rows_at(source_bytes()[0], places[in_epochs(index, rows, len(places), seed, first=1)], length)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,24 +24,19 @@ from mickle.studies.base_model import (
     Base,
     base_folder,
     corpus_folder,
-    measured_pages,
+    differences,
     page_nats,
     unrounded_nats,
 )
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from mickle.compression.sweep import SweepSettings
-    from mickle.quantization.grouped import Grouped
+    from torch import nn
 
 ALLOWED = 1.0  # per cent that perplexity may rise
 LEAST_INCREASE = 0.02  # per cent: ratios of less would be ratios of noise
 NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # closed form: codes, scales, scales of scales
 NOT_ROUNDED = {"bits": 16.0, "formula_bits": 16.0, "outliers": 0.0}
-SEARCHES = 14  # halvings of the range of log tau
-TAUS = (1e-4, 1e4)
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
@@ -89,6 +84,7 @@ def sizes_of_model(model: nn.Module) -> Measurements:
     """Bits a weight, all that is stored (``bits``) and as the paper counts (``formula_bits``); share of outliers."""
     from mickle.models.quantized import bits_per_weight, quantized_layers
     from mickle.quantization.grouped_linear import GroupedLinear
+    from mickle.studies.planted_outliers import sizes_of
 
     layers = list(quantized_layers(model).values())
     grouped = [layer.grouped for layer in layers if isinstance(layer, GroupedLinear)]
@@ -97,63 +93,17 @@ def sizes_of_model(model: nn.Module) -> Measurements:
     return sizes_of(grouped)
 
 
-def sizes_of(matrices: list[Grouped]) -> Measurements:
-    """The same of matrices."""
-    weights = [matrix.layout.outputs * matrix.layout.inputs for matrix in matrices]
-    total = sum(weights)
-    return {
-        "bits": 8 * sum(matrix.stored_bytes for matrix in matrices) / total,
-        "formula_bits": sum(matrix.formula_bits * n for matrix, n in zip(matrices, weights, strict=True)) / total,
-        "outliers": sum(matrix.outlier_share * n for matrix, n in zip(matrices, weights, strict=True)) / total,
-    }
-
-
-def differences(folder: Path, model: nn.Module, windows: int) -> Measurements:
-    """How else a model differs from its base: KL divergence (nats a token) and share of likeliest tokens changed."""
-    exact, now = unrounded_logits(folder, windows), log_probabilities(model, folder, windows)
-    divergence = (exact.exp() * (exact - now)).sum(-1).mean()
-    changed = (exact.argmax(-1) != now.argmax(-1)).float().mean()
-    return {"divergence": float(divergence), "changed": float(changed)}
-
-
-@cache
-def unrounded_logits(folder: Path, windows: int) -> Tensor:
-    """The base's own, float32 [windows, length, vocabulary]."""
-    from mickle.models.folder import open_model
-
-    return log_probabilities(open_model(folder), folder, windows)
-
-
-def log_probabilities(model: nn.Module, folder: Path, windows: int) -> Tensor:
-    """Logarithms of the model's probabilities on beginnings of held-out pages."""
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        windows_read = held_out_windows(folder, windows).to(next(model.parameters()).device)
-        return torch.as_tensor(model(windows_read)).float().log_softmax(-1)
-
-
-@cache
-def held_out_windows(folder: Path, windows: int) -> Tensor:
-    """Beginnings of held-out pages as tokens, int64 [windows, length]."""
-    import numpy as np
-    import torch
-
-    from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.models.folder import describe
-
-    length = describe(folder).longest
-    texts = [page.text for page in measured_pages(1000)]
-    documents = open_text_tokenizer(folder).encode_documents(texts)
-    long = [document[:length] for document in documents if len(document) >= length]
-    return torch.from_numpy(np.stack(long[:windows]).astype(np.int64))
-
-
 def planted(cell: Cell) -> Measurements:
     """One matrix with known outliers: error of its output on fresh inputs; precision and recall of what is kept."""
     from mickle.quantization.nf4 import dequantize_4bit, quantize_4bit
-    from mickle.studies.planted_outliers import found_outliers, output_error, planted_matrix
+    from mickle.studies.planted_outliers import (
+        found_outliers,
+        outlier_places,
+        output_error,
+        planted_matrix,
+        quantized,
+        sizes_of,
+    )  # fmt: skip
 
     values, method = cell.values, ARMS[cell.arm]
     world = planted_matrix(cell.seed, values["outputs"], values["inputs"], values["planted_share"], values["rows"])
@@ -173,95 +123,34 @@ def planted(cell: Cell) -> Measurements:
     return {**found, **sizes, "budget": sizes["bits"], "error": output_error(world, matrix.dequantized())}
 
 
-def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Grouped:
-    """One matrix by an arm's method; the threshold of outliers by halving the range of log tau."""
-    from dataclasses import replace
-
-    from mickle.compression.sweep import quantize_layer
-
-    settings = sweep_settings(method)
-    measure = "outliers" if "outliers" in method else "bits"
-    size = method.get("outliers") or method.get("target_bits")
-    if size is None:
-        return quantize_layer(weight, hessian if settings.compensate else None, settings)
-    low, high = map(math.log, TAUS)
-    for _ in range(SEARCHES):
-        middle = (low + high) / 2
-        matrix = quantize_layer(weight, hessian, replace(settings, tau=math.exp(middle)))
-        low, high = (middle, high) if sizes_of([matrix])[measure] > size else (low, middle)  # larger tau: fewer
-    return quantize_layer(weight, hessian, replace(settings, tau=math.exp(high)))
-
-
-def sweep_settings(method: dict[str, Any]) -> SweepSettings:
-    """What the verb makes of a method, but for the threshold."""
-    from mickle.compression.sweep import SweepSettings
-
-    kind = method["kind"]
-    return SweepSettings(
-        bits=method["bits"],
-        group=method.get("group", 16),
-        two_level=kind == "spqr" and method.get("statistics", 3) == 3,
-        leave_one_out=method.get("leave_one_out", True),
-        compensate=kind != "rtn",
-        act_order=kind != "rtn" and method.get("act_order", True),
-        damping=method.get("damping", 0.01),
-    )
-
-
-def outlier_places(matrix: Grouped) -> Any:
-    """Which weights are kept as outliers, bool [out, in], columns in the matrix's own order."""
-    import numpy as np
-
-    from mickle.quantization.grouped import unsigned
-
-    assert matrix.rows is not None
-    rows = np.repeat(np.arange(matrix.layout.outputs), np.diff(matrix.rows.numpy()))
-    columns = unsigned(matrix.columns).numpy()
-    if matrix.order is not None:
-        columns = unsigned(matrix.order).numpy()[columns]
-    kept = np.zeros((matrix.layout.outputs, matrix.layout.inputs), dtype=bool)
-    kept[rows, columns] = True
-    return kept
-
-
 # The verb's search for a threshold overshoots by a tenth of a per cent of a small model's weights: less is asked for.
-ONE_PERCENT = {"kind": "spqr", "bits": 3, "outliers": 0.0091}  # 3.95 bits by the formula
+THREE_BITS, FOUR_BITS = {"kind": "spqr", "bits": 3}, {"kind": "spqr", "bits": 4}
+ONE_PERCENT = {**THREE_BITS, "outliers": 0.0091}  # 3.95 bits by the formula
 NO_OUTLIERS = 1e30
 GROUPS = ((3, 64), (3, 32), (4, 128), (4, 64), (4, 32))  # 3.5, 4, 4.25, 4.5, 5 bits with statistics in 16
-ARMS: dict[str, dict[str, Any]] = {
-    "base": {},
-    **{f"rtn-{bits}-g{group}": {"kind": "rtn", "bits": bits, "group": group} for bits, group in GROUPS},
-    **{f"gptq-{bits}-g{group}": {"kind": "gptq", "bits": bits, "group": group} for bits, group in GROUPS},
-    "nf4": {"kind": "nf4"},
-    "spqr-3-none": {"kind": "spqr", "bits": 3, "tau": NO_OUTLIERS},
-    "spqr-3": ONE_PERCENT,
-    "spqr-3-stored": {"kind": "spqr", "bits": 3, "target_bits": 4.30},  # so that all stored is gptq-4-g128's 4.344
-    "spqr-3-more": {"kind": "spqr", "bits": 3, "outliers": 0.0184},  # 4.25 bits by the formula
-    "spqr-4-none": {"kind": "spqr", "bits": 4, "tau": NO_OUTLIERS},
-    "spqr-4": {"kind": "spqr", "bits": 4, "outliers": 0.0012},  # 4.69 bits by the formula
-    "no-leave-one-out": {**ONE_PERCENT, "leave_one_out": False},
-    "no-second-level": {**ONE_PERCENT, "statistics": 16},
-    "as-they-stand": {**ONE_PERCENT, "act_order": False},
-    "damping-0.1": {**ONE_PERCENT, "damping": 0.1},
-    "damping-1": {**ONE_PERCENT, "damping": 1.0},
-}
-WHAT = {
-    "base": "the base as it was trained",
-    "rtn": "rounding to nearest, statistics of a group in 16 bits",
-    "gptq": "GPTQ, most active inputs first, statistics of a group in 16 bits",
-    "nf4": "NF4 with double quantization",
-    "spqr-3-none": "SpQR, 3 bits, groups of 16, no outliers (3.625 bits)",
-    "spqr-3": "SpQR, 3 bits, 1 % outliers (3.95 bits)",
-    "spqr-3-stored": "SpQR, 3 bits, outliers until it stores what gptq-4-g128 does",
-    "spqr-3-more": "SpQR, 3 bits, 1.95 % outliers (4.25 bits)",
-    "spqr-4-none": "SpQR, 4 bits, no outliers (4.625 bits)",
-    "spqr-4": "SpQR, 4 bits, 0.2 % outliers (4.69 bits): the paper's near-lossless point",
-    "no-leave-one-out": "spqr-3 without leaving outliers out of the fits",
-    "no-second-level": "spqr-3 with statistics in 16 bits (5.33 bits)",
-    "as-they-stand": "spqr-3 with columns in their own order",
-    "damping-0.1": "spqr-3 with lambda 0.1, not 0.01",
-    "damping-1": "spqr-3 with lambda 1",
-}
+ROUNDING = "rounding to nearest, statistics of a group in 16 bits"
+GPTQ = "GPTQ, most active inputs first, statistics of a group in 16 bits"
+STORED = "SpQR, 3 bits, outliers until it stores what gptq-4-g128 does"
+NEAR_LOSSLESS = "SpQR, 4 bits, 0.2 % outliers (4.69 bits): the paper's near-lossless point"
+TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("base", "the base as it was trained", {}),
+    *((f"rtn-{b}-g{g}", f"{ROUNDING}: rtn-{b}-g{g}", {"kind": "rtn", "bits": b, "group": g}) for b, g in GROUPS),
+    *((f"gptq-{b}-g{g}", f"{GPTQ}: gptq-{b}-g{g}", {"kind": "gptq", "bits": b, "group": g}) for b, g in GROUPS),
+    ("nf4", "NF4 with double quantization", {"kind": "nf4"}),
+    ("spqr-3-none", "SpQR, 3 bits, groups of 16, no outliers (3.625 bits)", {**THREE_BITS, "tau": NO_OUTLIERS}),
+    ("spqr-3", "SpQR, 3 bits, 1 % outliers (3.95 bits)", ONE_PERCENT),
+    # So that all stored is gptq-4-g128's 4.344; then 4.25 bits by the formula.
+    ("spqr-3-stored", STORED, {**THREE_BITS, "target_bits": 4.30}),
+    ("spqr-3-more", "SpQR, 3 bits, 1.95 % outliers (4.25 bits)", {**THREE_BITS, "outliers": 0.0184}),
+    ("spqr-4-none", "SpQR, 4 bits, no outliers (4.625 bits)", {**FOUR_BITS, "tau": NO_OUTLIERS}),
+    ("spqr-4", NEAR_LOSSLESS, {**FOUR_BITS, "outliers": 0.0012}),
+    ("no-leave-one-out", "spqr-3 without leaving outliers out of the fits", {**ONE_PERCENT, "leave_one_out": False}),
+    ("no-second-level", "spqr-3 with statistics in 16 bits (5.33 bits)", {**ONE_PERCENT, "statistics": 16}),
+    ("as-they-stand", "spqr-3 with columns in their own order", {**ONE_PERCENT, "act_order": False}),
+    ("damping-0.1", "spqr-3 with lambda 0.1, not 0.01", {**ONE_PERCENT, "damping": 0.1}),
+    ("damping-1", "spqr-3 with lambda 1", {**ONE_PERCENT, "damping": 1.0}),
+)
+ARMS = {name: method for name, _, method in TABLE}
 SIZES: dict[str, Any] = {
     "base": asdict(FULL),
     "bases": 5,
@@ -269,11 +158,6 @@ SIZES: dict[str, Any] = {
     "heldout_pages": 60,
     "compared_windows": 32,
 } | {"outputs": 512, "inputs": 512, "planted_share": 0.01, "rows": 2048}
-
-
-def described(arm: str) -> str:
-    """An arm in a line."""
-    return WHAT.get(arm) or f"{WHAT[arm.partition('-')[0]]}: {arm}"
 
 
 less = partial(Comparison, better="lower", form="ratio", worlds=("decoder",))  # of an increase or error
@@ -299,7 +183,7 @@ study = Study(
         " size (abstract, tables 1 and 2; LLaMA and Falcon of 7B to 65B)."
     ),
     budget_unit="bits a weight, all that is stored,",
-    arms=tuple(Arm(name, described(name)) for name in ARMS),
+    arms=tuple(Arm(name, what) for name, what, _ in TABLE),
     comparisons=(
         rise(
             RISE, "spqr-4", "base", "increase", 0.12, LOSSLESS, headline=True, says="perplexity rises by {value:.2f} %"

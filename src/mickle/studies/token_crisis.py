@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
-from mickle.studies.source_bytes import BYTES, rows_at, source_bytes
+from mickle.studies.source_bytes import BYTES, repeated_windows, rows_at, source_bytes, unique_places
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from mickle.models.shape import DecoderConfig
 
@@ -69,7 +69,7 @@ def train_arm(cell: Cell) -> dict[str, Any]:
     course = train(
         model,
         partial(next_token, smoothing=setting.get("smoothing", 0.0)),
-        partial(windows, places, cell.seed, rows, length),
+        partial(repeated_windows, places, cell.seed, rows, length),
         optimizer(cell, model),
         steps=steps,
         worst=DIVERGED,
@@ -117,32 +117,6 @@ def optimizer(cell: Cell, model: nn.Module) -> Any:
         weight_decay=setting.get("weight_decay", values["weight_decay"]),
     )
     return build_optimizer(settings, model)
-
-
-def unique_places(seed: int, count: int, length: int) -> Tensor:
-    """Where the ``count`` unique windows begin in the training bytes, int64 [count]; a smaller count is the front of a
-    larger one.
-    """
-    import numpy as np
-    import torch
-
-    from mickle.data.mixture import permute
-    from mickle.errors import UsageError
-
-    there = (len(source_bytes()[0]) - 1) // length
-    if count > there:
-        raise UsageError(
-            f"The training text has {there:,} windows of {length}, not {count:,}.", where="study token_crisis"
-        )
-    return torch.from_numpy(permute(np.arange(count), there, seed, 0)) * length
-
-
-def windows(places: Tensor, seed: int, rows: int, length: int, index: int) -> dict[str, Tensor]:
-    """Batch ``index``: epoch after epoch over the same windows, each epoch in its own order. [rows, length] each."""
-    from mickle.studies.training import in_epochs
-
-    # The order numbered 0 is that in which the windows were drawn.
-    return rows_at(source_bytes()[0], places[in_epochs(index, rows, len(places), seed, first=1)], length)
 
 
 def measure(rows: int, length: int, model: nn.Module) -> dict[str, float]:

@@ -16,13 +16,13 @@ WORDS = (
 
 
 def sort_single(rng: random.Random, length: int) -> Problem:
-    """``length`` different symbols of 50 that have an order (A < .. < Z < a < .. < x), one token each."""
-    return _sorting(rng.sample(range(len(ORDERED)), length), list(ORDERED), "sort_single")
+    """``length`` symbols of 50 that have an order (A < .. < Z < a < .. < x), one token each; one may come again."""
+    return _sorting(rng.choices(range(len(ORDERED)), k=length), list(ORDERED), "sort_single")
 
 
 def sort_multi(rng: random.Random, length: int) -> Problem:
-    """``length`` different integers of 10 to 9999, their digits apart."""
-    numbers = rng.sample(range(10, 10_000), length)
+    """``length`` integers of 10 to 9999, their digits apart; one may come again."""
+    numbers = rng.choices(range(10, 10_000), k=length)
     return _sorting(numbers, {number: digits(number) for number in numbers}, "sort_multi")
 
 
@@ -33,7 +33,8 @@ def _sorting(ranks: list[int], names: list[str] | dict[int, str], category: str)
     steps, left = [], list(ranks)
     while left:
         smallest = min(left)
-        before, left = left, [rank for rank in left if rank != smallest]
+        place = left.index(smallest)  # of equal ones the first
+        before, left = left, left[:place] + left[place + 1 :]
         steps.append(
             WorkStep(
                 input=written(before),
@@ -53,14 +54,14 @@ def _sorting(ranks: list[int], names: list[str] | dict[int, str], category: str)
 
 
 def lego(rng: random.Random, length: int) -> Problem:
-    """``length`` clauses, each variable plus or minus the one before; asked is one of the chain's second
-    half.
+    """``length`` clauses, each variable plus or minus the one before; asked is one of the chain's second half, which
+    begins after the middle where there is one.
     """
     names = rng.sample(string.ascii_lowercase, length)
     signs = [rng.choice((1, -1)) for _ in range(length)]
     clauses = [f"{names[0]} = {_sign(signs[0])}1"]
     clauses += [f"{names[i]} = {_sign(signs[i])} {names[i - 1]}" for i in range(1, length)]
-    asked = rng.randrange(length // 2, length)
+    asked = rng.randrange(min((length + 1) // 2, length - 1), length)
     steps, value = [], 1
     for i in range(asked + 1):
         before, value = value, value * signs[i]
