@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mickle.regression.theory import best_rate, dropout_risk, least_squares_risk
+from mickle.studies import digits
 from mickle.studies import dropout_double_descent as page
 from mickle.studies.declaration import Cell, problems
 from mickle.studies.dropout_double_descent import study
@@ -87,8 +88,8 @@ def test_ridge_is_tuned_ridge() -> None:
 
 
 def test_digits_are_split_without_overlap_and_only_training_labels_are_noisy() -> None:
-    split = page.digits_split(SMALL, 5, 60)
-    images, labels = page.digits()
+    split = digits.digits_split(SMALL, 5, 60)
+    images, labels = digits.digits()
     assert images.shape == (1797, 64)
     rows = torch.cat([split[f"{part}inputs"] for part in ("", "valid_", "test_")])
     assert len(rows) == len(torch.unique(rows, dim=0)) == 210
@@ -97,6 +98,6 @@ def test_digits_are_split_without_overlap_and_only_training_labels_are_noisy() -
         truth = torch.tensor([place[tuple(image.tolist())] for image in split[f"{part}inputs"]])
         wrong = (split[f"{part}targets"].argmax(1) != truth).float().mean()
         assert low <= wrong <= high
-    more = page.digits_split(SMALL, 5, 90)
+    more = digits.digits_split(SMALL, 5, 90)
     assert torch.equal(more["inputs"][:60], split["inputs"])  # growing sizes contain each other
     assert torch.equal(more["test_inputs"], split["test_inputs"])

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from mickle.compression.sweep import SweepSettings
     from mickle.quantization.grouped import Grouped
 
 FACTORS = (8.0, 20.0)  # how much larger an outlier is
@@ -81,12 +80,17 @@ def sizes_of(matrices: list[Grouped]) -> dict[str, float]:
 
 def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Grouped:
     """One matrix by a method (settings of the verb); the threshold of outliers by halving the range of log tau."""
+    from pydantic import TypeAdapter
+
+    from mickle.compression.methods import Method
     from mickle.compression.sweep import quantize_layer
 
-    settings = sweep_settings(method)
+    settings = TypeAdapter(Method).validate_python(method).sweep([tuple(weight.shape)])
+    assert settings is not None  # as NF4's are
     measure = "outliers" if "outliers" in method else "bits"
     size = method.get("outliers") or method.get("target_bits")
-    if size is None:
+    if size is None:  # no arm without a size has outliers
+        settings = replace(settings, tau=math.inf)
         return quantize_layer(weight, hessian if settings.compensate else None, settings)
     low, high = map(math.log, TAUS)
     for _ in range(SEARCHES):
@@ -94,22 +98,6 @@ def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Groupe
         matrix = quantize_layer(weight, hessian, replace(settings, tau=math.exp(middle)))
         low, high = (middle, high) if sizes_of([matrix])[measure] > size else (low, middle)  # larger tau: fewer
     return quantize_layer(weight, hessian, replace(settings, tau=math.exp(high)))
-
-
-def sweep_settings(method: dict[str, Any]) -> SweepSettings:
-    """What the verb makes of a method, but for the threshold."""
-    from mickle.compression.sweep import SweepSettings
-
-    kind = method["kind"]
-    return SweepSettings(
-        bits=method["bits"],
-        group=method.get("group", 16),
-        two_level=kind == "spqr" and method.get("statistics", 3) == 3,
-        leave_one_out=method.get("leave_one_out", True),
-        compensate=kind != "rtn",
-        act_order=kind != "rtn" and method.get("act_order", True),
-        damping=method.get("damping", 0.01),
-    )
 
 
 def outlier_places(matrix: Grouped) -> np.ndarray:
