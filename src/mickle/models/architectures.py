@@ -6,6 +6,8 @@ whose `folders` reads and writes its folders. A folder that none of them takes i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from mickle.models.decoder_settings import DecoderArchitecture
 
 if TYPE_CHECKING:
     from mickle.models.folder_check import ModelFiles
+    from mickle.models.language import Description
 
 Architecture = DecoderArchitecture  # with a second one: Annotated[A | B, Field(discriminator="kind")]
 
@@ -25,8 +28,7 @@ def architecture_of(config: dict[str, Any], folder: Path) -> tuple[Any, Any] | N
     UsageError for a shape that cannot be.
     """
     where = str(folder / "config.json")
-    for variant in config_variants(Architecture):
-        model_class = variant.model_class()  # type: ignore[attr-defined]
+    for model_class in _model_classes():
         try:
             shape = model_class.folders.from_settings(config)
         except UsageError as error:
@@ -36,6 +38,21 @@ def architecture_of(config: dict[str, Any], folder: Path) -> tuple[Any, Any] | N
         if shape is not None:
             return model_class, shape
     return None
+
+
+def shape_from(values: Mapping[str, Any]) -> Any:
+    """The shape that `dataclasses.asdict` made `values` of: of the architecture that has just these fields."""
+    classes = [model_class.shape_class for model_class in _model_classes()]
+    return next(c for c in classes if {field.name for field in fields(c)} == values.keys())(**values)
+
+
+def description_of(shape: Any) -> Description:
+    """What there is to know of a model of this shape before it is built."""
+    return next(one for one in _model_classes() if one.shape_class is type(shape)).folders.description(shape)
+
+
+def _model_classes() -> list[Any]:
+    return [variant.model_class() for variant in config_variants(Architecture)]  # type: ignore[attr-defined]
 
 
 def checked_frame(files: ModelFiles) -> Any:

@@ -79,6 +79,7 @@ class Decoder(OwnModel):
     """A decoder-only transformer. Fresh weights depend on `seed` alone, not on torch's global generator."""
 
     folders: ClassVar[Any] = decoder_folder
+    shape_class: ClassVar[Any] = DecoderConfig
 
     def __init__(self, config: DecoderConfig, seed: int = 0) -> None:
         super().__init__()

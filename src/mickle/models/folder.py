@@ -12,7 +12,7 @@ import torch
 
 from mickle.errors import UsageError
 from mickle.models import folder_check
-from mickle.models.architectures import architecture_of
+from mickle.models.architectures import architecture_of, description_of
 from mickle.models.folder_check import is_adapter
 from mickle.models.folder_files import end_tokens, open_tokenizer
 from mickle.models.language import Description, LanguageModel, described
@@ -42,7 +42,4 @@ def describe(path: Path) -> Description:
         raise UsageError(f"no such model folder: {path}", todo="check the path")
     config = folder_check.read_config(path)
     found = architecture_of(config, path)
-    if found is None:
-        return described(config)
-    model_class, shape = found
-    return model_class.folders.description(shape)
+    return described(config) if found is None else description_of(found[1])

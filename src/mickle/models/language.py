@@ -113,6 +113,7 @@ class OwnModel(LanguageModel):
     """
 
     folders: ClassVar[Any]
+    shape_class: ClassVar[Any]  # its shape: a dataclass with what `training/pretrain_plan.py` forecasts by
 
     def folder_name(self, name: str) -> str:
         return self.folders.folder_name(self.config, name)

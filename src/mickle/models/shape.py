@@ -110,6 +110,13 @@ class DecoderConfig:
         norms = (2 * self.layers + 1) * self.width
         return embeddings + learned + t5 + norms + self.layers * (attention + feed_forward + router)
 
+    def line(self, vocabulary: int) -> str:
+        """The dimensions for a person; `vocabulary`: the tokens that are in use."""
+        return (
+            f"width {self.width}, {self.layers} layers of {self.heads} heads, vocabulary {vocabulary:,}, "
+            f"positions {self.position}"
+        )
+
     def refuse_fewer_tensors(self, tensors: int, where: str) -> None:
         """UsageError where a folder of so many tensors cannot hold a decoder of this shape."""
         if self.layers * self.experts > tensors:

@@ -27,7 +27,8 @@ import torch
 from mickle import machine
 from mickle.errors import UsageError
 from mickle.kernels.losses import CHUNK_BYTES
-from mickle.models.shape import SIZES, DecoderConfig
+from mickle.models import architectures
+from mickle.models.shape import SIZES
 from mickle.training.closure import Closure
 from mickle.training.objectives import Batch
 from mickle.training.optimizers import AdamW, Sophia, build_optimizer
@@ -54,7 +55,7 @@ LIBRARIES = 40_000_000  # what torch sets up at the first step
 class PretrainPlan(TrainingPlan):
     """Every number of one pretraining, resolved. ``batch_size`` counts sequences.
 
-    ``shape`` is the decoder's; for a model of another architecture, a decoder's of the same dimensions.
+    ``shape`` is that of a model of ours; for one of transformers, a decoder's of the same dimensions.
     """
 
     vocabulary_size: int
@@ -62,9 +63,9 @@ class PretrainPlan(TrainingPlan):
     shape: dict[str, Any]
 
     @property
-    def config(self) -> DecoderConfig:
-        """The decoder's shape."""
-        return DecoderConfig(**self.shape)
+    def config(self) -> Any:
+        """The shape, as the class of its architecture has it."""
+        return architectures.shape_from(self.shape)
 
     @property
     def epochs(self) -> float:
@@ -73,10 +74,8 @@ class PretrainPlan(TrainingPlan):
 
     def lines(self) -> list[str]:
         """The resolved numbers for a person, each with its rule's outcome."""
-        shape = self.config
         return [
-            f"model: {self.parameters:,} parameters: width {shape.width}, {shape.layers} layers of "
-            f"{shape.heads} heads, vocabulary {self.vocabulary_size:,}, positions {shape.position}",
+            f"model: {self.parameters:,} parameters: {self.config.line(self.vocabulary_size)}",
             f"batch: {self.batch_tokens:,} tokens: {self.batch_size} sequences of {self.sequence_length}{self.parts}",
             f"length: {self.steps:,} steps = {self.steps * self.batch_tokens:,} tokens = {self.epochs:.1f} epochs of "
             f"{self.training_tokens:,} tokens",
@@ -112,7 +111,7 @@ class Fresh:
     dropout: float = 0.0
     rate: float = AdamW().learning_rate
 
-    def shape(self, vocabulary_size: int, length: int) -> DecoderConfig:
+    def shape(self, vocabulary_size: int, length: int) -> Any:
         """Its dimensions, for a vocabulary and sequences of ``length`` tokens."""
         return self.architecture.shape(self.size, vocabulary_size, length, self.causal, self.dropout)
 
@@ -199,8 +198,8 @@ def memory(plan: PretrainPlan, base: int | None = None) -> int:
     shape = plan.config
     rows = plan.micro_rows
     tokens = rows * plan.sequence_length
-    attention = 6 * shape.width + 3 * shape.heads * shape.head_width + 2 * shape.kv_heads * shape.head_width
-    layers = shape.layers * tokens * ACTIVATION_BYTES[plan.precision] * (attention + 4 * shape.ffn_width)
+    kept = architectures.description_of(shape).attention + 4 * shape.ffn_width
+    layers = shape.layers * tokens * ACTIVATION_BYTES[plan.precision] * kept
     mask = rows * plan.sequence_length**2 * 6
     chunk = 3 * CHUNK_BYTES + tokens * shape.width * 8 + shape.vocab_size * shape.width * 4
     step = 16 * plan.parameters + layers + mask + chunk
