@@ -246,7 +246,7 @@ def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(folder: 
     assert len(rows) == 23
     for system, row in zip(SYSTEMS, rows):
         assert ("not yet built" in row) == (system.name not in page_names())
-    stand_in = table.System(99, "momentum", "Momentum", "t", "0", "claim")
+    stand_in = table.System(99, "momentum", "Momentum", "0", "claim")
     assert "built, not yet measured" in table.system_row(stand_in, True, {}, {})
     row = table.system_row(stand_in, True, known, table.corrected(known))
     assert "0.333 x (theory: sqrt(condition) against condition)" in row

@@ -30,7 +30,7 @@ class RunStudy(Step):
     example: ClassVar[str] = "mickle study sophia --scale quick"
     positional: ClassVar[str] = "name"
     resumable_changes: ClassVar[frozenset[str]] = frozenset(
-        {"publish", "workers", "fingerprint.code", "fingerprint.reads"}  # cells are kept under both of these
+        {*ELSEWHERE, "fingerprint.code", "fingerprint.reads"}  # cells are kept under both of these
     )
 
     name: str = Field("", description="the study; without it all are listed with claim and last verdict")
