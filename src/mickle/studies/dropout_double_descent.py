@@ -174,29 +174,17 @@ SIZES: dict[str, Any] = (
     | {"net_rows": 200, "net_width": 20, "net_replicates": 2, "net_steps": 2000, "net_learning_rate": 0.01}
     | {"net_rates": (0.0, 0.2, 0.5, 0.8), "decays": (0.0, 0.3, 1.0, 3.0), "device": "cpu"}
 )
-QUICK: dict[str, Any] = {
-    "sizes": {
-        **CURVES,
-        "isotropic": ROWS[2:],
-        "power_law": ROWS[2:],
-        "features": (20, 40, 75, 125, 150, 160, 225, 300),
-        "digits_width": (4, 8, 16, 32, 64),
-        "digits_rows": (80, 160, 240, 400),
-    },
-    "replicates": 6,
-    "net_replicates": 1,
-    "net_steps": 1500,
+QUICK_CURVES: dict[str, tuple[int, ...]] = {
+    **{"isotropic": ROWS[2:], "power_law": ROWS[2:], "features": (20, 40, 75, 125, 150, 160, 225, 300)},
+    **{"digits_width": (4, 8, 16, 32, 64), "digits_rows": (80, 160, 240, 400)},
 }
-GPU: dict[str, Any] = {
-    "sizes": {
-        **CURVES,
-        "digits_width": (2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 256, 512),
-        "digits_rows": (40, 60, 80, 100, 120, 140, 160, 200, 240, 320, 400, 700, 990),
-    },
-    "net_replicates": 20,
-    "net_steps": 4000,
-    "device": "cuda",
+QUICK: dict[str, Any] = {"sizes": QUICK_CURVES, "replicates": 6, "net_replicates": 1, "net_steps": 1500}
+GPU_CURVES: dict[str, tuple[int, ...]] = {
+    **CURVES,
+    "digits_width": (2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 256, 512),
+    "digits_rows": (40, 60, 80, 100, 120, 140, 160, 200, 240, 320, 400, 700, 990),
 }
+GPU: dict[str, Any] = {"sizes": GPU_CURVES, "net_replicates": 20, "net_steps": 4000, "device": "cuda"}
 
 
 LEFT = "{value:.1%} of the peak is left"

@@ -149,11 +149,13 @@ GPU: dict[str, Any] = (
 
 GRAMMAR = ("grammar",)
 asked = partial(Comparison, better="lower", form="difference", worlds=("docs",))
+steps = partial(asked, form="ratio")
 pairs = partial(asked, better="higher", worlds=GRAMMAR)
 CONSTANT, BEST = "constant-15", "best-constant"
 LOSS = "MLM loss at 15 %: 1.56 against 1.59"
 RISING = "what falling gained; GLUE 83.71 against 83.83"
 SUBSET = f"GLUE: 84.29 against 83.71, no better than .15; {LOSS}"
+NEEDS = "needs {ratio:.0%} of the steps that 15 % needs"
 ORDER = f"GLUE: rising no better than .15; {LOSS}"
 TO_CONSTANT, TO_BEST = "70k steps to 37k, GLUE", "70k steps to 42k, GLUE"
 BLIMP, BLIMP_BEST = "BLiMP: 82.70 against 82.44", "BLiMP: 82.70 against 82.13"
@@ -175,26 +177,17 @@ study = Study(
         Arm("subset", "from 30 to 15 %, loss on 15 % of all tokens, four learning rates", GRID),
     ),
     comparisons=(
-        asked(
+        steps(
             "steps to constant .15's loss",
             "linear",
             CONSTANT,
             "steps_to_constant_15",
             37 / 70,
             TO_CONSTANT,
-            form="ratio",
             headline=True,
-            says="needs {ratio:.0%} of the steps that 15 % needs",
+            says=NEEDS,
         ),
-        asked(
-            "steps to the best constant's loss",
-            "linear",
-            BEST,
-            "steps_to_best_constant",
-            42 / 70,
-            TO_BEST,
-            form="ratio",
-        ),
+        steps("steps to the best constant's loss", "linear", BEST, "steps_to_best_constant", 42 / 70, TO_BEST),
         asked("loss at 15 %, against constant .15", "linear", CONSTANT, "loss", 0.03, LOSS),
         asked("order: falling against rising", "linear", "reverse", "loss", 0.03, ORDER),
         asked(

@@ -211,6 +211,7 @@ VALUES: dict[str, Any] = {"pretrain_steps": 1200, "steps": 1500, "rows": 32, "ad
 K16, K512 = ("k16",), ("k512",)
 asked = partial(Comparison, better="higher", form="difference", worlds=K512, says="{points:+.1f} points")
 memory = partial(asked, better="lower", form="ratio", says="{ratio:.0%} of Adam's")
+LESSER = "the lesser margin is {points:+.1f} points"
 LARGE = "RoBERTa-large, SST-2, k = 512: 79.0, 93.3, Adam 93.9"
 MEDIAN = "OPT-13B, median of 11"
 MARGINS = "MeZO: 10 points above zero-shot and within 2 of Adam (the lesser margin)"
@@ -238,16 +239,7 @@ study = Study(
         Arm("random-init", "MeZO on weights that were never trained", GRID),
     ),
     comparisons=(
-        asked(
-            MARGINS,
-            "mezo",
-            "zero-shot",
-            "margin",
-            0.014,
-            LARGE,
-            headline=True,
-            says="the lesser margin is {points:+.1f} points",
-        ),
+        asked(MARGINS, "mezo", "zero-shot", "margin", 0.014, LARGE, headline=True, says=LESSER),
         asked("gain over zero-shot, k = 512", "mezo", "zero-shot", "accuracy", 0.143, "SST-2: 93.3 against 79.0"),
         asked("gain over zero-shot, k = 16", "mezo", "zero-shot", "accuracy", 0.115, FEW, worlds=K16),
         asked("within 2 points of Adam, k = 512", "mezo", "adam", "graced", 0.014, "93.3 + 2 against 93.9"),

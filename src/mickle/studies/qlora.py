@@ -221,6 +221,7 @@ CONTROL = "no claim: asked so that 5 standard errors are half of it"
 COST = "NF4 + DQ costs less than a quarter of what 3 bits cost, after tuning"
 HURT = "control: 3 bits hurt the base that is not tuned, in standard errors"
 SHARE = "share of full tuning's gain that QLoRA has"
+OF_16 = "{ratio:.1%} of 16 bits"
 BITS = "closed form: 4.127 of 16"
 GAINED = "tables 3 and 4: all of it"
 LAYERS = "figure 2, no number in nats"
@@ -252,14 +253,7 @@ study = Study(
         asked("the same without double quantization", "nf4", "int3", "cost", ALLOWED, MATCHES, says=COSTS),
         asked(HURT, "lora", "int3", "rounding_z", 10.0, CONTROL, says="{gain:.3g} standard errors"),
         asked(
-            "bits a weight of the base",
-            "nf4-dq",
-            "lora",
-            "bits_per_weight",
-            4.127 / 16,
-            BITS,
-            form="ratio",
-            says="{ratio:.1%} of 16 bits",
+            "bits a weight of the base", "nf4-dq", "lora", "bits_per_weight", 4.127 / 16, BITS, form="ratio", says=OF_16
         ),
         asked(SHARE, "nf4-dq", "nf4-dq-none", "gained", 1.0, GAINED, better="higher", says="{change:.0%} of its gain"),
         asked("adapters on all layers against query and value", "nf4-dq", "nf4-dq-qv", "loss", 0.02, LAYERS),

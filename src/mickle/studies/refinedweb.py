@@ -172,6 +172,7 @@ GPU: dict[str, Any] = {**FULL, "vocabulary": 4096, "width": 512, "layers": 8, "h
     "windows": 2000,
 }
 RAW, FILTERED = "zero-shot errors 43.8 % and 47.3 %", "zero-shot errors 43.8 % and 45.7 %"
+OF_RAW = "{ratio:.1%} of the raw pages' error"
 SUBSET = "as against raw: its corpora were all larger than the budget"
 CURATED = "its errors: 0.94 of The Pile's; equal errors count as the whole effect here"
 LEE = "Lee et al., arXiv 2107.06499, abstract: ten times less often"
@@ -195,16 +196,7 @@ study = Study(
         Arm("curated", "the documents behind the pages that should stay, without a crawl"),
     ),
     comparisons=(
-        asked(
-            "error, refined against raw",
-            "refined",
-            "raw",
-            "error",
-            0.926,
-            RAW,
-            headline=True,
-            says="{ratio:.1%} of the raw pages' error",
-        ),
+        asked("error, refined against raw", "refined", "raw", "error", 0.926, RAW, headline=True, says=OF_RAW),
         asked("error, refined against filtered", "refined", "filtered", "error", 0.958, FILTERED),
         asked("error, filtered against raw", "filtered", "raw", "error", 0.966, "zero-shot errors 45.7 % and 47.3 %"),
         asked("error at equal size, refined against a subset of raw", "refined", "raw-subset", "error", 0.926, SUBSET),

@@ -159,6 +159,7 @@ GPU: dict[str, Any] = {"width": 512, "layers": 8, "heads": 8, "ffn_width": 1408}
 
 
 asked = partial(Comparison, better="lower", form="ratio", worlds=("pages",))
+STEPS, NEEDS = "steps_to_target", "needs {ratio:.0%} of AdamW's steps"
 FAR, NEAR = ("zipf-far",), ("zipf-near",)
 ABSTRACT = "abstract, 125M to 1.5B"
 LOGS = "125M after 100k steps: 2.894 against 2.927, the authors' logs"
@@ -183,21 +184,12 @@ study = Study(
         Arm("sophia-h", "Sophia, Hutchinson, the same preset, gamma tuned", SOPHIA_GRID),
     ),
     comparisons=(
-        asked(
-            "steps to AdamW's loss, Sophia-G",
-            "sophia-g",
-            "adamw",
-            "steps_to_target",
-            0.5,
-            ABSTRACT,
-            headline=True,
-            says="needs {ratio:.0%} of AdamW's steps",
-        ),
+        asked("steps to AdamW's loss, Sophia-G", "sophia-g", "adamw", STEPS, 0.5, ABSTRACT, headline=True, says=NEEDS),
         asked("steps to AdamW's loss, Sophia-H", "sophia-h", "adamw", "steps_to_target", 0.5, ABSTRACT),
         asked("seconds to AdamW's loss, Sophia-G", "sophia-g", "adamw", "seconds_to_target", 0.5, ABSTRACT),
         asked("held-out loss after equal steps, Sophia-G", "sophia-g", "adamw", "loss", 0.033, LOGS, form="difference"),
-        asked("convex, 99 % of the way, Sophia-G", "sophia-g", "adamw", "steps_to_target", 0.5, THEORY, worlds=FAR),
-        asked("convex, 99.99 % of the way, Sophia-G", "sophia-g", "adamw", "steps_to_target", 0.5, THEORY, worlds=NEAR),
+        asked("convex, 99 % of the way, Sophia-G", "sophia-g", "adamw", STEPS, 0.5, THEORY, worlds=FAR),
+        asked("convex, 99.99 % of the way, Sophia-G", "sophia-g", "adamw", STEPS, 0.5, THEORY, worlds=NEAR),
         asked("convex, 99.99 % of the way, Sophia-H", "sophia-h", "adamw", "steps_to_target", 0.5, THEORY, worlds=NEAR),
     ),
     rule=(

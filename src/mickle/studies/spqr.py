@@ -172,6 +172,8 @@ NONE = "no number at equal size: asked for a tenth less"
 CONTROL = "no claim: asked so that 1.5 % are enough; LLaMA-7B rounded to 4 bits: 13 % (unverified)"
 RECALL = "no number: outliers are what harms most; asked for half of them"
 RISE = "perplexity rises by less than 1 % at 4.69 bits (per cent of room)"
+ERROR = "planted outliers: error in 3.95 bits against GPTQ in 4"
+FOUND = "planted outliers found among as many, leaving out against not"
 ABOVE = "control: rounding to 4.25 bits costs more than that 1 % (per cent above it)"
 
 study = Study(
@@ -204,23 +206,8 @@ study = Study(
         less("the paper's lambda of 1 against 0.01", "damping-1", "spqr-3", INCREASE, 0.9, "its command's own setting"),
         less("leaving outliers out of the fits", "spqr-3", "no-leave-one-out", INCREASE, 0.9, NONE),
         less("most active inputs first", "spqr-3", "as-they-stand", INCREASE, 0.9, NONE),
-        less(
-            "planted outliers: error in 3.95 bits against GPTQ in 4",
-            "spqr-3",
-            "gptq-3-g32",
-            "error",
-            0.42,
-            HALF,
-            worlds=PLANTED,
-        ),
-        found(
-            "planted outliers found among as many, leaving out against not",
-            "spqr-3",
-            "no-leave-one-out",
-            "recall",
-            0.5,
-            RECALL,
-        ),
+        less(ERROR, "spqr-3", "gptq-3-g32", "error", 0.42, HALF, worlds=PLANTED),
+        found(FOUND, "spqr-3", "no-leave-one-out", "recall", 0.5, RECALL),
     ),
     rule=(
         "The headline is reproduced when the interval of the rise in perplexity at 4.69 bits (measured, counted as the"

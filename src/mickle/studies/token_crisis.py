@@ -175,15 +175,12 @@ GPU: dict[str, Any] = {
         "small": {"width": 256, "layers": 4, "heads": 4, "ffn_width": 704},
         "proxy": {"width": 256, "layers": 8, "heads": 4, "ffn_width": 472, "experts": 8, "experts_per_token": 2},
     },
-    "steps": 1024,
-    "rows": 32,
-    "length": 256,
-    "learning_rate": 1e-3,
+    **{"steps": 1024, "rows": 32, "length": 256, "learning_rate": 1e-3},
 }
 
 
-HEALS = "heals {value:.0%} of the damage"
 asked = partial(Comparison, better="higher", form="difference", worlds=("many",))
+heals = partial(asked, says="heals {value:.0%} of the damage")
 FEW, BOTH = ("few",), ("few", "many")
 REPEATED = "64.6 to 61.7 % of tokens right, 256 epochs of 2^27 tokens"
 HEALED = "dropout 61.7 to 63.0 % where fresh text has 64.6"
@@ -219,33 +216,16 @@ study = Study(
         asked("fresh text against 16 epochs", "fresh", "none", "accuracy", 0.029, REPEATED, worlds=FEW),
         asked("fresh text against 64 epochs", "fresh", "none", "accuracy", 0.029, REPEATED),
         asked("damage of a model 3.5 times larger", "none", "small", "damage", 0.01, "figure, no number: a point"),
-        asked(
-            "share of the damage that dropout heals",
-            "dropout",
-            "none",
-            "healed",
-            0.45,
-            HEALED,
-            headline=True,
-            says=HEALS,
-        ),
-        asked("the same at 16 epochs", "dropout", "none", "healed", 0.45, HEALED, worlds=FEW, says=HEALS),
-        asked("the same in loss", "dropout", "none", "healed_loss", 0.45, HEALED, says=HEALS),
+        heals("share of the damage that dropout heals", "dropout", "none", "healed", 0.45, HEALED, headline=True),
+        heals("the same at 16 epochs", "dropout", "none", "healed", 0.45, HEALED, worlds=FEW),
+        heals("the same in loss", "dropout", "none", "healed_loss", 0.45, HEALED),
         asked("dropout, both at their best checkpoints", "dropout", "none", "best_accuracy", 0.013, GAIN, worlds=BOTH),
         asked("dropout against weight decay", "dropout", "decay", "accuracy", 0.013, OTHERS),
         asked("dropout against stochastic depth", "dropout", "drop-path", "accuracy", 0.013, OTHERS),
         asked("dropout against label smoothing", "dropout", "smoothing", "accuracy", 0.013, OTHERS),
         asked("dropout against a lower learning rate", "dropout", "slower", "accuracy", 0.013, "not tried"),
-        asked("share healed by late dropout", "late", "none", "healed", 0.45, "as dropout from the start", says=HEALS),
-        asked(
-            "share healed at the rate of a mixture of experts",
-            "proxied",
-            "none",
-            "healed",
-            0.45,
-            "as dropout",
-            says=HEALS,
-        ),
+        heals("share healed by late dropout", "late", "none", "healed", 0.45, "as dropout from the start"),
+        heals("share healed at the rate of a mixture of experts", "proxied", "none", "healed", 0.45, "as dropout"),
     ),
     rule=(
         "Each strength is the best of four by final held-out accuracy on a seed that is not reported; the learning rate"
