@@ -23,7 +23,8 @@ import small_web as web
 
 from mickle.data.card import Tally
 from mickle.data.pages import RawPage
-from mickle.data.refine import WEB, Rules, refine_page
+from mickle.data.refine import refine_page
+from mickle.data.rules import WEB, Rules
 from mickle.data.sources import Warc
 from mickle.data.warc import write_warc
 

@@ -22,7 +22,7 @@ from mickle.data import passes
 from mickle.data.curate import Curate
 from mickle.data.documentation import Module
 from mickle.data.records import read_corpus, read_removed
-from mickle.data.refine import STAGES
+from mickle.data.rules import STAGES
 from mickle.data.sources import Documentation
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError

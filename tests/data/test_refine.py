@@ -18,8 +18,9 @@ from mickle.data.lines import Lines
 from mickle.data.near_duplicates import NearDuplicates, near_duplicates
 from mickle.data.pages import RawPage, Skipped
 from mickle.data.records import Page, Removed, domain_of, read_corpus, read_removed
-from mickle.data.refine import STAGES, WEB, Outcome, Rules, correct, refine, refine_page
+from mickle.data.refine import correct, refine, refine_page
 from mickle.data.repeated_text import repeated_text
+from mickle.data.rules import STAGES, WEB, Outcome, Rules
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError
 from mickle.events import ignore

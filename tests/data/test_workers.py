@@ -12,7 +12,8 @@ from mickle.data.child import Child
 from mickle.data.extraction import Extraction
 from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Failure, Page, Removed, piece
-from mickle.data.refine import Outcome, Rules, refine_page
+from mickle.data.refine import refine_page
+from mickle.data.rules import Outcome, Rules
 from mickle.data.workers import Crew, read_answer, receive, send, write_answer
 
 RULES = Rules(stages=["length", "language"], minimum_characters=20)

@@ -9,7 +9,8 @@ import pytest
 from mickle.data.installed import docstrings
 from mickle.data.pages import extract
 from mickle.data.records import Failure, Page, Removed, piece, remove
-from mickle.data.refine import WEB, Rules, refine
+from mickle.data.refine import refine
+from mickle.data.rules import WEB, Rules
 from mickle.data.urls import UrlFilter
 from mickle.errors import UsageError
 from mickle.studies import crawl_scores, junk

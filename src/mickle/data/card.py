@@ -12,7 +12,7 @@ from typing import Any
 from mickle import figures, storage
 from mickle.data.pages import Skipped
 from mickle.data.records import Page, Removed
-from mickle.data.refine import Outcome, name_of
+from mickle.data.rules import Outcome, name_of
 from mickle.results import Section, Table, markdown
 
 DOMAINS_SHOWN = 50

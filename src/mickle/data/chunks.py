@@ -16,7 +16,7 @@ from pathlib import Path
 from mickle import storage
 from mickle.data.pages import Skipped
 from mickle.data.records import Failure, Page, Removed, read_rows, remove, schema_of
-from mickle.data.refine import Outcome
+from mickle.data.rules import Outcome
 
 RECORDS = 500  # of one chunk
 SKIPPED = "skipped"  # the stage under which a record stands that is no page

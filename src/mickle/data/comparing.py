@@ -21,8 +21,8 @@ from mickle.data.duplicates import content_hash
 from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, star_edges
 from mickle.data.parallel import each
 from mickle.data.records import Failure, Page, Removed, remove
-from mickle.data.refine import COMPARING, Outcome, Rules, name_of
 from mickle.data.repeated_text import Range, Repeated, find_repeated, settle
+from mickle.data.rules import COMPARING, Outcome, Rules, name_of
 from mickle.data.urls import url_key
 from mickle.kernels.components import merge
 
@@ -110,26 +110,29 @@ def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:
     return keys
 
 
-@dataclass(frozen=True)
-class Who:
-    """Who works: threads here, or a cluster."""
-
-    workers: int = 1
-    ray: str = ""
-
-
 def decide(
-    keys: Keys, texts: Texts, rules: Rules, scratch: Path, who: Who = Who(), progress: Progress = no_progress
+    keys: Keys,
+    texts: Texts,
+    rules: Rules,
+    scratch: Path,
+    workers: int = 1,
+    ray: str = "",
+    progress: Progress = no_progress,
 ) -> Verdicts:
     """Which pages the chosen comparing stages take out, in the paper's order; ``scratch`` is for repeated text."""
     verdicts = Verdicts.all_stay(keys.count)
     if rules.runs("exact_duplicates"):
         _take(verdicts, keys, "exact_duplicates", lambda alive: first_equal(keys.content[alive]))
     if rules.runs("near_duplicates"):
-        _take(verdicts, keys, "near_duplicates", partial(_near, keys, texts, rules.near_duplicates, who, progress))
+        _take(
+            verdicts,
+            keys,
+            "near_duplicates",
+            partial(_near, keys, texts, rules.near_duplicates, workers, ray, progress),
+        )
         _measure_likeness(verdicts, keys, rules.near_duplicates)
     if rules.runs("repeated_text"):
-        _find_repeated(verdicts, keys, texts, rules, scratch, who.workers, progress)
+        _find_repeated(verdicts, keys, texts, rules, scratch, workers, progress)
     if rules.runs("url_duplicates"):
         _take(verdicts, keys, "url_duplicates", lambda alive: first_equal(keys.address[alive]))
     return verdicts
@@ -159,7 +162,13 @@ def _take(
 
 
 def _near(
-    keys: Keys, texts: Texts, settings: NearDuplicates, who: Who, progress: Progress, alive: NDArray[np.int64]
+    keys: Keys,
+    texts: Texts,
+    settings: NearDuplicates,
+    workers: int,
+    ray: str,
+    progress: Progress,
+    alive: NDArray[np.int64],
 ) -> NDArray[np.int64]:
     if settings.verify:  # asks for texts, so one page after the other
         columns = (column[alive] for column in _columns(keys, settings, progress))
@@ -174,7 +183,7 @@ def _near(
 
     labels = np.arange(len(alive), dtype=np.int64)
     firsts = range(0, settings.bands, BANDS_AT_ONCE)
-    for first, found in zip(firsts, each(edges, firsts, who.workers, who.ray)):
+    for first, found in zip(firsts, each(edges, firsts, workers, ray)):
         merge(labels, *np.ascontiguousarray(found))
         progress("compare signatures", first + BANDS_AT_ONCE, settings.bands)
     return labels

@@ -23,7 +23,7 @@ from mickle.data import chunks, documentation, passes
 from mickle.data.card import Tally, corpus_lines, corpus_section, readable
 from mickle.data.parallel import each
 from mickle.data.passes import Scratch
-from mickle.data.refine import COMPARING, PLAIN, WEB, Rules, StageName
+from mickle.data.rules import COMPARING, PLAIN, WEB, Rules, StageName
 from mickle.data.sources import Documentation, Files, Rows, Source, Warc
 from mickle.data.warc import write_warc
 from mickle.data.workers import Crew
@@ -235,7 +235,7 @@ class Curate(Rules, Step):
 
     def _compare(self, work: Path, scratch: Scratch, emit: Emit) -> Tally:
         """Signs all pages, decides between them, and writes the corpus."""
-        from mickle.data.comparing import Who, decide
+        from mickle.data.comparing import decide
 
         rules, workers = self.rules(), self._workers()
         emit(Started("sign pages", len(scratch.all), "chunks"))
@@ -244,7 +244,7 @@ class Curate(Rules, Step):
             emit(Progressed(number))
         keys = passes.stored_keys(scratch)
         verdicts = decide(
-            keys, passes.stored_texts(scratch), rules, scratch.repeated, Who(workers, self.ray), _stage_progress(emit)
+            keys, passes.stored_texts(scratch), rules, scratch.repeated, workers, self.ray, _stage_progress(emit)
         )
         tally = Tally(self.chosen())
         emit(Started("write the corpus", len(keys.content), "pages"))

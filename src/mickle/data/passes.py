@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from mickle import storage
 from mickle.data import chunks
 from mickle.data.records import Page, Removed, Shards, read_corpus
-from mickle.data.refine import Outcome, Rules, refuse
+from mickle.data.refine import refuse
+from mickle.data.rules import Outcome, Rules
 from mickle.data.sources import Found, Source
 from mickle.data.urls import url_filter
 from mickle.data.workers import Crew

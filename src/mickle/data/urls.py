@@ -81,7 +81,7 @@ class UrlFilter:
         self.blocked = _Hashes(_entry(e) for e in _entries(settings.blocked, BLOCKED if built_in else ()))
         self.hard = frozenset(_letters(w) for w in _entries(settings.hard_words, HARD if built_in else ())) - {""}
         self.soft = frozenset(_letters(w) for w in _entries(settings.soft_words, SOFT if built_in else ())) - {""}
-        self.strict = _any_of(_letters(w) for w in _entries(settings.strict_words, STRICT if built_in else ()))
+        self.strict = frozenset(_letters(w) for w in _entries(settings.strict_words, STRICT if built_in else ())) - {""}
         self.soft_words_allowed = settings.soft_words_allowed
 
     def check(self, url: str) -> Failure | None:
@@ -101,7 +101,8 @@ class UrlFilter:
             return Failure("hard word", hard, 0.0)
         if (soft := len(words & self.soft)) > self.soft_words_allowed:
             return Failure("soft words", soft, self.soft_words_allowed)
-        return Failure("strict word", 1.0, 0.0) if self.strict.search(_letters(url)) else None
+        letters = _letters(url)
+        return Failure("strict word", 1.0, 0.0) if any(word in letters for word in self.strict) else None
 
 
 def url_filter(settings: Urls) -> UrlFilter:
@@ -242,26 +243,3 @@ def _hash(text: str) -> int:
     import xxhash
 
     return int(xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass")))
-
-
-def _any_of(words: Iterable[str]) -> re.Pattern[str]:
-    """An expression that finds any of ``words``, those with the same beginning as one branch; nothing if none."""
-    return re.compile(_branches(sorted({word for word in words if word}), 0))
-
-
-def _branches(words: list[str], depth: int) -> str:
-    """Alternatives for sorted ``words`` from character ``depth`` on; a word that is whole ends its branch."""
-    if not words:
-        return r"(?!)"
-    out: list[str] = []
-    start = 0
-    while start < len(words):
-        first = words[start]
-        if len(first) == depth:  # every other word here only goes on where this one is found already
-            return ""
-        end = start
-        while end < len(words) and words[end][depth] == first[depth]:
-            end += 1
-        out.append(re.escape(first[depth]) + _branches(words[start:end], depth + 1))
-        start = end
-    return out[0] if len(out) == 1 else f"(?:{'|'.join(out)})"

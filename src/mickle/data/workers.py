@@ -25,7 +25,8 @@ from mickle.config import validate
 from mickle.data.child import READY, Child, ended_by
 from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Page, Removed
-from mickle.data.refine import Outcome, Rules, refine_page
+from mickle.data.refine import refine_page
+from mickle.data.rules import Outcome, Rules
 from mickle.errors import MickleError
 
 AHEAD = 8  # pages in flight per worker

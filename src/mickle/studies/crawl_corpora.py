@@ -11,7 +11,8 @@ from functools import cache, lru_cache
 from random import Random
 
 from mickle.data.packing import TokenStream, stream_of
-from mickle.data.refine import Rules, refine
+from mickle.data.refine import refine
+from mickle.data.rules import Rules
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
 from mickle.studies.crawl import crawl
 from mickle.studies.crawl_scores import Judged, judge, scores, text_before

@@ -1,0 +1,81 @@
+"""The stages that pages go through, and their settings: those of RefinedWeb, in the paper's order.
+
+"The RefinedWeb Dataset for Falcon LLM: Outperforming Curated Corpora with Web Data, and Web Data Only" (arXiv
+2306.01116), section 3 and appendix G. What the stages do is in ``refine.py`` and ``comparing.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mickle.config import Config
+from mickle.data.decontamination import Decontamination
+from mickle.data.extraction import Extraction
+from mickle.data.lines import Lines
+from mickle.data.near_duplicates import NearDuplicates
+from mickle.data.pages import Skipped
+from mickle.data.quality import Quality
+from mickle.data.records import Page, Removed
+from mickle.data.repeated_text import RepeatedText
+from mickle.data.repetitions import Repetitions
+from mickle.data.urls import Urls
+
+Outcome = Page | Removed | Skipped
+
+StageName = Literal[
+    "urls", "length", "language", "repetitions", "quality", "lines", "decontamination",
+    "exact_duplicates", "near_duplicates", "repeated_text", "url_duplicates",
+]  # fmt: skip
+STAGES: tuple[StageName, ...] = StageName.__args__  # type: ignore[attr-defined]
+WEB: tuple[StageName, ...] = (
+    "urls", "language", "repetitions", "quality", "lines", "decontamination",
+    "near_duplicates", "repeated_text", "url_duplicates",
+)  # fmt: skip
+COMPARING: tuple[StageName, ...] = ("exact_duplicates", "near_duplicates", "repeated_text", "url_duplicates")
+PLAIN: tuple[StageName, ...] = ("length", "language", "decontamination", "exact_duplicates")
+
+
+class Rules(Config):
+    """Which stages pages go through, and the thresholds of each."""
+
+    stages: list[StageName] | None = Field(
+        None,
+        description="stages to run, whatever their order here; for a web crawl all of RefinedWeb, for other sources"
+        f" {', '.join(PLAIN)}. All: {', '.join(STAGES)}",
+    )
+    extraction: Extraction = Field(Extraction(), description="how main text is taken from HTML")
+    urls: Urls = Field(Urls(), description="addresses that are refused unread")
+    minimum_characters: int = Field(200, ge=1, description="stage length: shorter texts are removed")
+    languages: list[str] = Field(["en"], description="ISO 639-1 codes to keep; none given keeps all")
+    language_threshold: float = Field(0.65, ge=0, le=1, description="least probability of the language")
+    repetitions: Repetitions = Field(Repetitions(), description="lines, paragraphs and n-grams that recur")
+    quality: Quality = Field(Quality(), description="what running text looks like")
+    lines: Lines = Field(Lines(), description="lines that are no text: counters, menus, upper case")
+    decontamination: Decontamination = Field(
+        Decontamination(), description="evaluation sets that no page may share n-grams with"
+    )
+    near_duplicates: NearDuplicates = Field(NearDuplicates(), description="MinHash")
+    repeated_text: RepeatedText = Field(RepeatedText(), description="exact substrings")
+    largest_page: int = Field(10 << 20, ge=1024, description="bytes; larger pages are removed unread")
+    page_seconds: float = Field(20.0, gt=0, description="CPU time one page may take to extract")
+
+    def runs(self, stage: StageName) -> bool:
+        """Whether ``stage`` is among those chosen."""
+        return stage in self.chosen()
+
+    def chosen(self) -> tuple[StageName, ...]:
+        """The stages that run, in the order in which they run; decontamination only where there are sets."""
+        named = self.usual() if self.stages is None else self.stages
+        idle = () if self.decontamination.against else ("decontamination",)
+        return tuple(stage for stage in STAGES if stage in named and stage not in idle)
+
+    def usual(self) -> tuple[StageName, ...]:
+        """The stages where none are named."""
+        return WEB
+
+
+def name_of(stage: str) -> str:
+    """A stage's name as it stands beside what it removed."""
+    return stage.replace("_", " ")
