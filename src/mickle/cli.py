@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except SystemExit as leaving:  # argparse's --help
         code = leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        if _speaks():
+            print("stopped; the same command goes on from here", file=sys.stderr)
         code = 130
     except BrokenPipeError:  # the reader of our output left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -88,6 +89,11 @@ def explain(error: Exception) -> MickleError:
     )
 
 
+def _speaks() -> bool:
+    """Whether this process prints: of those that torchrun starts the first speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _terminate(signum: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
@@ -123,7 +129,7 @@ def _verb(name: str, arguments: list[str]) -> None:
     if options.dry_run:
         _show_dry_run(step, out)
         return
-    if int(os.environ.get("RANK", "0")):  # under torchrun the first process speaks for all
+    if not _speaks():
         execute(step, out, ignore)
         return
     print(_with_console(options, lambda emit: _execute(step, out, emit)))

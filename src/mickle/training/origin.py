@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
 
 from mickle import machine
 from mickle.errors import UsageError
 from mickle.models.folder import describe, open_model
-from mickle.models.language import Description
+from mickle.models.language import Description, LanguageModel
 from mickle.models.shape import DecoderConfig
 
 
@@ -47,7 +44,7 @@ _OTHERWISE = {
 }
 
 
-def open_origin(folder: Path, vocabulary: int) -> nn.Module:
+def open_origin(folder: Path, vocabulary: int) -> LanguageModel:
     """The model of ``folder`` on this machine's device, ready to be trained.
 
     Raises UsageError where the tokenizer (``vocabulary`` tokens) has more tokens than the model.
@@ -62,7 +59,7 @@ def open_origin(folder: Path, vocabulary: int) -> nn.Module:
     return model
 
 
-def origin_of(folder: Path, model: Any) -> Origin:
+def origin_of(folder: Path, model: LanguageModel) -> Origin:
     """What a plan needs of an opened model."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     described = describe(folder)

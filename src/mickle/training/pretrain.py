@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from mickle.data.heldout import Split
     from mickle.data.tokenizer import TextTokenizer
+    from mickle.models.language import LanguageModel
     from mickle.training.pretrain_data import Text, TokenizerAsked
     from mickle.training.pretrain_plan import Fresh, PretrainPlan
 
@@ -200,7 +201,7 @@ class Pretrain(TrainingStep):
         if self.start is not None:
             refuse_other_objective(self.start, self.objective.causal)
 
-    def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> nn.Module | None:
+    def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> LanguageModel | None:
         from mickle.training.origin import open_origin
 
         if self.start is None:
@@ -247,7 +248,7 @@ class Pretrain(TrainingStep):
         from mickle.training.pretrain_plan import disk, memory, resolve, step_seconds
 
         start = self._model_to_go_on_from(tokenizer)
-        origin = None if self.start is None else origin_of(self.start, start)
+        origin = origin_of(self.start, start) if self.start and start else None
         plan = resolve(self.asked, self.fresh, tokenizer.size, tokens, origin)
         needed = memory(plan)  # before anything is trained: what that takes is then held
         each = step_seconds(plan, start or self.fresh.build(plan, self.seed), self.optimizer, self.objective)

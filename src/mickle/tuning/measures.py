@@ -9,22 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from mickle.data.example_batches import Encoded, rows_of
 from mickle.data.masking import EVALUATION_SEED, Constant, Masking, mask_batch, vocabulary_of
-from mickle.data.packing import NOT_TRAINED
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
 from mickle.evaluation import loss, masked
+from mickle.evaluation.measure import batches
 from mickle.tuning.tune_plan import EVALUATION_TOKENS
-
-if TYPE_CHECKING:
-    from mickle.data.example_batches import Encoded
 
 MASKING = Masking(rate=Constant(rate=0.15))  # of an encoder that is tuned on text
 LONGEST_ANSWER, SHORTEST_ANSWER = 64, 16  # tokens of a sample
@@ -63,17 +61,13 @@ def page_scores(model: nn.Module, pages: Sequence[Page], tokenizer: TextTokenize
 def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
     """Nats, number and right guesses of the trained tokens of the first ``count`` examples, one a row."""
     device = next(model.parameters()).device
-    order = sorted(range(min(count, len(encoded.tokens))), key=lambda i: -len(encoded.tokens[i]))
-    found = np.zeros((len(order), 3))
-    first = 0
-    while first < len(order):
-        some = order[first : first + max(1, EVALUATION_TOKENS // len(encoded.tokens[order[first]]))]
+    found = np.zeros((min(count, len(encoded.tokens)), 3))
+    for some in batches(range(len(found)), lambda i: len(encoded.tokens[i]), EVALUATION_TOKENS):
         batch = _rows(encoded, some)
         chosen = (batch["labels"] >= 0).nonzero()[:, 0].numpy()
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         nats, right = masked.token_scores(model, batch)
         np.add.at(found, np.array(some)[chosen], np.stack([nats, np.ones_like(nats), right], axis=1))
-        first += len(some)
     if not np.isfinite(found).all():
         raise NumericError("The model's answer is not finite.", where="held-out examples")
     return found
@@ -81,13 +75,8 @@ def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
 
 def _rows(encoded: Encoded, some: Sequence[int]) -> dict[str, torch.Tensor]:
     """Examples as rows: inputs, the tokens after them as labels where they are trained, padding as document -1."""
-    tokens = [np.asarray(encoded.tokens[i], dtype=np.int64) for i in some]
-    batch = masked.padded([row[:-1] for row in tokens], 0)
-    labels = torch.full_like(batch["input_ids"], NOT_TRAINED)
-    for row, i in enumerate(some):
-        wanted = np.where(encoded.trained[i], tokens[row], NOT_TRAINED)[1:]
-        labels[row, : len(wanted)] = torch.from_numpy(wanted)
-    return {**batch, "labels": labels}
+    batch = rows_of(encoded, [[example] for example in some])
+    return {name: tensor[:, :-1] for name, tensor in batch.items()}  # the last token predicts nothing
 
 
 def written(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from mickle.data.tokenizer import TextTokenizer
+    from mickle.models.language import LanguageModel
     from mickle.training.run import TrainingRun
     from mickle.tuning.weights import Weights
 
@@ -69,7 +70,7 @@ class Learning(Config):
         """How many parameters learn."""
         raise NotImplementedError
 
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+    def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         """The model with what learns trainable and all else frozen; what is added depends on ``seed`` alone.
 
         Raises UsageError where the model cannot take it.
@@ -93,7 +94,7 @@ class Everything(Learning):
     def count(self, weights: Weights) -> int:
         return weights.parameters
 
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+    def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         refuse_quantized(model)
         return model.requires_grad_(True)
 
@@ -125,7 +126,7 @@ class BesideLinear(Learning):
     def count(self, weights: Weights) -> int:
         return self.rank * weights.sides
 
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+    def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         from mickle.models.lora import attach_lora
 
         attach_lora(model, seed=seed, **self.model_dump(include=set(Adapters.model_fields)))
@@ -264,7 +265,7 @@ class Qlora(Adapters):
     def unpacked_bytes(self, weights: Weights) -> int:
         return 4 * weights.largest
 
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+    def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         from mickle.models.quantized import quantize_model
 
         if not is_quantized(model):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from mickle.data.tokenizer import TextTokenizer
+    from mickle.models.language import LanguageModel
     from mickle.training.closure import Closure
     from mickle.training.journal import Journal
     from mickle.training.mezo import MeZO
@@ -70,7 +71,7 @@ class Prefix(Learning):
         """Some thousands, which count for nothing."""
         return 0
 
-    def prepare(self, model: nn.Module, seed: int) -> nn.Module:
+    def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         from mickle.models.prefix import attach_prefix
 
         return attach_prefix(model, self.tokens, seed)

@@ -19,7 +19,7 @@ from mickle.evaluation.inputs import check_vocabulary
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
 from mickle.models.folder_check import check_tokenizer, read_config, regular_file
-from mickle.models.language import Description
+from mickle.models.language import Description, LanguageModel
 from mickle.training.run import Asked
 from mickle.tuning import measures, tune_plan
 from mickle.tuning.methods import TuningMethod, reduce_frozen, refuse_quantized
@@ -93,7 +93,7 @@ def _import_libraries(ours: bool, few_bits: bool) -> None:
         import mickle.models.quantized  # noqa: F401
 
 
-def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> Any:
+def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel:
     """The model on this machine's device, with what learns in float32 and the rest as small as the method allows.
 
     It is opened in its files' own precision, so that a model of 16 bits is never held in 32 when most of it is frozen.
@@ -107,7 +107,7 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> Any:
     if learns.whole:
         refuse_quantized(model)
         model.float()
-    prepared: Any = learns.prepare(model, seed)
+    prepared = learns.prepare(model, seed)
     if not learns.whole:
         _widen(prepared)
         reduce_frozen(prepared, torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
