@@ -144,6 +144,7 @@ class Mix(TrainingStep):
         return Grouping(self.by, {name: tuple(patterns) for name, patterns in self.groups.items()})
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        from mickle.data.domains import Weights
         from mickle.training import distributed, mix_plan, mix_results
 
         ready, weights = distributed.after_first(lambda: self._ready(work / SCRATCH, emit))
@@ -162,9 +163,10 @@ class Mix(TrainingStep):
         warnings += mix_results.doubts(list(streams), rounds)
         for warning in warnings:
             emit(Warned(warning))
-        final = mix_plan.limited_weights(self.bounds, weights, streams)
+        limited = mix_plan.limited_weights(self.bounds, weights, streams)
+        final = Weights(tuple(streams), tuple(limited), self.grouping)
         budget = self.budget_tokens or plan.steps * plan.batch_tokens
-        return mix_results.write(work, self.grouping, budget, plan, streams, rounds, final, warnings)
+        return mix_results.write(work, final, budget, plan, streams, rounds, warnings)
 
     def _ready(self, scratch: Path, emit: Emit) -> tuple[Rounds, tuple[float, ...]]:
         """What the rounds have in common, kept in ``scratch``, and the first one's reference weights."""

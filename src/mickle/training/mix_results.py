@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mickle import figures, storage
-from mickle.data.domains import Grouping, Weights, write_weights
+from mickle.data.domains import Weights, write_weights
 from mickle.data.packing import TokenStream
 from mickle.results import Table
 from mickle.training.doremi import RobustProxy
@@ -118,19 +118,18 @@ def preview(tokens: dict[str, int], plan: PretrainPlan) -> str:
 
 def write(
     work: Path,
-    grouping: Grouping,
+    weights: Weights,
     budget: int,
     plan: PretrainPlan,
     streams: dict[str, TokenStream],
     rounds: Sequence[Round],
-    final: Sequence[float],
     warnings: Sequence[str],
 ) -> dict[str, Any]:
-    """All files of the folder; returns the summary. ``budget``: tokens that the weights will be used for."""
-    names, last = list(streams), rounds[-1]
+    """All files of the folder; returns the summary. ``budget``: tokens that ``weights`` will be used for."""
+    names, final, last = list(streams), weights.weights, rounds[-1]
     rows = _rows(streams, rounds, final, budget)
     shares = dict(zip(names, final, strict=True))
-    write_weights(work / "weights.yaml", Weights(tuple(names), tuple(final), grouping))
+    write_weights(work / "weights.yaml", weights)
     storage.write_json(work / "probabilities.json", {"domains": names, "probabilities": list(final)})
     storage.write_json(work / "doremi.json", {"train_domain_weights": shares, "eval_domain_weights": shares})
     storage.write_text(work / "weights.csv", _csv(list(rows[0]), [list(row.values()) for row in rows]))

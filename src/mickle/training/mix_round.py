@@ -53,15 +53,15 @@ class Rounds:
         batches = self._batches(weights)
         settings = AdamW(learning_rate=self.plan.learning_rate)
         run = TrainingRun(
-            self.plan,
-            next_token,
-            batches,
-            Schedule(),
-            settings.clip_norm,
-            scratch / "reference",
-            logs / "reference.jsonl",
-            self.seed,
-            self.identity,
+            plan=self.plan,
+            objective=next_token,
+            batches=batches,
+            schedule=Schedule(),
+            clip_norm=settings.clip_norm,
+            checkpoints=scratch / "reference",
+            log=logs / "reference.jsonl",
+            seed=self.seed,
+            identity=self.identity,
             keep=1,
         )
         optimizer = partial(build_optimizer, settings)

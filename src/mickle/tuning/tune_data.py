@@ -121,7 +121,16 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
     _refuse_empty(found, sources.data, longest)
     lines += [*found.lines(), sides.shared.line()]
     kind = ExampleTask if causal else HiddenTask
-    return kind(forms[0], tuple(lines), sides.overlap, found, held, tuple(sides.heldout), tokenizer, template)
+    return kind(
+        form=forms[0],
+        lines=tuple(lines),
+        overlap=sides.overlap,
+        training=found,
+        heldout=held,
+        heldout_examples=tuple(sides.heldout),
+        tokenizer=tokenizer,
+        chat=template,
+    )
 
 
 def _read(path: Path, most_bad: float, causal: bool) -> Reading:
