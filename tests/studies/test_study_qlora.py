@@ -70,7 +70,7 @@ def test_where_three_bits_cost_nothing_shares_are_of_the_least_cost() -> None:
 
 def test_only_completions_are_trained() -> None:
     first, second = (np.array([1, 5, 6, 7, 2]), 3), (np.array([1, 8, 2]), 1)
-    rows = page.padded([first, second])
+    rows = docstrings.padded([first, second])
     assert rows["input_ids"].tolist() == [[1, 5, 6, 7], [1, 8, 0, 0]]
     assert rows["labels"].tolist() == [[-100, -100, 7, 2], [8, 2, -100, -100]]
 

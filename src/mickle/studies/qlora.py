@@ -14,15 +14,14 @@ against adapters over the unrounded base as a share of what 3 bits cost, and ask
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mickle.studies.base_model import FULL, LARGE, SMALL, Base, base_folder, page_nats, unrounded_nats
+from mickle.studies.base_model import FULL, LARGE, SMALL, Base, base_folder, rounding
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
-from mickle.studies.docstrings import Example, batch, encoded, padded
+from mickle.studies.docstrings import Example, batch, encoded, measure
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,46 +126,6 @@ def tune(
     return found | {"seconds": course.seconds} | ({"diverged": 1} if course.diverged else {})
 
 
-def measure(model: nn.Module, examples: list[Example], count: int) -> Measurements:
-    """Loss (nats a token of the completion) and share of its tokens right, on held-out examples, the same for all."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    chosen = sorted(examples[:: max(1, len(examples) // count)][:count], key=lambda example: len(example[0]))
-    device = next(model.parameters()).device
-    total = right = tokens = 0.0
-    model.eval()
-    with torch.no_grad():
-        for first in range(0, len(chosen), ROWS_MEASURED):
-            rows = padded(chosen[first : first + ROWS_MEASURED])
-            labels = rows["labels"].flatten().to(device)
-            logits = model(rows["input_ids"].to(device)).float().flatten(0, 1)[labels >= 0]  # [N, vocabulary]
-            labels = labels[labels >= 0]
-            total += float(cross_entropy(logits, labels, reduction="sum"))
-            right += int((logits.argmax(-1) == labels).sum())
-            tokens += len(labels)
-    return {"loss": total / tokens, "accuracy": right / tokens}
-
-
-def rounding(folder: Path, model: nn.Module, pages: int) -> Measurements:
-    """What rounding the base costs before any tuning, on held-out modules: nats a token, and how sure that is.
-
-    ``rounding_z`` is the mean difference to the unrounded base over its standard error over pages.
-    """
-    import numpy as np
-
-    plain, counts = unrounded_nats(folder, pages)
-    nats, _ = page_nats(model, folder, pages)
-    differences = (np.array(nats) - np.array(plain)) / np.mean(counts)
-    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    mean = float(differences.mean())
-    return {
-        "base_loss": sum(nats) / sum(counts),
-        "rounding_cost": mean,
-        "rounding_z": mean / error if error > 0 else 0.0,
-    }
-
-
 def costs(table: dict[str, Measurements]) -> dict[str, Measurements]:
     """Adds what rounding costs an arm after tuning, as a share of what 3 bits cost (``cost``), and the share of full
     tuning's gain that it has (``gained``). The 3-bit arm's own ``cost`` is set to what is allowed, a quarter.
@@ -189,7 +148,6 @@ def costs(table: dict[str, Measurements]) -> dict[str, Measurements]:
 
 
 RANK = 16
-ROWS_MEASURED = 64  # examples of a batch that is only measured
 ARMS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {},
