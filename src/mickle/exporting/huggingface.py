@@ -14,49 +14,18 @@ if TYPE_CHECKING:
 
     from mickle.exporting.source import Source
 
-# What a folder may hold beside its weights that says how text becomes tokens and when it ends.
-KEPT = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-LARGEST_KEPT = 64 << 20  # bytes
-
 
 def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
     """Write a plain model and all that belongs to it into `work`."""
     from mickle.exporting.source import token_settings
     from mickle.models.folder import save_model
     from mickle.models.folder_check import CONFIG
+    from mickle.models.folder_files import keep_files
 
     save_model(model, work)
     keep_files(source.files, work)
     written = storage.read_json(work / CONFIG)
     storage.write_json(work / CONFIG, {**written, **token_settings(source)})
-
-
-def keep_files(folders: Sequence[Path], work: Path) -> list[str]:
-    """Copy the small files that `folders` hold, the first that has one; returns their names."""
-    from mickle.models.folder_check import TOKENIZER, check_tokenizer, regular_file
-
-    kept = []
-    for name in KEPT:
-        home = next((folder for folder in folders if (folder / name).exists()), None)
-        if home is None:
-            continue
-        path = check_tokenizer(home) if name == TOKENIZER else regular_file(home, name)
-        if path.stat().st_size > LARGEST_KEPT:
-            raise UsageError(f"{name} has {path.stat().st_size:,} bytes", where=str(path))
-        storage.write_bytes(work / name, path.read_bytes())
-        kept.append(name)
-    return kept
 
 
 def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> None:

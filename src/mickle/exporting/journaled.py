@@ -17,8 +17,8 @@ RESULTS = "export.json"
 
 def write_adapter(source: Source, work: Path, emit: Emit) -> dict[str, Any]:
     """Write the adapter at the journal's step into `work`, in PEFT's form, with all that belongs to it."""
-    from mickle.exporting.huggingface import keep_files
     from mickle.models.adapters import open_adapter, save_adapter
+    from mickle.models.folder_files import keep_files
     from mickle.training.replay import fingerprint_for
 
     assert source.journal is not None

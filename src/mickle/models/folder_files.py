@@ -5,7 +5,7 @@ Only safetensors are read or written, nothing is fetched, and no folder's code i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,22 @@ from mickle.models.safetensors_check import refuse_not_finite
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+# What a folder may hold beside its weights that says how text becomes tokens and when it ends.
+KEPT = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+LARGEST_KEPT = 64 << 20  # bytes
 
 
 def read_tensors(files: ModelFiles) -> dict[str, Tensor]:
@@ -61,6 +77,25 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
         tokenizer.save(folder)
     elif tokenizer is not None:
         storage.write_text(folder / folder_check.TOKENIZER, tokenizer.to_str(pretty=True))
+
+
+def keep_files(folders: Sequence[Path], work: Path, names: Sequence[str] = KEPT) -> list[str]:
+    """Copy the small files that `folders` hold, the first that has one; returns their names."""
+    kept = []
+    for name in names:
+        home = next((folder for folder in folders if (folder / name).exists()), None)
+        if home is None:
+            continue
+        path = (
+            folder_check.check_tokenizer(home)
+            if name == folder_check.TOKENIZER
+            else folder_check.regular_file(home, name)
+        )
+        if path.stat().st_size > LARGEST_KEPT:
+            raise UsageError(f"{name} has {path.stat().st_size:,} bytes", where=str(path))
+        storage.write_bytes(work / name, path.read_bytes())
+        kept.append(name)
+    return kept
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

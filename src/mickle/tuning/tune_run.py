@@ -18,7 +18,8 @@ from mickle.errors import NumericError, UsageError
 from mickle.evaluation.inputs import check_vocabulary
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
-from mickle.models.folder_check import check_tokenizer, read_config, regular_file
+from mickle.models.folder_check import check_tokenizer, read_config
+from mickle.models.folder_files import keep_files
 from mickle.models.language import Description, LanguageModel
 from mickle.training.run import Asked
 from mickle.tuning import measures, tune_plan
@@ -31,7 +32,6 @@ from mickle.tuning.weights import Weights, weigh
 
 KEPT_FILES = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 TEMPLATE = "chat_template.jinja"
-LARGEST_KEPT = 4 << 20  # bytes of such a file
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,7 @@ def save_tuned(known: Known, model: nn.Module, work: Path) -> None:
     """A plain model folder, or an adapter folder in PEFT's form; tokenizer, chat template and the ends of texts too."""
     template = known.task.template
     known.method.learns.save(model, work, known.folder, known.tokenizer)
-    for name in KEPT_FILES:
-        if (known.folder / name).exists():
-            path = regular_file(known.folder, name)
-            if path.stat().st_size <= LARGEST_KEPT:
-                storage.write_bytes(work / name, path.read_bytes())
+    keep_files([known.folder], work, KEPT_FILES)
     if template is not None and template.builtin:
         storage.write_text(work / TEMPLATE, template.source)
 
