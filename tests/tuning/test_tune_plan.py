@@ -204,7 +204,7 @@ def test_the_forecast_is_near_the_measured_peak(
 
 
 def test_a_frozen_base_is_small_only_where_products_are(folder: Path) -> None:
-    from mickle.tuning.methods import reduce_frozen
+    from mickle.tuning.tune_run import reduce_frozen
 
     model = open_model(folder)
     Lora(rank=2).prepare(model, 0)

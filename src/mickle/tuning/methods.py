@@ -25,7 +25,6 @@ from mickle.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
     from torch import nn
     from torch.optim import Optimizer
 
@@ -292,21 +291,6 @@ class Qlora(Adapters):
         save_adapter(model, work, base, tokenizer, quantization=how)
 
 
-def reduce_frozen(model: nn.Module, dtype: torch.dtype) -> None:
-    """Store the frozen linear layers, adapters' bases among them, in ``dtype``: that of the products they are for.
-
-    Embeddings and norms stay as they are: they are small, and what they make is summed over all layers.
-    """
-    from mickle.models.linear_layers import is_linear
-    from mickle.models.lora import LoraLinear
-
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            base = module.base_layer
-            if is_linear(base) and not hasattr(base, "dequantized"):
-                base.to(dtype)
-
-
 def is_quantized(model: nn.Module) -> bool:
     """Whether some of the model's layers are stored in few bits."""
     return any(hasattr(module, "stored_bytes") for module in model.modules())
@@ -319,16 +303,4 @@ def refuse_quantized(model: nn.Module) -> None:
             "This model's weights are stored in few bits; they cannot learn.",
             where="method",
             todo="tune adapters on it with --method qlora, or start from the model it was made from",
-        )
-
-
-def refuse_adapter(folder: Path) -> None:
-    """UsageError for an adapter's folder: which base it has is for a merge to say."""
-    from mickle.models.folder_check import is_adapter
-
-    if is_adapter(folder):
-        raise UsageError(
-            "This is an adapter folder, not a model.",
-            where=f"model: {folder}",
-            todo=f"merge it first (mickle export {folder} --out MERGED), then tune MERGED",
         )

@@ -35,7 +35,7 @@ from mickle.training.run import (
     refuse_two_lengths,
     train,
 )
-from mickle.tuning.methods import Adam, Full, Lora, Qlora, refuse_adapter
+from mickle.tuning.methods import Adam, Full, Lora, Qlora
 from mickle.tuning.mezo import Mezo
 
 if TYPE_CHECKING:
@@ -195,12 +195,9 @@ class Tune(TrainingStep):
 
     def _inputs(self) -> Known:
         """Model folder and data, read and checked; what is wrong with the model is said before the data is read."""
-        from mickle.models.folder import describe
         from mickle.tuning.task import Sources
         from mickle.tuning.tune_run import read_inputs
 
-        refuse_adapter(self.model)
-        describe(self.model)
         sources = Sources(self.data, self.heldout, self.heldout_share, self.most_bad)
         return read_inputs(self.model, self.method, sources, self.prompt, self.sequence_length)
 

@@ -18,12 +18,14 @@ from mickle.errors import NumericError, UsageError
 from mickle.evaluation.inputs import check_vocabulary
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
-from mickle.models.folder_check import check_tokenizer, read_config
+from mickle.models.folder_check import check_tokenizer, is_adapter, read_config
 from mickle.models.folder_files import keep_files
 from mickle.models.language import Description, LanguageModel
+from mickle.models.linear_layers import is_linear
+from mickle.models.lora import LoraLinear
 from mickle.training.run import Asked
 from mickle.tuning import measures, tune_plan
-from mickle.tuning.methods import TuningMethod, reduce_frozen, refuse_quantized
+from mickle.tuning.methods import TuningMethod, refuse_quantized
 from mickle.tuning.task import Sources, Task
 from mickle.tuning.tune_data import read_task
 from mickle.tuning.tune_labels import read_labels
@@ -64,6 +66,7 @@ def read_inputs(
     folder: Path, method: TuningMethod, sources: Sources, prompt: LabelPrompt | None, length: int | None
 ) -> Known:
     """Read and check everything but the weights. ``length``: tokens of a row, where they were asked for."""
+    refuse_adapter(folder)
     shape = describe(folder)
     check_tokenizer(folder)
     tokenizer = open_text_tokenizer(folder)
@@ -81,6 +84,16 @@ def read_inputs(
         task = read_task(sources, folder, tokenizer, most, shape.causal)
     _import_libraries(shape.ours, method.few_bits or "quantization_config" in read_config(folder))
     return Known(folder, method, task, tokenizer, shape, weigh(folder, method.learns.adapted), most)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """UsageError for an adapter's folder: which base it has is for a merge to say."""
+    if is_adapter(folder):
+        raise UsageError(
+            "This is an adapter folder, not a model.",
+            where=f"model: {folder}",
+            todo=f"merge it first (mickle export {folder} --out MERGED), then tune MERGED",
+        )
 
 
 def _import_libraries(ours: bool, few_bits: bool) -> None:
@@ -114,6 +127,18 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
     if plan.recompute:
         prepared.recompute_activations()
     return prepared
+
+
+def reduce_frozen(model: nn.Module, dtype: torch.dtype) -> None:
+    """Store the frozen linear layers, adapters' bases among them, in ``dtype``: that of the products they are for.
+
+    Embeddings and norms stay as they are: they are small, and what they make is summed over all layers.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLinear):
+            base = module.base_layer
+            if is_linear(base) and not hasattr(base, "dequantized"):
+                base.to(dtype)
 
 
 def _widen(model: nn.Module) -> None:
