@@ -8,6 +8,7 @@ of it; where the journal is of an adapter, an adapter folder comes out (``export
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -134,7 +135,7 @@ class Export(Step):
         del model  # two models at a time are enough
         proof = check(source, work, self, kind, again)
         emit(Noted(proof.line()))
-        write_json(work / RESULTS, {"merged": merged, "proof": proof.as_json(), "notes": notes})
+        write_json(work / RESULTS, {"merged": merged, "proof": asdict(proof), "notes": notes})
         return {
             "type": kind,
             "difference": proof.typical,

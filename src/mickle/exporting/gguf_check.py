@@ -25,7 +25,7 @@ def open_gguf(folder: Path) -> Decoder:
     """The decoder of a folder's file, in float32 and evaluation mode; shape and weights are the file's alone."""
     import torch
 
-    from mickle.exporting.gguf_file import FILE, SHAPE, as_read, gguf_package, our_names
+    from mickle.exporting.gguf_file import FILE, SHAPE, as_read, file_names, gguf_package
     from mickle.models.decoder import Decoder
     from mickle.models.shape import DecoderConfig
 
@@ -38,7 +38,7 @@ def open_gguf(folder: Path) -> Decoder:
     with torch.device("meta"):
         model = Decoder(config)
     state = {}
-    for ours, theirs in our_names(model).items():
+    for ours, theirs in file_names(model).items():
         if theirs not in tensors:
             raise UsageError(f"the file lacks tensor {theirs!r}", where=str(folder / FILE))
         found = tensors.pop(theirs)

@@ -26,24 +26,6 @@ if TYPE_CHECKING:
 
 FILE = "model.gguf"
 BLOCK = 32  # numbers that share a scale in Q8_0 and Q4_0
-FILE_TYPES = {
-    "F32": "ALL_F32",
-    "F16": "MOSTLY_F16",
-    "BF16": "MOSTLY_BF16",
-    "Q8_0": "MOSTLY_Q8_0",
-    "Q4_0": "MOSTLY_Q4_0",
-}
-NAMES = {  # ours -> llama.cpp's, inside a block
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 SHAPE = {  # llama.cpp's -> ours
     "vocab_size": "vocab_size",
     "context_length": "max_length",
@@ -59,7 +41,6 @@ SHAPE = {  # llama.cpp's -> ours
     "attention.layer_norm_rms_epsilon": "norm_eps",
 }
 FRACTIONS = ("rope_theta", "norm_eps")
-OUTSIDE = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
 
 
 def gguf_package() -> Any:
@@ -101,17 +82,17 @@ def write_gguf(model: Decoder, source: Source, work: Path, kind: str) -> list[st
     check_space(work, 4 * sum(p.numel() for p in model.parameters()))
     writer = gguf.GGUFWriter(work / FILE, "llama")
     add_shape(writer, model.config)
-    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[kind]])
+    writer.add_file_type(gguf.LlamaFileType[f"ALL_{kind}" if kind == "F32" else f"MOSTLY_{kind}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_vocabulary(writer, words)
-    uneven = []
+    uneven, names = [], file_names(model)
     for name, tensor in model.state_dict().items():
         target = type_of(name, tensor, kind)
         if tensor.dim() > 1 and target == "F16" and kind in ("Q8_0", "Q4_0"):
             uneven.append(name)
         data = as_read(name, tensor.float(), model.config).contiguous().cpu().numpy()
         number = gguf.GGMLQuantizationType[target]
-        writer.add_tensor(file_name(name), gguf.quants.quantize(data, number), raw_dtype=number)
+        writer.add_tensor(names[name], gguf.quants.quantize(data, number), raw_dtype=number)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -159,12 +140,11 @@ def type_of(name: str, tensor: torch.Tensor, kind: str) -> str:
     return "Q8_0" if name.startswith(("embed_tokens", "lm_head")) else kind
 
 
-def file_name(name: str) -> str:
-    """What a GGUF file calls our weight: "layers.3.self_attn.q_proj.weight" is "blk.3.attn_q.weight"."""
-    parts = name.removesuffix(".weight").split(".", 2)
-    if parts[0] == "layers":
-        return f"blk.{parts[1]}.{NAMES[parts[2]]}.weight"
-    return f"{OUTSIDE[parts[0]]}.weight"
+def file_names(model: Decoder) -> dict[str, str]:
+    """What a GGUF file calls each of our weights: "layers.3.self_attn.q_proj.weight" is "blk.3.attn_q.weight"."""
+    gguf = gguf_package()
+    table = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.layers)
+    return {name: table.get_name(model.folder_name(name), (".weight",)) for name in model.state_dict()}
 
 
 def as_read(name: str, tensor: torch.Tensor, config: DecoderConfig, back: bool = False) -> torch.Tensor:
@@ -177,8 +157,3 @@ def as_read(name: str, tensor: torch.Tensor, config: DecoderConfig, back: bool =
         return tensor
     halves = (config.head_width // 2, 2) if back else (2, config.head_width // 2)
     return tensor.reshape(heads, *halves, -1).transpose(1, 2).reshape(tensor.shape)
-
-
-def our_names(model: Decoder) -> dict[str, str]:
-    """What each of a decoder's weights is called in the file."""
-    return {name: file_name(name) for name in model.state_dict()}

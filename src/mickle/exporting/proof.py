@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,10 +62,6 @@ class Proof:
             f"proven: logits differ by {self.typical:.2g} of their spread (bound {self.bound:g}), the most by "
             f"{self.largest:.2g}; {100 * self.same_tokens:.1f} % of first choices equal{text}"
         )
-
-    def as_json(self) -> dict[str, Any]:
-        """The measures by name."""
-        return asdict(self)
 
 
 def prove(
