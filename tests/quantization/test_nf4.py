@@ -1,6 +1,7 @@
 """NF4 against the paper's derivation, pencil, the figures of its dossier, and bitsandbytes' bytes."""
 
 import math
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -29,7 +30,11 @@ def indices(blocks: Blocks) -> list[int]:
 
 def test_the_table_is_the_papers_derivation() -> None:
     values = codes.table("nf4").tolist()
-    assert max(abs(a - b) for a, b in zip(codes.normal_float(), values, strict=True)) < 5e-7
+    quantile, offset = NormalDist().inv_cdf, 0.9677083  # the mean of 1 - 1/32 and 1 - 1/30
+    positive = [quantile(offset + (0.5 - offset) * i / 8) for i in range(8)]
+    negative = [-quantile(offset + (0.5 - offset) * i / 7) for i in range(7)]
+    derived = [value / positive[0] for value in sorted([*positive, *negative, 0.0])]
+    assert max(abs(a - b) for a, b in zip(derived, values, strict=True)) < 5e-7
     assert len(set(values)) == 16
     assert (values[0], values[7], values[15]) == (-1.0, 0.0, 1.0)
 

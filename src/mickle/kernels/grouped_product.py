@@ -9,7 +9,7 @@ sums of products are exact::
 
 with the bytes, sigma and the group's sum of x made once for all strips (`prepare`). Products are the program of
 `grouped_strips.py`; on a processor that cannot multiply bytes it takes x in floats. Outliers come in a second pass
-(`grouped_outliers.py`). The plain version is `product_plain`.
+(`grouped_outliers.py`). The plain version is x times the transpose of `Grouped.dequantized`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,6 @@ from mickle.kernels.strips import CHUNK, STRIP
 SHARED = 1 << 19  # bytes of codes from which a product is worth sharing among threads
 _NO_ORDER = np.zeros(0, np.uint16)
 _memory = threading.local()
-
-
-def product_plain(x: Tensor, weight: Tensor) -> Tensor:
-    """x [n, in], dense weight [out, in] -> [n, out]."""
-    return x @ weight.T
 
 
 def segment_of(group: int) -> int:

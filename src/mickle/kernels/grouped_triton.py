@@ -1,9 +1,9 @@
 """Grouped matrices (`quantization/grouped.py` has the layout) on a GPU, by Triton: made dense, and times a few rows.
 Imported only where CUDA is.
 
-The definitions are `Grouped.dequantized` and `grouped_product.py:product_plain`. A program of the product takes one
-strip of 16 rows, some chunks of 32 columns at a time: of each word that it reads once it shifts out the codes of four
-columns as four bytes, and a pair of statistics serves a segment of 8 to 32 columns::
+The definitions are `Grouped.dequantized` and a product with it. A program of the product takes one strip of 16 rows,
+some chunks of 32 columns at a time: of each word that it reads once it shifts out the codes of four columns as four
+bytes, and a pair of statistics serves a segment of 8 to 32 columns::
 
     y += s (sum of q x - z sum of x)
 

@@ -51,11 +51,6 @@ def stored_names(tensors: Mapping[str, Any]) -> list[str]:
     return [name.rpartition(STATE)[0] for name in tensors if STATE in name]
 
 
-def parts_of(tensors: Mapping[str, Any], name: str) -> list[str]:
-    """Which tensors of a folder make up the weight `name`."""
-    return [found for found in tensors if found == name or found.startswith((f"{name}.", f"{name}{STATE}"))]
-
-
 def from_tensors(tensors: Mapping[str, Tensor], name: str) -> Blocks:
     """The weight `name` of a folder. UsageError names the first part that is missing or not as it should be."""
     code, state = _state(tensors, name)

@@ -1,20 +1,17 @@
 """The tables of values that few bits stand for: NF4, FP4, whole numbers, and the 8-bit map of the scales.
 
 QLoRA, arXiv 2305.14314, appendix E: NF4 has the quantiles of a normal distribution as its values, so that weights drawn
-from one use all 16 codes about equally. o = 0.9677083; the positive side is the quantile function at 9 equally spaced
-points from o down to 1/2, the negative side at 8, without their last; then 0; all divided by the greatest. The table
-here is the one that folders carry; `normal_float` derives it, and a test holds one to the other.
+from one use all 16 codes about equally. With o = 0.9677083, the mean of 1 - 1/32 and 1 - 1/30, the positive side is the
+quantile function at 9 equally spaced points from o down to 1/2, the negative side at 8, without their last; then 0; all
+divided by the greatest. The table here is the one that folders carry; a test holds it to this derivation.
 """
 
 from functools import cache
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 from mickle.errors import UsageError
-
-OFFSET = 0.9677083  # o above: the mean of 1 - 1/32 and 1 - 1/30
 
 _NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
@@ -30,14 +27,6 @@ _TABLES: dict[str, tuple[float, ...]] = {
     "int3": (*(k / 3 for k in range(-3, 4)), *(1.0,) * 9),  # 3 bits' values, for studies; stored in 4
 }
 CODES = tuple(_TABLES)
-
-
-def normal_float() -> list[float]:
-    """The 16 values of NF4 as the paper's appendix E derives them."""
-    quantile = NormalDist().inv_cdf
-    positive = [quantile(OFFSET + (0.5 - OFFSET) * i / 8) for i in range(8)]
-    negative = [-quantile(OFFSET + (0.5 - OFFSET) * i / 7) for i in range(7)]
-    return [value / positive[0] for value in sorted([*positive, *negative, 0.0])]
 
 
 @cache

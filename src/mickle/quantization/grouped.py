@@ -35,6 +35,7 @@ from mickle.kernels.strips import CHUNK, STRIP, places
 
 STATISTIC_BITS = 3  # of scales and zeros with a second level
 NARROW = 65535  # columns that 16 bits can number
+PARTS = ("codes", "statistics", "second", "values", "columns", "rows", "order")  # of a matrix, as `Grouped` names them
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,17 @@ class Grouped:
 
     def tensors(self) -> dict[str, Tensor]:
         """What is stored, by name; the parts that are not there are left out."""
-        names = ("codes", "statistics", "second", "values", "columns", "rows", "order")
-        return {name: part for name in names if (part := getattr(self, name)) is not None}
+        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
+
+    @property
+    def outliers(self) -> int:
+        """How many outliers there are."""
+        return 0 if self.values is None else len(self.values)
 
     @property
     def outlier_share(self) -> float:
         """Outliers in all weights, 0..1."""
-        return 0.0 if self.values is None else len(self.values) / (self.layout.outputs * self.layout.inputs)
+        return self.outliers / (self.layout.outputs * self.layout.inputs)
 
     @property
     def stored_bytes(self) -> int:

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from mickle.errors import UsageError
-from mickle.quantization.grouped import NARROW, Grouped, Layout, unsigned
+from mickle.quantization.grouped import NARROW, PARTS, Grouped, Layout, unsigned
 from mickle.quantization.layer import QuantizedLinear
 
 LARGEST_SIDE = 1 << 24
 GROUPS = (8, 16, 32, 64, 128)
-PARTS = ("codes", "statistics", "second", "values", "columns", "rows", "order")
 
 
 class GroupedLinear(QuantizedLinear):
@@ -47,8 +46,8 @@ class GroupedLinear(QuantizedLinear):
             return self.grouped.dequantized(dtype)
         from mickle.kernels import grouped_triton
 
-        layout, stored = self.layout, (self.codes, self.statistics, self.second, self._outliers())
-        return grouped_triton.dense(*stored, self.order, layout.outputs, layout.inputs, layout.group, dtype)
+        layout = self.layout
+        return grouped_triton.dense(*self._stored(), self.order, layout.outputs, layout.inputs, layout.group, dtype)
 
     def stored_bytes(self) -> int:
         """Bytes of codes, statistics, outliers and order."""
@@ -63,40 +62,32 @@ class GroupedLinear(QuantizedLinear):
         return asdict(self.layout)
 
     def few_rows(self, x: Tensor) -> Tensor | None:
-        """x W^T of x [n, in] from the stored bits (`kernels/grouped_product.py`)."""
+        """x W^T of x [n, in] from the stored bits (`kernels/grouped_product.py`, `kernels/grouped_triton.py`)."""
         from mickle.kernels.dispatch import use_plain
         from mickle.kernels.grouped_product import product, segment_of
 
-        if x.is_cuda:
-            return self._few_rows_on_gpu(x)
-        layout, parts = self.layout, self._buffers
-        known = x.dtype in (torch.bfloat16, torch.float32) and segment_of(layout.group)
-        if not known or x.device.type != "cpu" or use_plain():
-            return None
-        outliers = None if parts["values"] is None else (parts["values"], parts["columns"], parts["rows"])
-        found = product(
-            x, parts["codes"], parts["statistics"], parts["second"], outliers, layout.outputs, layout.group,
-            torch.get_num_threads(), parts["order"],
-        )  # fmt: skip
-        return found.to(x.dtype)
-
-    def _few_rows_on_gpu(self, x: Tensor) -> Tensor | None:
-        from mickle.kernels.dispatch import use_plain
-
-        if use_plain() or x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            return None
-        from mickle.kernels import grouped_triton
-
         layout = self.layout
-        if not grouped_triton.segment_of(layout.group, layout.groups):
+        if use_plain():
             return None
-        if self.order is not None:
-            x = x[:, unsigned(self.order)]
-        stored = self.codes, self.statistics, self.second, self._outliers()
-        return grouped_triton.few_rows(*stored, layout.outputs, layout.group, x)
+        if x.is_cuda:
+            from mickle.kernels import grouped_triton
 
-    def _outliers(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        return None if self.values is None else (self.values, self.columns, self.rows)
+            known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            if not known or not grouped_triton.segment_of(layout.group, layout.groups):
+                return None
+            x = x if self.order is None else x[:, unsigned(self.order)]
+            return grouped_triton.few_rows(*self._stored(), layout.outputs, layout.group, x)
+        known = x.dtype in (torch.bfloat16, torch.float32) and x.device.type == "cpu"
+        if not known or not segment_of(layout.group):
+            return None
+        threads, order = torch.get_num_threads(), self._buffers["order"]
+        return product(x, *self._stored(), layout.outputs, layout.group, threads, order).to(x.dtype)
+
+    def _stored(self) -> tuple[Any, Any, Any, Any]:
+        """Codes, statistics, second level and outliers as kernels take them, by the shortest way to a buffer."""
+        parts = self._buffers
+        outliers = None if parts["values"] is None else (parts["values"], parts["columns"], parts["rows"])
+        return parts["codes"], parts["statistics"], parts["second"], outliers
 
     @classmethod
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:

@@ -47,11 +47,6 @@ class Blocks:
     nested: Tensor | None = None  # float32 [ceil(blocks / 256)]
     offset: float = 0.0  # m
 
-    @property
-    def double(self) -> bool:
-        """Whether the scales are quantized too."""
-        return self.nested is not None
-
     def scales(self) -> Tensor:
         """The scale of each block: float32 [ceil(n / block)]."""
         if self.nested is None:
