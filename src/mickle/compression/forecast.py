@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from torch import Tensor, nn
 
 from mickle import machine
-from mickle.compression.sweep import SweepSettings
+from mickle.compression.sweep import SweepSettings, layout_of, rounding
 from mickle.machine import Forecast
 from mickle.models.blocks import Blocks, weights_of
-from mickle.quantization.grouped import Layout
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 PROCESS = 600 << 20  # bytes of torch and numba themselves
 SWEPT_A_SECOND = 2e6  # weights, with outliers, on two cores; measured, a little less than found
@@ -35,10 +31,8 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None)
     if ids is not None:
         products = 2 * 2 * in_blocks * ids.numel() + 2 * ids.numel() * sum(i * i for _, i in sizes.values())
         seconds += products / machine.matmul_flops(size=512)
-    bits, group = (4, 64) if settings is None else (settings.bits, settings.group)
-    two_level = settings is not None and settings.two_level
-    layouts = [Layout(o, i, bits, min(group or i, i), two_level) for o, i in sizes.values()]
-    small = sum(layout.stored_bytes(None, settings is not None and settings.act_order) for layout in layouts)
+    settings = settings or rounding()  # codes that are looked up take as much
+    small = sum(layout_of(settings, size).stored_bytes(None, settings.act_order) for size in sizes.values())
     dense = sum(entry.end - entry.start for name, (_, entry) in files.tensors.items()
                 if name.removesuffix(".weight") not in sizes)  # fmt: skip
     rest = f"the other weights {dense / 1e6:,.1f} MB, as they are"
@@ -51,7 +45,5 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None)
 
 
 def _width(blocks: Blocks) -> int:
-    embedding = getattr(blocks.model, "embed_tokens", None)
-    if embedding is None:
-        embedding = blocks.model.model.get_input_embeddings()
-    return int(embedding.weight.shape[1])
+    """Of the embedding, which stands first."""
+    return next(module.embedding_dim for module in blocks.model.modules() if isinstance(module, nn.Embedding))

@@ -7,7 +7,7 @@ are in float32, their sum over batches in float64.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +57,7 @@ def gather(layers: dict[str, nn.Module]) -> Iterator[Gathered]:
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(watch(name)))
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-        seen.clear()

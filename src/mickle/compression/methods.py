@@ -43,9 +43,9 @@ class BlockByBlock(Config):
         """The folder's weights and config; figures of all layers, and seconds of each block."""
         from mickle.compression.calibration import said
         from mickle.compression.outcome import write_weights
+        from mickle.compression.sweep import layout_of
         from mickle.compression.walk import spending, walk
         from mickle.models.blocks import check_finite, open_blocks, weights_of
-        from mickle.quantization.grouped import Layout
 
         blocks = open_blocks(model)
         check_finite(blocks.files)
@@ -61,8 +61,7 @@ class BlockByBlock(Config):
         ids = None if calibration is None else calibration.ids
         sizes = [size for _, size in weights_of(blocks)]
         settings = self.sweep(sizes)
-        layouts = [Layout(o, i, settings.bits, min(settings.group or i, i), settings.two_level) for o, i in sizes]
-        room = self.outlier_room(layouts, settings.act_order)
+        room = self.outlier_room([layout_of(settings, size) for size in sizes], settings.act_order)
         allowed = None
         if room is not None:
             assert ids is not None

@@ -31,23 +31,14 @@ import torch
 from torch import Tensor
 
 from mickle.kernels.strips import LARGEST_HALF, STRIP
-from mickle.kernels.sweep import NARROWEST, Parts
+from mickle.kernels.sweep import NARROWEST, Parts, SweepSettings
 
 
-def plain_sweep(
-    weight: Tensor,
-    upper: Tensor,
-    threshold: float,
-    *,
-    bits: int,
-    group: int,
-    two_level: bool,
-    leave_one_out: bool,
-    compensate: bool,
-) -> Parts:
+def plain_sweep(weight: Tensor, upper: Tensor, threshold: float, settings: SweepSettings) -> Parts:
     """As `kernels.sweep.sweep_columns`, of tensors."""
     outputs, inputs = weight.shape
-    groups, strips, top = -(-inputs // group), -(-outputs // STRIP), 2**bits - 1
+    group, top = settings.group_of(inputs), 2**settings.bits - 1
+    groups, strips = -(-inputs // group), -(-outputs // STRIP)
     work = weight.clone()
     codes, stored, residuals, errors = (torch.zeros_like(work) for _ in range(4))
     statistics = work.new_zeros(2, groups, strips * STRIP)
@@ -57,8 +48,8 @@ def plain_sweep(
         g = column // group
         if column % group == 0:
             members = slice(column, min(column + group, inputs))
-            scale, zero = _fit_group(work[:, members], sensitivity[members], threshold, top, leave_one_out)
-            if two_level:
+            scale, zero = _fit_group(work[:, members], sensitivity[members], threshold, top, settings.leave_one_out)
+            if settings.two_level:
                 scale, zero = _second_level(scale, zero, statistics[:, g], second[g])
             else:
                 scale, zero = half(scale), half(zero)
@@ -72,12 +63,12 @@ def plain_sweep(
         error = (w - dense) / sensitivity[column]
         codes[:, column], stored[:, column] = q, dense
         residuals[:, column], errors[:, column] = residual, error
-        if compensate:
+        if settings.compensate:
             work[:, column + 1 :] -= error[:, None] * upper[column, column + 1 :]
     return Parts(
         codes.numpy().astype(np.uint8),
-        statistics.numpy().astype(np.uint8) if two_level else statistics.numpy(),
-        second.numpy() if two_level else None,
+        statistics.numpy().astype(np.uint8) if settings.two_level else statistics.numpy(),
+        second.numpy() if settings.two_level else None,
         residuals.numpy(),
         stored.numpy(),
         errors.numpy(),

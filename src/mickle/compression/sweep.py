@@ -21,30 +21,10 @@ from torch import Tensor
 from mickle.compression.plain_sweep import plain_sweep
 from mickle.errors import NumericError
 from mickle.kernels.strips import LARGEST_HALF
-from mickle.kernels.sweep import Parts, sweep_columns
+from mickle.kernels.sweep import Parts, SweepSettings, sweep_columns
 from mickle.quantization.grouped import Grouped, Layout, pack
 
 DAMPINGS = (0.01, 0.1, 1.0)  # tried in turn, above the one asked for, where H has no Cholesky factor
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """How a matrix is quantized.
-
-    bits 2 to 4; group: 8, 16, 32, 64 or 128 columns, 0 for a whole row; two_level: statistics in 3 bits with a second
-    level, else in 16; tau: the threshold of outliers, infinity for none; leave_one_out: leave provisional outliers
-    out of the fits; compensate: later columns make up for earlier errors; act_order: most active inputs first;
-    damping: lambda.
-    """
-
-    bits: int = 3
-    group: int = 16
-    two_level: bool = True
-    tau: float = math.inf
-    leave_one_out: bool = True
-    compensate: bool = True
-    act_order: bool = True
-    damping: float = 0.01
 
 
 def spqr(bits: int = 3, tau: float = 0.2, **others: float | bool) -> SweepSettings:
@@ -60,6 +40,12 @@ def gptq(bits: int = 4, group: int = 64, **others: float | bool) -> SweepSetting
 def rounding(bits: int = 4, group: int = 64, two_level: bool = False) -> SweepSettings:
     """Rounding to nearest: no compensation, no Hessian needed."""
     return SweepSettings(bits=bits, group=group, two_level=two_level, compensate=False, act_order=False)
+
+
+def layout_of(settings: SweepSettings, size: tuple[int, ...]) -> Layout:
+    """The layout of a matrix of `size` (outputs, inputs) that is swept so."""
+    outputs, inputs = size
+    return Layout(outputs, inputs, settings.bits, settings.group_of(inputs), settings.two_level)
 
 
 @dataclass(frozen=True)
@@ -172,31 +158,15 @@ def inverse_factor(hessian: Tensor, damping: float) -> tuple[Tensor, float]:
 
 def sweep(prepared: Prepared, settings: SweepSettings, *, plain: bool = False, block: int = 128) -> Swept:
     """The sweep and what is stored of it. plain: by the published algorithm, slowly."""
-    outputs, inputs = prepared.weight.shape
-    group = inputs if settings.group == 0 else min(settings.group, inputs)
-    layout = Layout(outputs, inputs, settings.bits, group, settings.two_level)
-    threshold = settings.tau * prepared.unit if math.isfinite(settings.tau) and outputs > 1 else math.inf
-    how = {
-        "bits": settings.bits,
-        "group": group,
-        "two_level": settings.two_level,
-        "leave_one_out": settings.leave_one_out,
-        "compensate": settings.compensate,
-    }
+    weight, upper, some = prepared.weight, prepared.upper, math.isfinite(settings.tau)
+    threshold = settings.tau * prepared.unit if some and len(weight) > 1 else math.inf
     if plain:
-        parts = plain_sweep(torch.from_numpy(prepared.weight), torch.from_numpy(prepared.upper), threshold, **how)
+        parts = plain_sweep(torch.from_numpy(weight), torch.from_numpy(upper), threshold, settings)
     else:
-        parts = sweep_columns(
-            prepared.weight, prepared.upper, threshold, **how, threads=torch.get_num_threads(), block=block
-        )
-    grouped = pack(
-        layout,
-        parts.codes,
-        parts.statistics,
-        parts.second,
-        parts.residuals if math.isfinite(settings.tau) else None,
-        prepared.order,
-    )
+        parts = sweep_columns(weight, upper, threshold, settings, torch.get_num_threads(), block)
+    residuals = parts.residuals if some else None
+    layout = layout_of(settings, weight.shape)
+    grouped = pack(layout, parts.codes, parts.statistics, parts.second, residuals, prepared.order)
     return Swept(grouped, parts, float(np.square(parts.errors, dtype=np.float64).sum()), prepared)
 
 

@@ -124,7 +124,7 @@ def survey(blocks: Blocks, ids: Tensor, settings: SweepSettings, file: Path, emi
         gathered = _gather_block(blocks, block, index, hidden, layers)
         factors: dict[str, Factor] = {}
         for name, (_, layer) in layers.items():
-            swept, _ = _sweep_layer(name, layer, gathered, factors, settings)
+            swept, _ = _sweep_layer(name, layer, gathered, factors, settings, tau=math.inf)
             counts.append(error_counts(swept.parts.errors, swept.prepared.unit))
         hidden = next_inputs(blocks, block, index, ids, rows, hidden)
         emit(Progressed(index + 1))
@@ -139,7 +139,7 @@ def spending(
 
     ``strict``: never more of them. The survey is kept in ``file``.
     """
-    counts = survey(blocks, ids, replace(settings, tau=float("inf")), file, emit)
+    counts = survey(blocks, ids, settings, file, emit)
 
     def allowed(before: list[LayerFigures]) -> Allowed:
         budget = Budget(room, list(counts))
@@ -180,15 +180,14 @@ def _quantize_block(
     factors: dict[str, Factor] = {}
     done: list[LayerFigures] = []
     for name, (own, layer) in layers.items():
-        sweep_at = partial(_sweep_at, name, layer, gathered, factors, settings)
+        sweep_at = partial(_sweep_layer, name, layer, gathered, factors, settings)
         asked, (swept, remark) = _sweep_within(allowed([*before, *done]), sweep_at)
         grouped = swept.grouped
         weight = dense_weight(layer)
-        outliers = _outliers(swept)
         tau = asked if grouped.values is not None else None
         done.append(
             LayerFigures(
-                name, weight.shape[0], weight.shape[1], grouped.bits, grouped.formula_bits, outliers,
+                name, weight.shape[0], weight.shape[1], grouped.bits, grouped.formula_bits, grouped.outliers,
                 grouped.outlier_share, relative_error(weight, grouped.dequantized(), gathered.hessian(name)),
                 gathered.count.get(gathered.leader.get(name, name), 0),
                 swept.prepared.damping, tau, grouped.stored_bytes, remark,
@@ -207,41 +206,32 @@ def _sweep_within(allowed: Allowed, sweep_at: Callable[[float], tuple[Swept, str
     halved in, between too many and few enough, until nearly all that is allowed is spent.
     """
     tau, found = allowed.tau, sweep_at(allowed.tau)
-    if allowed.most is None or _outliers(found[0]) <= allowed.most:
+    if allowed.most is None or found[0].grouped.outliers <= allowed.most:
         return tau, found
     low, step = tau, 1.5
-    while _outliers(found[0]) > allowed.most:
+    while found[0].grouped.outliers > allowed.most:
         low, tau = tau, min(max(tau, TINY) * step, NO_OUTLIERS)
         step = step**2
         found = sweep_at(tau)
         if tau == NO_OUTLIERS:
             return tau, found
     for _ in range(HALVINGS):
-        if _outliers(found[0]) >= NEARLY * allowed.most:
+        if found[0].grouped.outliers >= NEARLY * allowed.most:
             break
         middle = math.sqrt(max(low, TINY) * tau)
         other = sweep_at(middle)
-        if _outliers(other[0]) > allowed.most:
+        if other[0].grouped.outliers > allowed.most:
             low = middle
         else:
             tau, found = middle, other
     return tau, found
 
 
-def _sweep_at(
+def _sweep_layer(
     name: str, layer: nn.Module, gathered: Gathered, factors: dict[str, Factor], settings: SweepSettings, tau: float
 ) -> tuple[Swept, str]:
-    return _sweep_layer(name, layer, gathered, factors, replace(settings, tau=tau))
-
-
-def _outliers(swept: Swept) -> int:
-    return 0 if swept.grouped.values is None else len(swept.grouped.values)
-
-
-def _sweep_layer(
-    name: str, layer: nn.Module, gathered: Gathered, factors: dict[str, Factor], settings: SweepSettings
-) -> tuple[Swept, str]:
-    """The quantized layer, and what had to be done besides."""
+    """The layer quantized at the threshold ``tau``, and what had to be done besides."""
+    settings = replace(settings, tau=tau)
     weight = dense_weight(layer)
     hessian = gathered.hessian(name)
     try:

@@ -30,6 +30,30 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
+class SweepSettings:
+    """How a matrix is quantized.
+
+    bits 2 to 4; group: 8, 16, 32, 64 or 128 columns, 0 for a whole row; two_level: statistics in 3 bits with a second
+    level, else in 16; tau: the threshold of outliers, infinity for none; leave_one_out: leave provisional outliers
+    out of the fits; compensate: later columns make up for earlier errors; act_order: most active inputs first;
+    damping: lambda (`compression/sweep.py` has the equations).
+    """
+
+    bits: int = 3
+    group: int = 16
+    two_level: bool = True
+    tau: float = math.inf
+    leave_one_out: bool = True
+    compensate: bool = True
+    act_order: bool = True
+    damping: float = 0.01
+
+    def group_of(self, inputs: int) -> int:
+        """Columns of a group in a matrix with so many inputs."""
+        return min(self.group or inputs, inputs)
+
+
+@dataclass(frozen=True)
 class Parts:
     """What a sweep decides, columns in the order they were given in.
 
@@ -51,21 +75,17 @@ def sweep_columns(
     weight: np.ndarray,
     upper: np.ndarray,
     threshold: float,
-    *,
-    bits: int,
-    group: int,
-    two_level: bool,
-    leave_one_out: bool,
-    compensate: bool,
+    settings: SweepSettings,
     threads: int = 1,
     block: int = BLOCK,
 ) -> Parts:
     """Quantize the columns of `weight` [outputs, inputs] from left to right. float32 or float64 throughout.
 
     upper [inputs, inputs]: U of H^-1 = U^T U. A weight whose squared error (w - q)^2 / U_cc^2 exceeds `threshold` is
-    an outlier; infinity: none. group: columns of a group; `block` is a multiple of it, or group is all columns.
+    an outlier; infinity: none. `block` is a multiple of the group, or the group is all columns.
     """
     outputs, inputs = weight.shape
+    group, compensate, two_level = settings.group_of(inputs), settings.compensate, settings.two_level
     strips, groups = -(-outputs // STRIP), -(-inputs // group)
     rows = strips * STRIP
     dtype = weight.dtype
@@ -80,12 +100,12 @@ def sweep_columns(
     residuals, errors = np.zeros((inputs, rows), dtype), np.empty((inputs, rows), dtype)
     stored = np.empty((inputs, rows), dtype)
     theta = dtype.type(threshold)
-    seeks = leave_one_out and math.isfinite(threshold)
+    seeks = settings.leave_one_out and math.isfinite(threshold)
     shares = np.linspace(0, strips, min(threads, strips) + 1).astype(int)
     with ThreadPoolExecutor(len(shares) - 1) as pool:
         for begin in range(0, inputs, block):
             end = min(begin + block, inputs)
-            own: tuple[Any, ...] = (begin, end, group, bits, two_level, seeks, compensate, theta)
+            own: tuple[Any, ...] = (begin, end, group, settings.bits, two_level, seeks, compensate, theta)
             arrays = (work, upper, codes, scales, zeros, coded, second, residuals, stored, errors)
             jobs = [pool.submit(_sweep_strips, *arrays, *own, *pair) for pair in pairwise(shares)]
             for job in jobs:
