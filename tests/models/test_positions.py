@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mickle.errors import UsageError
+from mickle.kernels.rotary import rotate_pairs
 from mickle.models import positions
 
 
@@ -57,7 +58,7 @@ def test_rotary_scores_depend_on_the_distance_alone(shift: int, i: int, j: int) 
 
     def score(at_query: int, at_key: int) -> torch.Tensor:
         cosine, sine = positions.rotary_angles(torch.tensor([at_query, at_key]), 64, 10000.0)
-        return positions.rotate(query, cosine[0], sine[0]) @ positions.rotate(key, cosine[1], sine[1])
+        return rotate_pairs(query, cosine[0], sine[0]) @ rotate_pairs(key, cosine[1], sine[1])
 
     torch.testing.assert_close(score(i + shift, j + shift), score(i, j), atol=4e-3, rtol=0)
     assert abs(score(i + shift, j + shift) - score(i, j)) < 1e-4 * (1 + shift + i + j)
@@ -66,7 +67,7 @@ def test_rotary_scores_depend_on_the_distance_alone(shift: int, i: int, j: int) 
 def test_a_rotary_fraction_leaves_the_other_dimensions_untouched() -> None:
     x = torch.randn(3, 5, 64, generator=torch.Generator().manual_seed(2))
     cosine, sine = positions.rotary_angles(torch.arange(5), 16, 10000.0)
-    turned = positions.rotate(x, cosine, sine)
+    turned = rotate_pairs(x, cosine, sine)
     assert torch.equal(turned[..., 16:], x[..., 16:])
     assert not torch.allclose(turned[:, 1:, :16], x[:, 1:, :16])
     torch.testing.assert_close(turned[..., :16].norm(dim=-1), x[..., :16].norm(dim=-1))
@@ -81,7 +82,7 @@ def test_rotary_equals_llama() -> None:
     at = torch.arange(30)
     theirs = apply_rotary_pos_emb(query, key, *LlamaRotaryEmbedding(config)(query, at[None]))
     angles = positions.rotary_angles(at, 16, 10000.0)
-    for ours, their in zip((positions.rotate(query, *angles), positions.rotate(key, *angles)), theirs, strict=True):
+    for ours, their in zip((rotate_pairs(query, *angles), rotate_pairs(key, *angles)), theirs, strict=True):
         torch.testing.assert_close(ours, their, atol=1e-5, rtol=0)
 
 
@@ -93,7 +94,7 @@ def test_rotary_is_gpt_js_interleaved_form_after_a_permutation_of_dimensions() -
     theirs = apply_rotary_pos_emb(x, sine, cosine)
     halves = torch.cat([torch.arange(0, 16, 2), torch.arange(1, 16, 2)])  # pairs (2k, 2k+1) -> (k, k + 8)
     angles = positions.rotary_angles(torch.arange(30), 16, 10000.0)
-    ours = positions.rotate(x[..., halves].transpose(1, 2), *angles).transpose(1, 2)
+    ours = rotate_pairs(x[..., halves].transpose(1, 2), *angles).transpose(1, 2)
     torch.testing.assert_close(ours, theirs[..., halves], atol=1e-5, rtol=0)
 
 

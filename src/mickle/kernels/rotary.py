@@ -15,7 +15,9 @@ from mickle.kernels.dispatch import refuse_second_derivative, use_plain
 def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Turn each pair (x[k], x[k + R/2]) of the first R dimensions by its angle; the other K - R stay as they are.
 
-    x [..., K]; cosine, sine [..., R/2], broadcast over x and without gradients -> [..., K] in x's dtype.
+    x [..., K]; cosine, sine [..., R/2], broadcast over x and without gradients -> [..., K] in x's dtype. This is the
+    half-split pairing of Llama folders; the paper (arXiv 2104.09864) and GPT-J pair (2k, 2k + 1), the same map after a
+    fixed permutation of dimensions.
     """
     fits = x.device.type == "cpu" and x.dim() > 1 and not torch.compiler.is_compiling()
     if use_plain() or not (fits and torch.is_grad_enabled() and x.requires_grad):

@@ -1,4 +1,4 @@
-"""The attention of a block, and what the attention of every block shares in one forward pass.
+"""The attention of a block, what all blocks share in one forward pass, and what they remember of the passes before.
 
 Shapes as in `models/decoder.py`: B batch, T length of this call, S length with what the cache holds, D width, H heads,
 G key-value heads, K head width, R rotated dimensions of a head.
@@ -6,13 +6,57 @@ G key-value heads, K head width, R rotated dimensions of a head.
 
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mickle.kernels.attention import causal_attention
-from mickle.models import positions
-from mickle.models.cache import KeyValueCache
+from mickle.kernels.rotary import rotate_pairs
 from mickle.models.shape import DecoderConfig
+
+
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, so that generation reads each token once."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.documents: Tensor | None = None  # [B, S]; None: one document a row
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [B, G, T, K] to what `layer` holds and return all of it: [B, G, S, K]."""
+        if layer in self._layers:
+            before = self._layers[layer]
+            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+        self._layers[layer] = keys, values
+        return keys, values
+
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values [B, G, S, K] that each layer holds."""
+        return [self._layers[number] for number in sorted(self._layers)]
+
+    def fill(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Begin with these keys and values [B, G, S, K] of each layer, as if S tokens had been read."""
+        for number, (keys, values) in enumerate(pairs):
+            self.extend(number, keys, values)
+        rows, _, tokens, _ = pairs[0][0].shape
+        self.extend_documents(None, rows, tokens, pairs[0][0].device)
+
+    def extend_documents(self, documents: Tensor | None, rows: int, new: int, device: torch.device) -> Tensor | None:
+        """Append the document ids [B, T] of `new` tokens and return all: [B, S], or None for one document a
+        row.
+
+        Tokens that come without ids go on with the last document of their row.
+        """
+        before = self.documents
+        if documents is None and before is not None:
+            documents = before[:, -1:].expand(-1, new)
+        if documents is not None and before is None:
+            before = torch.zeros(rows, self.length, dtype=documents.dtype, device=device)
+        if documents is not None and before is not None:
+            self.documents = torch.cat([before, documents], dim=1)
+        self.length += new
+        return self.documents
 
 
 @dataclass(frozen=True)
@@ -51,7 +95,7 @@ class Attention(nn.Module):
         keys = self.k_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)  # [B, G, T, K]
         values = self.v_proj(x).view(batch, length, self.kv_heads, self.head_width).transpose(1, 2)
         if self.scheme == "rotary" and sight.rotation is not None:
-            queries, keys = (positions.rotate(queries, *sight.rotation), positions.rotate(keys, *sight.rotation))
+            queries, keys = rotate_pairs(queries, *sight.rotation), rotate_pairs(keys, *sight.rotation)
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)  # [B, G, S, K]
         mask = sight.masks.get(self.scheme, sight.masks[""])

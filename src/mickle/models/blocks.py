@@ -15,8 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ from mickle.models.safetensors_check import refuse_not_finite
 class Blocks:
     """A model in evaluation mode and float32 whose blocks are opened one at a time.
 
-    in_memory: all weights are. layers: for each block its linear layers by folder name.
+    in_memory: all weights are. layers: for each block its linear layers by folder name. given: by block, what it gets
+    beside the hidden states. chained: whether each block's output is the next one's input.
     """
 
     files: ModelFiles
@@ -44,8 +44,8 @@ class Blocks:
     list: nn.ModuleList
     layers: list[dict[str, str]]
     in_memory: bool
-    chained: bool | None = None
-    given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+    chained: bool = True
+    given: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.list)
@@ -99,14 +99,14 @@ def block_layers(blocks: Blocks, block: nn.Module, index: int) -> dict[str, tupl
 @torch.no_grad()
 def first_inputs(blocks: Blocks, ids: Tensor, rows: int) -> list[Tensor]:
     """What the first block gets for ids [n, T], in batches of `rows`, which divides n: [rows, T, D] each."""
-    _give_all(blocks, ids[:rows])
+    if blocks.in_memory:
+        _look_through(blocks, ids[:rows])
     return [_catch(blocks, part, 0) for part in ids.split(rows)]
 
 
 @torch.no_grad()
 def run_block(blocks: Blocks, block: nn.Module, index: int, hidden: Tensor) -> Tensor:
     """Block `index` on hidden states [rows, T, D]."""
-    assert blocks.given is not None
     arguments, named = blocks.given[index if blocks.in_memory else 0]
     return _first(block(hidden, *arguments, **named))
 
@@ -118,7 +118,7 @@ def next_inputs(
     """What block `index` + 1 gets once `index` is what `block` is; `hidden` is overwritten where blocks are a chain."""
     if index + 1 == len(blocks):
         return []
-    if not blocks.in_memory or _is_chain(blocks, ids[:1]):
+    if blocks.chained:
         for number, part in enumerate(hidden):
             hidden[number] = run_block(blocks, block, index, part)
         return hidden
@@ -152,8 +152,7 @@ def _catch(blocks: Blocks, ids: Tensor, index: int) -> Tensor:
     kept: list[Tensor] = []
 
     def stop(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-        hidden, arguments, named = _split(arguments, named)
-        blocks.given = {**(blocks.given or {}), index: (arguments, named)}
+        hidden, blocks.given[index] = _split(arguments, named)
         kept.append(hidden)
         raise _Caught
 
@@ -164,46 +163,32 @@ def _catch(blocks: Blocks, ids: Tensor, index: int) -> Tensor:
     return kept[0].detach().clone()
 
 
-def _is_chain(blocks: Blocks, ids: Tensor) -> bool:
-    """Whether each block's output is the next one's input, tried on one row; what blocks get beside it is kept."""
-    if blocks.chained is None:
-        seen: list[tuple[Tensor, Tensor]] = []
+def _look_through(blocks: Blocks, ids: Tensor) -> None:
+    """Run a model in memory once: what every block gets, for batches shaped as `ids`, and whether it is a chain."""
+    answers: list[Tensor] = []  # of the block before, a copy: what follows may change it in place
+    joined: list[bool] = []
 
-        def watch(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
-            seen.append((_split(arguments, named)[0].clone(), _first(answer).clone()))
-
-        with ExitStack() as hooks:
-            for block in blocks.list:
-                hooks.enter_context(block.register_forward_hook(watch, with_kwargs=True))
-            blocks.model(ids, head=_no_head)
-        joined = pairwise(seen)
-        blocks.chained = len(seen) == len(blocks) and all(torch.equal(out, into) for (_, out), (into, _) in joined)
-    return blocks.chained
-
-
-def _give_all(blocks: Blocks, ids: Tensor) -> None:
-    """Keep what every block of a model in memory gets beside the hidden states, for batches of the shape of `ids`."""
-    if not blocks.in_memory:
-        return
-
-    def keep(index: int) -> Callable[..., None]:
+    def watch(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            blocks.given = {**(blocks.given or {}), index: _split(arguments, named)[1:]}
+            hidden, blocks.given[index] = _split(arguments, named)
+            joined.append(torch.equal(answers.pop(), hidden) if answers else index == 0)
 
         return hook
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for index, block in enumerate(blocks.list):
-            hooks.enter_context(block.register_forward_pre_hook(keep(index), with_kwargs=True))
+            hooks.enter_context(block.register_forward_pre_hook(watch(index), with_kwargs=True))
+            hooks.enter_context(block.register_forward_hook(lambda *call: answers.append(_first(call[-1]).clone())))
         blocks.model(ids, head=_no_head)
+    blocks.chained = len(joined) == len(blocks) and all(joined)
 
 
-def _split(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+def _split(arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[Tensor, tuple[tuple[Any, ...], dict[str, Any]]]:
     """The hidden states of a block's call, and the rest of it."""
     if arguments:
-        return arguments[0], arguments[1:], named
+        return arguments[0], (arguments[1:], named)
     rest = dict(named)
-    return rest.pop("hidden_states"), (), rest
+    return rest.pop("hidden_states"), ((), rest)
 
 
 def _first(answer: Any) -> Tensor:

@@ -24,8 +24,7 @@ from mickle.errors import UsageError
 from mickle.kernels.losses import labels_are_drawn
 from mickle.kernels.norms import rms_norm
 from mickle.models import decoder_folder, positions
-from mickle.models.attention import Attention, Sight
-from mickle.models.cache import KeyValueCache
+from mickle.models.attention import Attention, KeyValueCache, Sight
 from mickle.models.experts import Experts, FeedForward, with_balance
 from mickle.models.language import Head, OwnModel, logits
 from mickle.models.shape import DecoderConfig

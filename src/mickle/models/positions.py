@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from mickle.errors import UsageError
-from mickle.kernels.rotary import rotate_pairs
 
 Position = Literal["none", "learned", "sinusoidal", "rotary", "alibi", "t5"]
 AT_EMBEDDING = frozenset({"learned", "sinusoidal"})
@@ -70,17 +69,6 @@ def rotary_angles(positions: Tensor, width: int, base: float) -> tuple[Tensor, T
     """
     angles = _angles(positions, width, base)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Turn each pair (x[k], x[k + R/2]) of the first R dimensions by its angle; the other K - R stay as they
-    are.
-
-    x [..., K]; cosine, sine [..., R/2], broadcast over x -> [..., K] in x's dtype. This is the half-split
-    pairing of Llama folders; the paper and GPT-J pair (2k, 2k + 1), the same map after a fixed permutation of
-    dimensions.
-    """
-    return rotate_pairs(x, cosine, sine)
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -1,7 +1,7 @@
 """The shape of a decoder, derived from one number: how many parameters it should have."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from mickle.errors import UsageError
@@ -93,16 +93,8 @@ class DecoderConfig:
 
     def parameters(self) -> int:
         """The number of trained numbers, in closed form, all experts included."""
-        return self._parameters(self.experts)
-
-    def active_parameters(self) -> int:
-        """How many of them a token passes through: with experts, those of `experts_per_token` in each layer."""
-        return self._parameters(min(self.experts, self.experts_per_token))
-
-    def _parameters(self, experts: int) -> int:
-        """The number of trained numbers with this many experts in each layer."""
         attention = 2 * self.width * self.head_width * (self.heads + self.kv_heads)
-        feed_forward = experts * (3 if self.activation == "swiglu" else 2) * self.width * self.ffn_width
+        feed_forward = self.experts * (3 if self.activation == "swiglu" else 2) * self.width * self.ffn_width
         router = self.experts * self.width if self.experts > 1 else 0
         embeddings = self.vocab_size * self.width * (1 if self.tied else 2)
         learned = self.max_length * self.width if "learned" in self.schemes else 0
@@ -154,18 +146,6 @@ class DecoderConfig:
         return best
 
 
-COUNTS = (
-    "vocab_size",
-    "width",
-    "layers",
-    "heads",
-    "kv_heads",
-    "head_width",
-    "ffn_width",
-    "max_length",
-    "experts",
-    "experts_per_token",
-)
 RANGES: dict[str, tuple[float, float]] = {  # of the fields that are fractions, both ends included
     "dropout": (0, 0.999),
     "drop_path": (0, 0.999),
@@ -180,19 +160,18 @@ RANGES: dict[str, tuple[float, float]] = {  # of the fields that are fractions, 
 def _check_kinds(config: DecoderConfig) -> None:
     """Every field has a value of its kind, in its range: folders from strangers are read into this class.
 
-    `type(...) is` and not `isinstance`: Python counts True among the whole numbers.
+    `type(...) is` and not `isinstance`: Python counts True among the whole numbers. All whole numbers are counts.
     """
-    for name in COUNTS:
-        value = getattr(config, name)
-        if type(value) is not int or value < 1:
-            raise _wrong(name, value, "a whole number of at least 1")
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.type is int and (type(value) is not int or value < 1):
+            raise _wrong(field.name, value, "a whole number of at least 1")
+        if field.type is bool and type(value) is not bool:
+            raise _wrong(field.name, value, "true or false")
     for name, (least, most) in RANGES.items():
         value = getattr(config, name)
         if type(value) not in (int, float) or not least <= value <= most:
             raise _wrong(name, value, f"a number from {least:g} to {most:g}")
-    for name in ("tied", "causal"):
-        if type(getattr(config, name)) is not bool:
-            raise _wrong(name, getattr(config, name), "true or false")
 
 
 def _wrong(name: str, value: object, expected: str) -> UsageError:
