@@ -22,7 +22,6 @@ from mickle.data.near_duplicates import (
     near_duplicates,
     signatures,
     similarity,
-    spreads,
     star_edges,
 )
 from mickle.data.records import Failure, Page, Removed, remove
@@ -145,18 +144,12 @@ def test_verification_drops_what_the_bands_brought_together_wrongly() -> None:
         clusters(bands.T, 5, verify=0.5)
 
 
-def test_chains_are_joined_and_their_spread_is_told() -> None:
+def test_chains_are_joined_to_their_first_page() -> None:
     words = [f"w{number}" for number in range(400)]
     chain = [" ".join(words[first : first + 200]) for first in range(0, 200, 10)]  # each like the next, ends unlike
     texts = [*chain, "another page of a few words", chain[0], "another page of a few words"]
     labels = clusters(signatures(texts, NearDuplicates(bands=100, rows=4)).T, len(texts))
     assert labels.tolist() == [0] * 20 + [20, 0, 20]
-    first, second = spreads(labels, texts.__getitem__)
-    assert (first.kept, first.size, first.compared) == (0, 21, 20)
-    assert first.least == pytest.approx(jaccard_of_words(chain[0], chain[-1], 5)) and first.least < 0.05
-    assert (second.kept, second.size, second.least) == (20, 2, 1.0)
-    assert spreads(labels, texts.__getitem__, largest=1, members=3)[0].compared == 3
-    assert spreads(np.arange(4), texts.__getitem__) == []
 
 
 # -- the stage -------------------------------------------------------------------------------------------------------

@@ -130,13 +130,6 @@ def test_one_seed_sees_nothing_and_no_spread_sees_everything() -> None:
     assert detectable(0.0, 5) == 0.0
 
 
-def test_sign_test_by_pencil() -> None:
-    assert compare.sign_test([1.0] * 5) == pytest.approx(2 / 32)
-    assert compare.sign_test([1.0] * 7 + [-1.0]) == pytest.approx(2 * 9 / 256)
-    assert compare.sign_test([1.0, -1.0, 0.0]) == 1.0
-    assert compare.sign_test([0.0]) == 1.0
-
-
 def test_holm_by_pencil() -> None:
     # Sorted: .005 x4 = .02, .01 x3 = .03, .03 x2 = .06, .04 x1 = .04 raised to .06; given out of order.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])

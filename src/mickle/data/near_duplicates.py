@@ -15,7 +15,7 @@ Memory is one column of band hashes and a label for each page; columns may be ro
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -196,44 +196,3 @@ def near_duplicates(
         value = similarity(texts[first], page.text, settings.shingle)
         failure = Failure("nearly the same text as a kept page", value, limit)
         yield remove(page, STAGE, failure, held[places[first]].url)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How far a cluster reaches: its kept page, its number of pages, the least true similarity of one to the kept one,
-    and how many pages were compared.
-    """
-
-    kept: int
-    size: int
-    least: float
-    compared: int
-
-
-def spreads(
-    labels: NDArray[np.int64],
-    text: Callable[[int], str],
-    *,
-    shingle: int = 5,
-    largest: int = 100,
-    members: int = 50,
-    seed: int = 0,
-) -> list[Spread]:
-    """Spread of the ``largest`` clusters of more than one page, largest first, over at most ``members`` drawn pages
-    of each: chains of pages, each like the next, end in pages that are not like the kept one.
-    """
-    import numpy as np
-
-    kept, sizes = np.unique(labels, return_counts=True)
-    order = np.argsort(-sizes, kind="stable")[:largest]
-    draw = np.random.Generator(np.random.Philox(seed))
-    found = []
-    for first, size in zip(kept[order].tolist(), sizes[order].tolist()):
-        if size == 1:
-            break
-        others = np.setdiff1d(np.flatnonzero(labels == first), [first])
-        chosen = np.sort(draw.choice(others, min(members, others.size), replace=False)).tolist()
-        own = _shingle_set(text(first), shingle)
-        values = [_jaccard(own, _shingle_set(text(other), shingle)) for other in chosen]
-        found.append(Spread(first, size, min(values), len(values)))
-    return found

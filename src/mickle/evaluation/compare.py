@@ -178,15 +178,6 @@ def bootstrap(
     return float(low), float(high)
 
 
-def sign_test(values: Sequence[float]) -> float:
-    """Exact two-sided p-value of the sign test: as often positive as negative? Zeros are left out."""
-    positive = sum(value > 0 for value in values)
-    n = positive + sum(value < 0 for value in values)
-    fewer = min(positive, n - positive)
-    tail = sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n
-    return min(1.0, 2 * tail)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction: adjusted p-values, in the order given, that hold the chance of any false
     claim.
