@@ -1,0 +1,61 @@
+"""What CONTRIBUTING asks of what is added, collected from the verbs and unions themselves: a forgotten row fails."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from mickle import verbs
+from mickle.config import Config, config_variants, leaves
+from mickle.evaluation.evaluate import Evaluate
+from mickle.evaluation.measure import Measure
+from mickle.training.pretrain import Pretrain
+from mickle.tuning.tune import Tune
+
+ROOT = Path(__file__).parent.parent
+DOCS = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))}
+ALL_DOCS = "\n".join(DOCS.values())
+# Where the tests of a union's choices are, and the choices that they hold to what all of them promise.
+HELD = {
+    "tuning methods": (Tune, "method", "tests/tuning", {"full", "lora", "qlora", "mezo"}),
+    "pretraining objectives": (Pretrain, "objective", "tests/training", {"next", "masked"}),
+    "evaluation tasks": (Evaluate, "task", "tests/evaluation", {"loss", "length", "masked", "pairs", "compare"}),
+}
+
+
+def kinds(variants: list[type[Config]]) -> set[str]:
+    return {str(variant.model_fields["kind"].default) for variant in variants}
+
+
+@pytest.mark.parametrize("name", verbs.STEPS)
+def test_every_verb_has_a_page_and_an_example_of_itself(name: str) -> None:
+    page = DOCS["studies" if name == "study" else name] if name != "sample" else ALL_DOCS
+    assert re.search(rf"mickle {name}\b", page)
+    assert verbs.step_class(name).example.startswith(f"mickle {name}")
+
+
+@pytest.mark.parametrize("name", verbs.STEPS)
+def test_every_choice_of_a_verb_stands_in_the_documentation(name: str) -> None:
+    for place, annotation, _ in leaves(verbs.step_class(name)):
+        variants = [variant for variant in config_variants(annotation) if "kind" in variant.model_fields]
+        for kind in kinds(variants):
+            assert re.search(rf"\b{re.escape(kind)}\b", ALL_DOCS, re.IGNORECASE), f"{name}: {place} {kind}"
+
+
+@pytest.mark.parametrize("union", HELD)
+def test_every_choice_is_held_to_what_all_of_them_promise(union: str) -> None:
+    cls, field, folder, named = HELD[union]
+    variants = config_variants(cls.model_fields[field].annotation)
+    assert kinds(variants) == named
+    text = "\n".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / folder).glob("test_*.py")))
+    for variant in variants:
+        kind = variant.model_fields["kind"].default
+        assert f'"{kind}"' in text or re.search(rf"\b{variant.__name__}\b", text), kind
+
+
+def test_every_evaluation_task_runs_by_itself() -> None:
+    for variant in config_variants(Evaluate.model_fields["task"].annotation):
+        assert issubclass(variant, Measure)
+        assert "run" in vars(variant)
