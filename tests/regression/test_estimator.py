@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+from one_solve import solve
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -12,7 +13,6 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from mickle.errors import UsageError
 from mickle.regression.estimator import DropoutRegressor
-from mickle.regression.ridge import solve
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 import transformers as t
+from one_solve import solve
 from torch import nn
 
 from mickle.errors import UsageError
 from mickle.regression.heads import closed_form_head, find_head, fit_head, put_dropout_before_head
 from mickle.regression.moments import Moments
 from mickle.regression.path import DEFAULT_RATES, choose_rate, trace_path
-from mickle.regression.ridge import solve
 from mickle.training.dropout import set_dropout
 
 TEXT = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}

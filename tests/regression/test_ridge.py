@@ -3,18 +3,19 @@
 import itertools
 import math
 
+import gaussian_theory as theory
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from one_solve import solve
 from sklearn.linear_model import Ridge
 
 from mickle.errors import UsageError
 from mickle.regression import path as path_module
-from mickle.regression import theory
 from mickle.regression.path import DEFAULT_RATES, choose_rate, fold_errors, trace_path
-from mickle.regression.ridge import make_table, solve
+from mickle.regression.ridge import make_table
 
 
 def draw(rows: int, columns: int, outputs: int = 1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

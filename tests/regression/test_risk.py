@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussian_theory import best_rate, dropout_risk
+from one_solve import solve
 from torch import nn
 
 from mickle.errors import UsageError
 from mickle.regression import risk
 from mickle.regression.networks import Networks, fresh_networks, losses, train_networks
-from mickle.regression.ridge import solve
-from mickle.regression.theory import best_rate, dropout_risk
 
 
 def curve_of(problems, sizes, rates, *, threshold=0, repeats=20, seed=0, intercept=False):

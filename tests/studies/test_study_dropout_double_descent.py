@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from gaussian_theory import best_rate, dropout_risk, least_squares_risk
 
-from mickle.regression.theory import best_rate, dropout_risk, least_squares_risk
 from mickle.studies import digits
 from mickle.studies import dropout_double_descent as page
 from mickle.studies.declaration import Cell, problems

@@ -15,7 +15,7 @@ import numpy as np
 
 from mickle.errors import UsageError
 from mickle.regression.path import RatePath, choose_rate, trace_path
-from mickle.regression.theory import penalty
+from mickle.regression.ridge import penalty
 
 try:
     from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from mickle.errors import UsageError
 from mickle.regression.moments import Moments
 from mickle.regression.path import DEFAULT_RATES, choose_rate, trace_path
-from mickle.regression.ridge import numbers
-from mickle.regression.theory import penalty
+from mickle.regression.ridge import numbers, penalty
 
 # The attribute that transformers' classifiers keep their head in.
 HEADS = ("classifier", "score", "classification_head", "logits_proj", "head", "fc")

@@ -13,8 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mickle.errors import UsageError
-from mickle.regression.ridge import Array
-from mickle.regression.theory import penalty
+from mickle.regression.ridge import Array, penalty
 
 
 class Moments:

@@ -21,8 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from mickle.errors import UsageError
-from mickle.regression.ridge import Array, Table, make_table
-from mickle.regression.theory import penalty, rate_of
+from mickle.regression.ridge import Array, Table, make_table, penalty, rate_of
 
 Criterion = Literal["loo", "gcv", "kfold"]
 DEFAULT_RATES = (0.0, *(rate_of(float(a)) for a in np.geomspace(1e-4, 1e3, 49)))
@@ -98,7 +97,7 @@ def trace_path(
 ) -> RatePath:
     """Leave-one-out and GCV errors at every rate (default: 0 and 49 from 1e-4 to 0.999), by one decomposition.
 
-    ``raw`` as in :func:`~mickle.regression.ridge.solve`. Rate 0 takes a second decomposition where columns
+    ``raw`` as in :func:`~mickle.regression.ridge.make_table`. Rate 0 takes a second decomposition where columns
     outnumber rows or nearly depend on each other.
     """
     table = make_table(inputs, targets, intercept, raw)

@@ -1,4 +1,4 @@
-"""Dropout before a linear model in closed form: one weight vector, or all rates from one decomposition.
+"""Dropout before a linear model in closed form: the table it is solved on, and what a rate comes to as a penalty.
 
 "Dropout Drops Double Descent" (arXiv 2305.16179): the test error of a model that interpolates its data peaks where
 rows and parameters are equally many; dropout before the last linear layer, at the right rate, takes the peak away.
@@ -23,16 +23,13 @@ penalty, and hides it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mickle.errors import UsageError
-from mickle.regression.theory import penalty
 
 Array = NDArray[np.float64]
-Form = Literal["auto", "primal", "dual"]
 LARGEST = 1e150  # inputs beyond it have squares that are no float64 numbers
 
 
@@ -63,66 +60,20 @@ class Table:
         """Inputs without the constant columns; no copy where there are none."""
         return self.inputs if self.varying.all() else self.inputs[:, self.varying]
 
-    def of_all_columns(self, weights: Array) -> Array:
-        """Weights of all p columns from those of the varying ones."""
-        found = np.zeros((len(self.squares), weights.shape[1]))
-        found[self.varying] = weights
-        return found
+
+def penalty(rate: float) -> float:
+    """a = q / (1 - q) of the dropout rate q, the share of inputs left out. UsageError outside [0, 1)."""
+    if not 0 <= rate < 1:
+        raise UsageError(
+            f"dropout rate {rate} is not in [0, 1)",
+            expected="the share of inputs that is dropped; at 1 nothing is left to learn from",
+        )
+    return rate / (1 - rate)
 
 
-@dataclass(frozen=True)
-class Solution:
-    """Weights [p, k] and intercepts [k] at one rate, and how near the data is to the interpolation threshold.
-
-    ``smallest_singular`` belongs to the centred inputs without their constant columns; ``at_threshold``: rows (less the
-    intercept's) and columns differ by at most 1, so that without dropout the weights are set by noise.
-    """
-
-    weights: Array
-    intercepts: Array
-    rate: float
-    smallest_singular: float
-    at_threshold: bool
-    constant: tuple[int, ...]
-
-    def predict(self, inputs: ArrayLike) -> Array:
-        """Predictions [n, k] for inputs [n, p]."""
-        return np.asarray(inputs, float) @ self.weights + self.intercepts
-
-
-def solve(
-    inputs: ArrayLike,
-    targets: ArrayLike,
-    rate: float,
-    *,
-    intercept: bool = True,
-    raw: bool = False,
-    form: Form = "auto",
-) -> Solution:
-    """The minimiser of the expected dropout loss for inputs [n, p], targets [n] or [n, k].
-
-    ``form``: "primal" solves p equations, "dual" n; "auto" the fewer. Rate 0 is minimum-norm least squares.
-    """
-    table = make_table(inputs, targets, intercept, raw)
-    a = penalty(rate)
-    x, y, d = table.inputs_varying, table.targets, table.squares[table.varying]
-    singular = np.linalg.svd(x, compute_uv=False) if x.size else np.zeros(1)
-    if a == 0:
-        # rcond as for a rank: what is below is rounding, not data
-        weights = np.linalg.lstsq(x, y, rcond=np.finfo(float).eps * max(x.shape))[0]
-    elif form == "primal" or (form == "auto" and x.shape[1] <= x.shape[0]):
-        scale = np.sqrt(d)
-        scaled = x / scale
-        weights = np.linalg.solve(scaled.T @ scaled + a * np.eye(len(d)), scaled.T @ y) / scale[:, None]
-    else:
-        weights = (x / d).T @ np.linalg.solve((x / d) @ x.T + a * np.eye(len(x)), y)
-    found = table.of_all_columns(np.asarray(weights, np.float64))
-    smallest = singular[: min(table.free_rows, x.shape[1])].min(initial=np.inf)
-    return Solution(
-        found, table.target_means - table.input_means @ found, rate,
-        float(smallest) if np.isfinite(smallest) else 0.0,
-        abs(table.free_rows - x.shape[1]) <= 1, tuple(map(int, np.flatnonzero(~table.varying))),
-    )  # fmt: skip
+def rate_of(penalty: float) -> float:
+    """The dropout rate q = a / (1 + a) of a penalty."""
+    return penalty / (1 + penalty)
 
 
 def make_table(inputs: ArrayLike, targets: ArrayLike, intercept: bool = True, raw: bool = False) -> Table:

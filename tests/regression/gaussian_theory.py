@@ -12,26 +12,10 @@ and a = q / (1 - q) the penalty of rate q, the excess risk E ||w - w*||^2 is
 These ignore that the columns' norms fluctuate around n; at small n the measured optimum lies a little higher.
 """
 
-from __future__ import annotations
-
 import math
 
 from mickle.errors import UsageError
-
-
-def penalty(rate: float) -> float:
-    """a = q / (1 - q) of the dropout rate q, the share of inputs left out. UsageError outside [0, 1)."""
-    if not 0 <= rate < 1:
-        raise UsageError(
-            f"dropout rate {rate} is not in [0, 1)",
-            expected="the share of inputs that is dropped; at 1 nothing is left to learn from",
-        )
-    return rate / (1 - rate)
-
-
-def rate_of(penalty: float) -> float:
-    """The dropout rate q = a / (1 + a) of a penalty."""
-    return penalty / (1 + penalty)
+from mickle.regression.ridge import penalty
 
 
 def least_squares_risk(rows: int, columns: int, signal: float, noise: float) -> float:
