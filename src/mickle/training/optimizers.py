@@ -28,6 +28,14 @@ class AdamW(Config):
     weight_decay: float = Field(0.1, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
+    def build(self, groups: list[dict[str, Any]], seed: int) -> Optimizer:
+        """The optimizer over parameter groups; it draws nothing."""
+        import torch
+
+        devices = {parameter.device.type for group in groups for parameter in group["params"]}
+        fused = devices <= {"cpu", "cuda"}  # one pass over memory instead of a dozen
+        return torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=fused)
+
 
 class Sophia(Config):
     """Clipped second-order steps (arXiv 2305.14342). Fields left out come from the preset."""
@@ -58,25 +66,19 @@ class Sophia(Config):
         chosen = {name: getattr(self, name) for name in preset if getattr(self, name) is not None}
         return {"lr": self.learning_rate, "estimator": self.estimator, "eps": self.eps, **preset, **chosen}
 
+    def build(self, groups: list[dict[str, Any]], seed: int) -> Optimizer:
+        """The optimizer over parameter groups; ``seed`` is for its estimators' draws."""
+        from mickle.training import sophia
+
+        return sophia.Sophia(groups, seed=seed, **self.options())
+
 
 OptimizerSettings = Annotated[AdamW | Sophia, Field(discriminator="kind")]
 
 
 def build_optimizer(settings: AdamW | Sophia, model: nn.Module, seed: int = 0) -> Optimizer:
-    """The optimizer for a model's trainable parameters, in two groups: :func:`decay_groups`.
-
-    ``seed`` is for the random draws of Sophia's estimators.
-    """
-    import torch
-
-    groups = decay_groups(model, settings.weight_decay)
-    if isinstance(settings, AdamW):
-        devices = {parameter.device.type for group in groups for parameter in group["params"]}
-        fused = devices <= {"cpu", "cuda"}  # one pass over memory instead of a dozen
-        return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=fused)
-    from mickle.training import sophia
-
-    return sophia.Sophia(groups, seed=seed, **settings.options())
+    """The optimizer for a model's trainable parameters, in two groups: :func:`decay_groups`."""
+    return settings.build(decay_groups(model, settings.weight_decay), seed)
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
