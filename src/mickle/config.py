@@ -11,7 +11,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -237,14 +237,19 @@ def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, Any]
 
 def config_variants(annotation: Any) -> list[type[Config]]:
     """The Config classes an annotation can hold: one for a nested config, several for a tagged union, else none."""
+    return [kind for kind in members(annotation) if isinstance(kind, type) and issubclass(kind, Config)]
+
+
+def members(annotation: Any) -> list[Any]:
+    """The plain types (and literal values) that an annotation admits."""
     origin = typing.get_origin(annotation)
     if origin is Annotated:
-        return config_variants(typing.get_args(annotation)[0])
+        return members(typing.get_args(annotation)[0])
     if origin in (Union, types.UnionType):
-        return [variant for part in typing.get_args(annotation) for variant in config_variants(part)]
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return [annotation]
-    return []
+        return [kind for part in typing.get_args(annotation) for kind in members(part)]
+    if origin is Literal:
+        return list(typing.get_args(annotation))
+    return [annotation]
 
 
 def inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:

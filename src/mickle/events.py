@@ -165,8 +165,7 @@ class Console:
         self._progress: Any = None
         self._work = Started("", 0, "")
         self._begun = self._said = time.monotonic()
-        self._first = self._done = 0
-        self._detail = ""
+        self._first = 0
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -193,7 +192,7 @@ class Console:
 
     def _start(self, event: Started) -> None:
         self.close()
-        self._work, self._detail, self._first, self._done = event, "", -1, 0
+        self._work, self._first = event, -1
         self._begun = self._said = time.monotonic()
         if self._console.is_terminal:
             from rich import progress
@@ -218,7 +217,6 @@ class Console:
             # What a resumed run reports at once was done before: rate and time left count from there.
             at_once = now - self._begun < 0.5
             self._first, self._begun = (done, now) if at_once else (0, self._begun)
-        self._done = done
         elapsed = now - self._begun
         rate = (done - self._first) / elapsed if elapsed > 0 else 0.0
         if self._progress is not None:

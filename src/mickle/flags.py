@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import types
 import typing
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Union
+from typing import Any, NoReturn
 
 import yaml
 from pydantic_core import PydanticUndefined
 
-from mickle.config import Config, config_variants, leaves
+from mickle.config import Config, config_variants, leaves, members
 from mickle.errors import UsageError
 
 MOST_SHOWN = 5  # items of a default that is a list
@@ -168,7 +167,7 @@ def _hyphens(argument: str) -> str:
 def _scalar(annotation: Any, value: Any) -> Any:
     if isinstance(value, list):
         return [_scalar(_item(annotation), item) for item in value]
-    kinds = _members(annotation)
+    kinds = members(annotation)
     if any(kind in (str, Path) or isinstance(kind, str) for kind in kinds) and not any(
         kind in (int, float, bool) for kind in kinds
     ):
@@ -179,31 +178,19 @@ def _scalar(annotation: Any, value: Any) -> Any:
         return value
 
 
-def _members(annotation: Any) -> list[Any]:
-    """The plain types (and literal values) that an annotation admits."""
-    origin = typing.get_origin(annotation)
-    if origin is Annotated:
-        return _members(typing.get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [kind for part in typing.get_args(annotation) for kind in _members(part)]
-    if origin is Literal:
-        return list(typing.get_args(annotation))
-    return [annotation]
-
-
 def _is_list(annotation: Any) -> bool:
-    return any(typing.get_origin(kind) in (list, tuple) for kind in _members(annotation))
+    return any(typing.get_origin(kind) in (list, tuple) for kind in members(annotation))
 
 
 def _item(annotation: Any) -> Any:
-    for kind in _members(annotation):
+    for kind in members(annotation):
         if typing.get_origin(kind) in (list, tuple):
             return typing.get_args(kind)[0]
     return annotation
 
 
 def _bare(annotation: Any) -> Any:
-    kinds = [kind for kind in _members(annotation) if kind is not type(None)]
+    kinds = [kind for kind in members(annotation) if kind is not type(None)]
     return kinds[0] if len(kinds) == 1 else None
 
 
@@ -213,11 +200,11 @@ def _metavar(annotation: Any) -> str:
         return "{" + ",".join(_kinds(variants)) + "}"
     names = [
         repr(k) if isinstance(k, str) else getattr(k, "__name__", str(k))
-        for k in _members(annotation)
+        for k in members(annotation)
         if k is not type(None)
     ]
     if _is_list(annotation):
-        item = _members(_item(annotation))[0]
+        item = members(_item(annotation))[0]
         return {"Path": "FILE", "str": "TEXT"}.get(getattr(item, "__name__", ""), "NAME")
     text = "|".join(name.strip("'") for name in names)
     return "FILE" if text == "Path" else text.upper() if len(text) < 12 and "|" not in text else text

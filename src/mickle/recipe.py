@@ -10,6 +10,7 @@ import difflib
 import graphlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +83,8 @@ def preview(plan: Plan) -> str:
     made: dict[str, Path] = {}
     for name in plan.order:
         verb = plan.recipe.steps[name]["verb"]
-        if _needs(plan.recipe.steps[name]) - made.keys():
-            lines.append(f"  {name:<12} {verb:<10} to do, after {', '.join(sorted(_needs(plan.recipe.steps[name])))}")
+        if (needs := _needs(plan.recipe.steps[name])) - made.keys():
+            lines.append(f"  {name:<12} {verb:<10} to do, after {', '.join(sorted(needs))}")
             continue
         step = _build(plan, name, made)
         folder = _folder(plan, name, step)
@@ -101,7 +102,7 @@ def _build(plan: Plan, name: str, made: dict[str, Path]) -> Step:
     where = f"{plan.file}:{plan.lines.find(('steps', name))} (step {name})"
     cls = verbs.step_class(settings.pop("verb"), where)
     settings.setdefault("seed", plan.recipe.seed)
-    resolved = _resolve(settings, made)
+    resolved = _replaced(settings, lambda step, inside: f"{made[step]}{inside}")
     return validate(cls, resolved, where=str(plan.file), lines=plan.lines.under("steps", name))
 
 
@@ -130,23 +131,21 @@ def _order(recipe: Recipe, path: Path, lines: Lines) -> tuple[str, ...]:
         ) from None
 
 
-def _needs(value: Any) -> set[str]:
-    """The steps that a value refers to."""
-    if isinstance(value, dict):
-        return {name for item in value.values() for name in _needs(item)}
-    if isinstance(value, list):
-        return {name for item in value for name in _needs(item)}
-    match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    return {match[1]} if match else set()
+def _needs(settings: dict[str, Any]) -> set[str]:
+    """The steps that settings refer to."""
+    found: set[str] = set()
+    _replaced(settings, lambda name, inside: found.add(name))
+    return found
 
 
-def _resolve(value: Any, made: dict[str, Path]) -> Any:
+def _replaced(value: Any, by: Callable[[str, str], Any]) -> Any:
+    """The value with each reference, a step's name and what follows it, replaced."""
     if isinstance(value, dict):
-        return {name: _resolve(item, made) for name, item in value.items()}
+        return {name: _replaced(item, by) for name, item in value.items()}
     if isinstance(value, list):
-        return [_resolve(item, made) for item in value]
+        return [_replaced(item, by) for item in value]
     match = _REFERENCE.fullmatch(value) if isinstance(value, str) else None
-    return str(made[match[1]]) + (match[2] or "") if match else value
+    return by(match[1], match[2] or "") if match else value
 
 
 def _point(link: Path, folder: Path) -> None:

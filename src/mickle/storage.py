@@ -87,7 +87,7 @@ def write_folder(path: Path, *, kind: str, **meta: Any) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise UsageError(f"{path} exists already", todo="choose another folder, or remove it")
-    _call(_make_directories, path.parent)
+    _call(os.makedirs, path.parent, 0o777, True)
     temporary = path.parent / f".tmp-{path.name}"
     remove(temporary)  # what a killed run left
     with disk_errors(path):
@@ -273,7 +273,7 @@ def lock(path: Path) -> Iterator[None]:
     The kernel drops the lock of a dead process, so a stale file never stands in the way.
     """
     path = Path(path)
-    _make_directories(path.parent)
+    os.makedirs(path.parent, exist_ok=True)
     descriptor = _acquire(path)
     try:
         note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -362,7 +362,3 @@ def _fsync_path(path: Path) -> None:
         _call(os.fsync, descriptor)
     finally:
         os.close(descriptor)
-
-
-def _make_directories(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)

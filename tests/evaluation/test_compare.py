@@ -10,7 +10,7 @@ from scipy import stats
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation import compare
-from mickle.evaluation.compare import Interval, benefits, bootstrap, detectable, holm, is_larger, paired_t, verdict
+from mickle.evaluation.compare import Interval, benefits, detectable, holm, is_larger, paired_t, verdict
 
 # Printed tables of Student's t, e.g. Fisher and Yates: (probability, degrees of freedom) -> quantile.
 TABLE = {
@@ -96,21 +96,11 @@ def test_paired_t_covers_the_truth_in_95_of_100_and_the_bootstrap_over_seeds_doe
     generator = np.random.default_rng(seeds)
     samples = generator.normal(0.4, 1.3, (1500, seeds))
     student = np.array([(i.low, i.high) for i in map(paired_t, samples)])
-    resampled = np.array([bootstrap(sample, resamples=200, seed=k) for k, sample in enumerate(samples[:400])])
+    drawn = samples[np.arange(400)[:, None, None], generator.integers(0, seeds, (400, 200, seeds))]  # of 400 samples
+    resampled = np.quantile(drawn.mean(-1), [0.025, 0.975], axis=1).T
     # 1,500 samples: standard error 0.56 %, so 3 of them; the bootstrap's shortfall is 6 to 13 %.
     assert coverage(student, 0.4) == pytest.approx(0.95, abs=0.017)
     assert coverage(resampled, 0.4) < 0.92
-
-
-def test_bootstrap_over_many_items_agrees_with_the_normal_interval() -> None:
-    items = np.random.default_rng(0).exponential(2.0, 4000)
-    low, high = bootstrap(items, resamples=1000)
-    half = 1.96 * items.std(ddof=1) / math.sqrt(len(items))
-    assert low == pytest.approx(items.mean() - half, abs=0.15 * half)
-    assert high == pytest.approx(items.mean() + half, abs=0.15 * half)
-    assert bootstrap(items, resamples=50, seed=3) == bootstrap(items, resamples=50, seed=3)
-    with pytest.raises(UsageError):
-        bootstrap(np.array([]))
 
 
 @pytest.mark.parametrize("n", [5, 8, 10, 30])

@@ -145,6 +145,11 @@ def test_the_interval_has_the_width_of_the_standard_error():
     values = np.random.default_rng(0).normal(10, 1, 400)
     low, high = bootstrap_ratio(values, np.ones(400))
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
+    skewed = np.random.default_rng(0).exponential(2.0, 4000)
+    low, high = bootstrap_ratio(skewed, np.ones(4000))
+    half = 1.96 * skewed.std(ddof=1) / math.sqrt(4000)
+    assert (low, high) == pytest.approx((skewed.mean() - half, skewed.mean() + half), abs=0.15 * half)
+    assert bootstrap_ratio(skewed, np.ones(4000), seed=0) == (low, high)
 
 
 @pytest.mark.parametrize("stride", [0, 17])

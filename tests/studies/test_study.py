@@ -31,7 +31,7 @@ CLEAN = {"commit": "0123456789abcdef", "dirty": False}
 
 
 def test_every_system_has_one_row_and_every_page_is_a_system() -> None:
-    assert [system.number for system in SYSTEMS] == list(range(1, 24))
+    assert len({system.name for system in SYSTEMS}) == 23
     assert len({system.name for system in SYSTEMS}) == 23
     assert len({system.arxiv for system in SYSTEMS}) == 23
     assert all(re.fullmatch(r"230[56]\.\d{5}", system.arxiv) for system in SYSTEMS)
@@ -243,10 +243,10 @@ def test_tables_are_written_checked_and_found_stale(
 def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(folder: Path, monkeypatch: Any) -> None:
     known = {("momentum", "full"): storage.read_json(folder / "momentum-full.json")}
     rows = table.systems_table({}).splitlines()[2:]
-    assert len(rows) == 23
+    assert [row.split(" ")[1] for row in rows] == [str(number) for number in range(1, 24)]
     for system, row in zip(SYSTEMS, rows):
         assert ("not yet built" in row) == (system.name not in page_names())
-    stand_in = table.System(99, "momentum", "Momentum", "0", "claim")
+    stand_in = table.System("momentum", "Momentum", "0", "claim")
     assert "built, not yet measured" in table.system_row(stand_in, True, {}, {})
     row = table.system_row(stand_in, True, known, table.corrected(known))
     assert "0.333 x (theory: sqrt(condition) against condition)" in row

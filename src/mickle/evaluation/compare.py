@@ -4,20 +4,20 @@ Every effect here is a **benefit**: positive where the method is better. ``benef
 measurements into benefits, as differences, or as logarithms of ratios (so that "half the steps" is log 2
 and "twice the steps" -log 2). The interval is Student's paired t over seeds: over 3 to 10 seeds a
 percentile bootstrap covers the truth in only 74 to 90 % of cases where paired t covers it in 95
-(``tests/evaluation/test_compare.py`` measures both). The bootstrap is for the many items inside one seed.
+(``tests/evaluation/test_compare.py`` measures both). The bootstrap is for the many items inside one seed
+(``loss.bootstrap_ratio``).
 
 Student's and the normal distribution are computed here from ``math`` and NumPy; SciPy is not needed at run
 time.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mickle.errors import NumericError, UsageError
 
@@ -156,26 +156,6 @@ def verdict(interval: Interval, paper_effect: float, smallest_seen: float, no_ga
 def is_larger(interval: Interval, paper_effect: float) -> bool:
     """Whether the whole interval lies beyond twice the paper's effect: the upper side of "reproduced"."""
     return interval.n >= LEAST_SEEDS and interval.low > LARGER * paper_effect
-
-
-def bootstrap(
-    items: NDArray[np.float64],
-    statistic: Callable[[NDArray[np.float64]], float] = lambda sample: float(np.mean(sample)),
-    resamples: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic over the items of ONE seed (test questions, pages).
-
-    ``items`` [N, ...] is resampled along its first axis. For seeds use ``paired_t``: a handful is too few
-    to resample.
-    """
-    if len(items) == 0:
-        raise UsageError("A bootstrap was asked of no items", expected="at least one item")
-    generator = np.random.default_rng(seed)
-    drawn = [statistic(items[generator.integers(0, len(items), len(items))]) for _ in range(resamples)]
-    low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
-    return float(low), float(high)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -110,35 +110,23 @@ def judge(model: nn.Module, instances: Sequence[Encoded], end: int) -> list[Outc
     import torch
 
     table = learned_table(model)
+    fits = [table is None or len(row.ids) - 1 <= table for row in instances]
     device = next(model.parameters()).device
     vocabulary = getattr(model.config, "vocab_size", 1 << 15)
     outcomes: list[Outcome] = []
     was_training = model.training
     model.eval()
     try:
-        for rows in _chunks(instances, vocabulary):
-            longest = max(len(row.ids) for row in rows)
-            if table is not None and longest - 1 > table:
-                outcomes += [_judge_alone(model, row, end, table, device) for row in rows]
-                continue
-            ids = torch.full((len(rows), longest), end, dtype=torch.long)
+        for rows in _chunks([row for row, fit in zip(instances, fits) if fit], vocabulary):
+            ids = torch.full((len(rows), max(len(row.ids) for row in rows)), end, dtype=torch.long)
             for i, row in enumerate(rows):
                 ids[i, : len(row.ids)] = torch.tensor(row.ids)
             predicted = _predict(model, ids[:, :-1].to(device))
             outcomes += [_outcome(row, predicted[i].tolist(), end) for i, row in enumerate(rows)]
     finally:
         model.train(was_training)
-    return outcomes
-
-
-def _judge_alone(model: nn.Module, row: Encoded, end: int, table: int, device: Any) -> Outcome:
-    """One instance of a chunk in which some do not fit into the table of positions."""
-    import torch
-
-    if len(row.ids) - 1 > table:
-        return Outcome("wrong_symbol", 0.0)
-    predicted = _predict(model, torch.tensor([row.ids[:-1]], device=device))
-    return _outcome(row, predicted[0].tolist(), end)
+    judged = iter(outcomes)
+    return [next(judged) if fit else Outcome("wrong_symbol", 0.0) for fit in fits]
 
 
 def _predict(model: nn.Module, ids: Tensor) -> Tensor:
@@ -169,7 +157,7 @@ def _outcome(row: Encoded, predicted: list[int], end: int) -> Outcome:
 
 def _chunks(instances: Sequence[Encoded], vocabulary: int) -> list[Sequence[Encoded]]:
     """Instances in their order, as many to a pass as keep its logits small."""
-    longest = max(len(instance.ids) for instance in instances)
+    longest = max((len(instance.ids) for instance in instances), default=1)
     rows = max(1, LARGEST_LOGITS // (longest * vocabulary))
     return [instances[i : i + rows] for i in range(0, len(instances), rows)]
 

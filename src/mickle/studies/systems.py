@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class System:
-    """One paper: its number in Mickle, the name of its study page, and what it claims, in one line."""
+    """One paper: the name of its study page, and what it claims, in one line."""
 
-    number: int
     name: str
     label: str
     arxiv: str
@@ -17,23 +16,20 @@ class System:
     but: str = ""  # what a reader would hold against the verdict, in the front table beside it
 
 
-SYSTEMS = (
+SYSTEMS = (  # in the order of their numbers in Mickle, from 1 on
     System(
-        1,
         "dpo",
         "DPO",
         "2305.18290",
         "preferences train a policy by one logistic loss, at least as well as PPO, without a reward model",
     ),
     System(
-        2,
         "lima",
         "LIMA",
         "2305.11206",
         "1,000 chosen conversations align better than 52,000 generated ones",
     ),
     System(
-        3,
         "qlora",
         "QLoRA",
         "2305.14314",
@@ -41,7 +37,6 @@ SYSTEMS = (
         "the seeds see no difference under 32 % of that cost; 65B was not tried",
     ),
     System(
-        4,
         "spqr",
         "SpQR",
         "2306.03078",
@@ -49,7 +44,6 @@ SYSTEMS = (
         "a longer trained base lost 1.01 % in a pilot, and at 4.3 bits GPTQ is better (opposite)",
     ),
     System(
-        5,
         "token_crisis",
         "Token crisis",
         "2305.13230",
@@ -57,7 +51,6 @@ SYSTEMS = (
         "against stopping early, which costs nothing, no gain is shown",
     ),
     System(
-        6,
         "doremi",
         "DoReMi",
         "2305.10429",
@@ -65,7 +58,6 @@ SYSTEMS = (
         "finding the weights takes half to two thirds of that compute again; no gain on natural domains alone",
     ),
     System(
-        7,
         "refinedweb",
         "RefinedWeb",
         "2306.01116",
@@ -73,14 +65,12 @@ SYSTEMS = (
         "as good as curated is not shown",
     ),
     System(
-        8,
         "false_promise",
         "False Promise",
         "2305.15717",
         "imitating a stronger model's answers teaches its style, not its knowledge",
     ),
     System(
-        9,
         "nope",
         "NoPE",
         "2305.19466",
@@ -88,21 +78,18 @@ SYSTEMS = (
         "arms stop when they have learned, after unequal steps, all at one learning rate that was not tuned",
     ),
     System(
-        10,
         "goat",
         "Goat",
         "2305.14201",
         "hard arithmetic written as steps that tuning can learn lets 7B beat GPT-4 at it",
     ),
     System(
-        11,
         "gorilla",
         "Gorilla",
         "2305.15334",
         "training with retrieved API documents gives correct calls that follow later changes",
     ),
     System(
-        12,
         "dynamic_masking",
         "Dynamic masking",
         "2305.15096",
@@ -110,70 +97,60 @@ SYSTEMS = (
         "against the best constant rate it needs more (opposite)",
     ),
     System(
-        13,
         "blockwise",
         "Blockwise",
         "2305.19370",
         "exact blockwise layers train on 2 to 4 times longer sequences than memory-efficient attention",
     ),
     System(
-        14,
         "rwkv",
         "RWKV",
         "2305.13048",
         "a recurrent model trained in parallel matches transformers, in constant inference memory",
     ),
     System(
-        15,
         "seahorse",
         "SEAHORSE",
         "2305.13194",
         "metrics learned from ratings predict human judgement of summaries far better than ROUGE-L",
     ),
     System(
-        16,
         "self_align",
         "Self-Align",
         "2305.03047",
         "a model aligned on its own answers under 16 principles, with under 300 lines of human text",
     ),
     System(
-        17,
         "efficientvit",
         "EfficientViT",
         "2305.07027",
         "at equal accuracy, clearly more images a second than MobileNetV3 and MobileViT",
     ),
     System(
-        18,
         "paradigms",
         "ParaDiGMS",
         "2305.16317",
         "Picard iteration over time steps draws a sample with 2 to 4 times less latency",
     ),
     System(
-        19,
         "sovit",
         "SoViT",
         "2305.13035",
         "the right shape halves inference cost at the same training compute and accuracy",
     ),
     System(
-        20,
         "mms",
         "MMS",
         "2305.13516",
         "one recogniser for 1,107 languages halves Whisper's average error on 54 of them",
     ),
     System(
-        21,
         "sophia",
         "Sophia",
         "2305.14342",
         "a clipped diagonal second-order step reaches AdamW's loss in half the steps",
     ),
     System(
-        22,
         "mezo",
         "MeZO",
         "2305.17333",
@@ -181,7 +158,6 @@ SYSTEMS = (
         "with 16 examples it stays behind Adam by 10 points (opposite)",
     ),
     System(
-        23,
         "dropout_double_descent",
         "Dropout and double descent",
         "2305.16179",

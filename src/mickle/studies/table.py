@@ -37,7 +37,8 @@ def systems_table(known: Published) -> str:
     ]
     adjusted = corrected(known)
     built = set(page_names())
-    return "\n".join(lines + [system_row(system, system.name in built, known, adjusted) for system in SYSTEMS])
+    rows = [system_row(system, system.name in built, known, adjusted) for system in SYSTEMS]
+    return "\n".join(lines + [f"| {number} {row}" for number, row in enumerate(rows, start=1)])
 
 
 def corrected(known: Published) -> dict[str, float]:
@@ -51,11 +52,11 @@ def corrected(known: Published) -> dict[str, float]:
 
 
 def system_row(system: System, built: bool, known: Published, adjusted: dict[str, float]) -> str:
-    """One system's row; says plainly when it is not built, not measured, or measured under another
+    """One system's row without its number; says plainly when it is not built, not measured, or measured under another
     declaration.
     """
     paper = f"[{system.label}](https://arxiv.org/abs/{system.arxiv})"
-    start = f"| {system.number} | {paper} | {system.claim} |"
+    start = f"| {paper} | {system.claim} |"
     if not built:
         return f"{start} | | not yet built | |"
     command = f"`mickle study {system.name} --scale full`"
