@@ -53,8 +53,7 @@ def write_corpus(path: Path, size: int) -> None:
 
 
 def mickle_spans(path: Path) -> Answer:
-    from mickle.kernels.repeated_windows import repeated
-    from mickle.kernels.window_spans import spans
+    from mickle.kernels.repeated_windows import repeated, spans
 
     tokens = np.fromfile(path, dtype=np.uint8)
     others = repeated(tokens, LENGTH)

@@ -6,8 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mickle.kernels.repeated_windows import repeated
-from mickle.kernels.window_spans import spans, spans_plain
+from mickle.kernels.repeated_windows import repeated, spans, spans_plain
 
 WORD = st.integers(0, 2).flatmap(lambda most: st.lists(st.integers(0, most), max_size=150))
 

@@ -69,7 +69,7 @@ def find_spans(
     """
     import numpy as np
 
-    from mickle.kernels.window_spans import spans
+    from mickle.kernels.repeated_windows import spans
 
     scratch.mkdir(parents=True, exist_ok=True)
     tokens, offsets, digest = _join(documents, scratch)

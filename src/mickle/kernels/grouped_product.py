@@ -8,8 +8,8 @@ sums of products are exact::
     y += s (sigma (256^2 sum q n2 + 256 sum q n1 + sum q n0) - z sum of x)
 
 with the bytes, sigma and the group's sum of x made once for all strips (`prepare`). Products are the program of
-`grouped_strips.py`; on a processor that cannot multiply bytes it takes x in floats. Outliers come in a second pass
-(`grouped_outliers.py`). The plain version is x times the transpose of `Grouped.dequantized`.
+`grouped_strips.py`; on a processor that cannot multiply bytes it takes x in floats. Outliers come in a second pass. The
+plain version is x times the transpose of `Grouped.dequantized`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mickle.kernels import grouped_outliers, grouped_strips
+from mickle.kernels import grouped_strips
 from mickle.kernels.assembly import has, side_by_side
 from mickle.kernels.strips import CHUNK, STRIP
 
@@ -79,7 +79,7 @@ def product(
             side_by_side([(run, *first, scratch[k].ctypes.data, *ends, chunks, groups, group) for k, ends in pieces])
         if outliers is not None:
             values, columns, rows = outliers
-            add = grouped_outliers.compiled(columns.element_size())
+            add = grouped_strips.outliers(columns.element_size())
             add(values.data_ptr(), columns.data_ptr(), rows.data_ptr(), places[0], own, outputs)
     return out if outputs == strips * STRIP else out[:, :outputs]
 

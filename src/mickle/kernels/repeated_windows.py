@@ -1,4 +1,4 @@
-"""Windows of tokens that occur more than once, found with a table of hashes.
+"""Windows of tokens that occur more than once, found with a table of hashes, and the spans of tokens that they cover.
 
 A hash that rolls along the tokens gives every window of ``length`` tokens a place in an open table, which holds the
 position of the first window that came there, in reading order. Windows with the same hash are compared token by token,
@@ -6,19 +6,22 @@ so the hash decides nothing but the time. What the table knows of a window fits 
 hash falls into one of ``parts`` equal ranges are entered: the tokens are read once for each part, and a part's table
 has the size of a part. Places in the table are asked for ahead of time; without that each window would wait for memory.
 
-``repeated_plain`` is the definition of ``repeated``.
+``repeated_plain`` is the definition of ``repeated``, ``spans_plain`` that of ``spans``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from mickle.errors import UsageError
-from mickle.kernels.prefetch import prefetch
 
 AHEAD = 16  # windows between asking for a place in the table and reading it; a power of two
 SPARE = 1.5  # places in the table for each window of a part
@@ -79,11 +82,62 @@ def link_windows(
         size *= 2
 
 
+def spans_plain(
+    others: Sequence[int] | NDArray[Any], start: int, end: int, length: int, keep_first: bool
+) -> list[tuple[int, int, int]]:
+    """``spans`` by its definition: a token at a time."""
+    covered: dict[int, int] = {}
+    for window in range(start, end):
+        other = int(others[window]) - 1
+        if other < 0 or (keep_first and other > window):
+            continue
+        for token in range(max(window, other + length) if keep_first else window, window + length):
+            covered.setdefault(token, other)
+    found: list[tuple[int, int, int]] = []
+    for token in sorted(covered):
+        if found and found[-1][1] == token:
+            found[-1] = (found[-1][0], token + 1, found[-1][2])
+        else:
+            found.append((token, token + 1, covered[token]))
+    return found
+
+
+def spans(others: NDArray[Any], start: int, end: int, length: int, keep_first: bool) -> NDArray[np.int64]:
+    """Tokens to cut from the document ``tokens[start:end]``: int64 [spans, 3] of first token, end, other place.
+
+    All tokens of repeated windows, in spans that neither overlap nor touch. With ``keep_first`` those of every
+    occurrence but the first, save what the first overlaps: at least one token of each occurrence goes, and the first
+    stays but for what belongs to a later occurrence of another window. The third number is where the window
+    occurs that the span's first token belongs to: its first occurrence, or the second where it is the first.
+    """
+    found: NDArray[np.int64] = _spans(np.asarray(others), start, end, length, keep_first)
+    return found
+
+
 # -- compiled ----------------------------------------------------------------------------------------------------
 # At the top of the module, where numba's cache finds them again: nested ones are compiled in every process.
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 _inline = numba.njit(inline="always")  # a call would count references to its arrays, which costs more than it does
+
+
+@intrinsic
+def prefetch(_context: Any, array: Any, index: Any) -> Any:
+    """``prefetch(array, index)`` for compiled code: asks for the cache line of ``array[index]``. It changes
+    nothing, and an index outside does no harm.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        view = context.make_array(signature.args[0])(context, builder, arguments[0])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(view.data, [arguments[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        name = "llvm.prefetch.p0"
+        function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        builder.call(function, [place, number(0), number(3), number(1)])  # read, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @_inline
@@ -164,3 +218,27 @@ def _link(tokens, length, numbers, table, others):  # type: ignore[no-untyped-de
         turn = late & (AHEAD - 1)
         used += _enter(tokens, length, places[turn], keys[turn], table, others)
     return True
+
+
+@_jit
+def _spans(others, start, end, length, keep_first):  # type: ignore[no-untyped-def]
+    found, count = np.empty((4, 3), np.int64), 0
+    for window in range(start, end):
+        if others[window] == 0:
+            continue
+        other = np.int64(others[window]) - 1
+        if keep_first and other > window:
+            continue
+        first = max(window, other + length) if keep_first else window
+        # A span that the first occurrence shortened may begin right of where a later one does.
+        while count and found[count - 1, 1] >= first:
+            count -= 1
+            if found[count, 0] <= first:
+                first, other = found[count, 0], found[count, 2]
+        if count == len(found):
+            grown = np.empty((2 * count, 3), np.int64)
+            grown[:count] = found
+            found = grown
+        found[count] = (first, window + length, other)
+        count += 1
+    return found[:count].copy()
