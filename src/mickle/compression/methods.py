@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -172,9 +174,23 @@ class Nf4(Config):
         self, model: Path, calibrate: Callable[[Blocks], Calibration | None], work: Path, emit: Emit
     ) -> tuple[list[LayerFigures], list[float]]:
         """The model, opened whole; errors are those of the weights."""
-        from mickle.compression.outcome import compress_nf4
+        from mickle.compression.sweep import relative_error
+        from mickle.compression.walk import LayerFigures
+        from mickle.models.folder import open_model
+        from mickle.models.linear_layers import dense_weight, linear_layers
+        from mickle.models.quantized import quantize_model, quantized_layers, save_quantized
 
-        return compress_nf4(model, self.double, work)
+        begun = time.monotonic()
+        opened = open_model(model)
+        before = {name: dense_weight(layer).clone() for name, layer in linear_layers(opened).items()}
+        quantize_model(opened, double=self.double)
+        figures = []
+        for name, layer in quantized_layers(opened).items():
+            size, stored = (layer.out_features, layer.in_features), layer.stored_bytes()
+            error, bits = relative_error(before[name], layer.dequantized(), None), 8 * stored / math.prod(size)
+            figures.append(LayerFigures(name, *size, bits, bits, 0, 0.0, error, 0, 0.0, None, stored, ""))
+        save_quantized(opened, work)
+        return figures, [time.monotonic() - begun]
 
 
 Method = Annotated[Spqr | Gptq | Rtn | Nf4, Field(discriminator="kind")]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,31 +44,6 @@ def write_weights(blocks: Blocks, work: Path, done: Path) -> None:
     storage.write_json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     quantization = {"quant_method": "mickle-grouped", "layers": settings}
     storage.write_json(work / CONFIG, {**blocks.files.config, "quantization_config": quantization})
-
-
-def compress_nf4(model: Path, double: bool, work: Path) -> tuple[list[LayerFigures], list[float]]:
-    """The model in NF4, opened whole; errors are those of the weights."""
-    from mickle.compression.sweep import relative_error
-    from mickle.models.folder import open_model
-    from mickle.models.linear_layers import dense_weight, linear_layers
-    from mickle.models.quantized import quantize_model, quantized_layers, save_quantized
-
-    begun = time.monotonic()
-    opened = open_model(model)
-    before = {name: dense_weight(layer).clone() for name, layer in linear_layers(opened).items()}
-    quantize_model(opened, double=double)
-    figures = []
-    for name, layer in quantized_layers(opened).items():
-        size, stored = layer.out_features * layer.in_features, layer.stored_bytes()
-        error = relative_error(before[name], layer.dequantized(), None)
-        bits = 8 * stored / size
-        figures.append(
-            LayerFigures(
-                name, layer.out_features, layer.in_features, bits, bits, 0, 0.0, error, 0, 0.0, None, stored, ""
-            )
-        )
-    save_quantized(opened, work)
-    return figures, [time.monotonic() - begun]
 
 
 def copy_other_files(model: Path, work: Path) -> None:

@@ -3,7 +3,7 @@
 An adapter is merged into its base: by default into the weights it was trained on, so that the merged model is what was
 measured in training; with ``--base original`` into the 16-bit weights that a base in few bits was made of. Nothing is
 published where the proof fails (``exporting/proof.py``). With a journal of MeZO the folder is first moved to a step
-of it; where the journal is of an adapter, an adapter folder comes out (``exporting/journaled.py``).
+of it; where the journal is of an adapter, an adapter folder comes out (``exporting/huggingface.py``).
 """
 
 from __future__ import annotations
@@ -112,9 +112,11 @@ class Export(Step):
         source = self.source()
         check_format(self.format, source)
         if source.moves_adapter:
-            from mickle.exporting.journaled import write_adapter
+            from mickle.exporting.huggingface import write_adapter
 
-            return write_adapter(source, work, emit)
+            moved, how = write_adapter(source, work, emit)
+            write_json(work / RESULTS, {"journal": moved, "notes": [how]})
+            return {"type": "adapter", **moved}
         model, how = source.open_moved() if source.journal else (source.open(), "")
         if how:
             emit(Noted(how))

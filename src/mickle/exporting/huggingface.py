@@ -1,4 +1,4 @@
-"""A plain Hugging Face folder: weights, settings, tokenizer, chat template and the tokens that end a text."""
+"""Folders in the forms of Hugging Face: a plain model with all that belongs to it; the adapter at a journal's step."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 from mickle import storage
 from mickle.errors import UsageError
+from mickle.events import Emit, Noted
+from mickle.exporting.source import Source, template_folder, token_settings
+from mickle.models.folder_files import keep_files
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from mickle.exporting.source import Source
-
 
 def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
     """Write a plain model and all that belongs to it into `work`."""
-    from mickle.exporting.source import token_settings
     from mickle.models.folder import save_model
     from mickle.models.folder_check import CONFIG
-    from mickle.models.folder_files import keep_files
 
     save_model(model, work)
     keep_files(source.files, work)
@@ -28,9 +27,34 @@ def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
     storage.write_json(work / CONFIG, {**written, **token_settings(source)})
 
 
+def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any], str]:
+    """Write the adapter at the journal's step into `work`, in PEFT's form, with all that belongs to it; its step and
+    fingerprint, and how it came there. What was written is bit for bit what was moved.
+    """
+    from mickle.models.adapters import open_adapter, save_adapter
+    from mickle.training.replay import fingerprint_for
+
+    assert source.journal is not None
+    run = source.journal.runs[-1]
+    model, how = source.open_moved()
+    emit(Noted(how))
+    save_adapter(model, work, source.base)
+    keep_files(source.files, work)
+    moved = fingerprint_for(model, run)
+    del model
+    written = fingerprint_for(open_adapter(work, source.base), run)
+    if written != moved:
+        raise UsageError(
+            "the adapter that was written holds other numbers than the one in memory",
+            todo="report this with the command; nothing was written",
+        )
+    emit(Noted("proven: opened anew, the adapter is the same bit for bit"))
+    step = source.journal.steps if source.to_step is None else source.to_step
+    return {"step": step, "fingerprint": moved}, how
+
+
 def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> None:
     """Tokenizer, chat template and end tokens of the export must be those of the source."""
-    from mickle.exporting.source import template_folder
     from mickle.models.folder import end_tokens, open_tokenizer
 
     if source.tokenizer_home is not None:

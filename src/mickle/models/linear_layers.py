@@ -47,14 +47,8 @@ def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether a module is a linear layer, or stands for one."""
-    return (
-        isinstance(module, nn.Linear)
-        or is_conv1d(module)
-        or (
-            isinstance(getattr(module, "in_features", None), int)
-            and isinstance(getattr(module, "out_features", None), int)
-        )
-    )
+    sides = ("in_features", "out_features")  # `nn.Linear` has them too
+    return is_conv1d(module) or all(isinstance(getattr(module, side, None), int) for side in sides)
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -159,7 +159,12 @@ def attach_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor 
     pairs = cache.pairs()
     shapes = {part.shape for pair in pairs for part in pair}
     if len(shapes) != 1:
-        raise _no_keys(model)
+        raise UsageError(
+            f"{type(getattr(model, 'model', model)).__name__} keeps no keys and values of the same shape in all "
+            "layers: it takes no prefix",
+            where="method.parameters",
+            todo="tune LoRA or all weights",
+        )
     _, heads, _, width = shapes.pop()
     flat = torch.stack([part[0] for pair in pairs for part in pair])  # [2 L, G, P, K]
     prefix = flat.permute(2, 0, 1, 3).reshape(len(ids), 2 * len(pairs) * heads * width)
@@ -222,12 +227,3 @@ def open_prefix(
     with torch.no_grad():
         fresh.prefix.copy_(tensors[TENSOR])
     return fresh
-
-
-def _no_keys(model: nn.Module) -> UsageError:
-    name = type(getattr(model, "model", model)).__name__
-    return UsageError(
-        f"{name} keeps no keys and values of the same shape in all layers: it takes no prefix",
-        where="method.parameters",
-        todo="tune LoRA or all weights",
-    )

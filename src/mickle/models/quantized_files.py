@@ -15,7 +15,7 @@ from mickle.errors import UsageError
 from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles
 from mickle.models.folder_files import read_tensors
 from mickle.models.safetensors_check import TensorEntry, refuse_not_finite
-from mickle.quantization.bitsandbytes_format import PARTS, STATE, WRITTEN, stored_names
+from mickle.quantization.bitsandbytes_format import stored_names
 from mickle.quantization.layer import QuantizedLinear
 from mickle.quantization.nf4_linear import NF4Linear
 
@@ -93,14 +93,7 @@ def _layer(name: str, tensors: Mapping[str, Tensor], settings: dict[str, Any], w
 
 def _without_parts(tensors: dict[str, Tensor], layers: Mapping[str, QuantizedLinear]) -> dict[str, Tensor]:
     """The tensors that are no part of a weight in few bits; biases stay."""
-    parts = {
-        part
-        for name, layer in layers.items()
-        for part in (
-            *(f"{name}.weight{end}" for end in ("", *(f".{p}" for p in PARTS), *(STATE + c for c in WRITTEN))),
-            *(() if isinstance(layer, NF4Linear) else layer.tensors(name)),
-        )
-    }
+    parts = {part for name, layer in layers.items() for part in layer.tensors(name)}
     return {name: tensor for name, tensor in tensors.items() if name not in parts}
 
 

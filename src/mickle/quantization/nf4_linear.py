@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mickle.kernels.dispatch import use_plain
+from mickle.kernels.strips import STRIP
 from mickle.quantization.bitsandbytes_format import from_tensors, to_tensors
 from mickle.quantization.codes import scale_lines, table
 from mickle.quantization.layer import QuantizedLinear
@@ -22,7 +23,6 @@ from mickle.quantization.nf4 import BLOCK, SCALES_BLOCK, Blocks, dequantize_4bit
 if TYPE_CHECKING:
     from mickle.kernels.nf4 import Strips
 
-LANES = 16  # rows of a strip
 _NONE = np.zeros(0, np.float32)
 _memory = threading.local()
 
@@ -128,11 +128,11 @@ class NF4Linear(QuantizedLinear):
 
         if self._strips is None:
             self._to_strips()
-            strips = -(-self.out_features // LANES)
+            strips = -(-self.out_features // STRIP)
             self._strips = Strips(
                 outputs=self.out_features,
-                words=self.packed.numpy().view(np.uint32).reshape(strips, self.in_features // 8, LANES),
-                scales=self.absmax.numpy().reshape(strips, self.in_features // BLOCK, LANES),
+                words=self.packed.numpy().view(np.uint32).reshape(strips, self.in_features // 8, STRIP),
+                scales=self.absmax.numpy().reshape(strips, self.in_features // BLOCK, STRIP),
                 nested=_NONE if self.nested is None else self.nested.numpy(),
                 offset=self.offset,
                 lines=scale_lines().numpy(),
@@ -161,7 +161,7 @@ class NF4Linear(QuantizedLinear):
         """Indices and scales in the order of folders, bit for bit what `_to_strips` began with."""
         from mickle.kernels.nf4 import canonical
 
-        shape = -(-self.out_features // LANES), -1, LANES
+        shape = -(-self.out_features // STRIP), -1, STRIP
         words = canonical(self.packed.numpy().view(np.uint32).reshape(shape), self.out_features)
         scales = canonical(self.absmax.numpy().reshape(shape), self.out_features)
         return torch.from_numpy(words.view(np.uint8).reshape(-1)), torch.from_numpy(scales.reshape(-1))
