@@ -128,10 +128,11 @@ def _short(value: Any, limit: int = 60) -> str:
 
 
 class Lines:
-    """Where each field of a YAML document stands."""
+    """Where each field of a YAML document stands. :class:`UsageError` for one that stands twice."""
 
-    def __init__(self, node: yaml.Node | None) -> None:
+    def __init__(self, node: yaml.Node | None = None, file: Path = Path()) -> None:
         self._lines: dict[tuple[str, ...], int] = {}
+        self._file = file
         if node is not None:
             self._walk(node, ())
 
@@ -139,8 +140,13 @@ class Lines:
         self._lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
-                self._lines[(*path, str(key.value))] = key.start_mark.line + 1
-                self._walk(value, (*path, str(key.value)))
+                line, named = key.start_mark.line + 1, isinstance(key, yaml.ScalarNode)
+                place = (*path, str(key.value))
+                if not named or place in self._lines:
+                    problem = f"field '{key.value}' stands twice" if named else "a field's name must be plain text"
+                    raise UsageError(problem, where=f"{self._file}:{line}")
+                self._lines[place] = line
+                self._walk(value, place)
         elif isinstance(node, yaml.SequenceNode):
             for index, value in enumerate(node.value):
                 self._walk(value, (*path, str(index)))
@@ -157,7 +163,7 @@ class Lines:
 
     def under(self, *prefix: str) -> Lines:
         """The same map, seen from inside a field."""
-        inner = Lines(None)
+        inner = Lines()
         inner._lines = {k[len(prefix) :]: v for k, v in self._lines.items() if k[: len(prefix)] == prefix}
         return inner
 
@@ -177,10 +183,8 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
         raise UsageError("settings file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
     try:
         _refuse_bombs(text, path)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        if node is not None:
-            _refuse_duplicates(node, path)
-        return yaml.safe_load(text), Lines(node)
+        lines = Lines(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        return yaml.safe_load(text), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -199,22 +203,6 @@ def _refuse_bombs(text: str, path: Path) -> None:
             raise UsageError("YAML aliases are not supported", where=where, todo="write the value out")
         if depth > DEEPEST:
             raise UsageError(f"YAML is nested more than {DEEPEST} deep", where=where)
-
-
-def _refuse_duplicates(node: yaml.Node, path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value in seen:
-                raise UsageError(
-                    f"field '{key.value}' stands twice" if key.value in seen else "a field's name must be plain text",
-                    where=f"{path}:{key.start_mark.line + 1}",
-                )
-            seen.add(key.value)
-            _refuse_duplicates(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(value, path)
 
 
 def to_yaml(config: Config) -> str:

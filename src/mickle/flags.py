@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import typing
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -65,9 +65,9 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
     for name, annotation, field in leaves(cls):
         if name == positional or name.endswith(".kind"):
             continue
+        flag = "--" + name.replace("_", "-")
         if _is_plain_config(annotation):  # its fields follow, each with a flag of its own
-            flag = name.replace("_", "-")
-            groups[name] = made.add_argument_group(f"{flag}: {field.description} (as --{flag}.setting)")
+            groups[name] = made.add_argument_group(f"{flag[2:]}: {field.description} (as {flag}.setting)")
             continue
         group = settings
         if "." in name:
@@ -75,13 +75,12 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
             if top not in groups:
                 groups[top] = made.add_argument_group(f"{top} (as {top}.field)")
             group = groups[top]
-        many = _is_list(annotation)
-        truth = _bare(annotation) is bool
-        made_flag: dict[str, Any] = {"nargs": "+" if many else "?" if truth else None}
+        truth = [kind for kind in members(annotation) if kind is not type(None)] == [bool]
+        made_flag: dict[str, Any] = {"nargs": "+" if _item(annotation) else "?" if truth else None}
         if truth:
             made_flag["const"] = "true"
         group.add_argument(
-            *_spellings(name, annotation),
+            *([flag, f"{flag}.kind"] if config_variants(annotation) else [flag]),
             dest=f"field:{name}",
             default=argparse.SUPPRESS,
             metavar=_metavar(annotation),
@@ -95,11 +94,6 @@ def _is_plain_config(annotation: Any) -> bool:
     """Whether a field holds settings of one kind, and not a choice between kinds."""
     variants = config_variants(annotation)
     return len(variants) == 1 and "kind" not in variants[0].model_fields
-
-
-def _spellings(name: str, annotation: Any) -> list[str]:
-    flag = "--" + name.replace("_", "-")
-    return [flag, f"{flag}.kind"] if config_variants(annotation) else [flag]
 
 
 def parse(made: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -178,45 +172,26 @@ def _scalar(annotation: Any, value: Any) -> Any:
         return value
 
 
-def _is_list(annotation: Any) -> bool:
-    return any(typing.get_origin(kind) in (list, tuple) for kind in members(annotation))
-
-
 def _item(annotation: Any) -> Any:
-    for kind in members(annotation):
-        if typing.get_origin(kind) in (list, tuple):
-            return typing.get_args(kind)[0]
-    return annotation
-
-
-def _bare(annotation: Any) -> Any:
-    kinds = [kind for kind in members(annotation) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 else None
+    """What a list or tuple holds; None for an annotation that admits neither."""
+    return next(
+        (typing.get_args(kind)[0] for kind in members(annotation) if typing.get_origin(kind) in (list, tuple)), None
+    )
 
 
 def _metavar(annotation: Any) -> str:
-    variants = config_variants(annotation)
-    if variants:
-        return "{" + ",".join(_kinds(variants)) + "}"
+    kinds = [variant.model_fields["kind"] for variant in config_variants(annotation) if "kind" in variant.model_fields]
+    if kinds:
+        return "{" + ",".join(str(value) for kind in kinds for value in typing.get_args(kind.annotation)) + "}"
     names = [
         repr(k) if isinstance(k, str) else getattr(k, "__name__", str(k))
         for k in members(annotation)
         if k is not type(None)
     ]
-    if _is_list(annotation):
-        item = members(_item(annotation))[0]
-        return {"Path": "FILE", "str": "TEXT"}.get(getattr(item, "__name__", ""), "NAME")
+    if item := _item(annotation):
+        return {"Path": "FILE", "str": "TEXT"}.get(getattr(members(item)[0], "__name__", ""), "NAME")
     text = "|".join(name.strip("'") for name in names)
     return "FILE" if text == "Path" else text.upper() if len(text) < 12 and "|" not in text else text
-
-
-def _kinds(variants: Iterable[type[Config]]) -> list[str]:
-    return [
-        str(value)
-        for variant in variants
-        if "kind" in variant.model_fields
-        for value in typing.get_args(variant.model_fields["kind"].annotation)
-    ]
 
 
 def _describe(field: Any, annotation: Any) -> str:

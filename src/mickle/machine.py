@@ -102,11 +102,7 @@ def matmul_flops(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> 
     kind = getattr(torch, dtype)
     a = torch.randn(size, size, device=where).to(kind)
     b = torch.randn(size, size, device=where).to(kind)
-
-    def product() -> None:
-        a @ b
-
-    return 2 * size**3 / _median_seconds(product, repeats)
+    return 2 * size**3 / _median_seconds(lambda: a @ b, repeats)
 
 
 def copy_bandwidth(bytes_copied: int = 64 << 20, repeats: int = 5) -> float:
@@ -115,11 +111,7 @@ def copy_bandwidth(bytes_copied: int = 64 << 20, repeats: int = 5) -> float:
 
     source = torch.ones(bytes_copied // 4, device=device())
     target = torch.empty_like(source)
-
-    def copy() -> None:
-        target.copy_(source)
-
-    return 2 * bytes_copied / _median_seconds(copy, repeats)
+    return 2 * bytes_copied / _median_seconds(lambda: target.copy_(source), repeats)
 
 
 def fast_bfloat16() -> bool:
@@ -134,22 +126,25 @@ def fast_bfloat16() -> bool:
 
 def describe() -> dict[str, Any]:
     """The machine and the versions that results depend on; names nobody."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    versions = {}
-    for name in ("mickle", "torch", "transformers", "tokenizers", "numba", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+    names = ("mickle", "torch", "transformers", "tokenizers", "numba", "numpy")
     return {
         "processor": processor(),
         "cores": cores(),
         "memory_gb": round(total_memory() / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": {name: version for name in names if (version := installed_version(name))},
     }
+
+
+def installed_version(package: str) -> str:
+    """The version of a package; "" where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def processor() -> str:

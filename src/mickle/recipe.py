@@ -62,6 +62,8 @@ def read(path: Path, out: Path | None = None, seed: int | None = None) -> Plan:
 
 def run(plan: Plan, emit: Emit) -> str:
     """Do every step that is not done yet, write the report, and return what to look at."""
+    from mickle.report import write_report
+
     made: dict[str, Path] = {}
     new = 0
     for name in plan.order:
@@ -72,7 +74,8 @@ def run(plan: Plan, emit: Emit) -> str:
             new += 1
         made[name] = execute(step, folder, emit)
         _point(plan.recipe.out / name, made[name])
-    report = _report(plan, made)
+    title = plan.recipe.title or plan.file.stem
+    report = write_report(plan.recipe.out / "report.html", title, made, command=f"mickle run {plan.file}")
     done = f"{new} of {len(made)} steps done now" if new else f"nothing to do: all {len(made)} steps are done"
     return f"{done}\nreport: {report}"
 
@@ -160,10 +163,3 @@ def _point(link: Path, folder: Path) -> None:
     storage.remove(temporary)
     os.symlink(folder.name, temporary)
     os.replace(temporary, link)
-
-
-def _report(plan: Plan, made: dict[str, Path]) -> Path:
-    from mickle.report import write_report
-
-    title = plan.recipe.title or plan.file.stem
-    return write_report(plan.recipe.out / "report.html", title, made, command=f"mickle run {plan.file}")

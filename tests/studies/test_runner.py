@@ -202,7 +202,7 @@ def test_cells_are_kept_for_one_version_of_the_study_and_of_what_it_reads(
     assert [cells_run(replace(toy, version=2)), cells_run(toy)] == [whole, 0]
     (data / "a.txt").write_text("a text")
     assert [cells_run(toy), cells_run(toy)] == [whole, 0]
-    monkeypatch.setattr("mickle.studies.declaration.version_of", lambda name: "99")
+    monkeypatch.setattr("mickle.studies.declaration.installed_version", lambda name: "99")
     assert versions_read(toy)["numpy"] == "99"
     assert [cells_run(toy), cells_run(toy)] == [whole, 0]
 

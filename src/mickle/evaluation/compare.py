@@ -112,7 +112,10 @@ def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.
     density /= density.sum()
 
     def power(noncentrality: float) -> float:
-        return float(sum(w * normal_cdf(noncentrality - quantile * x) for w, x in zip(density, u)))
+        # erfc(-z / sqrt(2)) / 2 is the normal distribution's P(Z <= z).
+        return float(
+            sum(w * 0.5 * math.erfc(-(noncentrality - quantile * x) / math.sqrt(2)) for w, x in zip(density, u))
+        )
 
     low, high = 0.0, 2 * quantile + 6.0
     for _ in range(50):
@@ -172,11 +175,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(order) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
-
-
-def normal_cdf(z: float) -> float:
-    """P(Z <= z) of the standard normal distribution."""
-    return 0.5 * math.erfc(-z / math.sqrt(2))
 
 
 def two_sided_p(t: float, freedom: float) -> float:

@@ -187,12 +187,6 @@ def errors(table: Table, basis: Basis, penalties: Array) -> Array:
     return np.stack([mean, deviation, residual * rows / leverage**2, shrink.T @ basis.values, least])
 
 
-def over_rows(residuals: Array, left: Array) -> tuple[float, float]:
-    """Mean and standard error of squared leave-one-out errors, from residuals [n, k] and 1 - H_ii [n]."""
-    squared = ((residuals / left[:, None]) ** 2).mean(1)
-    return float(squared.mean()), float(squared.std() / np.sqrt(max(len(squared) - 1, 1)))
-
-
 def least_squares(table: Table) -> tuple[Array, Array]:
     """The same four numbers and the weights [p, k] of minimum-norm least squares.
 
@@ -210,12 +204,13 @@ def least_squares(table: Table) -> tuple[Array, Array]:
     inside = (left < NO_LEVERAGE_LEFT) | through
     residuals[inside], left[inside] = limit[inside], limit_left[inside]
     left = np.maximum(left, np.finfo(float).tiny)
-    mean, deviation = over_rows(residuals, left)
+    squared = ((residuals / left[:, None]) ** 2).mean(1)
+    deviation = squared.std() / np.sqrt(max(len(squared) - 1, 1))
     if through:
         gcv = (limit**2).mean() / max(limit_left.mean() ** 2, np.finfo(float).tiny)
     else:
         gcv = ((y - u @ scores) ** 2).mean() / ((table.free_rows - rank) / len(x)) ** 2
-    return np.array([mean, deviation, gcv, rank, left.min()]), weights
+    return np.array([squared.mean(), deviation, gcv, rank, left.min()]), weights
 
 
 # -- the choice of a rate ------------------------------------------------------------------------------------------

@@ -14,8 +14,6 @@ import platform
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +21,7 @@ import mickle.studies
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.evaluation.compare import LEAST_SEEDS, Better, Form
+from mickle.machine import installed_version
 
 Setting = Mapping[str, Any]  # what one arm is run with: {"learning_rate": 1e-3}; JSON values only
 Measurements = dict[str, Any]  # numbers, and lists of numbers for curves; JSON values only
@@ -290,10 +289,7 @@ def version_read(name: str | Path) -> str:
         return storage.content_digest(name)
     if name == "python":
         return platform.python_version()
-    try:
-        return version_of(name)
-    except PackageNotFoundError:
-        return "none"
+    return installed_version(name) or "none"
 
 
 def code_digest(study: Study) -> str:
