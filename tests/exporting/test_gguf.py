@@ -16,7 +16,7 @@ from mickle.errors import UsageError
 from mickle.events import Event, Warned
 from mickle.exporting import gguf_file
 from mickle.exporting.export import Export
-from mickle.exporting.gguf_check import open_gguf, read_back
+from mickle.exporting.gguf_file import open_gguf, read_back
 from mickle.exporting.gguf_tokens import LLAMA3, QWEN2, read_vocabulary, rebuilt
 from mickle.models.adapters import save_adapter
 from mickle.models.decoder import Decoder, DecoderConfig

@@ -220,7 +220,7 @@ def check(source: Source, work: Path, step: Export, kind: str, opened: nn.Module
 
     prompts = token_prompts(source, step.check_prompts, step.check_tokens)
     if isinstance(step.format, Gguf):
-        from mickle.exporting.gguf_check import open_gguf, refuse_other_vocabulary
+        from mickle.exporting.gguf_file import open_gguf, refuse_other_vocabulary
 
         exported: nn.Module = open_gguf(work)
         refuse_other_vocabulary(source, work, step.check_prompts)

@@ -1,4 +1,4 @@
-"""A Llama as one GGUF file, the format of llama.cpp (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
+"""A Llama as one GGUF file (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), written and read back.
 
 Names and metadata are those of the architecture "llama" there. Its rotary positions turn neighbouring pairs of a head's
 numbers where Llama's folders turn the first half against the second, so the rows of the query and key matrices are
@@ -10,19 +10,20 @@ float32. In Q4_0 the embedding and the output matrix are Q8_0; a matrix whose ro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from mickle.errors import UsageError
-
-if TYPE_CHECKING:
-    import torch
-
-    from mickle.exporting.gguf_tokens import Vocabulary
-    from mickle.exporting.source import Source
-    from mickle.models.decoder import Decoder
-    from mickle.models.shape import DecoderConfig
+from mickle.exporting.gguf_tokens import DEFAULT, MARKS, Vocabulary, read_vocabulary, rebuilt
+from mickle.exporting.source import Source, chat_template, token_settings
+from mickle.models.decoder import Decoder
+from mickle.models.folder import describe, open_tokenizer
+from mickle.models.shape import DecoderConfig
+from mickle.storage import check_space
 
 FILE = "model.gguf"
 BLOCK = 32  # numbers that share a scale in Q8_0 and Q4_0
@@ -41,6 +42,12 @@ SHAPE = {  # llama.cpp's -> ours
     "attention.layer_norm_rms_epsilon": "norm_eps",
 }
 FRACTIONS = ("rope_theta", "norm_eps")
+# Texts in which ways of cutting differ: numbers, contractions, spaces at ends, other scripts and numerals.
+AWKWARD = (
+    "It's 12345 o'clock,  isn't it?\r\n\r\n\tYES  ",
+    "x=3.14e-10; y[0]='a' ... #!/usr/bin/env\n\n\n",
+    "naïve Ⅷ ½ ٣٤ 数字123 été 🙂🙂  <|endoftext|>",
+)
 
 
 def gguf_package() -> Any:
@@ -56,8 +63,6 @@ def gguf_package() -> Any:
 
 def refuse_other_models(folder: Path) -> None:
     """UsageError where a folder is no plain Llama, or the package is missing. Reads no weights."""
-    from mickle.models.folder import describe
-
     gguf_package()
     model = describe(folder)
     if model.model_type != "llama" or not model.ours:
@@ -71,10 +76,6 @@ def refuse_other_models(folder: Path) -> None:
 
 def write_gguf(model: Decoder, source: Source, work: Path, kind: str) -> list[str]:
     """Write `model`, a plain Llama, as `work`/model.gguf; returns what a user should know of the file."""
-    from mickle.exporting.gguf_tokens import read_vocabulary
-    from mickle.exporting.source import chat_template, token_settings
-    from mickle.storage import check_space
-
     gguf, home = gguf_package(), source.tokenizer_home
     if home is None:
         raise UsageError("a GGUF file holds its tokenizer, and this folder has none", where=str(source.folder))
@@ -112,8 +113,6 @@ def add_shape(writer: Any, config: DecoderConfig) -> None:
 
 def add_vocabulary(writer: Any, words: Vocabulary) -> None:
     """Tokens, merges, marks and the chat template."""
-    from mickle.exporting.gguf_tokens import MARKS
-
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.tokens)
@@ -157,3 +156,72 @@ def as_read(name: str, tensor: torch.Tensor, config: DecoderConfig, back: bool =
         return tensor
     halves = (config.head_width // 2, 2) if back else (2, config.head_width // 2)
     return tensor.reshape(heads, *halves, -1).transpose(1, 2).reshape(tensor.shape)
+
+
+def open_gguf(folder: Path) -> Decoder:
+    """The decoder of a folder's file, in float32 and evaluation mode; shape and weights are the file's alone."""
+    gguf = gguf_package()
+    reader = gguf.GGUFReader(folder / FILE)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    sizes = {ours: reader.fields[f"llama.{theirs}"].contents() for theirs, ours in SHAPE.items()}
+    config = DecoderConfig(**sizes, tied="output.weight" not in tensors)
+    with torch.device("meta"):
+        model = Decoder(config)
+    state = {}
+    for ours, theirs in file_names(model).items():
+        if theirs not in tensors:
+            raise UsageError(f"the file lacks tensor {theirs!r}", where=str(folder / FILE))
+        found = tensors.pop(theirs)
+        numbers = torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type).copy())
+        state[ours] = as_read(ours, numbers, config, back=True)
+    if tensors:
+        raise UsageError(f"the file has an unknown tensor {next(iter(tensors))!r}", where=str(folder / FILE))
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def read_back(folder: Path) -> Vocabulary:
+    """The vocabulary that a folder's file holds."""
+    fields = gguf_package().GGUFReader(folder / FILE).fields
+
+    def value(name: str, default: Any = None) -> Any:
+        field = fields.get(f"tokenizer.{name}")
+        return default if field is None else field.contents()
+
+    marks = {name: value(f"ggml.{long}_token_id") for name, long in MARKS.items()}
+    return Vocabulary(
+        tokens=value("ggml.tokens"),
+        kinds=value("ggml.token_type"),
+        merges=value("ggml.merges", []),
+        pre=value("ggml.pre"),
+        begins=value("ggml.add_bos_token"),
+        ends=value("ggml.add_eos_token"),
+        marks={name: number for name, number in marks.items() if number is not None},
+        template=value("chat_template", ""),
+        note="",
+    )
+
+
+def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]) -> None:
+    """The file's vocabulary, read as its name for the cutting says, must give the source's tokens; its marks and chat
+    template must be the source's.
+    """
+    assert source.tokenizer_home is not None  # the file could not have been written
+    words, before = read_back(folder), open_tokenizer(source.tokenizer_home)
+    if words.template != chat_template(source):
+        raise UsageError("the file holds another chat template", where=str(folder))
+    ids = token_settings(source)
+    for name, number in words.marks.items():
+        wanted = ids.get(f"{name}_token_id")
+        if number not in (wanted if isinstance(wanted, list) else [wanted]):
+            raise UsageError(f"the file's {name} is token {number}", expected=str(wanted))
+    if words.pre == DEFAULT:
+        return  # no reader's way is known; the user is told
+    after = rebuilt(words)
+    for text in (*prompts, *AWKWARD):
+        one, other = (t.encode(text, add_special_tokens=False).ids for t in (before, after))
+        if one != other:
+            raise UsageError(
+                f"a reader of the file would cut a text differently under {words.pre!r}", where=f"text {text[:60]!r}"
+            )

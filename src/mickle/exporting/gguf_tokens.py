@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mickle.errors import UsageError
+from mickle.models.folder_files import open_tokenizer
+from mickle.storage import read_json
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in the format
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -47,9 +49,6 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabu
 
     marks: `config.json`'s bos_token_id, eos_token_id and pad_token_id. UsageError for what is no byte-level BPE.
     """
-    from mickle.models.folder import open_tokenizer
-    from mickle.storage import read_json
-
     path = tokenizer / "tokenizer.json"
     opened = open_tokenizer(tokenizer)
     values = read_json(path)

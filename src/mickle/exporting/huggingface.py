@@ -10,6 +10,9 @@ from mickle import storage
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted
 from mickle.exporting.source import Source, template_folder, token_settings
+from mickle.models.adapters import open_adapter, save_adapter
+from mickle.models.folder import end_tokens, open_tokenizer, save_model
+from mickle.models.folder_check import CONFIG
 from mickle.models.folder_files import keep_files
 
 if TYPE_CHECKING:
@@ -18,9 +21,6 @@ if TYPE_CHECKING:
 
 def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
     """Write a plain model and all that belongs to it into `work`."""
-    from mickle.models.folder import save_model
-    from mickle.models.folder_check import CONFIG
-
     save_model(model, work)
     keep_files(source.files, work)
     written = storage.read_json(work / CONFIG)
@@ -31,7 +31,6 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any
     """Write the adapter at the journal's step into `work`, in PEFT's form, with all that belongs to it; its step and
     fingerprint, and how it came there. What was written is bit for bit what was moved.
     """
-    from mickle.models.adapters import open_adapter, save_adapter
     from mickle.training.replay import fingerprint_for
 
     assert source.journal is not None
@@ -55,8 +54,6 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any
 
 def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> None:
     """Tokenizer, chat template and end tokens of the export must be those of the source."""
-    from mickle.models.folder import end_tokens, open_tokenizer
-
     if source.tokenizer_home is not None:
         before, after = open_tokenizer(source.tokenizer_home), open_tokenizer(work)
         for prompt in prompts:

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from mickle.errors import UsageError
-from mickle.models.folder_check import TOKENIZER, is_adapter
+from mickle.models.adapters import adapter_base, base_in_few_bits, open_adapter, read_settings
+from mickle.models.folder import open_model
+from mickle.models.folder_check import LARGEST_CONFIG, TOKENIZER, is_adapter, read_config
+from mickle.storage import read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,9 +54,6 @@ class Source:
 
     def open(self) -> nn.Module:
         """The model as it computes, adapters still beside their layers, in the types of its files."""
-        from mickle.models.adapters import open_adapter
-        from mickle.models.folder import open_model
-
         if self.journal is not None:
             return self.open_moved()[0]
         if self.adapter:
@@ -82,8 +82,6 @@ class Source:
 
     def trained_on(self) -> nn.Module | None:
         """The adapter on the base in few bits that it was trained on, where it is put onto the original instead."""
-        from mickle.models.adapters import open_adapter
-
         return None if self.original is None else open_adapter(self.folder, self.base)
 
 
@@ -107,7 +105,6 @@ def find_source(
 
 def _journaled(folder: Path, base: Path | None, original: Path | None, file: Path, to_step: int | None) -> Source:
     """A folder that is one end of a journal."""
-    from mickle.models.adapters import adapter_base
     from mickle.training.journal import read_journal
     from mickle.tuning.mezo_journal import refuse_other_kind, refuse_other_step
 
@@ -125,8 +122,6 @@ def _journaled(folder: Path, base: Path | None, original: Path | None, file: Pat
 
 def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | None, original: Path | None) -> Source:
     """A model or an adapter."""
-    from mickle.models.adapters import adapter_base, base_in_few_bits, read_settings
-
     if not is_adapter(folder):
         refused = {"base_folder": base, "original_folder": original}
         for name, value in refused.items():
@@ -152,8 +147,6 @@ def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | 
 
 def token_settings(source: Source) -> dict[str, Any]:
     """The ids that `config.json` of the base gives to the marks: what begins, ends and pads a text."""
-    from mickle.models.folder_check import read_config
-
     config = read_config(source.base)
     return {name: value for name, value in config.items() if name.endswith("_token_id")}
 
@@ -168,9 +161,6 @@ def chat_template(source: Source) -> str:
 
 def template_folder(source: Source) -> Path | None:
     """The first folder with a chat template of its own, in a file or in its tokenizer's settings."""
-    from mickle.models.folder_check import LARGEST_CONFIG
-    from mickle.storage import read_json
-
     for folder in source.files:
         settings = folder / "tokenizer_config.json"
         stated = read_json(settings, LARGEST_CONFIG) if settings.is_file() else {}

@@ -166,7 +166,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if weight is not None and wants_weight:
             weight_gradient = torch.zeros_like(weight, dtype=wide)
         vocabulary = hidden.shape[-1] if weight is None else len(weight)
-        chunks = _chunks(len(labels), CHUNK_BYTES // (precision.itemsize * vocabulary))
+        chunks = _chunks(len(labels), vocabulary, precision, CHUNK_BYTES)
         # One space for all chunks: fresh memory costs as much as a good part of the product that fills it.
         space = hidden.new_empty(max((c.stop - c.start for c in chunks), default=0), vocabulary, dtype=precision)
         for rows in chunks:
@@ -203,7 +203,7 @@ def _losses_to_gradients(
     """
     wide = _wide(logits.dtype)
     losses = logits.new_empty(len(logits), dtype=wide)
-    parts = _chunks(len(logits), SOFTMAX_BYTES // (wide.itemsize * logits.shape[1]))
+    parts = _chunks(len(logits), logits.shape[1], wide, SOFTMAX_BYTES)
     buffer = logits if logits.dtype == wide else torch.empty_like(logits[parts[0]], dtype=wide)
     for part in parts:
         rows = logits[part] if buffer is logits else buffer[: part.stop - part.start].copy_(logits[part])
@@ -247,7 +247,7 @@ def _losses_only(
     matrix = None if weight is None else weight.to(precision)
     losses = hidden.new_zeros(len(labels), dtype=wide)
     vocabulary = hidden.shape[-1] if weight is None else len(weight)
-    for rows in _chunks(len(labels), CHUNK_BYTES // (wide.itemsize * vocabulary)):
+    for rows in _chunks(len(labels), vocabulary, wide, CHUNK_BYTES):
         inputs = hidden[rows].to(precision)
         logits = (inputs if matrix is None else _product(inputs, matrix.T)).to(wide)
         targets = labels[rows] if uniforms is None else _draw(logits, uniforms[rows])
@@ -276,9 +276,9 @@ def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
         return torch.mm(left, right, out=out)
 
 
-def _chunks(tokens: int, most: int) -> list[slice]:
-    """Chunks of nearly equal size, none above ``most`` (at least 1) tokens."""
-    pieces = max(1, math.ceil(tokens / max(1, most)))
+def _chunks(tokens: int, width: int, dtype: torch.dtype, most: int) -> list[slice]:
+    """Chunks of nearly equal size, none above ``most`` bytes of rows so wide, but of one token at least."""
+    pieces = max(1, math.ceil(tokens / max(1, most // (dtype.itemsize * width))))
     size = max(1, math.ceil(tokens / pieces))
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 

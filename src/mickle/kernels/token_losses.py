@@ -83,7 +83,7 @@ class _TokenLosses(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             scaled = (inputs * scale).to(inputs.dtype)
             total = matrix.new_zeros(matrix.shape, dtype=losses._wide(weight_kind))
-            for rows in _chunks(len(inputs), len(matrix), inputs.dtype):
+            for rows in losses._chunks(len(inputs), len(matrix), inputs.dtype, losses.CHUNK_BYTES):
                 total += losses._product(kept[rows].T, scaled[rows])  # sums of chunks in float32
             weight_gradient = total.to(weight_kind)
         return hidden_gradient, weight_gradient, None, None
@@ -97,7 +97,7 @@ def _without_gradient(hidden: Tensor, weight: Tensor | None, labels: Tensor, pre
 def _by_chunks(inputs: Tensor, matrix: Tensor | None, labels: Tensor, kept: Tensor | None) -> Tensor:
     """Losses [N]; ``kept`` [N, V] becomes softmax - onehot of all tokens, without it those of one chunk are kept."""
     vocabulary = inputs.shape[-1] if matrix is None else len(matrix)
-    chunks = _chunks(len(labels), vocabulary, inputs.dtype)
+    chunks = losses._chunks(len(labels), vocabulary, inputs.dtype, losses.CHUNK_BYTES)
     most = max((rows.stop - rows.start for rows in chunks), default=0)
     space = inputs.new_empty(most if kept is None else 0, vocabulary)
     found = inputs.new_empty(len(labels), dtype=losses._wide(inputs.dtype))
@@ -115,7 +115,3 @@ def _losses_of(inputs: Tensor, matrix: Tensor | None, labels: Tensor, space: Ten
         losses._product(inputs, matrix.T, out=space)
     counted = torch.ones_like(labels, dtype=torch.bool)
     return losses._losses_to_gradients(space, labels, counted, None, 0.0)
-
-
-def _chunks(tokens: int, vocabulary: int, precision: torch.dtype) -> list[slice]:
-    return losses._chunks(tokens, losses.CHUNK_BYTES // (precision.itemsize * vocabulary))

@@ -74,9 +74,7 @@ class MickleDecoderForCausalLM(PreTrainedModel, GenerationMixin):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None, **_: Any
     ) -> CausalLMOutputWithPast:
-        """input_ids, attention_mask (1 text, 0 padding), labels [B, T] -> logits [B, T, V] and, with labels,
-        the loss.
-        """
+        """input_ids, attention_mask (1 text, 0 padding), labels [B, T] -> logits [B, T, V]; with labels the loss."""
         documents = None if attention_mask is None else torch.where(attention_mask > 0, 0, -1)
         scores = self.model(input_ids, documents=documents)
         loss = None
@@ -105,7 +103,11 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
     where = str(files.folder / CONFIG)
     with _quiet(where):
         model_class, config = _model_class(files.config, where)
-        _refuse_too_large(model_class, config, files.elements, where)
+        # Counted in an empty frame, where tied weights count twice, before memory is taken.
+        claimed = sum(parameter.numel() for parameter in empty_frame(files).parameters())
+        if claimed > 4 * files.elements + 10**6:
+            what = f"config describes {claimed:,} parameters, the weight files hold {files.elements:,}"
+            raise UsageError(what, where=where)
         model, info = model_class.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
         )
@@ -135,14 +137,6 @@ def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
     if type(config) not in mapping:
         raise UsageError(f"{kind} is no language model of transformers {transformers.__version__}", where=where)
     return mapping[type(config)], config
-
-
-def _refuse_too_large(model_class: Any, config: Any, elements: int, where: str) -> None:
-    """Count the parameters of an empty frame before memory is taken. Tied weights count twice there."""
-    with torch.device("meta"):
-        claimed = sum(parameter.numel() for parameter in model_class(config).parameters())
-    if claimed > 4 * elements + 10**6:
-        raise UsageError(f"config describes {claimed:,} parameters, the weight files hold {elements:,}", where=where)
 
 
 @contextlib.contextmanager

@@ -85,12 +85,8 @@ class QuantizedLinear(nn.Module):
         count = x.numel() // self.in_features
         if self.training or not 0 < count <= FEW_ROWS or x.shape[-1] != self.in_features:
             return product(x, self)
-        if x.dim() == 2:
-            few = self.few_rows(x)
-        else:
-            few = self.few_rows(x.reshape(count, self.in_features))
-            few = None if few is None else few.reshape(*x.shape[:-1], self.out_features)
-        return product(x, self) if few is None else few
+        few = self.few_rows(x.reshape(count, self.in_features))
+        return product(x, self) if few is None else few.reshape(*x.shape[:-1], self.out_features)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move, never cast, what is stored."""

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mickle.kernels.dispatch import use_plain
+from mickle.kernels.dispatch import plain_kernels, use_plain
 from mickle.kernels.strips import STRIP
 from mickle.quantization.bitsandbytes_format import from_tensors, to_tensors
 from mickle.quantization.codes import scale_lines, table
 from mickle.quantization.layer import QuantizedLinear
-from mickle.quantization.nf4 import BLOCK, SCALES_BLOCK, Blocks, dequantize_4bit, gpu_parts, on_gpu, quantize_4bit
+from mickle.quantization.nf4 import BLOCK, Blocks, dequantize_4bit, gpu_parts, on_gpu, quantize_4bit
 
 if TYPE_CHECKING:
     from mickle.kernels.nf4 import Strips
@@ -76,11 +76,7 @@ class NF4Linear(QuantizedLinear):
 
     def stored_bytes(self) -> int:
         """Bytes of indices, scales and the tables they are read by."""
-        numbers = self.in_features * self.out_features
-        blocks = -(-numbers // self.block)
-        if self.nested is None:
-            return (numbers + 1) // 2 + 4 * blocks + 64
-        return (numbers + 1) // 2 + blocks + 4 * -(-blocks // SCALES_BLOCK) + 64 + 1024 + 4
+        return self.blocks().stored_bytes()
 
     def few_rows(self, x: Tensor) -> Tensor | None:
         """x W^T of a few rows by the decode kernel; None where the processor or the shape does not allow it."""
@@ -189,8 +185,6 @@ def kernels_error() -> float:
 
     For `mickle doctor`.
     """
-    from mickle.kernels.dispatch import plain_kernels
-
     weight = torch.randn(40, 192, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 192, generator=torch.Generator().manual_seed(1))
     layer = NF4Linear.from_dense(weight).eval()
