@@ -5,9 +5,8 @@ For draws d_1 ... d_n with scales a_i and factors k_i, element by element and in
     w <- k_i w + a_i z(d_i),   i = 1 ... n
 
 with z(d) as `kernels/philox.py` makes it. One draw is a perturbation; two merge a restore with the next perturbation;
-an update with momentum has some dozens; a replay has thousands. A tile of the tensor stays in the first cache while
-all draws are added to it, so n draws move each weight through memory once. The result does not depend on tiles and
-threads.
+an update with momentum has some dozens; a replay has thousands. A tile of the tensor stays in the first cache while all
+draws are added to it, so n draws move each weight through memory once. The result does not depend on tiles and threads.
 
 `add_draws_plain` is the definition, for every floating dtype, device and stride; `add_draws_numba` is for contiguous
 float32 in this machine's memory, `perturb_triton.py` for CUDA. `add_draws` chooses.

@@ -1,19 +1,18 @@
 """Sophia's parameter update: one pass over parameter, gradient, momentum and curvature.
 
-Source: "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training", arXiv
-2305.14342, Algorithm 3, lines 6 and 12 to 13. With gradient g, momentum m, curvature h (one number per
-coordinate):
+Source: "Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training", arXiv 2305.14342,
+Algorithm 3, lines 6 and 12 to 13. With gradient g, momentum m, curvature h (one number per coordinate):
 
     m     <- beta m + (1 - beta) g
     theta <- (1 - lr weight_decay) theta
     theta <- theta - lr clip( momentum_scale m / max(gamma curvature_scale h, eps), -1, 1 )
 
-A coordinate is *unclipped* when ``momentum_scale |m| < gamma curvature_scale h``; the pass counts them. The
-two scales undo the bias of averages that began at zero; they are 1 in the paper.
+A coordinate is *unclipped* when ``momentum_scale |m| < gamma curvature_scale h``; the pass counts them. The two scales
+undo the bias of averages that began at zero; they are 1 in the paper.
 
 ``update_plain`` is the definition. ``update_foreach`` is the same for a list of tensors in few launches, for
-accelerators. ``update_numba`` reads 16 and writes 8 bytes a parameter in one vectorised pass over the
-tensors' own memory. ``sophia_update`` chooses.
+accelerators. ``update_numba`` reads 16 and writes 8 bytes a parameter in one vectorised pass over the tensors' own
+memory. ``sophia_update`` chooses.
 """
 
 from collections.abc import Sequence
@@ -52,11 +51,10 @@ class Tensors:
 
 
 def update_plain(tensors: Tensors, rule: SophiaRule) -> Tensor:
-    """Update one parameter of any floating dtype, shape and strides in place; the number of unclipped
-    coordinates.
+    """Update one parameter of any floating dtype, shape and strides in place; the number of unclipped coordinates.
 
-    The arithmetic is in the curvature's dtype (float32, or float64 for float64 parameters); results are
-    rounded once, when written back.
+    The arithmetic is in the curvature's dtype (float32, or float64 for float64 parameters); results are rounded once,
+    when written back.
     """
     dtype = tensors.curvature.dtype
     momentum = tensors.momentum.to(dtype) * rule.beta + tensors.gradient.to(dtype) * (1 - rule.beta)
@@ -70,9 +68,7 @@ def update_plain(tensors: Tensors, rule: SophiaRule) -> Tensor:
 
 
 def update_foreach(many: Sequence[Tensors], rule: SophiaRule) -> list[Tensor]:
-    """``update_plain`` for tensors of one device whose four dtypes agree: a dozen launches for the whole
-    list.
-    """
+    """``update_plain`` for tensors of one device whose four dtypes agree: a dozen launches for the whole list."""
     momenta = [t.momentum for t in many]
     curvatures = torch._foreach_mul([t.curvature for t in many], [rule.gamma * t.curvature_scale for t in many])
     torch._foreach_mul_(momenta, rule.beta)

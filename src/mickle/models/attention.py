@@ -43,8 +43,7 @@ class KeyValueCache:
         self.extend_documents(None, rows, tokens, pairs[0][0].device)
 
     def extend_documents(self, documents: Tensor | None, rows: int, new: int, device: torch.device) -> Tensor | None:
-        """Append the document ids [B, T] of `new` tokens and return all: [B, S], or None for one document a
-        row.
+        """Append the document ids [B, T] of `new` tokens and return all: [B, S], or None for one document a row.
 
         Tokens that come without ids go on with the last document of their row.
         """

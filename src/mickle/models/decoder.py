@@ -1,16 +1,15 @@
 """The small, readable transformer that Mickle pretrains: pre-norm, RMSNorm, SwiGLU, grouped-query attention.
 
-With rotary positions it computes what a Llama of `transformers` computes, and its weights have Llama's names,
-so a saved folder is a plain Llama folder (`models/folder.py`). All other position schemes are in
-`models/positions.py`.
+With rotary positions it computes what a Llama of `transformers` computes, and its weights have Llama's names, so a
+saved folder is a plain Llama folder (`models/folder.py`). All other position schemes are in `models/positions.py`.
 
     model = Decoder(DecoderConfig.for_size("small", vocab_size=8192))
     logits = model(input_ids)                                                # [B, T, V]
     loss, count = model(input_ids, head=partial(cross_entropy, labels=labels))  # never holds all logits
     some = model(input_ids, positions=labels >= 0)                           # [n, V], of the chosen tokens only
 
-Shapes: B batch, T length of this call, S length with what the cache holds, D width, H heads, G key-value
-heads, K head width, F feed-forward width, V vocabulary.
+Shapes: B batch, T length of this call, S length with what the cache holds, D width, H heads, G key-value heads, K head
+width, F feed-forward width, V vocabulary.
 """
 
 import math
@@ -101,11 +100,10 @@ class Decoder(OwnModel):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Fresh weights: normal with `initial_std`; what writes to the stream is divided by sqrt(2 * layers),
-        as GPT-2.
+        """Fresh weights: normal with `initial_std`; what writes to the stream is divided by sqrt(2 * layers), as GPT-2.
 
-        Position tables come last, so that models that differ only in the position scheme start from equal
-        weights. Norm weights are 1 and T5's distances 0: no preference.
+        Position tables come last, so that models that differ only in the position scheme start from equal weights. Norm
+        weights are 1 and T5's distances 0: no preference.
         """
         generator = torch.Generator(self.embed_tokens.weight.device).manual_seed(seed)
         for name, weight in self.named_parameters():

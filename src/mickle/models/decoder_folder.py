@@ -108,8 +108,7 @@ def to_settings(config: DecoderConfig) -> dict[str, Any]:
 
 
 def from_settings(values: dict[str, Any]) -> DecoderConfig | None:
-    """The decoder that a `config.json` describes, or None where it is another model, or more than our
-    decoder.
+    """The decoder that a `config.json` describes, or None where it is another model, or more than our decoder.
 
     Raises UsageError for shapes that cannot be, and what Python raises for values of a wrong kind.
     """

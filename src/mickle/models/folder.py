@@ -1,9 +1,8 @@
 """Open, describe and save model folders: ours, Llama's, those of every other model of `transformers`, adapters.
 
-A decoder with rotary positions is written as a plain Llama folder (with none in some layers or all: as
-SmolLM3; with experts: as Mixtral), which transformers, vLLM and llama.cpp's converter read; an encoder with rotary
-positions as a plain EuroBERT folder. Other decoders are written with their own model type
-(`models/transformers_bridge.py`).
+A decoder with rotary positions is written as a plain Llama folder (with none in some layers or all: as SmolLM3; with
+experts: as Mixtral), which transformers, vLLM and llama.cpp's converter read; an encoder with rotary positions as a
+plain EuroBERT folder. Other decoders are written with their own model type (`models/transformers_bridge.py`).
 """
 
 from pathlib import Path

@@ -36,9 +36,7 @@ LAYER_NAME = re.compile(r"^(num_(hidden_|decoder_|encoder_)?|n_|(en|de)coder_)?l
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The sound parts of a model folder: its configuration and, for each tensor, the file and its entry
-    there.
-    """
+    """The sound parts of a model folder: its configuration and, for each tensor, the file and its entry there."""
 
     folder: Path
     config: dict[str, Any]
@@ -105,9 +103,7 @@ def regular_file(folder: Path, name: str) -> Path:
 
 
 def check_tokenizer(folder: Path) -> Path:
-    """The path of `tokenizer.json`, refused where it or a chat template beside it is absurdly large or
-    malformed.
-    """
+    """The path of `tokenizer.json`, refused where it or a chat template beside it is absurdly large or malformed."""
     path = regular_file(folder, TOKENIZER)
     values = read_json(path, LARGEST_TOKENIZER)
     model = values.get("model") if isinstance(values, dict) else None

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mickle.models.folder_files import write_model
 
@@ -31,9 +32,7 @@ UNKNOWN_LENGTH = 1 << 20  # where settings do not say how long a text may be
 
 
 def logits(hidden: Tensor, weight: Tensor | None) -> Tensor:
-    """hidden [B, T, D] and the output matrix [V, D] -> [B, T, V]. With no matrix, `hidden` are logits
-    already.
-    """
+    """hidden [B, T, D] and the output matrix [V, D] -> [B, T, V]. With no matrix, `hidden` are logits already."""
     return hidden if weight is None else F.linear(hidden, weight)
 
 
@@ -132,7 +131,6 @@ class OwnModel(LanguageModel):
 
 def _twice(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A block's forward pass that keeps its inputs only."""
-    from torch.utils.checkpoint import checkpoint
 
     def run(*arguments: Any) -> Any:
         if not torch.is_grad_enabled():

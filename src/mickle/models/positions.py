@@ -52,11 +52,10 @@ def schemes_of_layers(position: str | Sequence[str], layers: int) -> tuple[str, 
 
 
 def sinusoidal_table(positions: Tensor, width: int, base: float = 10000.0) -> Tensor:
-    """Vectors of [sin | cos]: entry k of the first half is sin(p * base^(-2k/D)), of the second half its
-    cosine.
+    """Vectors of [sin | cos]: entry k of the first half is sin(p * base^(-2k/D)), of the second half its cosine.
 
-    positions [...] -> [..., D] float32. The halves are concatenated, not interleaved as in the paper; the two
-    differ by a fixed permutation of dimensions, which a trained model cannot notice.
+    positions [...] -> [..., D] float32. The halves are concatenated, not interleaved as in the paper; the two differ by
+    a fixed permutation of dimensions, which a trained model cannot notice.
     """
     angles = _angles(positions, width, base)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)

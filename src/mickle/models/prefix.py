@@ -2,13 +2,12 @@
 
 Source: "Prefix-Tuning: Optimizing Continuous Prompts for Generation", arXiv 2101.00190: tuning some tokens' keys and
 values in all layers, 0.1 % of the parameters, comes near to tuning all. As arXiv 2305.17333 uses it (appendix E.5):
-without a network that makes the prefix, begun as the keys and values of random real tokens, without which
-forward-only tuning is clearly worse.
+without a network that makes the prefix, begun as the keys and values of random real tokens, without which forward-only
+tuning is clearly worse.
 
-The prefix is one matrix P [tokens, 2 layers x width of the keys], in PEFT's order: keys and values of layer 0, of
-layer 1, and so on. It is put into the model's own cache before a text is read, so text has positions after it and
-every architecture with such a cache takes it. Documents are laid out as rows of their own, each with the prefix
-before it.
+The prefix is one matrix P [tokens, 2 layers x width of the keys], in PEFT's order: keys and values of layer 0, of layer
+1, and so on. It is put into the model's own cache before a text is read, so text has positions after it and every
+architecture with such a cache takes it. Documents are laid out as rows of their own, each with the prefix before it.
 """
 
 from __future__ import annotations
@@ -174,8 +173,7 @@ def attach_prefix(model: nn.Module, tokens: int = 5, seed: int = 0, ids: Tensor 
 def save_prefix(model: PrefixedModel, folder: Path, base: Path, tokenizer: Any = None) -> None:
     """Write the prefix as PEFT's PREFIX_TUNING adapter; `base` is the folder of the model beneath.
 
-    `tokenizer` as `save_model` takes it. The caller seals the folder. Raises NumericError where a number is not
-    finite.
+    `tokenizer` as `save_model` takes it. The caller seals the folder. Raises NumericError where a number is not finite.
     """
     prefix, base = model.prefix.detach(), Path(base).resolve()
     width = prefix.shape[1] // (2 * model.layers_of_keys)

@@ -108,8 +108,7 @@ def open_base(path: Path, dtype: torch.dtype | None = None, device: str | torch.
 
 
 def save_model(model: Any, folder: Path, tokenizer: Any = None) -> None:
-    """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into
-    `folder`.
+    """Write `config.json`, `model.safetensors`, `generation_config.json` and the tokenizer's files into `folder`.
 
     `tokenizer` has `save(folder)`, `start`, `end` and `mask` (`data/tokenizer.py`), or is a plain
     `tokenizers.Tokenizer`. The folder is made if need be; the caller seals it. Layers in few bits are written as they

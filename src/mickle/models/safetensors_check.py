@@ -39,9 +39,7 @@ class TensorEntry:
 
 
 def read_header(path: Path) -> dict[str, TensorEntry]:
-    """Every tensor of a safetensors file by name. Raises UsageError at the first thing that is not as it
-    should be.
-    """
+    """Every tensor of a safetensors file by name. Raises UsageError at the first thing that is not as it should be."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -144,8 +144,7 @@ class WrappedModel(LanguageModel):
     def _logits(self, positions: Tensor | None, **inputs: Tensor) -> Tensor:
         """The model's logits [B, T, V], or [n, V] of the chosen positions [B, T] alone.
 
-        The rows are chosen before the output layer where the model has one that reads [B, T, D], and else
-        after it.
+        The rows are chosen before the output layer where the model has one that reads [B, T, D], and else after it.
         """
         settings = {"use_cache": False} if self.takes_cache else {}
         layer = self.model.get_output_embeddings()

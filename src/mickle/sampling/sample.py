@@ -137,9 +137,7 @@ class Sample(Step):
 
 
 def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: the field 'prompt' of each line of JSON Lines (.jsonl), else each line that is
-    not empty.
-    """
+    """The prompts of a file: the field 'prompt' of each line of JSON Lines (.jsonl), else each line but empty ones."""
     if not path.is_file():
         raise UsageError(f"no such prompt file: {path}", todo="check the path")
     if path.stat().st_size > LARGEST_PROMPTS:
@@ -167,8 +165,7 @@ def _prompt(line: str, where: str) -> str:
 def readable(rows: list[dict[str, Any]]) -> str:
     """The samples as a page of plain text: each prompt with what followed it.
 
-    A model may write control characters, which a terminal would obey: they are shown by their pictures
-    (U+2400 on).
+    A model may write control characters, which a terminal would obey: they are shown by their pictures (U+2400 on).
     """
     parts = []
     for number, row in enumerate(rows, 1):

@@ -1,9 +1,8 @@
 """Text from a language model: greedy or drawn, in batches of unequal prompts, token by token.
 
-A row's text depends on its prompt, the settings and the seed, not on the batch it stands in: prompts are
-padded on the left as documents of their own, and each row draws from a generator of its own. (Logits of
-different batch shapes can differ in the last bits, so a draw that falls within such a bit of a boundary may
-still differ.)
+A row's text depends on its prompt, the settings and the seed, not on the batch it stands in: prompts are padded on the
+left as documents of their own, and each row draws from a generator of its own. (Logits of different batch shapes can
+differ in the last bits, so a draw that falls within such a bit of a boundary may still differ.)
 """
 
 import hashlib
@@ -22,11 +21,9 @@ Decode = Callable[[list[int]], str]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Temperature 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave nothing
-    out.
+    """How the next token is chosen. Temperature 0 takes the likeliest; `top_k` 0 and `top_p` 1 leave nothing out.
 
-    `top_p`: the smallest set of tokens whose probabilities reach it (nucleus sampling, arXiv 1904.09751,
-    section 3.1).
+    `top_p`: the smallest set of tokens whose probabilities reach it (nucleus sampling, arXiv 1904.09751, section 3.1).
     """
 
     temperature: float = 1.0
@@ -65,9 +62,8 @@ def generate(
 ) -> list[Completion]:
     """Continue each prompt until a stop token or string, or for `max_tokens` tokens.
 
-    prompts: token ids of each row. stop: ids and strings. seed: one for all (rows then differ by their
-    prompts, equal prompts by their order), or one for each row. Raises UsageError for prompts the model
-    cannot read.
+    prompts: token ids of each row. stop: ids and strings. seed: one for all (rows then differ by their prompts, equal
+    prompts by their order), or one for each row. Raises UsageError for prompts the model cannot read.
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     sampling = Sampling(temperature, top_k, top_p)
