@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_stages import exact_duplicates
 
-from mickle.data.duplicates import content_hash, exact_duplicates
+from mickle.data.comparing import content_hash
 from mickle.data.records import Failure, Page, Removed, remove
 
 

@@ -12,13 +12,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from mickle.data.chat_template import PLAIN, ChatTemplate
 from mickle.data.conversations import Example, Message
-from mickle.data.example_batches import packed
+from mickle.data.example_batches import packed, rows_of
 from mickle.data.examples import (
     FORGED,
     TOO_LONG,
     Encoded,
     ExampleBatches,
-    as_training_batches,
     encode_examples,
     preview,
 )
@@ -287,7 +286,10 @@ def test_the_packed_loss_is_the_sum_of_each_example_s_alone():
     alone = [next_token(model, batch) for batch in (only(encoded, n) for n in range(len(examples)))]
     total, count = (sum(float(pair[part]) for pair in alone) for part in (0, 1))
     batches = ExampleBatches(encoded, 96, 2, seed=3)
-    for given_batches in ([batches(i) for i in range(batches.steps(1))], as_training_batches(encoded, 96, 2)):
+    for given_batches in (
+        [batches(i) for i in range(batches.steps(1))],
+        (rows_of(encoded, rows) for rows in ([[0, 1], [2]], [[3, 4]])),
+    ):
         found = [next_token(model, batch) for batch in given_batches]
         assert sum(float(c) for _, c in found) >= count
         if not isinstance(given_batches, list):
@@ -299,20 +301,7 @@ def test_the_packed_loss_is_the_sum_of_each_example_s_alone():
 
 
 def only(encoded, number):
-    (batch,) = as_training_batches(
-        Encoded(encoded.tokens[number : number + 1], encoded.trained[number : number + 1]), 10_000, 1
-    )
-    return batch
-
-
-def test_held_out_batches_hold_all_in_order():
-    encoded = numbered([5, 9, 3, 7, 12, 4, 6, 8])
-    batches = list(as_training_batches(encoded, 14, 2))
-    found = [
-        int(token) // 1000 for batch in batches for token in batch["input_ids"].flatten() if token and token % 1000 == 0
-    ]
-    assert found == list(range(1, 9))
-    assert list(as_training_batches(Encoded([], []), 14, 2)) == []
+    return rows_of(encoded, [[number]])
 
 
 def test_examples_that_do_not_fit_a_row_and_no_examples_are_refused():

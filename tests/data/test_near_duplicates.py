@@ -22,10 +22,10 @@ from mickle.data.near_duplicates import (
     near_duplicates,
     signatures,
     similarity,
-    star_edges,
 )
 from mickle.data.records import Failure, Page, Removed, remove
 from mickle.errors import UsageError
+from mickle.kernels.components import stars
 
 SMALL = NearDuplicates(bands=20, rows=5)
 COLUMNS = st.integers(0, 12).flatmap(
@@ -85,15 +85,15 @@ def test_similarity_is_that_of_the_words() -> None:
 
 @given(st.lists(st.integers(0, 5), max_size=30))
 def test_stars_join_equal_hashes_to_their_first(values: list[int]) -> None:
-    left, right = star_edges(np.array(values, np.uint64))
+    left, right = stars(np.array(values, np.uint64))
     expected = {(values.index(value), place) for place, value in enumerate(values) if value}
     assert sorted(zip(left.tolist(), right.tolist())) == sorted((a, b) for a, b in expected if a != b)
 
 
 def test_a_band_shared_by_all_stays_linear() -> None:
-    left, right = star_edges(np.full(100_000, 7, np.uint64))
+    left, right = stars(np.full(100_000, 7, np.uint64))
     assert left.size == 99_999 and not left.any() and right[0] == 1
-    assert star_edges(np.zeros(100_000, np.uint64))[0].size == 0
+    assert stars(np.zeros(100_000, np.uint64))[0].size == 0
 
 
 @hypothesis_settings(deadline=None)

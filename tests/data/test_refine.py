@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 import small_web as web
+from plain_stages import exact_duplicates, repeated_text
 
 from mickle import storage
 from mickle.config import validate
 from mickle.data.curate import Curate
-from mickle.data.duplicates import exact_duplicates
 from mickle.data.lines import Lines
 from mickle.data.near_duplicates import NearDuplicates, near_duplicates
 from mickle.data.pages import RawPage, Skipped
 from mickle.data.records import Page, Removed, domain_of, read_corpus, read_removed
 from mickle.data.refine import correct, refine, refine_page
-from mickle.data.repeated_text import repeated_text
 from mickle.data.rules import STAGES, WEB, Outcome, Rules
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError

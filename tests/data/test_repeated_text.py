@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_stages import repeated_text, restore
 
 from mickle.config import to_yaml, validate
 from mickle.data.records import Page, Removed
-from mickle.data.repeated_text import STAGE, Range, RepeatedText, cut, find_repeated, repeated_text, restore
+from mickle.data.repeated_text import STAGE, Range, RepeatedText, cut, find_repeated
 from mickle.errors import UsageError
 
 DRAWN = random.Random(0)

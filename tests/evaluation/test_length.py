@@ -2,13 +2,14 @@
 
 import csv
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from mickle.data.length_tasks import Example, buckets, open_task, symbol_tokenizer, write_examples
+from mickle.data.length_tasks import Example, buckets, open_task, symbol_tokenizer
 from mickle.data.tokenizer import open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.evaluation import length as evaluation
@@ -199,7 +200,7 @@ def test_a_model_folder_and_a_named_task(folder, tmp_path):
 
 def test_a_model_folder_and_own_data(folder, tmp_path):
     data = tmp_path / "own.jsonl"
-    write_examples(buckets(RSC, 0, range(2, 6), 5), data)
+    data.write_text("\n".join(json.dumps(asdict(record)) for record in buckets(RSC, 0, range(2, 6), 5)))
     settings = evaluation.Length(data=data, trained=3, per_length=2)
     summary = settings.run(folder, ignore).write(tmp_path, ignore)
     scores = json.loads((tmp_path / "results.json").read_text())["scores"]

@@ -6,6 +6,7 @@ from random import Random
 
 import pytest
 
+from mickle.data.card import PAPER
 from mickle.data.installed import docstrings
 from mickle.data.pages import extract
 from mickle.data.records import Failure, Page, Removed, piece, remove
@@ -15,7 +16,7 @@ from mickle.data.urls import UrlFilter
 from mickle.errors import UsageError
 from mickle.studies import crawl_scores, junk
 from mickle.studies.crawl import PLANTED, SHARING, Writer, counts, crawl
-from mickle.studies.crawl_scores import PAPER, copies, judge, scores, text_before
+from mickle.studies.crawl_scores import copies, judge, scores, text_before
 from mickle.studies.planted import Planted
 from mickle.studies.prose import Source, prose, sources
 
@@ -87,7 +88,7 @@ def test_shares_are_those_of_the_paper(planted):
     left = 100.0
     for stage in ("urls", "extraction", "language", "repetitions", "quality", "lines", "near duplicates"):
         left -= 100 * found[stage] / PAGES
-        assert left == pytest.approx(PAPER[stage], abs=0.6), stage
+        assert left == pytest.approx(100 * PAPER[stage], abs=0.6), stage
     assert sum(bool(page.shared) for page in html) == round(PAGES * SHARING / 100)
 
 

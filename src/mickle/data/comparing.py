@@ -7,6 +7,7 @@ of pages is the order of reading; of equal pages the first stays, so that the re
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +18,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mickle.data.duplicates import content_hash
-from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, star_edges
+from mickle.data.near_duplicates import NearDuplicates, clusters, signatures
 from mickle.data.parallel import each
 from mickle.data.records import Failure, Page, Removed, remove
 from mickle.data.repeated_text import Range, Repeated, find_repeated, settle
 from mickle.data.rules import COMPARING, Outcome, Rules, name_of
 from mickle.data.urls import url_key
-from mickle.kernels.components import merge
+from mickle.kernels.components import merge, stars
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,6 +97,13 @@ class Verdicts:
         """What of a page is repeated elsewhere; twins are numbers of pages."""
         flat = self.ranges[4 * int(self.cuts[index]) : 4 * int(self.cuts[index + 1])]
         return Repeated(int(self.tokens[index]), [Range(*flat[i : i + 4]) for i in range(0, len(flat), 4)])
+
+
+def content_hash(text: str) -> bytes:
+    """128 bits of the text with all runs of white space made one space: layout does not make a page another
+    page.
+    """
+    return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=16).digest()
 
 
 def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:
@@ -179,7 +186,7 @@ def _near(
 
     def edges(first: int) -> NDArray[np.int64]:
         columns = keys.bands(first, min(first + BANDS_AT_ONCE, settings.bands))
-        return np.concatenate([np.stack(star_edges(column[alive])) for column in columns], axis=1)
+        return np.concatenate([np.stack(stars(column[alive])) for column in columns], axis=1)
 
     labels = np.arange(len(alive), dtype=np.int64)
     firsts = range(0, settings.bands, BANDS_AT_ONCE)

@@ -6,7 +6,7 @@ words, so case, accents and punctuation do not matter. Of an item every text is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from pydantic import Field
 from mickle import storage
 from mickle.config import Config, Input
 from mickle.data.records import Failure, Page, Removed, read_corpus, remove
+from mickle.data.rows import open_parquet
 from mickle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -103,33 +104,24 @@ def _items(path: Path) -> Iterator[tuple[str, str]]:
     if path.is_dir():
         yield from ((page.url, page.text) for page in read_corpus(path))
     elif suffix in (".jsonl", ".ndjson"):
-        for number, line in enumerate(_text(path).splitlines(), start=1):
-            if line.strip():
-                yield f"{path.name}#{number}", "\n".join(_texts(_json(line, f"{path}:{number}")))
+        lines = enumerate(_text(path).splitlines(), start=1)
+        yield from _numbered(
+            path, ((number, _json(line, f"{path}:{number}")) for number, line in lines if line.strip())
+        )
     elif suffix == ".json":
         value = storage.read_json(path)
-        for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
-            yield f"{path.name}#{number}", "\n".join(_texts(item))
+        yield from _numbered(path, enumerate(value if isinstance(value, list) else [value], start=1))
     elif suffix == ".parquet":
-        yield from _parquet_items(path)
+        with open_parquet(path) as file:
+            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
+            yield from _numbered(path, enumerate(rows, start=1))
     else:
         yield path.name, _text(path)
 
 
-def _parquet_items(path: Path) -> Iterator[tuple[str, str]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path.name}#{number}", "\n".join(_texts(row))
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UsageError(f"not a whole Parquet file: {reason}", where=str(path)) from None
+def _numbered(path: Path, items: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, str]]:
+    for number, item in items:
+        yield f"{path.name}#{number}", "\n".join(_texts(item))
 
 
 def _json(line: str, where: str) -> Any:

@@ -8,7 +8,7 @@ first row with room (first-fit decreasing), and shuffles the rows. Batch i is a 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -132,20 +132,3 @@ def rows_of(encoded: Encoded, rows: Sequence[Sequence[int]]) -> Batch:
             at = end
     arrays = {"input_ids": inputs, "labels": labels, "documents": documents}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def as_training_batches(encoded: Encoded, length: int, rows: int) -> Iterator[Batch]:
-    """Batches that hold every example once, in order: for measuring on held-out ones."""
-    waiting: list[list[int]] = [[]]
-    room = length
-    for example, tokens in enumerate(encoded.tokens):
-        if waiting[-1] and len(tokens) > room:
-            if len(waiting) == rows:
-                yield rows_of(encoded, waiting)
-                waiting = []
-            waiting.append([])
-            room = length
-        waiting[-1].append(example)
-        room -= len(tokens)
-    if waiting[-1]:
-        yield rows_of(encoded, waiting)

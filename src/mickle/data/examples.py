@@ -23,11 +23,11 @@ import numpy as np
 from mickle.data.answer_spans import Layout, lay_out
 from mickle.data.chat_template import ChatTemplate
 from mickle.data.conversation_forms import Example
-from mickle.data.example_batches import Encoded, ExampleBatches, as_training_batches
+from mickle.data.example_batches import Encoded, ExampleBatches
 from mickle.data.tokenizer import TextTokenizer, coloured
 from mickle.errors import UsageError
 
-__all__ = ["Encoded", "ExampleBatches", "as_training_batches", "encode_examples", "preview"]
+__all__ = ["Encoded", "ExampleBatches", "encode_examples", "preview"]
 
 AT_A_TIME = 256  # examples tokenized together
 TOO_LONG = "too long: nothing trained is left within the limit"

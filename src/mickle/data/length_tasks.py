@@ -18,8 +18,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -192,15 +192,6 @@ def training_examples(
     weights = [task.share(length) for length in lengths] if task.share else None
     drawn = rng.choices(lengths, weights, k=count)
     return [example(task, f"{seed}/{step}", length, i, scratchpad) for i, length in enumerate(drawn)]
-
-
-def write_examples(examples: Iterable[Example], path: Path) -> int:
-    """Write a JSON Lines file, whole or not at all; returns the number of records."""
-    from mickle.storage import write_text
-
-    lines = [json.dumps(asdict(record), ensure_ascii=False) for record in examples]
-    write_text(path, "\n".join(lines) + "\n")
-    return len(lines)
 
 
 def read_examples(path: Path, count: Callable[[str], int] | None = None) -> list[Example]:

@@ -101,16 +101,6 @@ def _jaccard(one: NDArray[np.uint64], other: NDArray[np.uint64]) -> float:
     return float(common / max(1, one.size + other.size - common))
 
 
-def star_edges(column: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Edges (left, right) from the first page of each group with equal hashes to every other of the group.
-
-    A million equal hashes make a million edges. Pages with hash 0 have no words and get none.
-    """
-    from mickle.kernels.components import stars
-
-    return stars(column)
-
-
 def clusters(
     columns: Iterable[NDArray[np.uint64]],
     count: int,
@@ -128,12 +118,12 @@ def clusters(
     """
     import numpy as np
 
-    from mickle.kernels.components import merge
+    from mickle.kernels.components import merge, stars
 
     labels = np.arange(count, dtype=np.int64)
     failed = np.empty(0, np.int64)
     for column in columns:
-        left, right = star_edges(column)
+        left, right = stars(column)
         if verify:
             if text is None:
                 raise ValueError("similarity can only be verified with the texts")

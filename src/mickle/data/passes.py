@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any
 from mickle import storage
 from mickle.data import chunks
 from mickle.data.records import Page, Removed, Shards, read_corpus
-from mickle.data.refine import refuse
+from mickle.data.refine import refused
 from mickle.data.rules import Outcome, Rules
 from mickle.data.sources import Found, Source
-from mickle.data.urls import url_filter
 from mickle.data.workers import Crew
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def refine_part(
     done = chunks.finished_chunks(folder, number)
     before = sum(1 for _ in islice(found, done * chunks.RECORDS))
     fresh = 0
-    outcomes = crew.process(_refused(found, rules))
+    outcomes = crew.process(refused(found, rules))
     for chunk, group in enumerate(_grouped(outcomes, chunks.RECORDS), start=done):
         rows = [outcome for record in group for outcome in record]
         chunks.write_chunk(chunks.chunk_path(folder, number, chunk), rows, crew.taken_seconds())
@@ -84,7 +83,7 @@ def refine_part(
 def read_and_refine(source: Source, files: Sequence[Path], crew: Crew) -> Iterator[list[Outcome]]:
     """What becomes of each record of the files, without leaving anything."""
     found: Iterator[Found] = source.read(files, crew.rules.largest_page, lambda count: None)
-    return crew.process(_refused(found, crew.rules))
+    return crew.process(refused(found, crew.rules))
 
 
 def refine_part_alone(numbered: tuple[int, Sequence[Path]], source: Source, rules: Rules, folder: Path) -> int:
@@ -92,18 +91,6 @@ def refine_part_alone(numbered: tuple[int, Sequence[Path]], source: Source, rule
     number, files = numbered
     with Crew(rules, 1) as crew:
         return refine_part(number, files, source, crew, folder, lambda count: None)
-
-
-def _refused(found: Iterable[Found], rules: Rules) -> Iterator[Found]:
-    """Pages refused for their address stay unread."""
-    from mickle.data.pages import RawPage
-
-    if not rules.runs("urls"):
-        yield from found
-        return
-    check = url_filter(rules.urls).check
-    for item in found:
-        yield refuse(item, check) if isinstance(item, RawPage) else item
 
 
 def keep_earlier(corpora: Sequence[Path], folder: Path) -> None:

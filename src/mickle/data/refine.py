@@ -73,16 +73,19 @@ def refine(raws: Iterable[RawPage | Removed | Skipped], rules: Rules, seed: int 
     """
     from mickle.data.comparing import compare_pages
 
-    check = url_filter(rules.urls).check if rules.runs("urls") else None
-    found = (raw if check is None or not isinstance(raw, RawPage) else refuse(raw, check) for raw in raws)
+    found = refused(raws, rules)
     outcomes = [o for raw in found for o in (refine_page(raw, rules) if isinstance(raw, RawPage) else [raw])]
     yield from compare_pages(outcomes, rules, seed)
 
 
-def refuse(raw: RawPage, check: Callable[[str], Failure | None]) -> RawPage | Removed:
-    """The page, or the page removed unread for its address."""
-    failure = check(raw.url)
-    return raw if failure is None else remove(Page(raw.url, raw.domain, "", "", date=raw.date), "urls", failure)
+def refused(found: Iterable[RawPage | Removed | Skipped], rules: Rules) -> Iterator[RawPage | Removed | Skipped]:
+    """The same, pages whose address the stage ``urls`` refuses as removed: they stay unread."""
+    check = url_filter(rules.urls).check if rules.runs("urls") else None
+    for item in found:
+        if check and isinstance(item, RawPage) and (failure := check(item.url)):
+            yield remove(Page(item.url, item.domain, "", "", date=item.date), "urls", failure)
+        else:
+            yield item
 
 
 def _rule(stage: str, find: Callable[[str], Failure | None]) -> Stage:

@@ -13,7 +13,6 @@ cuts too. A cut joins what stood left and right of it, and may so make a new rep
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -111,7 +110,7 @@ def _documents(texts: Iterable[str], starts: Path, sizes: list[int]) -> Iterator
 
 def cut(text: str, ranges: Iterable[tuple[int, ...]]) -> tuple[str, list[tuple[int, str]]]:
     """What is left of a text without ``ranges`` (start, end, ...), ascending and apart, and the pieces cut out with
-    the character where each began. :func:`restore` undoes it.
+    the character where each began.
     """
     left, pieces, position = [], [], 0
     for start, end, *_ in ranges:
@@ -119,36 +118,6 @@ def cut(text: str, ranges: Iterable[tuple[int, ...]]) -> tuple[str, list[tuple[i
         pieces.append((start, text[start:end]))
         position = end
     return "".join([*left, text[position:]]), pieces
-
-
-def restore(left: str, pieces: Iterable[tuple[int, str]]) -> str:
-    """The text that :func:`cut` took apart."""
-    whole, used, size = [], 0, 0
-    for start, text in pieces:
-        whole += [left[used : used + start - size], text]
-        used += start - size
-        size = start + len(text)
-    return "".join([*whole, left[used:]])
-
-
-def repeated_text(
-    pages: Iterable[Page | Removed], settings: RepeatedText, threads: int = 1
-) -> Iterator[Page | Removed]:
-    """Pages held in memory through this stage: for a page that is cut the pieces first, then the page with what is
-    left; pages that go whole as :class:`Removed`, with the page that their first repeated piece stands in as twin.
-    Removed pages pass untouched.
-    """
-    pages = list(pages)
-    judged = [page for page in pages if not isinstance(page, Removed)]
-    with tempfile.TemporaryDirectory() as scratch:
-        found = find_repeated((page.text for page in judged), settings, Path(scratch), threads)
-        for page in pages:
-            if isinstance(page, Removed):
-                yield page
-            else:
-                repeated = next(found)
-                twins = [judged[each.twin].url for each in repeated.ranges]
-                yield from settle(page, repeated, twins, settings)
 
 
 def settle(page: Page, repeated: Repeated, twins: list[str], settings: RepeatedText) -> Iterator[Page | Removed]:

@@ -21,6 +21,7 @@ from pydantic import Field
 from mickle.config import Config, Input
 from mickle.data.pages import RawPage, Skipped, record_page, removed_raw
 from mickle.data.records import Removed, domain_of
+from mickle.data.rows import open_parquet
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError
 
@@ -48,8 +49,6 @@ class Documentation(Config):
     kind: Literal["documentation"] = "documentation"
     packages: list[str] = Field(["stdlib"], min_length=1, description="'stdlib' and names of installed packages")
     tests: bool = Field(False, description="document test modules too")
-    module_seconds: float = Field(20.0, gt=0, le=600, description="no effect: modules are read, not imported")
-    module_megabytes: int = Field(4096, ge=64, description="no effect: modules are read, not imported")
 
 
 class Warc(Config):
@@ -269,29 +268,22 @@ def _parse(line: bytes) -> Any:
 
 
 def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[int, Any]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if not any(field in names for field in source.text_fields()):
-                shown = " or ".join(repr(field) for field in source.text_fields())
-                raise UsageError(
-                    f"no column {shown}", where=str(path),
-                    expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
-                )  # fmt: skip
-            wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}
-            columns = [name for name in names if name in wanted]
-            number, size = 0, path.stat().st_size
-            for batch in file.iter_batches(batch_size=256, columns=columns):
-                advance(size * batch.num_rows // max(1, file.metadata.num_rows))
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UsageError(f"not a whole Parquet file: {reason}", where=str(path)) from None
+    with open_parquet(path) as file:
+        names = file.schema_arrow.names
+        if not any(field in names for field in source.text_fields()):
+            shown = " or ".join(repr(field) for field in source.text_fields())
+            raise UsageError(
+                f"no column {shown}", where=str(path),
+                expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
+            )  # fmt: skip
+        wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}
+        columns = [name for name in names if name in wanted]
+        number, size = 0, path.stat().st_size
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            advance(size * batch.num_rows // max(1, file.metadata.num_rows))
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
 
 
 def _good_rows(pages: Iterable[Found], path: Path) -> Iterator[Found]:

@@ -112,14 +112,7 @@ class _Worker(Child):
 
 def send(stream: IO[bytes], raw: RawPage) -> None:
     """Writes a page to a worker."""
-    head = {
-        "url": raw.url,
-        "domain": raw.domain,
-        "form": raw.form,
-        "charset": raw.charset,
-        "date": raw.date,
-        "bytes": len(raw.content),
-    }
+    head = {**vars(raw), "content": len(raw.content)}
     stream.write(json.dumps(head).encode() + b"\n" + raw.content)
 
 
@@ -129,8 +122,7 @@ def receive(stream: IO[bytes]) -> RawPage | None:
     if not line:
         return None
     head = json.loads(line)
-    content = stream.read(head.pop("bytes"))
-    return RawPage(content=content, **head)
+    return RawPage(**head | {"content": stream.read(head["content"])})
 
 
 KINDS = {"Page": Page, "Removed": Removed, "Skipped": Skipped}

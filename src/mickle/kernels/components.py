@@ -15,7 +15,10 @@ Hashes = NDArray[np.uint64]
 
 
 def stars_plain(column: Hashes) -> tuple[Indices, Indices]:
-    """Edges (left, right) from the first place of each value to every later one, by the later one; none for 0."""
+    """Edges (left, right) from the first place of each value to every later one, by the later one; none for 0.
+
+    A million equal values make a million edges.
+    """
     first: dict[int, int] = {}
     edges = [(first.setdefault(value, place), place) for place, value in enumerate(column.tolist()) if value]
     left, right = np.array([edge for edge in edges if edge[0] != edge[1]], np.int64).reshape(-1, 2).T

@@ -19,24 +19,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mickle.data.pages import Skipped
+from mickle.data.card import PAPER
 from mickle.data.records import Page, Removed
+from mickle.data.rules import Outcome
 from mickle.studies.crawl import EDITS
 from mickle.studies.planted import Planted
 
-Outcome = Page | Removed | Skipped
-
-# Figure 2: percent of CommonCrawl's documents (from "repetitions" on: tokens) that are left after each stage.
-PAPER = {
-    "urls": 97.76,
-    "extraction": 96.31,
-    "language": 47.51,
-    "repetitions": 35.97,
-    "quality": 30.15,
-    "lines": 23.34,
-    "near duplicates": 14.50,
-    "repeated text": 11.67,
-}
 ONE_PAGE = ("urls", "extraction", "language", "repetitions", "quality", "lines")
 STAGES = (*ONE_PAGE, "near duplicates", "repeated text", "url duplicates")
 COUNTED_IN_PAGES = ("urls", "extraction", "language")  # the others in words
@@ -271,8 +259,9 @@ def funnel_table(measured: Sequence[Mapping[str, float]]) -> str:
 
     lines = [f"| stage | left, paper | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
     for stage in STAGES:
+        paper = PAPER.get(stage)
         cells = [shown(mean(f"{measure}_{name(stage)}"), pattern) for measure, pattern in COLUMNS.values()]
-        lines.append(f"| {stage} | {shown(PAPER.get(stage), '{:.2f} %')} | {' | '.join(cells)} |")
+        lines.append(f"| {stage} | {shown(paper and 100 * paper, '{:.2f} %')} | {' | '.join(cells)} |")
     changed = [(round(100 * e), mean(f"recall_edits_{round(100 * e)}")) for e in sorted(set(EDITS))]
     lines += [
         "",

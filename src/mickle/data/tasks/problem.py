@@ -5,8 +5,6 @@ which can be left out: the input it reads, the computation, its output, the inte
 remains to be read.
 """
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,40 +69,3 @@ class Problem:
 def digits(number: int) -> str:
     """A number as the paper writes it: digits apart, a minus sign apart: ``-12`` is ``- 1 2``."""
     return ("- " if number < 0 else "") + " ".join(str(abs(number)))
-
-
-# A step is recognised by its markers alone, because a model's own text may lack any part or repeat it.
-_STEP = re.compile(
-    r"^(?:in (?P<input>.*?))?\s*(?:comp (?P<computation>.*?))?\s*(?:out (?P<output>.*?))?"
-    r"\s*(?:\[ (?P<variables>[^\]]*?) \])?\s*(?:re(?P<remaining>(?: .*)?))?$"
-)
-
-
-def read_work(text: str) -> list[dict[str, str]]:
-    """The steps found in a target or in a model's output, each as part name -> text (absent parts are left
-    out).
-    """
-    body = text.removeprefix(OPENING).split(CLOSING.rstrip(), 1)[0]
-    found = []
-    for step in body.split(JOINT):
-        match = _STEP.match(step.strip())
-        found.append(
-            {name: value.strip() for name, value in match.groupdict().items() if value is not None} if match else {}
-        )
-    return found
-
-
-def score_work(predicted: str, expected: str) -> dict[str, float]:
-    """Share of the expected steps in which each part is right, and ``all``: every part of the step is right.
-
-    A missing step counts as wrong; steps beyond the expected ones are not counted (the final answer tells of
-    them).
-    """
-    theirs, truth = read_work(predicted), read_work(expected)
-    theirs += [{}] * (len(truth) - len(theirs))
-    present = [part for part in PARTS if any(part in step for step in truth)]
-    right: dict[str, Sequence[bool]] = {
-        part: [a.get(part) == b.get(part) for a, b in zip(theirs, truth)] for part in present
-    }
-    right["all"] = [all(right[part][i] for part in present) for i in range(len(truth))]
-    return {name: sum(values) / len(truth) for name, values in right.items()}
