@@ -258,7 +258,7 @@ def test_every_stage_takes_out_what_is_planted_for_it(judged):
         assert found.get(f"precision_{stage}", 1.0) >= precision, stage
         assert found.get(f"recall_{stage}", 1.0) >= recall, stage
     assert found["recall_edits_0"] > 0.8 > 0.3 > found["recall_edits_15"]
-    assert found["kept_url_duplicates"] == pytest.approx(PAPER["repeated text"], abs=4)
+    assert found["kept_url_duplicates"] == pytest.approx(100 * PAPER["repeated text"], abs=4)
 
 
 def test_nothing_is_found_where_no_stage_runs(planted):
