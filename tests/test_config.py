@@ -33,6 +33,7 @@ def test_reads_what_it_writes(toy: ModuleType, tmp_path: Path) -> None:
         ("seed: .nan\n", 1, "seed"),
         ("learning_rate: .inf\n", 1, "learning_rate"),
         ("seed: 1\nseed: 2\n", 2, "stands twice"),
+        ("? [seed, out]\n: 1\n", 1, "must be plain text"),
         ("seed: [1\n", 2, "not valid YAML"),
         ("words: &a [x]\nnote: *a\n", 2, "aliases"),
         ("seed: !!python/object/apply:os.system ['true']\n", 1, "not valid YAML"),

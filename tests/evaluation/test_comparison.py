@@ -12,10 +12,9 @@ from mickle.data.heldout import write_pages
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation import paired_scores
+from mickle.evaluation import paired
 from mickle.evaluation.comparison import Compare, differences, weight_bytes
-from mickle.evaluation.paired_scores import Sums, compare
-from mickle.evaluation.paired_texts import ScoredText, refuse_other_tokens, texts_to_score
+from mickle.evaluation.paired import ScoredText, Sums, compare, refuse_other_tokens, texts_to_score
 from mickle.events import Noted, ignore
 from mickle.models.decoder import Decoder
 from mickle.models.folder import save_model
@@ -72,8 +71,8 @@ def brute_force(first, second, tokens, scored, length):
 
 @pytest.mark.parametrize("batch", [4096, 30])
 def test_nats_kl_and_changes_are_those_of_brute_force(monkeypatch, batch):
-    monkeypatch.setattr(paired_scores, "BATCH_TOKENS", batch)
-    monkeypatch.setattr(paired_scores, "CHUNK_BYTES", 8 * TOKENIZER.size * 3)
+    monkeypatch.setattr(paired, "BATCH_TOKENS", batch)
+    monkeypatch.setattr(paired, "CHUNK_BYTES", 8 * TOKENIZER.size * 3)
     first, second = model(), perturbed()
     texts = texts_of([TEXTS[0], TEXTS[6], TEXTS[3][:20]])
     texts[1].scored[5:15] = False

@@ -92,7 +92,7 @@ class Compress(Step):
         from mickle.compression.calibration import read_calibration
         from mickle.data.heldout import read_pages
         from mickle.data.tokenizer import open_text_tokenizer
-        from mickle.evaluation.inputs import check_vocabulary, longest_text
+        from mickle.evaluation.measure import check_vocabulary, longest_text
 
         if self.data is None or not self.method.reads_text:
             return None

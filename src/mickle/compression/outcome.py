@@ -57,8 +57,8 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
     """Loss on the model's own held-out pages before and after; empty where there are none, or no room for the model."""
     from mickle.data.heldout import read_pages
     from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.evaluation.inputs import longest_text
     from mickle.evaluation.loss import score, summarise
+    from mickle.evaluation.measure import longest_text
     from mickle.models.folder import open_model
 
     if not (model / HELDOUT).is_file():

@@ -22,8 +22,7 @@ from pydantic import Field
 
 from mickle.config import Input
 from mickle.errors import UsageError
-from mickle.evaluation.inputs import longest_text, open_to_measure
-from mickle.evaluation.measure import Measure
+from mickle.evaluation.measure import Measure, longest_text, open_to_measure
 from mickle.events import Emit
 from mickle.figures import COLOURS, Figure, Line, Panel, Rule
 from mickle.machine import Forecast
@@ -33,8 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from mickle.evaluation.paired_scores import Sums
-    from mickle.evaluation.paired_texts import ScoredText
+    from mickle.evaluation.paired import ScoredText, Sums
 
 
 class Compare(Measure):
@@ -54,8 +52,7 @@ class Compare(Measure):
         Raises UsageError for folders with other tokenizers or vocabularies, for a model that sees both sides, and where
         there is nothing to score.
         """
-        from mickle.evaluation.paired_scores import compare
-        from mickle.evaluation.paired_texts import refuse_other_tokens, texts_to_score
+        from mickle.evaluation.paired import compare, refuse_other_tokens, texts_to_score
 
         reference, tokenizer = open_to_measure(folder)
         texts = texts_to_score(self.data, self.tokens, folder, tokenizer)
@@ -88,7 +85,7 @@ class Compare(Measure):
 
     def forecast(self, folder: Path) -> Forecast:
         """Memory: the two largest models side by side, and a batch's logits of both."""
-        from mickle.evaluation.paired_scores import CHUNK_BYTES, LOGITS_BYTES
+        from mickle.evaluation.paired import CHUNK_BYTES, LOGITS_BYTES
 
         others = max(weight_bytes(other) for other in self.others)
         held = weight_bytes(folder) + others + 2 * LOGITS_BYTES + 6 * CHUNK_BYTES

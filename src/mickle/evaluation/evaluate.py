@@ -18,10 +18,9 @@ from pydantic import Field
 from mickle.config import Input
 from mickle.errors import UsageError
 from mickle.evaluation.comparison import Compare
-from mickle.evaluation.inputs import longest_text, open_to_measure, pages_to_measure
 from mickle.evaluation.length import Length
 from mickle.evaluation.masked import Masked
-from mickle.evaluation.measure import Measure
+from mickle.evaluation.measure import Measure, longest_text, open_to_measure, pages_to_measure
 from mickle.evaluation.pairs import Pairs
 from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, INK, Bars, Figure, Line, Panel

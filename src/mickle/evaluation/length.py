@@ -136,7 +136,7 @@ def summarise(settings: Length, scores: Sequence[LengthScore], table: int | None
         "accuracy_in_training_lengths": mean_accuracy(scores, seen=True),
         "accuracy_beyond": mean_accuracy(scores, seen=False),
         "holds_to_length": holds_to(scores, settings.holds_at),
-        "right_symbols_wrong_stop": _mean([found.stopped_early + found.ran_on for found in scores]),
+        "right_symbols_wrong_stop": sum(found.stopped_early + found.ran_on for found in scores) / len(scores),
         "learned_positions": table,
     }
     return {name: value for name, value in values.items() if value is not None}
@@ -155,10 +155,6 @@ def sentence(settings: Length, scores: Sequence[LengthScore]) -> str:
         f"holds at {settings.holds_at:.0%} up to length {held}; {broken.exact:.0%} at {broken.length}"
         f" ({wrong_stop:.0%} right symbols with a wrong stop, {broken.wrong_symbol:.0%} wrong symbols)"
     )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 def as_table(scores: Sequence[LengthScore]) -> Table:

@@ -20,8 +20,7 @@ from pydantic import Field
 
 from mickle.config import Input
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.inputs import longest_text, open_to_measure, pages_to_measure
-from mickle.evaluation.measure import Measure, batches
+from mickle.evaluation.measure import Measure, batches, longest_text, open_to_measure, pages_to_measure
 from mickle.events import Emit, Progressed, Started, ignore
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.results import Result, Table

@@ -1,17 +1,23 @@
-"""What all ways to measure a model share: the class of their settings, and the rows that go through at a time."""
+"""What all ways to measure a model share: their settings' class, pages, model and tokenizer, the rows of one pass."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mickle.config import Config
+from mickle.errors import UsageError
 from mickle.events import Emit
 from mickle.machine import Forecast
 from mickle.results import Result
 
+if TYPE_CHECKING:
+    from mickle.data.records import Page
+    from mickle.data.tokenizer import TextTokenizer
+
 Row = TypeVar("Row")
+LENGTH_UNKNOWN = 2048  # tokens of a window for a causal model whose settings name no limit
 
 
 class Measure(Config):
@@ -38,3 +44,47 @@ def batches(rows: Iterable[Row], length: Callable[[Row], int], most: int) -> Ite
         some = ordered[first : first + max(1, most // length(ordered[first]))]
         yield some
         first += len(some)
+
+
+def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
+    """The pages of ``data``, or those the model's own training held out."""
+    from mickle.data.heldout import read_pages
+
+    source = data or folder / "heldout.parquet"
+    if data is None and not source.is_file():
+        raise UsageError(
+            "This model has no held-out pages of its own.",
+            where=str(source),
+            todo="name pages to measure on with --task.data",
+        )
+    pages = [page for batch in read_pages(source) for page in batch]
+    if not pages:
+        raise UsageError("There is no page with text to measure on.", where=str(source))
+    return pages
+
+
+def open_to_measure(folder: Path) -> tuple[Any, TextTokenizer]:
+    """The model of a folder on the fastest device here, and its tokenizer, which fits it."""
+    from mickle import machine
+    from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.models.adapters import tokenizer_folder
+    from mickle.models.folder import open_model
+
+    tokenizer = open_text_tokenizer(tokenizer_folder(folder))
+    model = open_model(folder, device=machine.device())
+    check_vocabulary(model, tokenizer, folder)
+    return model, tokenizer
+
+
+def longest_text(model: Any, unknown: int = LENGTH_UNKNOWN) -> int:
+    """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
+    return unknown if model.trained_length is None else int(model.trained_length)
+
+
+def check_vocabulary(model: Any, tokenizer: TextTokenizer, folder: Path) -> None:
+    """Refuse a tokenizer that has tokens which the model does not know."""
+    if tokenizer.size > model.vocab_size:
+        raise UsageError(
+            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {model.vocab_size:,} tokens.",
+            where=str(folder),
+        )

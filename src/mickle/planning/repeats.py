@@ -29,6 +29,7 @@ from mickle.training.run import Asked
 MOST_MEASURED = 5_000_000  # parameters of the largest model whose steps are timed
 MEASURED_TOKENS = 2048
 OVERHEAD = 1.05  # evaluations and checkpoints
+FACTORS = (1 / 3, 1.0, 3.0)  # of the recommended size, shown beside each other
 SHOWN_EPOCHS = (1, 2, 4, 8, 16, 32, 64)
 NO_DROPOUT = 16.0  # epochs: up to here it cost accuracy in the study token_crisis
 PILOT_REACH = 3.0  # a pilot speaks for sizes and texts within this factor of its own
@@ -82,7 +83,9 @@ def make_plan(
         "pilot_says": asdict(pilot) if pilot else None,
         "recommended": {**asdict(chosen), "bound": bound, "dropout": dropout, **forecast},
         "epochs": [_epoch_row(law, others, chosen, text, e, speed) for e in _shown(epochs, law)],
-        "sizes": [_size_row(law, chosen, text, factor) for factor in (1 / 3, 1.0, 3.0)],
+        "sizes": [  # others for the same FLOP
+            asdict(law.spent(chosen.parameters * factor, chosen.tokens / factor, text.distinct)) for factor in FACTORS
+        ],
         "curves": _curves(law, chosen, text, pilot),
         "intervals": _intervals(others, chosen, text),
         "extrapolated": extrapolates(law, chosen.parameters),
@@ -226,16 +229,11 @@ def _epoch_row(
     }
 
 
-def _size_row(law: Law, chosen: Allocation, text: Supply, factor: float) -> dict[str, float]:
-    """Another size for the same FLOP."""
-    return asdict(law.spent(chosen.parameters * factor, chosen.tokens / factor, text.distinct))
-
-
 def _curves(law: Law, chosen: Allocation, text: Supply, pilot: Pilot | None) -> dict[str, Any]:
     """Predicted losses over epochs for three sizes, and with fresh text for the middle one."""
     most = min(law.most_epochs, max(64.0, 2 * chosen.epochs, *(pilot.epochs if pilot else ())))
     epochs = [most ** (place / 60) for place in range(61)]
-    sizes = [chosen.parameters * factor for factor in (1 / 3, 1.0, 3.0)]
+    sizes = [chosen.parameters * factor for factor in FACTORS]
     unique = text.distinct
     return {
         "epochs": epochs,

@@ -55,7 +55,7 @@ def compare_one(comparison: Comparison, tables: Tables, seeds: list[int]) -> Row
     effects = [pair["benefit"] for pair in pairs]
     interval = paired_t(effects) if effects else NOTHING
     smallest = detectable(interval.deviation, interval.n)
-    claimed = claimed_benefit(comparison)
+    claimed = comparison.claimed
     missing = len(seeds) - len(pairs)
     averages = {name: finite(mean([pair[name] for pair in pairs])) for name in AVERAGED}
     return {
@@ -94,13 +94,6 @@ def paired_seed(comparison: Comparison, tables: Tables, seed: int) -> Row | None
         "budget_ratio": mean([m["budget"] / b["budget"] for m, b in measured]),
         "benefit": mean(benefits(method, baseline, comparison.better, comparison.form)),
     }
-
-
-def claimed_benefit(comparison: Comparison) -> float:
-    """The paper's effect as a benefit: the gain itself, or the size of the ratio's logarithm."""
-    if comparison.form == "difference":
-        return comparison.paper_effect
-    return abs(math.log(comparison.paper_effect))
 
 
 def as_declared(benefit: float, form: str, better: str) -> float:

@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import platform
 import re
 from collections.abc import Callable, Mapping
@@ -68,6 +69,14 @@ class Comparison:
     headline: bool = False  # exactly one in a study: the row of README's table
     no_gain: bool = False
     says: str = ""
+
+    @property
+    def claimed(self) -> float:
+        """The paper's effect as a benefit, positive on the side declared better: the gain, or the ratio's logarithm."""
+        if self.form == "difference":
+            return self.paper_effect
+        logarithm = math.log(self.paper_effect) if self.paper_effect > 0 else math.nan
+        return logarithm if self.better == "higher" else -logarithm
 
 
 @dataclass(frozen=True)
@@ -195,7 +204,7 @@ def comparison_problems(study: Study) -> list[str]:
         named = {comparison.method, comparison.baseline, *comparison.worlds}
         if unknown := ", ".join(sorted(named - declared)):
             found.append(f"Comparison {comparison.name!r} names what is not declared: {unknown}")
-        if not claimed_benefit_is_positive(comparison):
+        if not comparison.claimed > 0:
             found.append(f"Comparison {comparison.name!r}: {comparison.paper_effect} is no benefit")
     return found
 
@@ -214,15 +223,6 @@ def scale_problems(study: Study) -> list[str]:
         if study.trials > 1 and scale.tuning_seeds < 1:
             found.append(f"The scale {name} has no seed to choose among {study.trials} settings")
     return found
-
-
-def claimed_benefit_is_positive(comparison: Comparison) -> bool:
-    """Whether the paper's effect points to the side declared better: a gain, a ratio beyond one."""
-    if comparison.form == "difference":
-        return comparison.paper_effect > 0
-    if comparison.better == "lower":
-        return 0 < comparison.paper_effect < 1
-    return comparison.paper_effect > 1
 
 
 def declaration(study: Study, scale: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from mickle.data.label_prompts import LabelPrompt
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.inputs import check_vocabulary
+from mickle.evaluation.measure import check_vocabulary
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
 from mickle.models.folder_check import check_tokenizer, is_adapter, read_config

@@ -1,0 +1,203 @@
+"""Two models over the same tokens: their nats, the KL between them, and where the likeliest token is another.
+
+The texts are pages, or the answers of conversations, in the tokens of one tokenizer. The figures are defined in
+``comparison.py``. Logits of both models are made some positions at a time from their hidden states, and worked with in
+double precision, so that a model beside itself has KL 0 and a nearly equal one a true figure.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mickle.data.tokenizer import TextTokenizer
+from mickle.errors import NumericError, UsageError
+from mickle.evaluation.loss import Window, window_batch, windows_of
+from mickle.evaluation.measure import batches, pages_to_measure
+from mickle.events import Emit, Progressed, Started, ignore
+
+BATCH_TOKENS = 4096
+LOGITS_BYTES = 128 << 20  # of one model's float32 logits in a batch, where the model makes them all itself
+CHUNK_BYTES = 16 << 20  # of one model's float64 logits held at a time
+
+
+@dataclass(frozen=True)
+class ScoredText:
+    """One page or conversation: its tokens [n], which of them are scored [n], and the UTF-8 bytes of those."""
+
+    tokens: np.ndarray
+    scored: np.ndarray
+    bytes: int
+
+
+def texts_to_score(data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer) -> list[ScoredText]:
+    """Pages with all their tokens, or conversations and completions with their answers.
+
+    most: tokens to score; the first texts that hold them are taken.
+    """
+    if _holds_pages(data):
+        pages = [page.text for page in pages_to_measure(data, folder)]
+        found = _pages(pages, tokenizer)
+    else:
+        assert data is not None
+        found = _answers(data, folder, tokenizer)
+    found = [text for text in found if text.scored.any()]
+    if not found:
+        raise UsageError("there is nothing to score here", where=str(data or folder))
+    if most is None:
+        return found
+    counts = np.cumsum([text.scored.sum() for text in found])
+    return found[: int(np.searchsorted(counts, most)) + 1]
+
+
+def _holds_pages(data: Path | None) -> bool:
+    """A folder of pages, or a Parquet file with a column of texts; all else is read as rows of examples."""
+    if data is None or (data / "pages").is_dir():
+        return True
+    if data.is_dir():
+        data = min(data.glob("*.parquet"), default=data)
+    if data.suffix.lower() != ".parquet":
+        return False
+    from pyarrow import ArrowException, parquet
+
+    try:
+        return "text" in parquet.read_schema(data).names
+    except (ArrowException, OSError):
+        return True  # said by the reader of pages
+
+
+def _pages(pages: Sequence[str], tokenizer: TextTokenizer) -> list[ScoredText]:
+    found = []
+    for page, ids in zip(pages, tokenizer.encode(pages), strict=True):
+        tokens = np.concatenate([[tokenizer.start], ids]).astype(np.int64)
+        scored = np.ones(len(tokens), dtype=bool)
+        scored[0] = False
+        found.append(ScoredText(tokens, scored, len(page.encode("utf-8", "replace"))))
+    return found
+
+
+def _answers(data: Path, folder: Path, tokenizer: TextTokenizer) -> list[ScoredText]:
+    from mickle.data.chat_template import open_template
+    from mickle.data.conversations import read_conversations
+    from mickle.data.examples import encode_examples
+    from mickle.models.adapters import tokenizer_folder
+
+    reading = read_conversations(data)
+    if reading.form == "text":
+        return _pages([example.text for example in reading.examples], tokenizer)
+    chats = any(example.form == "messages" for example in reading.examples)
+    template = open_template(tokenizer_folder(folder), tokenizer) if chats else None
+    encoded = encode_examples(reading.examples, tokenizer, template, longest=1 << 30)
+    found = []
+    for tokens, trained in zip(encoded.tokens, encoded.trained, strict=True):
+        trained = trained.copy()
+        trained[0] = False
+        size = len(tokenizer.decode(tokens[trained]).encode("utf-8", "replace"))
+        found.append(ScoredText(tokens, trained, size))
+    return found
+
+
+def refuse_other_tokens(first: TextTokenizer, second: TextTokenizer, folder: Path, other: Path) -> None:
+    """UsageError where two tokenizers cut a text in different tokens. Special tokens, which no text has, may differ."""
+    if _cutting(first) != _cutting(second):
+        raise UsageError(
+            "the two models read text in different tokens, so their predictions do not compare",
+            where=f"{folder} and {other}",
+            expected="the same tokenizer.json",
+            todo="compare their bits per byte with --task loss",
+        )
+
+
+def _cutting(tokenizer: TextTokenizer) -> list[Any]:
+    """All that decides which tokens a text becomes."""
+    settings = json.loads(tokenizer.tokenizer.to_str())
+    added = [token for token in settings["added_tokens"] if not token["special"]]
+    return [tokenizer.start, added, *(settings.get(part) for part in ("model", "normalizer", "pre_tokenizer"))]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of each text, [n]: nats of the reference and of the other, KL, changed best guesses, tokens scored."""
+
+    reference: np.ndarray
+    other: np.ndarray
+    divergence: np.ndarray
+    changed: np.ndarray
+    tokens: np.ndarray
+
+
+def compare(
+    reference: nn.Module, other: nn.Module, texts: Sequence[ScoredText], *, length: int, emit: Emit = ignore
+) -> Sums:
+    """Both models over the same windows of at most ``length`` tokens, which slide by half of it.
+
+    Raises NumericError where an answer is not finite.
+    """
+    stride = max(1, length // 2)
+    windows = [w for n, text in enumerate(texts) for w in windows_of(n, text.tokens, length, stride)]
+    totals = np.zeros((4, len(texts)))
+    counts = np.array([int(text.scored.sum()) for text in texts])
+    emit(Started("scoring both models", int(counts.sum()), "tokens"))
+    reference.eval()
+    other.eval()
+    done = 0
+    most = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * reference.vocab_size)))
+    for rows in batches(windows, lambda window: len(window.tokens), most):
+        documents, values = _score_batch(reference, other, rows, texts)
+        for total, part in zip(totals, values, strict=True):
+            np.add.at(total, documents, part)
+        done += len(documents)
+        emit(Progressed(done))
+    if not np.isfinite(totals).all():
+        raise NumericError("A model's answer is not finite.", where="comparison")
+    return Sums(totals[0], totals[1], totals[2], totals[3], counts)
+
+
+def _score_batch(
+    reference: nn.Module, other: nn.Module, windows: Sequence[Window], texts: Sequence[ScoredText]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of every scored token: the text it is of, and [4, n]: nats of both, KL, whether the best guess changed."""
+    inputs, labels = window_batch(windows)
+    for row, window in enumerate(windows):
+        end = len(window.tokens) - 1
+        counts = torch.from_numpy(texts[window.document].scored[window.at : window.at + window.scored])
+        labels[row, end - window.scored : end].masked_fill_(~counts, -100)
+    chosen = labels >= 0
+    documents = np.array([window.document for window in windows])[chosen.nonzero()[:, 0].numpy()]
+    device = next(reference.parameters()).device
+    with torch.no_grad():
+        answers = [
+            model(inputs.to(device), positions=chosen.to(device), head=lambda hidden, weight: (hidden, weight))
+            for model in (reference, other)
+        ]
+        values = torch.cat(list(_token_figures(answers[0], answers[1], labels[chosen].to(device))), dim=1)
+    return documents, values.cpu().numpy()
+
+
+Answer = tuple["Tensor", "Tensor | None"]  # hidden states [n, D] and the output matrix [V, D], or logits and None
+
+
+def _token_figures(first: Answer, second: Answer, labels: Tensor) -> Iterator[Tensor]:
+    """[4, part] of some tokens at a time: nats of both, KL(first || second), changed best guess."""
+    vocabulary = first[0].shape[-1] if first[1] is None else len(first[1])
+    part = max(1, CHUNK_BYTES // (8 * vocabulary))
+    yield labels.new_zeros((4, 0), dtype=torch.float64)
+    for at in range(0, len(labels), part):
+        ours, theirs = (_logits(answer, slice(at, at + part)) for answer in (first, second))
+        changed = ours.argmax(-1) != theirs.argmax(-1)
+        p, q = ours.double().log_softmax(-1), theirs.double().log_softmax(-1)
+        wanted = labels[at : at + part, None]
+        nats = [-scores.gather(1, wanted)[:, 0] for scores in (p, q)]
+        yield torch.stack([*nats, (p.exp() * (p - q)).sum(-1), changed.double()])
+
+
+def _logits(answer: Answer, part: slice) -> Tensor:
+    hidden, weight = answer
+    return hidden[part] if weight is None else hidden[part] @ weight.T
