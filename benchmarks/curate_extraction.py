@@ -37,12 +37,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from known_articles import articles
+
 from mickle.data import extraction
 from mickle.data.extraction import Extraction, main_text, tidy
 from mickle.machine import describe, peak_memory
 from mickle.storage import write_json
 from mickle.studies.blocks import truth
-from mickle.studies.templates import HELDOUT, articles, wrap
+from mickle.studies.templates import HELDOUT, wrap
 
 RESULT = Path(__file__).parent / "results" / "curate_extraction.json"
 FOLDERS = ("/usr/share/doc", "/usr/share/gtk-doc", "/usr/share/javascript")

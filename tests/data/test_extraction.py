@@ -9,12 +9,13 @@ from functools import cache
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from known_articles import articles
 
 from mickle.data import extraction
 from mickle.data.extraction import Extraction, main_text, tidy
 from mickle.data.extraction_blocks import is_hint
 from mickle.studies.blocks import truth
-from mickle.studies.templates import HELDOUT, TUNING, articles, wrap
+from mickle.studies.templates import HELDOUT, TUNING, wrap
 
 REFERENCE = Extraction(method="trafilatura")
 METHODS = (Extraction(), REFERENCE)

@@ -17,7 +17,7 @@ from mickle.data.tasks import orders, pcfg, scan
 from mickle.data.tasks.problem import CLOSING, FULL, JOINT, MINIMAL, OPENING, PARTS, WorkStep
 from mickle.errors import UsageError
 
-TASKS = lt.tasks()
+TASKS = {name: lt.open_task(name) for name in lt.TASK_NAMES}
 WITH_WORK = ("addition", "summation", "polynomial", "parity", "sort_single", "sort_multi", "lego")
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from plain_stages import repeated_text, restore
 
 from mickle.config import to_yaml, validate
-from mickle.data.records import Page, Removed
-from mickle.data.repeated_text import STAGE, Range, RepeatedText, cut, find_repeated
+from mickle.data.records import Page, Removed, cut
+from mickle.data.repeated_text import STAGE, Range, RepeatedText, find_repeated
 from mickle.errors import UsageError
 
 DRAWN = random.Random(0)

@@ -6,9 +6,10 @@ import html
 import re
 
 import pytest
+from known_articles import articles
 
 from mickle.studies.blocks import Block, truth
-from mickle.studies.templates import HELDOUT, TUNING, articles, wrap
+from mickle.studies.templates import HELDOUT, TUNING, wrap
 
 BLOCKS = (
     Block("heading", "Rivers & bridges"),

@@ -19,7 +19,7 @@ from typing import Any
 
 from mickle.data.conversation_forms import Message
 from mickle.data.template_sandbox import Refused, Rendering, marks_answers, render
-from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
+from mickle.data.tokenizer import TextTokenizer, mark_of, open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.storage import read_json
 
@@ -114,7 +114,11 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
         source,
         where,
         built_in,
-        {name: mark for name in tokenizer.configuration if (mark := _mark(tokenizer.configuration, name))},
+        {
+            name: mark
+            for name in tokenizer.configuration
+            if name.endswith("_token") and (mark := mark_of(tokenizer.configuration, name))
+        },
         tuple(sorted(_spellings(tokenizer))),
     )
     template.prompts  # noqa: B018 - what is wrong with a template is said when it is opened
@@ -147,13 +151,6 @@ def _find(folder: Path, name: str) -> tuple[str | None, str]:
     if found is not None and not isinstance(found, str):
         raise UsageError("chat_template is no text", where=str(file), expected="Jinja, or a list of named ones")
     return found, str(file)
-
-
-def _mark(configuration: dict[str, Any], name: str) -> str:
-    """The spelling of a mark such as eos_token; "" for settings that are none."""
-    value = configuration[name] if name.endswith("_token") else None
-    value = value.get("content") if isinstance(value, dict) else value
-    return value if isinstance(value, str) else ""
 
 
 def _spellings(tokenizer: TextTokenizer) -> set[str]:

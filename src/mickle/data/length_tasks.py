@@ -82,67 +82,43 @@ def _lengths(first: int, last: int) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-def _copying(name: str, make: Callable[[random.Random, int], Problem]) -> Task:
-    return Task(name, make, _lengths(2, 20), _lengths(21, 40), copying.WORDS, copying.SYMBOLS)
-
-
-def _numeric(name: str, make: Callable[[random.Random, int], Problem]) -> Task:
-    return Task(name, make, _lengths(1, 8), _lengths(9, 16), numbers.WORDS, tuple("0123456789xCAP"))
-
-
-def _ordered(name: str, make: Callable[[random.Random, int], Problem]) -> Task:
-    symbols = tuple(dict.fromkeys([*orders.ORDERED, *"abcdefghijklmnopqrstuvwxyz0123456789"]))
-    return Task(name, make, _lengths(2, 8), _lengths(9, 16), orders.WORDS, symbols)
-
-
-def _scan_lengths(longest: int, shortest: int = 0) -> tuple[int, ...]:
-    return tuple(length for length in scan.commands_by_length() if shortest <= length <= longest)
-
-
-def tasks() -> dict[str, Task]:
-    """All tasks by name."""
-    found = [
-        _copying("rsc", copying.repeat_symbol),
-        _copying("rsc2x", copying.repeat_symbol_twice_as_often),
-        _copying("rdc", copying.replace_symbol),
-        _copying("cmc", copying.copy_symbols),
-        _copying("cmc2x", copying.copy_symbols_twice),
-        _copying("mc", copying.reverse_symbols),
-        _copying("mc2x", copying.reverse_symbols_twice),
-        _copying("mcrv", copying.reverse_then_copy),
-        _numeric("addition", numbers.addition),
-        _numeric("summation", numbers.summation),
-        _numeric("polynomial", numbers.polynomial),
-        _numeric("parity", numbers.parity),
-        _ordered("sort_single", orders.sort_single),
-        _ordered("sort_multi", orders.sort_multi),
-        _ordered("lego", orders.lego),
-        # SCAN is finite: training draws every command of up to 25 actions alike, so lengths by their share
-        # of commands.
-        Task(
-            "scan",
-            scan.scan,
-            _scan_lengths(25),
-            _scan_lengths(48, 26),
-            scan.WORDS,
-            share=lambda length: len(scan.commands_by_length()[length]),
-        ),
-        Task("pcfg", pcfg.pcfg, _lengths(1, 8), _lengths(9, 35), pcfg.WORDS, pcfg.SYMBOLS),
-    ]
-    return {task.name: task for task in found}
-
-
-TASK_NAMES: tuple[str, ...] = (
-    "rsc", "rsc2x", "rdc", "cmc", "cmc2x", "mc", "mc2x", "mcrv", "addition", "summation", "polynomial",
-    "parity", "sort_single", "sort_multi", "lego", "scan", "pcfg",
-)  # fmt: skip
+COPYING = {
+    "rsc": copying.repeat_symbol,
+    "rsc2x": copying.repeat_symbol_twice_as_often,
+    "rdc": copying.replace_symbol,
+    "cmc": copying.copy_symbols,
+    "cmc2x": copying.copy_symbols_twice,
+    "mc": copying.reverse_symbols,
+    "mc2x": copying.reverse_symbols_twice,
+    "mcrv": copying.reverse_then_copy,
+}
+NUMERIC = {
+    "addition": numbers.addition,
+    "summation": numbers.summation,
+    "polynomial": numbers.polynomial,
+    "parity": numbers.parity,
+}
+ORDERED = {"sort_single": orders.sort_single, "sort_multi": orders.sort_multi, "lego": orders.lego}
+TASK_NAMES: tuple[str, ...] = (*COPYING, *NUMERIC, *ORDERED, "scan", "pcfg")
 
 
 def open_task(name: str) -> Task:
     """One task by its name. Raises UsageError for an unknown one."""
-    if name not in TASK_NAMES:
+    if name in COPYING:
+        return Task(name, COPYING[name], _lengths(2, 20), _lengths(21, 40), copying.WORDS, copying.SYMBOLS)
+    if name in NUMERIC:
+        return Task(name, NUMERIC[name], _lengths(1, 8), _lengths(9, 16), numbers.WORDS, tuple("0123456789xCAP"))
+    if name in ORDERED:
+        symbols = tuple(dict.fromkeys([*orders.ORDERED, *"abcdefghijklmnopqrstuvwxyz0123456789"]))
+        return Task(name, ORDERED[name], _lengths(2, 8), _lengths(9, 16), orders.WORDS, symbols)
+    if name == "pcfg":
+        return Task(name, pcfg.pcfg, _lengths(1, 8), _lengths(9, 35), pcfg.WORDS, pcfg.SYMBOLS)
+    if name != "scan":
         raise UsageError(f"there is no task {name!r}", expected=", ".join(TASK_NAMES))
-    return tasks()[name]
+    # SCAN is finite: training draws every command of up to 25 actions alike, so lengths by their share of commands.
+    counts = {length: len(found) for length, found in scan.commands_by_length().items()}
+    shorter, longer = (tuple(n for n in counts if low <= n <= high) for low, high in ((0, 25), (26, 48)))
+    return Task(name, scan.scan, shorter, longer, scan.WORDS, share=counts.__getitem__)
 
 
 def smaller(name: str, train: Sequence[int], test: Sequence[int], symbols: int) -> Task:

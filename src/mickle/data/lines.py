@@ -25,14 +25,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 from pydantic import Field
 
 from mickle.config import Config
-from mickle.data.records import Failure
+from mickle.data.records import Failure, cut
 
 LONGEST_EDITED = 400  # characters: ten words that are longer are no button
 
@@ -105,17 +104,9 @@ def correct_lines(text: str, settings: Lines) -> Corrected:
         words, flagged, begin = words + count, flagged + (count if cuts else 0), end
     share = flagged / words if words else 0.0
     failure = Failure("flagged lines", share, settings.flagged_words) if share > settings.flagged_words else None
-    pieces = [(start, text[start:end], failure) for start, end, failure in spans]
-    return Corrected("".join(_between(text, spans)), pieces, share, failure)
-
-
-def _between(text: str, spans: Sequence[tuple[int, int, Failure]]) -> Iterator[str]:
-    """What of ``text`` stands outside the spans."""
-    begin = 0
-    for start, end, _ in spans:
-        yield text[begin:start]
-        begin = end
-    yield text[begin:]
+    left, taken = cut(text, spans)
+    pieces = [(start, gone, rule) for (start, gone), (_, _, rule) in zip(taken, spans, strict=True)]
+    return Corrected(left, pieces, share, failure)
 
 
 def _cuts(line: str, words: int, settings: Lines) -> list[tuple[int, int, Failure]]:
@@ -124,7 +115,7 @@ def _cuts(line: str, words: int, settings: Lines) -> list[tuple[int, int, Failur
         return [(0, len(line), failure)]
     cuts = _edits(line, words, settings)
     if cuts:
-        left = "".join(_between(line, cuts))
+        left, _ = cut(line, cuts)
         words = len(left.split())
         if not words or _discarded(left.strip(), words, settings) or _edits(left, words, settings):
             return [(0, len(line), cuts[0][2])]

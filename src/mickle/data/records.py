@@ -78,6 +78,18 @@ def piece(page: Page, stage: str, failure: Failure, start: int, text: str) -> Re
     return replace(remove(page, stage, failure), start=start, text=text)
 
 
+def cut(text: str, ranges: Iterable[tuple[int, int, *tuple[object, ...]]]) -> tuple[str, list[tuple[int, str]]]:
+    """What is left of a text without ``ranges`` (start, end, ...), ascending and apart, and the pieces cut out with
+    the character where each began.
+    """
+    left, pieces, position = [], [], 0
+    for start, end, *_ in ranges:
+        left.append(text[position:start])
+        pieces.append((start, text[start:end]))
+        position = end
+    return "".join([*left, text[position:]]), pieces
+
+
 def domain_of(url: str) -> str:
     """Host of an address in lower case without port; empty where there is none."""
     try:

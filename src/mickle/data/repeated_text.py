@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from pydantic import Field
 
 from mickle.config import Config
-from mickle.data.records import Failure, Page, Removed, piece, remove
+from mickle.data.records import Failure, Page, Removed, cut, piece, remove
 from mickle.data.repeated_spans import PART_TOKENS, Advance, Search, find_spans
 
 if TYPE_CHECKING:
@@ -106,18 +106,6 @@ def _documents(texts: Iterable[str], starts: Path, sizes: list[int]) -> Iterator
             file.write(begins.tobytes() + len(text).to_bytes(4, sys.byteorder))
             sizes.append(len(hashes))
             yield hashes
-
-
-def cut(text: str, ranges: Iterable[tuple[int, ...]]) -> tuple[str, list[tuple[int, str]]]:
-    """What is left of a text without ``ranges`` (start, end, ...), ascending and apart, and the pieces cut out with
-    the character where each began.
-    """
-    left, pieces, position = [], [], 0
-    for start, end, *_ in ranges:
-        left.append(text[position:start])
-        pieces.append((start, text[start:end]))
-        position = end
-    return "".join([*left, text[position:]]), pieces
 
 
 def settle(page: Page, repeated: Repeated, twins: list[str], settings: RepeatedText) -> Iterator[Page | Removed]:

@@ -181,7 +181,7 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
     start = _named(tokenizer, configuration, ("bos_token", "cls_token"), ("[CLS]",) if end == "[SEP]" else ())
     start = start or end
     mask = _named(tokenizer, configuration, ("mask_token",), USUAL_MASKS)
-    stated = {name for name in ("cls_token", "sep_token") if _mark(configuration, name) in (start, end)}
+    stated = {name for name in ("cls_token", "sep_token") if mark_of(configuration, name) in (start, end)}
     added = {"tokenizer_class": "PreTrainedTokenizerFast"} if stated else _configuration(start, end)
     return _for_documents(tokenizer, start, end, {**added, **configuration}, mask)
 
@@ -190,7 +190,7 @@ def _named(tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usua
     """The spelling of a mark: the first that the settings name, else the first usual one; None where the tokenizer
     does not have it.
     """
-    spellings = [mark for mark in (_mark(configuration, name) for name in names) if mark is not None]
+    spellings = [mark for mark in (mark_of(configuration, name) for name in names) if mark is not None]
     candidates = spellings[:1] or [mark for mark in usual if tokenizer.token_to_id(mark) is not None]
     found = candidates[0] if candidates else None
     return found if found is not None and tokenizer.token_to_id(found) is not None else None
@@ -239,7 +239,7 @@ def _read_configuration(path: Path) -> dict:
     return {name: value for name, value in values.items() if name != "auto_map"}  # auto_map names code to run
 
 
-def _mark(configuration: dict, name: str) -> str | None:
+def mark_of(configuration: dict, name: str) -> str | None:
     """A special token's spelling: older files give a string, newer ones {"content": ...}."""
     value = configuration.get(name)
     if isinstance(value, dict):
