@@ -24,14 +24,7 @@ from mickle.compression.sweep import Factor, SweepSettings, Swept, factorize, pr
 from mickle.compression.target import Budget, error_counts
 from mickle.errors import NumericError
 from mickle.events import Emit, Progressed, Started
-from mickle.models.blocks import (
-    Blocks,
-    block_layers,
-    first_inputs,
-    next_inputs,
-    open_block,
-    run_block,
-)
+from mickle.models.blocks import Blocks, block_layers, first_inputs, next_inputs, open_block, run_block
 from mickle.models.linear_layers import dense_weight, is_conv1d
 from mickle.quantization.grouped_linear import GroupedLinear
 

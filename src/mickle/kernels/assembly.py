@@ -186,7 +186,7 @@ def _pool() -> ThreadPoolExecutor:
 
 
 def side_by_side(jobs: Sequence[Any]) -> None:
-    """Calls (function, *arguments) of compiled programs at the same time, the last one in this thread."""
+    """Calls (function, *arguments) of compiled code at the same time, the last one in this thread."""
     waiting = [_pool().submit(*job) for job in jobs[:-1]]
     jobs[-1][0](*jobs[-1][1:])
     for job in waiting:

@@ -17,20 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mickle.kernels.philox import (
-    HALF_PI,
-    LOG_2,
-    M0,
-    M1,
-    MOST_ELEMENTS,
-    SQUARE_ROOT_OF_HALF,
-    W0,
-    W1,
-    Moves,
-    Stream,
-    direction,
-    two_words,
-)
+from mickle.kernels import philox
+from mickle.kernels.philox import Moves, Stream, direction, two_words
 
 _PLAIN_TILE = 1 << 20  # elements: what the plain version holds beside the tensor is some dozens of MB
 _CHUNK = 1 << 16  # elements a thread takes at a time
@@ -42,8 +30,8 @@ def add_draws(tensor: Tensor, name: str, stream: Stream, moves: Moves) -> None:
     """Add `moves` to `tensor`, known to the generator as `name`, by the fastest path that fits."""
     if tensor.numel() == 0 or len(moves.draws) == 0:
         return
-    if tensor.numel() > MOST_ELEMENTS:
-        raise ValueError(f"{name} has more than {MOST_ELEMENTS:,} elements")
+    if tensor.numel() > philox.MOST_ELEMENTS:
+        raise ValueError(f"{name} has more than {philox.MOST_ELEMENTS:,} elements")
     if fits_numba(tensor):
         add_draws_numba(tensor, name, stream, moves)
     elif tensor.device.type == "cuda" and tensor.dtype == torch.float32 and tensor.is_contiguous():
@@ -92,7 +80,7 @@ def add_draws_numba(tensor: Tensor, name: str, stream: Stream, moves: Moves) -> 
 
 _TILE = 2048  # elements: 16 blocks of signs, 512 blocks of normal numbers
 _LANES = 16  # blocks made at a time, so that their rounds become vector instructions
-_M0, _M1, _W0, _W1 = np.uint64(M0), np.uint64(M1), np.uint32(W0), np.uint32(W1)
+_M0, _M1, _W0, _W1 = np.uint64(philox.M0), np.uint64(philox.M1), np.uint32(philox.W0), np.uint32(philox.W1)
 _HALF = np.uint64(32)
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -183,27 +171,19 @@ def _normal_numbers(z, random):  # type: ignore[no-untyped-def]
             value = np.float32(np.uint32((x >> np.uint32(8)) + np.uint32(1)))
             bits = value.view(np.int32)
             mantissa = np.int32((bits & np.int32(0x7FFFFF)) | np.int32(0x3F000000)).view(np.float32)
-            below = mantissa < SQUARE_ROOT_OF_HALF
+            below = mantissa < philox.SQUARE_ROOT_OF_HALF
             exponent = np.int32((bits >> np.int32(23)) - np.int32(126 + 24) - np.int32(below))
             mantissa = mantissa + mantissa if below else mantissa  # near 1, where a short series is enough
             s = (mantissa - one) / (mantissa + one)
             q = s * s
-            series = q * (np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9))))
-            log = np.float32(exponent) * LOG_2 + (s + s) * (one + series)
+            series = q * (philox.L3 + q * (philox.L5 + q * (philox.L7 + q * philox.L9)))
+            log = np.float32(exponent) * philox.LOG_2 + (s + s) * (one + series)
             radius = np.sqrt(np.float32(-2) * log)
             share = np.float32(np.int32((y >> np.uint32(6)) & np.uint32(0xFFFFFF))) * np.float32(2.0**-24)
-            t = (share - np.float32(0.5)) * HALF_PI
+            t = (share - np.float32(0.5)) * philox.HALF_PI
             p = t * t
-            sine = t + t * (
-                p
-                * (
-                    np.float32(-1 / 6)
-                    + p * (np.float32(1 / 120) + p * (np.float32(-1 / 5040) + p * np.float32(1 / 362880)))
-                )
-            )
-            cosine = one + p * (
-                np.float32(-1 / 2) + p * (np.float32(1 / 24) + p * (np.float32(-1 / 720) + p * np.float32(1 / 40320)))
-            )
+            sine = t + t * (p * (philox.S3 + p * (philox.S5 + p * (philox.S7 + p * philox.S9))))
+            cosine = one + p * (philox.C2 + p * (philox.C4 + p * (philox.C6 + p * philox.C8)))
             odd = (y >> np.uint32(30)) & np.uint32(1)
             a = cosine if odd else sine
             b = -sine if odd else cosine

@@ -38,6 +38,10 @@ MOST_ELEMENTS = NORMALS_A_BLOCK << 32  # of one tensor: blocks are counted in 32
 SQUARE_ROOT_OF_HALF = np.float32(0.70710677)
 LOG_2 = np.float32(0.6931472)
 HALF_PI = np.float32(1.5707964)
+# Of the series of ln((1 + s) / (1 - s)) / 2, sine and cosine, by their powers.
+L3, L5, L7, L9 = (np.float32(1 / n) for n in (3, 5, 7, 9))
+S3, S5, S7, S9 = (np.float32(c) for c in (-1 / 6, 1 / 120, -1 / 5040, 1 / 362880))
+C2, C4, C6, C8 = (np.float32(c) for c in (-1 / 2, 1 / 24, -1 / 720, 1 / 40320))
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def _log(x: NDArray[np.uint32]) -> NDArray[np.float32]:
     exponent = (exponent - below - 24).astype(np.float32)
     s = (mantissa - np.float32(1)) / (mantissa + np.float32(1))
     q = s * s  # at most .03: what the series leaves out is below float32's last bit
-    series = q * (np.float32(1 / 3) + q * (np.float32(1 / 5) + q * (np.float32(1 / 7) + q * np.float32(1 / 9))))
+    series = q * (L3 + q * (L5 + q * (L7 + q * L9)))
     return np.asarray(exponent * LOG_2 + (s + s) * (np.float32(1) + series), dtype=np.float32)
 
 
@@ -138,12 +142,8 @@ def _sine_and_cosine(y: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArra
     share = ((y >> np.uint32(6)) & np.uint32(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
     t = (share - np.float32(0.5)) * HALF_PI
     q = t * t
-    sine = t + t * (
-        q * (np.float32(-1 / 6) + q * (np.float32(1 / 120) + q * (np.float32(-1 / 5040) + q * np.float32(1 / 362880))))
-    )
-    cosine = np.float32(1) + q * (
-        np.float32(-1 / 2) + q * (np.float32(1 / 24) + q * (np.float32(-1 / 720) + q * np.float32(1 / 40320)))
-    )
+    sine = t + t * (q * (S3 + q * (S5 + q * (S7 + q * S9))))
+    cosine = np.float32(1) + q * (C2 + q * (C4 + q * (C6 + q * C8)))
     odd, turned = (quarter & np.uint32(1)) == 1, (quarter & np.uint32(2)) == 2
     sine, cosine = np.where(odd, cosine, sine), np.where(odd, -sine, cosine)
     return np.where(turned, -sine, sine), np.where(turned, -cosine, cosine)

@@ -12,15 +12,14 @@ Leave-one-out needs three fits, not one a weight: dropping a weight changes a mi
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numba
 import numpy as np
 import torch
 
+from mickle.kernels.assembly import side_by_side
 from mickle.kernels.strips import LARGEST_HALF, STRIP
 
 BLOCK = 128  # columns, as in GPTQ; a multiple of every group size but "row"
@@ -102,18 +101,15 @@ def sweep_columns(
     theta = dtype.type(threshold)
     seeks = settings.leave_one_out and math.isfinite(threshold)
     shares = np.linspace(0, strips, min(threads, strips) + 1).astype(int)
-    with ThreadPoolExecutor(len(shares) - 1) as pool:
-        for begin in range(0, inputs, block):
-            end = min(begin + block, inputs)
-            own: tuple[Any, ...] = (begin, end, group, settings.bits, two_level, seeks, compensate, theta)
-            arrays = (work, upper, codes, scales, zeros, coded, second, residuals, stored, errors)
-            jobs = [pool.submit(_sweep_strips, *arrays, *own, *pair) for pair in pairwise(shares)]
-            for job in jobs:
-                job.result()
-            if compensate and end < inputs:
-                later = torch.from_numpy(work[end:])
-                across = torch.from_numpy(upper[begin:end, end:])
-                later.addmm_(across.T, torch.from_numpy(errors[begin:end]), alpha=-1)
+    for begin in range(0, inputs, block):
+        end = min(begin + block, inputs)
+        own = (begin, end, group, settings.bits, two_level, seeks, compensate, theta)
+        arrays = (work, upper, codes, scales, zeros, coded, second, residuals, stored, errors)
+        side_by_side([(_sweep_strips, *arrays, *own, *pair) for pair in pairwise(shares)])
+        if compensate and end < inputs:
+            later = torch.from_numpy(work[end:])
+            across = torch.from_numpy(upper[begin:end, end:])
+            later.addmm_(across.T, torch.from_numpy(errors[begin:end]), alpha=-1)
 
     def by_rows(array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array[:, :outputs].T)

@@ -256,6 +256,4 @@ def _refuse_numbers(rank: Any, alpha: Any, dropout: Any) -> None:
 
 def _device(layer: nn.Module) -> torch.device:
     """Where the layer stands; one in few bits may hold buffers only."""
-    for tensor in (*layer.parameters(), *layer.buffers()):
-        return tensor.device
-    return torch.device("cpu")
+    return next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
