@@ -246,19 +246,14 @@ def inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
         value = getattr(config, name)
         if isinstance(value, Config):
             yield from inputs(value, f"{prefix}{name}.")
-        elif isinstance(value, Path) and _holds_input(field):
+        elif not any(map(_holds_input, (field.annotation, *field.metadata))):
+            continue
+        elif isinstance(value, Path):
             yield prefix + name, value
-        elif isinstance(value, (list, tuple)) and _holds_input(field):
+        elif isinstance(value, (list, tuple)):
             yield from ((f"{prefix}{name}.{i}", item) for i, item in enumerate(value) if isinstance(item, Path))
 
 
-def _holds_input(field: Any) -> bool:
-    return any(isinstance(mark, IsInput) for mark in field.metadata) or _annotated_input(field.annotation)
-
-
-def _annotated_input(annotation: Any) -> bool:
-    if typing.get_origin(annotation) is Annotated and any(
-        isinstance(mark, IsInput) for mark in typing.get_args(annotation)[1:]
-    ):
-        return True
-    return any(_annotated_input(part) for part in typing.get_args(annotation))
+def _holds_input(part: Any) -> bool:
+    """Whether an annotation, or a mark on it, says that a field holds an input."""
+    return isinstance(part, IsInput) or any(map(_holds_input, typing.get_args(part)))

@@ -8,6 +8,8 @@ from typing import Any
 from mickle import storage, verbs
 from mickle.errors import UsageError
 
+LEFT_OUT = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown elsewhere, or too long for a line
+
 
 def show(folder: Path, check: str = "hashes") -> str:
     """A few lines on a folder: kind, size, parents, settings, summary, and whether every byte is as written.
@@ -36,8 +38,11 @@ def show(folder: Path, check: str = "hashes") -> str:
     if meta.get("command"):
         lines.append(f"  command   {meta['command']}")
     lines += [f"  from      {name}: {path}" for name, path in meta.get("parents", {}).items()]
-    lines += [f"  setting   {name}: {value}" for name, value in _settings(meta)]
-    lines += [f"  result    {name}: {value}" for name, value in _short_values(meta.get("summary", {}))]
+    settings = meta.get("identity", {}).get("settings", {}).items()
+    given = [item for item in settings if item[0] not in meta.get("parents", {}) and item[1] is not None]
+    lines += [f"  setting   {name}: {_cut(value)}" for name, value in given]
+    results = [item for item in meta.get("summary", {}).items() if item[0] not in LEFT_OUT]
+    lines += [f"  result    {name}: {_cut(value)}" for name, value in results]
     return "\n".join([*lines, *verbs.made_by(meta.get("identity", {})).shown(folder)])
 
 
@@ -104,20 +109,6 @@ def _foreign(folder: Path) -> str:
     weights = sorted(folder.glob("*.safetensors"))
     lines.append(f"  {'weights':<20} {', '.join(p.name for p in weights) or 'no safetensors file'}")
     return "\n".join(lines)
-
-
-def _settings(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    settings = meta.get("identity", {}).get("settings", {})
-    return [
-        (name, _cut(value))
-        for name, value in settings.items()
-        if name not in meta.get("parents", {}) and value is not None
-    ]
-
-
-def _short_values(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    left_out = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown elsewhere, or too long for a line
-    return [(name, _cut(value)) for name, value in summary.items() if name not in left_out]
 
 
 def _cut(value: Any, limit: int = 90) -> str:

@@ -25,6 +25,8 @@ Better = Literal["lower", "higher"]
 Form = Literal["difference", "ratio"]
 Verdict = Literal["reproduced", "partly", "no effect seen", "too small to tell", "opposite"]
 VERDICTS: tuple[str, ...] = get_args(Verdict)
+LEVEL = 0.95  # of every interval
+POWER = 0.8  # chance of an interval right of zero at the smallest benefit that is said to be seen
 LEAST_SEEDS = 5  # fewer seeds never give a verdict
 LARGER = 2.0  # an effect whose interval lies beyond so many of the paper's is said to be larger
 
@@ -44,7 +46,6 @@ class Interval:
     high: float
     deviation: float
     p: float
-    level: float = 0.95
 
 
 def benefits(method: Sequence[float], baseline: Sequence[float], better: Better, form: Form) -> list[float]:
@@ -72,7 +73,7 @@ def benefits(method: Sequence[float], baseline: Sequence[float], better: Better,
     return [sign * (scale(a) - scale(b)) for a, b in zip(method, baseline)]
 
 
-def paired_t(values: Sequence[float], level: float = 0.95) -> Interval:
+def paired_t(values: Sequence[float]) -> Interval:
     """Student's paired t interval of the mean of ``values`` (the benefits, one a seed).
 
     Identical values give an interval of no width: the experiment has no seed-to-seed spread at all.
@@ -82,20 +83,19 @@ def paired_t(values: Sequence[float], level: float = 0.95) -> Interval:
         raise UsageError("An interval was asked of no values", expected="one benefit for each seed")
     mean = math.fsum(values) / n
     if n == 1:
-        return Interval(1, mean, -math.inf, math.inf, math.nan, 1.0, level)
+        return Interval(1, mean, -math.inf, math.inf, math.nan, 1.0)
     deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     error = deviation / math.sqrt(n)
-    half = student_quantile(0.5 + level / 2, n - 1) * error
+    half = student_quantile(0.5 + LEVEL / 2, n - 1) * error
     if error > 0:
         p = two_sided_p(mean / error, n - 1)
     else:
         p = 1.0 if mean == 0 else 0.0
-    return Interval(n, mean, mean - half, mean + half, deviation, p, level)
+    return Interval(n, mean, mean - half, mean + half, deviation, p)
 
 
-def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.8) -> float:
-    """The smallest true benefit that ``n`` pairs with this spread would show (interval right of zero) with
-    ``chance``.
+def detectable(deviation: float, n: int) -> float:
+    """The smallest true benefit that ``n`` pairs with this spread would show (interval right of zero) in 80 % of cases.
 
     Exact for normal benefits: with noncentrality d = benefit * sqrt(n) / deviation and U = the sample's
     relative deviation, the power is E[Phi(d - t U)], t the quantile of the interval; solved for d by
@@ -104,7 +104,7 @@ def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.
     if n < 2 or math.isnan(deviation):
         return math.inf
     freedom = n - 1
-    quantile = student_quantile(0.5 + level / 2, freedom)
+    quantile = student_quantile(0.5 + LEVEL / 2, freedom)
     # U = sqrt(chi2 / freedom) has density proportional to u^(freedom-1) exp(-freedom u^2 / 2).
     u = np.linspace(0.0, 1.0 + 12.0 / math.sqrt(2 * freedom), 801)[1:]
     log_density = (freedom - 1) * np.log(u) - freedom * u**2 / 2
@@ -120,7 +120,7 @@ def detectable(deviation: float, n: int, level: float = 0.95, chance: float = 0.
     low, high = 0.0, 2 * quantile + 6.0
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (middle, high) if power(middle) < chance else (low, middle)
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
     return high * deviation / math.sqrt(n)
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.measure import batches
-from mickle.events import Emit, Progressed, Started, ignore
+from mickle.events import Emit, Started, ignore
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
@@ -105,14 +105,11 @@ def score(
     windows = [w for number, ids in enumerate(documents) for w in windows_of(number, ids, length, stride)]
     device = next(model.parameters()).device
     emit(Started("scoring pages", sum(window.scored for window in windows), "tokens"))
-    done = 0
     model.eval()
-    for rows in batches(windows, lambda window: len(window.tokens), batch_tokens):
+    for rows in batches(windows, lambda w: len(w.tokens), batch_tokens, emit, lambda w: w.scored):
         found = _score_batch(model, rows, device)
         for window, values in zip(rows, found, strict=True):
             nats[window.document][window.at - 1 : window.at - 1 + window.scored] = values
-            done += window.scored
-        emit(Progressed(done))
     return [
         Scored(page.domain, len(page.text.encode("utf-8")), values) for page, values in zip(pages, nats, strict=True)
     ]

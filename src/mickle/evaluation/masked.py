@@ -21,7 +21,7 @@ from pydantic import Field
 from mickle.config import Input
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.measure import Measure, batches, longest_text, open_to_measure, pages_to_measure
-from mickle.events import Emit, Progressed, Started, ignore
+from mickle.events import Emit, Started, ignore
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.results import Result, Table
 
@@ -90,8 +90,7 @@ def score(
     device = next(model.parameters()).device
     emit(Started(f"scoring pages at {rate:g}", len(pieces), "pieces"))
     model.eval()
-    done = 0
-    for some in batches(range(len(pieces)), lambda number: len(pieces[number][1]), BATCH_TOKENS):
+    for some in batches(range(len(pieces)), lambda number: len(pieces[number][1]), BATCH_TOKENS, emit):
         batch = padded([pieces[number][1] for number in some], vocabulary.mask)
         batch = mask_batch(batch, np.array(some), rate, settings, vocabulary, EVALUATION_SEED)
         chosen = batch["labels"] >= 0
@@ -100,8 +99,6 @@ def score(
                 nats, right = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
             of_page = np.array([pieces[number][0] for number in some])[chosen.nonzero()[:, 0].numpy()]
             np.add.at(found, of_page, np.stack([nats, right, np.ones_like(nats)], axis=1))
-        done += len(some)
-        emit(Progressed(done))
     if not np.isfinite(found).all():
         raise NumericError("The model's answer is not finite.", where="evaluation")
     return found

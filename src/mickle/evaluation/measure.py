@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mickle.config import Config
 from mickle.errors import UsageError
-from mickle.events import Emit
+from mickle.events import Emit, Progressed, ignore
 from mickle.machine import Forecast
 from mickle.results import Result
 
@@ -36,14 +36,25 @@ class Measure(Config):
         return f"mickle show {out}"
 
 
-def batches(rows: Iterable[Row], length: Callable[[Row], int], most: int) -> Iterator[list[Row]]:
-    """Rows from the longest to the shortest, as many at a time as have ``most`` tokens with padding, or one."""
+def batches(
+    rows: Iterable[Row],
+    length: Callable[[Row], int],
+    most: int,
+    emit: Emit = ignore,
+    counts: Callable[[Row], int] = lambda row: 1,
+) -> Iterator[list[Row]]:
+    """Rows from the longest to the shortest, as many at a time as have ``most`` tokens with padding, or one.
+
+    When the next are asked for, ``emit`` hears how much is done: rows, or the sum of what ``counts`` says of each.
+    """
     ordered = sorted(rows, key=lambda row: -length(row))
-    first = 0
+    first = done = 0
     while first < len(ordered):
         some = ordered[first : first + max(1, most // length(ordered[first]))]
         yield some
         first += len(some)
+        done += sum(map(counts, some))
+        emit(Progressed(done))
 
 
 def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:

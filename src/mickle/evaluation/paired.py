@@ -21,7 +21,7 @@ from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.loss import Window, window_batch, windows_of
 from mickle.evaluation.measure import batches, pages_to_measure
-from mickle.events import Emit, Progressed, Started, ignore
+from mickle.events import Emit, Started, ignore
 
 BATCH_TOKENS = 4096
 LOGITS_BYTES = 128 << 20  # of one model's float32 logits in a batch, where the model makes them all itself
@@ -143,18 +143,19 @@ def compare(
     stride = max(1, length // 2)
     windows = [w for n, text in enumerate(texts) for w in windows_of(n, text.tokens, length, stride)]
     totals = np.zeros((4, len(texts)))
+
+    def counted(window: Window) -> int:
+        return int(texts[window.document].scored[window.at : window.at + window.scored].sum())
+
     counts = np.array([int(text.scored.sum()) for text in texts])
     emit(Started("scoring both models", int(counts.sum()), "tokens"))
     reference.eval()
     other.eval()
-    done = 0
     most = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * reference.vocab_size)))
-    for rows in batches(windows, lambda window: len(window.tokens), most):
+    for rows in batches(windows, lambda w: len(w.tokens), most, emit, counted):
         documents, values = _score_batch(reference, other, rows, texts)
         for total, part in zip(totals, values, strict=True):
             np.add.at(total, documents, part)
-        done += len(documents)
-        emit(Progressed(done))
     if not np.isfinite(totals).all():
         raise NumericError("A model's answer is not finite.", where="comparison")
     return Sums(totals[0], totals[1], totals[2], totals[3], counts)

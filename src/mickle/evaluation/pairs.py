@@ -27,7 +27,7 @@ from pydantic import Field
 from mickle.config import Input
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.measure import Measure, batches, longest_text, open_to_measure
-from mickle.events import Emit, Progressed, Started, ignore
+from mickle.events import Emit, Started, ignore
 from mickle.figures import Bars, Figure, Panel, Rule
 from mickle.results import Result, Table, json_lines
 
@@ -177,8 +177,7 @@ def pseudo_log_likelihoods(
     device = next(model.parameters()).device
     emit(Started("scoring sentences", len(rows), "tokens"))
     model.eval()
-    done = 0
-    for some in batches(rows, lambda row: len(documents[row[0]]), BATCH_TOKENS):
+    for some in batches(rows, lambda row: len(documents[row[0]]), BATCH_TOKENS, emit):
         batch = padded([documents[number] for number, _ in some], mask)
         labels = torch.full_like(batch["input_ids"], -100)
         places = torch.arange(len(some)), torch.tensor([at for _, at in some])
@@ -187,8 +186,6 @@ def pseudo_log_likelihoods(
         with torch.no_grad():
             nats, _ = token_scores(model, {k: v.to(device) for k, v in {**batch, "labels": labels}.items()})
         np.subtract.at(scores, [number for number, _ in some], nats)
-        done += len(some)
-        emit(Progressed(done))
     return scores
 
 
