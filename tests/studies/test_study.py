@@ -253,6 +253,10 @@ def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(folder: 
     assert "**reproduced** |" in row
     assert re.search(r"0\.\d+ \[0\.\d+, 0\.\d+\] x \(steps, 8 seeds\)", row)
     assert "`mickle study momentum --scale full`" in row
+    known["momentum", "full"]["hash"] = "of another version"
+    assert table.corrected(known) == {}
+    row = table.system_row(stand_in, True, known, {})
+    assert "stale: measured before the study was changed, then **reproduced** |" in row
 
 
 def test_a_verdict_that_does_not_survive_the_correction_is_marked() -> None:

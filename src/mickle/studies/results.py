@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,22 @@ def published(folder: Path) -> dict[tuple[str, str], Result]:
 
 
 def reworded(result: Result) -> Result:
-    """A result that is not stale, with the declaration of today: the same but for its wording."""
+    """A result with the declaration of today, the same but for its wording; a stale one with what it declared, and in
+    today's words where a comparison's name is still the same.
+    """
     if is_stale(result):
-        return result
+        declared = result["declaration"]
+        now = (
+            {c.name: asdict(c) for c in open_study(result["study"]).comparisons}
+            if result["study"] in page_names()
+            else {}
+        )
+        known = [{**LATER, **now.get(old["name"], {}), **old} for old in declared["comparisons"]]
+        return {**result, "declaration": {**declared, "comparisons": known}}
     return {**result, "declaration": declaration(open_study(result["study"]), result["scale"])}
+
+
+LATER = {"says": "", "no_gain": False}  # fields that older declarations lack
 
 
 def summaries(known: dict[tuple[str, str], Result]) -> list[Result]:

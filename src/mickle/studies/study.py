@@ -143,7 +143,7 @@ def listing(known: dict[tuple[str, str], dict[str, Any]] | None = None) -> str:
         if result is None:
             last = "not measured at full"
         elif results.is_stale(result):
-            last = "stale: declared differently since"
+            last = "stale: measured before the study was changed"
         else:
             headline = results.headline(result)
             last = f"{verdict_words(*headline)}: {measured_effect(*headline)}"

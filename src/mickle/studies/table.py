@@ -52,8 +52,8 @@ def corrected(known: Published) -> dict[str, float]:
 
 
 def system_row(system: System, built: bool, known: Published, adjusted: dict[str, float]) -> str:
-    """One system's row without its number; says plainly when it is not built, not measured, or measured under another
-    declaration.
+    """One system's row without its number; says when it is not built, not measured, or measured before the study
+    was changed.
     """
     paper = f"[{system.label}](https://arxiv.org/abs/{system.arxiv})"
     start = f"| {paper} | {system.claim} |"
@@ -63,15 +63,15 @@ def system_row(system: System, built: bool, known: Published, adjusted: dict[str
     result = known.get((system.name, "full"))
     if result is None:
         return f"{start} | | built, not yet measured | {command} |"
-    if results.is_stale(result):
-        return f"{start} | | stale: declared differently since | {command} |"
     declared, row = results.headline(result)
     effect = markdown.measured_effect(declared, row)
     measure = f"{row['seeds']} seeds" if declared["says"] else f"{declared['measure']}, {row['seeds']} seeds"
+    verdict = front_verdict(declared, row, adjusted.get(system.name))
+    if results.is_stale(result):
+        verdict = f"stale: measured before the study was changed, then {verdict}"
     return (
         f"{start} {markdown.paper_effect(declared, row)} ({declared['paper']}) | {effect} ({measure}) | "
-        f"{front_verdict(declared, row, adjusted.get(system.name))}{f'; but {system.but}' if system.but else ''} | "
-        f"{command} |"
+        f"{verdict}{f'; but {system.but}' if system.but else ''} | {command} |"
     )
 
 
@@ -106,7 +106,7 @@ def one_table(name: str, where: Path, known: Published) -> str:
             f"There is no published result {name!r}", where=str(where), todo=f"mickle study {study} --scale {scale}"
         )
     result = known[study, scale]
-    stale = "**Stale: the study is declared differently since.**\n\n" if results.is_stale(result) else ""
+    stale = "**Stale: measured before the study was changed.**\n\n" if results.is_stale(result) else ""
     return f"{stale}{markdown.table(result)}\n\n{markdown.origin(result)}"
 
 
