@@ -157,9 +157,7 @@ class Tally:
         return "\n".join(lines)
 
     def card(self, settings: dict[str, Any], undocumented: dict[str, list[str]]) -> dict[str, Any]:
-        """All counts with the settings that made them; nothing in it depends on time or on the number of
-        workers.
-        """
+        """All counts with the settings that made them; nothing in it depends on time or on the number of workers."""
         settings["source"] = {k: v for k, v in settings["source"].items() if k != "path"}
         domains = sorted(self.domains.items(), key=lambda item: (-item[1]["bytes"], item[0]))
         return {

@@ -100,9 +100,7 @@ class Verdicts:
 
 
 def content_hash(text: str) -> bytes:
-    """128 bits of the text with all runs of white space made one space: layout does not make a page another
-    page.
-    """
+    """128 bits of the text with all runs of white space made one space: layout does not make a page another page."""
     return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=16).digest()
 
 

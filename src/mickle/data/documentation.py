@@ -26,9 +26,7 @@ MOST_SIBLINGS = 50  # links of a page to those beside it
 
 @dataclass(frozen=True)
 class Module:
-    """One module to document: the package it belongs to (``stdlib`` for the standard library) and its dotted
-    name.
-    """
+    """One module to document: the package it belongs to (``stdlib`` for the standard library) and its dotted name."""
 
     package: str
     name: str
@@ -45,9 +43,7 @@ class Module:
 
 
 def list_modules(packages: list[str], include_tests: bool = False) -> list[Module]:
-    """Public modules of the packages, in order, without importing any; :class:`UsageError` for one not
-    installed.
-    """
+    """Public modules of the packages, in order, without importing any; :class:`UsageError` for one not installed."""
     modules = []
     for package in packages:
         names = _standard_library() if package == STDLIB else _package_modules(package)
@@ -88,9 +84,7 @@ def _package_modules(package: str) -> list[str]:
 
 
 def _import_names(package: str) -> list[str]:
-    """Top-level modules of a package given by its import name or its distribution's name (scikit-learn:
-    sklearn).
-    """
+    """Top-level modules of a package given by its import name or its distribution's name (scikit-learn: sklearn)."""
     if package.isidentifier() and importlib.util.find_spec(package) is not None:
         return [package]
     wanted = package.replace("_", "-").lower()

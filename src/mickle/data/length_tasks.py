@@ -47,9 +47,7 @@ PIECE = r"\[SEP\]|\[NEXT\]|[A-Z](?:1[0-9]|20|[1-9])|[A-Za-z_]+:?|[0-9]|\*\*|->|'
 
 @dataclass(frozen=True)
 class Example:
-    """One record. ``length`` is the task's own measure: symbols, digits, terms, clauses, actions or
-    functions.
-    """
+    """One record. ``length`` is the task's own measure: symbols, digits, terms, clauses, actions or functions."""
 
     source: str
     target: str
@@ -60,9 +58,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """A generator with its training and test lengths; ``share`` weighs lengths in training (even where
-    None).
-    """
+    """A generator with its training and test lengths; ``share`` weighs lengths in training (even where None)."""
 
     name: str
     make: Callable[[random.Random, int], Problem]

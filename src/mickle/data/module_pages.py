@@ -228,8 +228,6 @@ def docstring_blocks(text: str) -> list[str]:
 
 
 def has_layout(lines: list[str]) -> bool:
-    """Whether line breaks and spaces mean something: indented lines, interpreter sessions, tables drawn with
-    rules.
-    """
+    """Whether line breaks and spaces mean something: indented lines, interpreter sessions, tables drawn with rules."""
     drawn = sum(bool(RULE.match(line)) for line in lines) > 1
     return drawn or any(line[:1].isspace() or line.startswith(">>>") for line in lines)

@@ -155,9 +155,7 @@ def write_shards(pages: Iterable[P], folder: Path, kind: type[P]) -> int:
 
 
 class Shards:
-    """An open folder of shards: ``add`` pages one by one; at least one shard is written, with no rows if need
-    be.
-    """
+    """An open folder of shards: ``add`` pages one by one; at least one shard is written, with no rows if need be."""
 
     def __init__(self, folder: Path, kind: type[Page]) -> None:
         self.folder, self.kind, self.schema = folder, kind, schema_of(kind)

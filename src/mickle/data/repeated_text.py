@@ -95,9 +95,7 @@ def find_repeated(
 
 
 def _documents(texts: Iterable[str], starts: Path, sizes: list[int]) -> Iterator[NDArray[np.uint64]]:
-    """The hashes of each text's pieces; where they start goes to a file, with the text's end, how many to
-    ``sizes``.
-    """
+    """The hashes of each text's pieces; where they start goes to a file, with the text's end, how many to ``sizes``."""
     from mickle.kernels.word_pieces import pieces
 
     with starts.open("wb") as file:

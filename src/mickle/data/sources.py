@@ -122,9 +122,7 @@ class Rows(Config):
         return [[path] for path in self.files()]
 
     def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
-        """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad
-        rows.
-        """
+        """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad rows."""
         for path in files:
             rows = (
                 _parquet_rows(path, self, advance) if path.suffix == ".parquet" else _json_rows(path, largest, advance)

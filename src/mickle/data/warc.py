@@ -145,9 +145,7 @@ class Members:
                 return result
 
     def recover(self) -> bool:
-        """Goes to the next place where a gzip member begins whose content is a WARC record; false if there is
-        none.
-        """
+        """Goes to the next place where a gzip member begins whose content is a WARC record; false if there is none."""
         if self.decoder.eof:
             self.pending = self.decoder.unused_data
         window, at = self.pending, 0

@@ -225,9 +225,7 @@ def check_symbols(task: Task, encode: Encode) -> None:
 
 
 def check_model(model: nn.Module, first_token: bool) -> None:
-    """Refuse what cannot be measured or cannot work: a model that sees ahead; no positions and no first
-    token.
-    """
+    """Refuse what cannot be measured or cannot work: a model that sees ahead; no positions and no first token."""
     config = model.config
     if not model.causal:
         raise UsageError(

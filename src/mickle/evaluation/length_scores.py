@@ -28,9 +28,7 @@ LARGEST_LOGITS = 1 << 25  # numbers in the logits of one pass: 128 MiB in float3
 
 @dataclass(frozen=True)
 class Encoded:
-    """One instance as tokens: BOS, source, target, EOS. ``prompt`` tokens come before the first to be
-    predicted.
-    """
+    """One instance as tokens: BOS, source, target, EOS. ``prompt`` tokens come before the first to be predicted."""
 
     ids: tuple[int, ...]
     prompt: int
@@ -57,9 +55,7 @@ class LengthScore:
 
 
 def encode_examples(examples: Sequence[Example], encode: Encode, start: int | None, end: int) -> list[Encoded]:
-    """Instances as tokens. Source and target are tokenised apart, parted by a space where the source ends in
-    none.
-    """
+    """Instances as tokens. Source and target are tokenised apart, parted by a space where the source ends in none."""
     gaps = ["" if not e.source or e.source[-1].isspace() else " " for e in examples]
     sources = encode([record.source for record in examples])
     targets = encode([gap + record.target for gap, record in zip(gaps, examples)])
@@ -104,9 +100,7 @@ class Outcome:
 
 
 def judge(model: nn.Module, instances: Sequence[Encoded], end: int) -> list[Outcome]:
-    """The outcome of each instance, by one pass with the true answer as input (see the module's first
-    lines).
-    """
+    """The outcome of each instance, by one pass with the true answer as input (see the module's first lines)."""
     import torch
 
     table = learned_table(model)
@@ -191,17 +185,13 @@ def learned_table(model: nn.Module) -> int | None:
 
 
 def mean_accuracy(scores: Sequence[LengthScore], seen: bool) -> float | None:
-    """Mean exact-match accuracy over the lengths of training, or over those beyond; None where there are
-    none.
-    """
+    """Mean exact-match accuracy over the lengths of training, or over those beyond; None where there are none."""
     chosen = [score.exact for score in scores if score.seen is seen]
     return sum(chosen) / len(chosen) if chosen else None
 
 
 def holds_to(scores: Sequence[LengthScore], least: float) -> int | None:
-    """The longest length up to which every length tested has at least this accuracy; None where the first
-    fails.
-    """
+    """The longest length up to which every length tested has at least this accuracy; None where the first fails."""
     held = None
     for found in scores:
         if found.exact < least:

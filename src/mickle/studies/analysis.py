@@ -34,9 +34,7 @@ def compare_all(study: Study, tables: Tables) -> list[Row]:
 
 
 def require_measures(study: Study, key: tuple[str, int], table: dict[str, Measurements]) -> None:
-    """Raise ``UsageError`` when a cell that ran does not report what a comparison is about (a misspelt
-    measure).
-    """
+    """Raise ``UsageError`` when a cell that ran does not report what a comparison is about (a misspelt measure)."""
     for comparison in study.comparisons:
         if key[0] not in comparison.worlds:
             continue

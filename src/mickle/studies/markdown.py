@@ -116,9 +116,7 @@ def arm_table(result: Result) -> str:
 
 
 def page(result: Result) -> str:
-    """One study's result as a Markdown page: claim, rule, table, chosen settings, failures, where it was
-    made.
-    """
+    """One study's result as a Markdown page: claim, rule, table, chosen settings, failures, where it was made."""
     declared = result["declaration"]
     failures = [
         f"- {run['phase']} {run['cell']['arm']} in {run['cell']['world']}, seed {run['cell']['seed']}: {run['failure']}"

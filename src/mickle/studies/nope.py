@@ -159,9 +159,7 @@ def packed(rows: Sequence[Encoded], filler: int) -> dict[str, Tensor]:
 
 
 def add_ranks(table: dict[str, Measurements]) -> dict[str, Measurements]:
-    """Each arm's 1/rank by accuracy beyond the training lengths, in one world with one seed; equals share
-    ranks.
-    """
+    """Each arm's 1/rank by accuracy beyond the training lengths, in one world with one seed; equals share ranks."""
     from mickle.evaluation.length_scores import mean_reciprocal_rank
 
     ranks = mean_reciprocal_rank([{arm: measured["ood"] for arm, measured in table.items()}])

@@ -1,6 +1,4 @@
-"""The verb: ``mickle study NAME --scale quick|full|gpu`` runs a study and writes its result, table and
-figure.
-"""
+"""The verb: ``mickle study NAME --scale quick|full|gpu`` runs a study and writes its result, table and figure."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ ELSEWHERE = ("publish", "workers")  # where results go and how many processes sh
 
 
 class RunStudy(Step):
-    """Does this paper's trick pay here? Method against a tuned baseline, equal budgets, several seeds, a
-    verdict.
-    """
+    """Does this paper's trick pay here? Method against a tuned baseline, equal budgets, several seeds, a verdict."""
 
     kind: ClassVar[str] = "study"
     title: ClassVar[str] = "The study"

@@ -27,9 +27,7 @@ Published = dict[tuple[str, str], results.Result]
 
 
 def systems_table(known: Published) -> str:
-    """README's table: every system, its claim, the paper's figure, ours, verdict, command; p corrected by
-    Holm.
-    """
+    """README's table: every system, its claim, the paper's figure, ours, verdict, command; p corrected by Holm."""
     lines = [
         "| | system | what the paper claims | paper | here, 95 % interval | verdict, and what speaks against it | "
         "command |",

@@ -130,9 +130,7 @@ def hutchinson(
 
 
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor | None]:
-    """H v of a scalar loss, one tensor a parameter; None where the loss does not depend on the parameter at
-    all.
-    """
+    """H v of a scalar loss, one tensor a parameter; None where the loss does not depend on the parameter at all."""
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     pairs = [(g, v) for g, v in zip(gradients, vectors) if g is not None and g.requires_grad]
     if not pairs:  # a loss linear in every parameter
@@ -238,16 +236,12 @@ def _scores(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, str]:
 
 
 def _unwrapped(model: nn.Module) -> Any:
-    """The model inside torch's data-parallel wrapper: estimates are summed over processes here, not by its
-    hooks.
-    """
+    """The model inside torch's data-parallel wrapper: estimates are summed over processes here, not by its hooks."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def _over_processes(sums: list[Tensor | None], count: int) -> tuple[list[Tensor | None], int]:
-    """Sums and count over all processes. Sharded gradients were already averaged over them by their own
-    hooks.
-    """
+    """Sums and count over all processes. Sharded gradients were already averaged over them by their own hooks."""
     processes = current().world
     if processes == 1:
         return sums, max(count, 1)

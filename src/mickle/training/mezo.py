@@ -168,9 +168,7 @@ class MeZO(torch.optim.Optimizer):
                 add_draws(parameter, name, self.rule.stream, moves)
 
     def _probe(self, losses: _Losses) -> tuple[list[float], tuple[int, float]]:
-        """Projections of this step's directions, and where the weights were left: (draw, scale) that restores
-        them.
-        """
+        """Projections of this step's directions, and where the weights were left: (draw, scale) that restores them."""
         n, eps, one_sided = self.rule.probes, self.rule.eps, self.rule.variant == "fzoo"
         centre = losses() if one_sided else 0.0
         projections = []

@@ -250,9 +250,7 @@ class Sophia(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch's, which casts states to the parameters' dtype: float32 states of bfloat16 weights are kept
-        here.
-        """
+        """torch's, which casts states to the parameters' dtype: float32 states of bfloat16 weights are kept here."""
         super().load_state_dict(state_dict)
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         own = [parameter for group in self.param_groups for parameter in group["params"]]
@@ -417,18 +415,14 @@ def _spaced(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _all_finite(gradients: Sequence[Tensor]) -> bool:
-    """One pass over memory and one look at the device; sums that overflow of finite terms are looked at
-    again.
-    """
+    """One pass over memory and one look at the device; sums that overflow of finite terms are looked at again."""
     sums = [local(gradient).sum(dtype=torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
     total = sum((one.to(sums[0].device) for one in sums), start=torch.tensor(0.0)) if sums else torch.tensor(0.0)
     return bool(torch.isfinite(total)) or all(bool(torch.isfinite(local(g)).all()) for g in gradients)
 
 
 def _scales(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> tuple[float, float]:
-    """What momentum and curvature are multiplied by to undo their start at zero: 1 and 1 without bias
-    correction.
-    """
+    """What momentum and curvature are multiplied by to undo their start at zero: 1 and 1 without bias correction."""
     if not group["bias_correction"]:
         return 1.0, 1.0
     beta1, beta2 = group["betas"]

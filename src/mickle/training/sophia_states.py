@@ -95,9 +95,7 @@ def _converted(optimizer: Sophia, *, state: Any, group: Any) -> State:
 
 
 def _adopted(optimizer: Sophia, state_dict: State, *, state: Any, group: Any) -> State:
-    """Their state dictionary as ours. How often h was refreshed is not stored there; it follows from the
-    steps.
-    """
+    """Their state dictionary as ours. How often h was refreshed is not stored there; it follows from the steps."""
     groups, states = [], {}
     for own, theirs in zip(optimizer.state_dict()["param_groups"], state_dict["param_groups"], strict=True):
         steps = 0.0

@@ -41,9 +41,7 @@ def pcfg(rng: random.Random, length: int) -> Problem:
 
 
 def _draw(rng: random.Random, functions: int) -> tuple[str, Symbols]:
-    """A random tree of ``functions`` nodes as text and value; functions whose value would be too long are
-    not drawn.
-    """
+    """A random tree of ``functions`` nodes as text and value; functions whose value would be too long are not drawn."""
     if functions == 0:
         symbols = rng.sample(SYMBOLS, rng.randint(2, 5))
         return " ".join(symbols), symbols

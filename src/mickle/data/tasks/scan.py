@@ -59,9 +59,7 @@ def commands_by_length() -> dict[int, tuple[str, ...]]:
 
 
 def scan(rng: random.Random, length: int) -> Problem:
-    """A command of exactly ``length`` actions, drawn evenly. Raises KeyError for a length that SCAN does not
-    have.
-    """
+    """A command of exactly ``length`` actions, drawn evenly. Raises KeyError for a length that SCAN does not have."""
     command = rng.choice(commands_by_length()[length])
     answer = " ".join(commands()[command])
     return Problem(f"Solve: {command}[SEP]", answer, answer, "scan")
