@@ -43,9 +43,9 @@ class Compress(Step):
         None, description="calibration text: corpus, .parquet or text file, not what the model is measured on"
     )
     method: Method = Field(default_factory=Spqr, description="spqr, gptq, rtn or nf4, and its settings")
-    samples: int = Field(128, ge=1, le=100_000, description="sequences of calibration text, at most")
+    samples: int = Field(128, ge=1, le=100_000, description="most sequences of calibration text")
     length: int | None = Field(
-        None, ge=1, le=1 << 20, description="tokens of a sequence (default: the model's, at most 2048)"
+        None, ge=1, le=1 << 20, description="tokens of a calibration sequence (default: the model's, at most 2048)"
     )
     evaluate: bool = Field(True, description="measure the loss before and after on the model's held-out pages")
 

@@ -78,8 +78,8 @@ class PlainGroups(BlockByBlock):
     """What the methods share whose only question of size is that of a group."""
 
     kind: Literal["gptq", "rtn"]
-    bits: Literal[2, 3, 4] = Field(4, description="of a code")
-    group: Group = Field(64, description="columns of a group; 0 is a whole row")
+    bits: Literal[2, 3, 4] = Field(4, description="bits of a weight's code")
+    group: Group = Field(64, description="columns that share a scale; 0 is a whole row")
     target_bits: float | None = Field(
         None, gt=0, le=16, description="instead of group: the smallest group that takes no more bits a weight"
     )
@@ -97,14 +97,24 @@ class Spqr(BlockByBlock):
     """SpQR (arXiv 2306.03078): small groups, statistics in 3 bits, the most harmful weights in 16."""
 
     kind: Literal["spqr"] = "spqr"
-    bits: Literal[2, 3, 4] = Field(3, description="of a code")
-    group: Group = Field(16, description="columns of a group; 0 is a whole row")
-    statistics: Literal[3, 16] = Field(3, description="bits of a group's scale and zero; 3 has a second level")
-    target_bits: float | None = Field(None, gt=0, le=16, description="stored bits a weight to reach by outliers")
-    outliers: float | None = Field(None, ge=0, le=0.2, description="or the share of weights to keep in 16 bits")
-    tau: float | None = Field(None, ge=0, description="or the paper's threshold; larger means fewer (default: 0.2)")
-    leave_one_out: bool = Field(True, description="fit a group without its outliers")
-    act_order: bool = Field(True, description="most active inputs first")
+    bits: Literal[2, 3, 4] = Field(3, description="bits of a weight's code")
+    group: Group = Field(16, description="columns that share a scale; 0 is a whole row")
+    statistics: Literal[3, 16] = Field(
+        3, description="bits of a group's scale and zero; with 3 they are themselves grouped"
+    )
+    target_bits: float | None = Field(
+        None, gt=0, le=16, description="stored bits a weight, reached by the number of outliers"
+    )
+    outliers: float | None = Field(
+        None, ge=0, le=0.2, description="share of weights kept in 16 bits, instead of target_bits"
+    )
+    tau: float | None = Field(
+        None,
+        ge=0,
+        description="the paper's threshold for outliers, instead of target_bits; larger means fewer (default: 0.2)",
+    )
+    leave_one_out: bool = Field(True, description="fit a group's scale without its outliers")
+    act_order: bool = Field(True, description="quantize the most active inputs first")
     damping: float = Field(0.01, gt=0, le=10, description="share of the mean diagonal added to the Hessian")
 
     @model_validator(mode="after")
@@ -135,7 +145,7 @@ class Gptq(PlainGroups):
     """GPTQ (arXiv 2210.17323): later columns make up for earlier errors; statistics in 16 bits."""
 
     kind: Literal["gptq"] = "gptq"
-    act_order: bool = Field(True, description="most active inputs first")
+    act_order: bool = Field(True, description="quantize the most active inputs first")
     damping: float = Field(0.01, gt=0, le=10, description="share of the mean diagonal added to the Hessian")
 
     def sweep(self, sizes: Sizes) -> SweepSettings:
@@ -165,7 +175,7 @@ class Nf4(Config):
     reads_text: ClassVar[bool] = False
 
     kind: Literal["nf4"] = "nf4"
-    double: bool = Field(True, description="quantize the blocks' scales too")
+    double: bool = Field(True, description="store the scales of blocks in 8 bits as well")
 
     def sweep(self, sizes: Sizes) -> None:
         """Its codes are looked up, not swept."""

@@ -55,7 +55,9 @@ class Curate(Rules, Step):
     earlier: list[Input] = Field(
         [], description="corpus folders: what is in them already is removed (texts, near-duplicates, addresses)"
     )
-    workers: int = Field(0, ge=0, description="processes; 0 for one per core. The result does not depend on it")
+    workers: int = Field(
+        0, ge=0, description="worker processes; 0 for one per core. The result does not depend on their number"
+    )
     ray: str = Field(
         "",
         description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); the result is the same",

@@ -33,7 +33,7 @@ class Decontamination(Config):
     against: list[Input] = Field(
         [], description="evaluation sets: .jsonl, .json, .parquet or text files, or corpus folders"
     )
-    words: int = Field(13, ge=3, le=100, description="length of a run of words")
+    words: int = Field(13, ge=3, le=100, description="length of the runs of words that are compared")
     shared: int = Field(1, ge=1, description="distinct runs a page must share to be removed")
 
 

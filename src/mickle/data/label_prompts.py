@@ -38,7 +38,7 @@ class LabelPrompt(Config):
 
     template: str = Field(
         "{text} It was {label}", max_length=10_000,
-        description="text with fields of the row in braces, and {label} where the class's word goes",
+        description="text with fields of a row in braces, and {label} where the word of the row's class goes",
     )  # fmt: skip
     labels: dict[str, str] | list[str] = Field(
         description="each class's word: by the row's label, or a list for labels 0, 1, ... or the words"

@@ -39,7 +39,7 @@ LONGEST_EDITED = 400  # characters: ten words that are longer are no button
 class Lines(Config):
     """Lines that are no part of a page's prose."""
 
-    upper_case: float = Field(0.5, ge=0, le=1, description="share of upper case characters a line may have")
+    upper_case: float = Field(0.5, ge=0, le=1, description="largest share of upper case characters in a line")
     flagged_words: float = Field(
         0.05, ge=0, le=1, description="share of the page's words in flagged lines; more remove the page"
     )

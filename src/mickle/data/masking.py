@@ -58,8 +58,8 @@ class Linear(Config):
     """From one rate to another in a straight line; down, as in the paper, unless told otherwise."""
 
     kind: Literal["linear"] = "linear"
-    start: Probability = Field(0.30, description="rate at the first step")
-    end: Probability = Field(0.15, description="rate at the end")
+    start: Probability = Field(0.30, description="share of tokens hidden at the first step")
+    end: Probability = Field(0.15, description="share of tokens hidden at the last step")
 
     def __call__(self, step: int, steps: int) -> float:
         return self.start + step / steps * (self.end - self.start)
@@ -69,8 +69,8 @@ class Cosine(Config):
     """From one rate to another along half a cosine."""
 
     kind: Literal["cosine"] = "cosine"
-    start: Probability = Field(0.30, description="rate at the first step")
-    end: Probability = Field(0.15, description="rate at the end")
+    start: Probability = Field(0.30, description="share of tokens hidden at the first step")
+    end: Probability = Field(0.15, description="share of tokens hidden at the last step")
 
     def __call__(self, step: int, steps: int) -> float:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * step / steps)) / 2
@@ -82,7 +82,7 @@ class OneStep(Config):
     kind: Literal["step"] = "step"
     start: Probability = Field(0.30, description="rate before")
     end: Probability = Field(0.15, description="rate after")
-    at: Probability = Field(0.5, description="share of the run after which it changes")
+    at: Probability = Field(0.5, description="share of the run after which the rate changes")
 
     def __call__(self, step: int, steps: int) -> float:
         return self.start if step < self.at * steps else self.end
@@ -126,13 +126,14 @@ class Masking(Config):
     unit: Literal["token", "word", "span"] = Field(
         "token", description="what is hidden as a whole: tokens, words, or spans of 3 tokens on average, 10 at most"
     )
-    mask_share: float = Field(0.8, ge=0, le=1, description="share of the chosen that become the mask token")
-    random_share: float = Field(0.1, ge=0, le=1, description="share of the chosen that become a random token")
+    mask_share: float = Field(0.8, ge=0, le=1, description="share of the chosen tokens that become the mask token")
+    random_share: float = Field(0.1, ge=0, le=1, description="share of the chosen tokens that become a random token")
     evaluation_rate: Probability = Field(
-        0.15, description="rate at which held-out loss is measured, the same in all steps and for all schedules"
+        0.15,
+        description="share of tokens hidden where held-out loss is measured, in all steps and for all schedules",
     )
     subset: Probability | None = Field(
-        None, description="loss on only so large a share of all tokens, though more are hidden (a control)"
+        None, description="count the loss on this share of all tokens only, though more are hidden (a control)"
     )
 
     @model_validator(mode="after")

@@ -41,17 +41,19 @@ _PARAGRAPHS, _LINES = re.compile(r"\n{2,}"), re.compile(r"\n+")
 class Repetitions(Config):
     """How much a page may repeat itself. A share that is greater than its limit removes the page."""
 
-    duplicate_paragraph_share: Share = Field(0.30, description="share of paragraphs that stood before")
-    duplicate_paragraph_characters: Share = Field(0.20, description="share of characters in such paragraphs")
-    duplicate_line_share: Share = Field(0.30, description="share of lines that stood before")
-    duplicate_line_characters: Share = Field(0.20, description="share of characters in such lines")
+    duplicate_paragraph_share: Share = Field(0.30, description="largest share of paragraphs that stood before")
+    duplicate_paragraph_characters: Share = Field(
+        0.20, description="largest share of characters in paragraphs that stood before"
+    )
+    duplicate_line_share: Share = Field(0.30, description="largest share of lines that stood before")
+    duplicate_line_characters: Share = Field(0.20, description="largest share of characters in lines that stood before")
     most_frequent_ngram: dict[Size, Share] = Field(
         {2: 0.20, 3: 0.18, 4: 0.16},
-        description="for n words in a row: share of characters in the most frequent such n-gram",
+        description="largest share of characters in the most frequent n-gram, for each n",
     )
     repeated_ngrams: dict[Size, Share] = Field(
         {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10},
-        description="for n words in a row: share of characters in n-grams that stood before",
+        description="largest share of characters in n-grams that stood before, for each n",
     )
     overlap: Literal["greedy", "mask"] = Field(
         "greedy",

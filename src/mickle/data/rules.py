@@ -45,7 +45,7 @@ class Rules(Config):
         description="stages to run, whatever their order here; for a web crawl all of RefinedWeb, for other sources"
         f" {', '.join(PLAIN)}. All: {', '.join(STAGES)}",
     )
-    extraction: Extraction = Field(Extraction(), description="how main text is taken from HTML")
+    extraction: Extraction = Field(Extraction(), description="how the main text of a page is taken from its HTML")
     urls: Urls = Field(Urls(), description="addresses that are refused unread")
     minimum_characters: int = Field(200, ge=1, description="stage length: shorter texts are removed")
     languages: list[str] = Field(["en"], description="ISO 639-1 codes to keep; none given keeps all")
@@ -56,9 +56,11 @@ class Rules(Config):
     decontamination: Decontamination = Field(
         Decontamination(), description="evaluation sets that no page may share n-grams with"
     )
-    near_duplicates: NearDuplicates = Field(NearDuplicates(), description="MinHash")
-    repeated_text: RepeatedText = Field(RepeatedText(), description="exact substrings")
-    largest_page: int = Field(10 << 20, ge=1024, description="bytes; larger pages are removed unread")
+    near_duplicates: NearDuplicates = Field(NearDuplicates(), description="near-duplicate pages, found by MinHash")
+    repeated_text: RepeatedText = Field(
+        RepeatedText(), description="text that stands in several places word for word (exact substrings)"
+    )
+    largest_page: int = Field(10 << 20, ge=1024, description="largest page in bytes; larger ones are removed unread")
     page_seconds: float = Field(20.0, gt=0, description="CPU time one page may take to extract")
 
     def runs(self, stage: StageName) -> bool:

@@ -111,7 +111,7 @@ class Rows(Config):
     text: str = Field(
         "", description=f"name of the field that holds the text; the first of {', '.join(TEXT_FIELDS)} if not given"
     )
-    url: str = Field("url", description="name of the field that holds the address, where there is one")
+    url: str = Field("url", description="field that holds the address, where there is one")
 
     def files(self) -> list[Path]:
         """Files in order of their names."""

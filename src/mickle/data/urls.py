@@ -65,9 +65,9 @@ class Urls(Config):
     strict_words: list[Input] = Field([], description="files of words that remove an address anywhere in it")
     hard_words: list[Input] = Field([], description="files of words that remove an address where they stand alone")
     soft_words: list[Input] = Field([], description="files of words of which an address may have but few")
-    soft_words_allowed: int = Field(1, ge=0, description="different soft words that an address may have")
+    soft_words_allowed: int = Field(1, ge=0, description="how many different soft words an address may have")
     curated: list[str] = Field(
-        CURATED, description="sites (all below them too) that come into a corpus from a cleaner copy"
+        CURATED, description="sites (with all below them) left out of a crawl because a cleaner copy of them is used"
     )
     defaults: bool = Field(True, description="add the small built-in lists (adult and gambling, English)")
 

@@ -39,7 +39,7 @@ class Compare(Measure):
     """Other model folders beside this one: perplexity, KL, changed best guesses, bytes."""
 
     kind: Literal["compare"] = "compare"
-    others: list[Input] = Field(min_length=1, description="model folders to hold beside the reference")
+    others: list[Input] = Field(min_length=1, description="model folders to compare with the model")
     data: Input | None = Field(
         None, description="pages, or conversations of which the answers count (default: own heldout.parquet)"
     )

@@ -47,9 +47,13 @@ class Length(Measure):
     kind: Literal["length"] = "length"
     task: str = Field("", description="a named task, such as rsc, cmc, mc, addition, parity, lego, scan")
     data: Input | None = Field(None, description="instead: JSON Lines with source, target and perhaps length")
-    trained: int | None = Field(None, ge=0, description="longest length of training (a named task knows its own)")
-    longest: int | None = Field(None, ge=1, description="longest length tested (a named task: all of its own)")
-    per_length: int = Field(64, ge=1, description="instances of each length")
+    trained: int | None = Field(
+        None, ge=0, description="longest length that the model was trained on (a named task knows its own)"
+    )
+    longest: int | None = Field(
+        None, ge=1, description="longest length that is tested (default for a named task: all of its lengths)"
+    )
+    per_length: int = Field(64, ge=1, description="how many instances of each length are asked")
     scratchpad: str = Field("none", description="none, minimal, full, or 'without' and a part's name")
     holds_at: float = Field(0.9, gt=0, le=1, description="accuracy below which a length counts as broken")
 

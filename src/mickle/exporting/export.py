@@ -45,7 +45,9 @@ class Gguf(Config):
     """One file for llama.cpp and its kin, of a Llama with a byte-level vocabulary; needs the package gguf."""
 
     kind: Literal["gguf"] = "gguf"
-    type: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"] = Field("F16", description="type of the matrices")
+    type: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"] = Field(
+        "F16", description="number type of the matrices in the file"
+    )
 
 
 class Export(Step):
@@ -69,18 +71,20 @@ class Export(Step):
     base: Literal["dequantized", "original"] = Field(
         "dequantized", description="what an adapter on a base in few bits is merged into"
     )
-    base_folder: Input | None = Field(None, description="the adapter's base, where it is not where the adapter says")
+    base_folder: Input | None = Field(None, description="folder of the adapter's base, where it has moved")
     original_folder: Input | None = Field(
         None, description="with base original: the model that the base in few bits was made of"
     )
     journal: Input | None = Field(None, description="a journal of MeZO: replayed on the base, undone on the tuned")
-    to_step: int | None = Field(None, ge=0, description="the journal's step to stop at (default: its end)")
+    to_step: int | None = Field(None, ge=0, description="step of the journal to stop at (default: its end)")
     check_prompts: list[str] = Field(
         list(PROMPTS), min_length=1, max_length=100, description="texts that the proof runs both models on"
     )
     check_tokens: int = Field(24, ge=1, le=1000, description="greedy tokens of the proof after each prompt")
     bound: float | None = Field(
-        None, gt=0, description="typical difference of logits allowed, in units of their spread (default: by type)"
+        None,
+        gt=0,
+        description="largest typical difference of logits, in units of their spread (default: by the type of weights)",
     )
 
     def source(self) -> Source:

@@ -20,9 +20,16 @@ class DecoderArchitecture(Config):
     position: Literal["rotary", "none", "learned", "sinusoidal", "alibi", "t5"] = Field(
         "rotary", description="how the model knows positions; rotary saves as a plain Llama or EuroBERT folder"
     )
-    experts: int = Field(1, ge=1, le=256, description="feed-forward networks a layer; above 1 a Mixtral folder")
-    experts_per_token: int = Field(2, ge=1, description="how many of them each token passes through")
-    drop_path: float = Field(0.0, ge=0, lt=1, description="share of rows that skip the last block, fewer before")
+    experts: int = Field(
+        1,
+        ge=1,
+        le=256,
+        description="feed-forward networks (experts) of a layer; with more than 1 the model saves as a Mixtral folder",
+    )
+    experts_per_token: int = Field(2, ge=1, description="how many experts each token passes through")
+    drop_path: float = Field(
+        0.0, ge=0, lt=1, description="share of rows that skip the last block; blocks before it are skipped by fewer"
+    )
 
     def shape(self, size: str | int, vocabulary: int, length: int, causal: bool, dropout: float) -> DecoderConfig:
         """The shape of about `size` parameters, for texts of `length` tokens out of `vocabulary`."""

@@ -35,22 +35,24 @@ class Repeats(Config):
     size: Literal["tiny", "small", "base"] | int | None = Field(
         None, description="tiny, small, base or a number of parameters (default: best for the budget)"
     )
-    flops: float | None = Field(None, gt=0, description="budget: 6 x parameters x tokens read")
+    flops: float | None = Field(None, gt=0, description="compute budget in FLOP: 6 x parameters x tokens read")
     hours: float | None = Field(
-        None, gt=0, description="budget: hours of this machine, by its measured speed (default: 1)"
+        None, gt=0, description="time budget in hours of this machine, by its measured speed (default: 1)"
     )
     epochs: float | None = Field(None, gt=0, description="instead of a budget: how often to read the text")
     runs: Input | None = Field(
-        None, description="own finished runs: CSV, JSON or JSON lines with N, D, U, loss, or a folder of models"
+        None,
+        description="finished runs of your own to fit: CSV, JSON or JSON Lines with N, D, U, loss, or a folder of models",
     )
     refit: Literal["all", "scale"] = Field(
-        "all", description="what runs fit: all constants, or only the scale of the loss (two runs do)"
+        "all",
+        description="what is fitted to the runs: all constants of the law, or only the scale of the loss (two runs do)",
     )
     law: Input | None = Field(
         None, description="plan.json of an earlier plan, whose law to use (default: the paper's, for C4)"
     )
     least: float = Field(
-        0.1, gt=0, lt=1, description="an epoch pays while its tokens are worth this share of fresh ones"
+        0.1, gt=0, lt=1, description="share of a fresh token's worth that a repeated one must keep for its epoch to pay"
     )
 
     @model_validator(mode="after")

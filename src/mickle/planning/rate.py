@@ -27,19 +27,19 @@ class Rate(Config):
     """Dropout before a linear model: risk over sizes and rates, and the best rate."""
 
     kind: Literal["rate"] = "rate"
-    data: Input = Field(description="table: .npz, .csv, .parquet or .safetensors")
+    data: Input = Field(description="table to regress on: .npz, .csv, .parquet or .safetensors")
     inputs: str = Field("X", description="array of inputs [n, p] in an .npz or .safetensors file")
-    target: str = Field("y", description="array [n] or [n, k], or column, that is predicted")
-    classes: bool = Field(False, description="the target is a class: one output each, squared loss")
+    target: str = Field("y", description="array [n] or [n, k], or column of a table, to predict")
+    classes: bool = Field(False, description="take the target for a class: one output for each, squared loss")
     sizes: list[int] = Field([], description="training rows, each size a point of the curve; [] derives ten")
     rates: list[float] = Field(
-        [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9], min_length=1, description="shares dropped, drawn as curves"
+        [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9], min_length=1, description="dropout rates drawn as curves"
     )
-    seeds: int = Field(20, ge=1, le=1000, description="random subsets at each size")
+    seeds: int = Field(20, ge=1, le=1000, description="random subsets drawn at each size")
     criterion: Literal["loo", "gcv", "kfold"] = Field(
-        "kfold", description="how the rate is chosen; five folds are steadiest near the threshold"
+        "kfold", description="how the dropout rate is chosen; five folds are steadiest near the threshold"
     )
-    held_out: float = Field(0.25, gt=0, lt=1, description="share of rows that only measures the error")
+    held_out: float = Field(0.25, gt=0, lt=1, description="share of rows that only measure the error")
 
     @field_validator("rates")
     @classmethod

@@ -37,7 +37,7 @@ class Sample(Step):
     model: Input = Field(description="model folder: ours, or any transformers language model")
     prompts: tuple[str, ...] = Field((), description="texts to continue; an empty one begins a new document")
     prompt_file: Input | None = Field(
-        None, description="or a file of prompts: JSON Lines with a field 'prompt', or one prompt a line"
+        None, description="file of prompts: JSON Lines with a field 'prompt', or one prompt a line"
     )
     max_tokens: int = Field(100, ge=1, le=1_000_000, description="tokens written after each prompt, at most")
     temperature: float = Field(0.8, ge=0, le=100, description="0 takes the likeliest token; 1 draws as the model says")

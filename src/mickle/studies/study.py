@@ -29,13 +29,15 @@ class RunStudy(Step):
         {*ELSEWHERE, "fingerprint.code", "fingerprint.reads"}  # cells are kept under both of these
     )
 
-    name: str = Field("", description="the study; without it all are listed with claim and last verdict")
+    name: str = Field("", description="which study to run; without it all are listed with claim and last verdict")
     scale: Literal["quick", "full", "gpu"] = Field(
         "quick", description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; gpu: one GPU"
     )
-    workers: int = Field(2, ge=0, le=256, description="one-thread processes that share the cells; 0: this one")
+    workers: int = Field(
+        2, ge=0, le=256, description="one-thread processes that share the work; 0 for this process alone"
+    )
     publish: Path | None = Field(
-        None, description="also copy result and figure here (docs/results); only from a clean commit"
+        None, description="folder that gets a copy of result and figure (docs/results); only from a clean commit"
     )
 
     def identity(self) -> dict[str, Any]:

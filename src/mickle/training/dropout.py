@@ -27,8 +27,8 @@ class Dropout(Config):
     """How much dropout a run has, and from when."""
 
     rate: float = Field(0.0, ge=0, lt=1, description="share of activations left out in training")
-    start: float = Field(0.0, ge=0, lt=1, description="share of the run before it begins")
-    ramp: float = Field(0.0, ge=0, le=1, description="share of the run over which it then rises to the rate")
+    start: float = Field(0.0, ge=0, lt=1, description="share of the run before dropout begins")
+    ramp: float = Field(0.0, ge=0, le=1, description="share of the run over which dropout then rises to its rate")
 
     @model_validator(mode="after")
     def _agree(self) -> Dropout:

@@ -39,7 +39,8 @@ class Robust(Config):
     eta: float = Field(1.0, gt=0, le=100, description="step size of the weights, on excess in nats")
     smoothing: float = Field(1e-3, ge=0, lt=1, description="share of the uniform distribution in every step (c)")
     score: Literal["excess", "hardest", "easiest"] = Field(
-        "excess", description="what is worst: loss over the reference's; the others are controls"
+        "excess",
+        description="what makes a domain hard: excess over the reference's loss; hardest and easiest are controls",
     )
     loss: Literal["token", "domain_mean"] = Field(
         "token", description="weights on tokens (the authors' code) or on each domain's mean (their equation)"
@@ -74,33 +75,49 @@ class Mix(TrainingStep):
     reference_weights: Literal["proportional", "uniform"] | Input = Field(
         "proportional", description="what the reference is trained on: by tokens, uniform, or a weights file"
     )
-    rounds: int = Field(1, ge=1, le=20, description="repetitions with the weights found; ends when they settle")
+    rounds: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="most rounds, each starting from the weights of the one before; fewer where they settle",
+    )
     robust: Robust = Field(default_factory=Robust, description="how the weights move")
     size: Literal["tiny", "small", "base"] | int = Field(
-        "tiny", description="of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters"
+        "tiny",
+        description="size of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters",
     )
     tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
-    vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
-    sequence_length: int | None = Field(None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)")
+    vocabulary_size: int | None = Field(
+        None, ge=257, le=1 << 20, description="tokens in the vocabulary (default: from size)"
+    )
+    sequence_length: int | None = Field(
+        None, ge=1, le=1 << 20, description="tokens of a training sequence (default: from size)"
+    )
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens a step (default: from size, at least 4 sequences of a domain)"
+        None, ge=1, description="tokens of a training step (default: from size, at least 4 sequences of a domain)"
     )
     steps: int | None = Field(
-        None, ge=1, description="of each training (default: 20 tokens a parameter, one epoch at most)"
+        None,
+        ge=1,
+        description="optimizer steps of each of the two trainings (default: 20 tokens a parameter, one epoch at most)",
     )
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the corpus")
-    learning_rate: float | None = Field(None, gt=0, description="at its peak (default: as in pretrain)")
+    learning_rate: float | None = Field(None, gt=0, description="learning rate at its peak (default: as in pretrain)")
     heldout_share: float | None = Field(
-        None, ge=0, lt=1, description="share of pages that pretrain holds out and mix leaves alone, too"
+        None, ge=0, lt=1, description="share of pages that are held out, here and by pretrain"
     )
-    precision: Literal["float32", "bfloat16"] | None = Field(None, description="of products (default: as in pretrain)")
-    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        None, description="precision of matrix products in training (default: as in pretrain)"
+    )
+    accumulate: int | None = Field(
+        None, ge=1, description="parts in which a batch is computed (default: as few as fit in memory)"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
     budget_tokens: int | None = Field(None, ge=1, description="tokens that the weights will be used for")
     max_repeats: float | None = Field(
-        None, gt=0, description="epochs of a domain within that budget at most; the others share the rest"
+        None, gt=0, description="most epochs of a domain within budget_tokens; the other domains share the rest"
     )
-    floor: float = Field(0.0, ge=0, lt=1, description="least weight of a domain")
+    floor: float = Field(0.0, ge=0, lt=1, description="least weight that a domain gets")
 
     @model_validator(mode="after")
     def _agree(self) -> Mix:

@@ -46,10 +46,12 @@ class Sophia(Config):
         "short", description="paper: betas .96 .99, every 10; short: betas .9 .95, every 5, bias correction"
     )
     estimator: Literal["gnb", "hutchinson"] = Field("gnb", description="estimator of the Hessian's diagonal")
-    gamma: float | None = Field(None, gt=0, description="scale of the curvature; preset: .05 (gnb), .01 (hutchinson)")
+    gamma: float | None = Field(
+        None, gt=0, description="scale of the curvature (default: the preset's, .05 for gnb and .01 for hutchinson)"
+    )
     every: int | None = Field(None, ge=1, description="steps between curvature estimates")
     betas: tuple[float, float] | None = Field(None, description="decay of the gradient's and the curvature's average")
-    bias_correction: bool | None = Field(None, description="divide both averages by 1 - beta^t")
+    bias_correction: bool | None = Field(None, description="divide both moving averages by 1 - beta^t")
     eps: float = Field(1e-12, gt=0, description="least denominator")
     weight_decay: float = Field(0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
@@ -102,9 +104,13 @@ class Schedule(Config):
     """How the learning rate moves over a run; ``schedule(step, steps)`` is the factor on its peak."""
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="shape after the warm-up")
-    warmup: float = Field(0.02, ge=0, le=1, description="share of the steps in which it rises from 0 to the peak")
-    floor: float = Field(0.05, ge=0, le=1, description="factor at the last step (constant has none)")
-    decay: float = Field(0.2, gt=0, le=1, description="wsd only: share of the steps in which it falls")
+    warmup: float = Field(
+        0.02, ge=0, le=1, description="share of the steps in which the learning rate rises from 0 to its peak"
+    )
+    floor: float = Field(
+        0.05, ge=0, le=1, description="factor on the learning rate at the last step (constant has none)"
+    )
+    decay: float = Field(0.2, gt=0, le=1, description="share of the steps in which the learning rate falls (wsd only)")
 
     def __call__(self, step: int, steps: int) -> float:
         warmup = round(self.warmup * steps)

@@ -83,35 +83,47 @@ class Pretrain(TrainingStep):
         "tiny", description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters"
     )
     tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
-    vocabulary_size: int | None = Field(None, ge=257, le=1 << 20, description="tokens (default: from size)")
-    sequence_length: int | None = Field(None, ge=1, le=1 << 20, description="tokens a sequence (default: from size)")
-    batch_tokens: int | None = Field(None, ge=1, description="tokens an optimizer step (default: from size)")
+    vocabulary_size: int | None = Field(
+        None, ge=257, le=1 << 20, description="tokens in the vocabulary (default: from size)"
+    )
+    sequence_length: int | None = Field(
+        None, ge=1, le=1 << 20, description="tokens of a training sequence (default: from size)"
+    )
+    batch_tokens: int | None = Field(None, ge=1, description="tokens of an optimizer step (default: from size)")
     steps: int | None = Field(
         None, ge=1, description="optimizer steps (default: 20 tokens a parameter, 8 epochs at most)"
     )
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the pages")
     optimizer: OptimizerSettings = Field(default_factory=AdamW, description="adamw or sophia, and its settings")
     learning_rate: float | None = Field(
-        None, gt=0, description="at its peak (default: optimizer.learning_rate x (10^6 / parameters)^(1/4))"
+        None,
+        gt=0,
+        description="learning rate at its peak (default: optimizer.learning_rate x (10^6 / parameters)^(1/4))",
     )
     schedule: Schedule = Field(default_factory=Schedule, description="how the learning rate moves")
     architecture: Architecture = Field(
         default_factory=DecoderArchitecture, description="decoder: what a fresh model is made of, and its settings"
     )
-    dropout: Dropout = Field(default_factory=Dropout, description="how much of it, and from when")
+    dropout: Dropout = Field(default_factory=Dropout, description="how much dropout, and from when on")
     heldout_share: float | None = Field(
         None, ge=0, lt=1, description="share of pages never trained on (default: 100 pages, within 1 % to 10 %)"
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of products in training (default: bfloat16 where the processor has it)"
+        None, description="precision of matrix products in training (default: bfloat16 where the processor has it)"
     )
-    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
+    accumulate: int | None = Field(
+        None, ge=1, description="parts in which a batch is computed (default: as few as fit in memory)"
+    )
     on_bad_numbers: Literal["stop", "skip", "back"] = Field(
-        "stop", description="when a loss or gradient is not finite or jumps"
+        "stop", description="what to do when a loss or gradient is not finite, or the loss jumps"
     )
-    evaluate_every: int | None = Field(None, ge=1, description="steps (default: 20 times in a run)")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluations (default: 20 evaluations in a run)"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
-    weights: Literal["best", "last"] = Field("best", description="which weights to keep, best by held-out loss")
+    weights: Literal["best", "last"] = Field(
+        "best", description="which weights to keep: the best by held-out loss, or the last"
+    )
 
     @model_validator(mode="after")
     def _agree(self) -> Pretrain:

@@ -220,15 +220,17 @@ class Adapters(BesideLinear, TuningMethod):
 
     rank: int = Field(16, ge=1, le=4096, description="inner dimension of an adapter")
     alpha: float = Field(32.0, gt=0, description="adapters are scaled by alpha / rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="on what goes into an adapter")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout on what goes into an adapter")
     targets: Literal["all-linear"] | list[str] = Field(
         "all-linear", description="layers with adapters: all-linear, or ends of their names such as q_proj v_proj"
     )
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (arXiv 2312.03732)")
     rank_pattern: dict[str, int] = Field(
-        default_factory=dict, description="other ranks, by names of layers or regular expressions"
+        default_factory=dict, description="ranks of single layers, by their names or regular expressions"
     )
-    alpha_pattern: dict[str, float] = Field(default_factory=dict, description="other alphas, likewise")
+    alpha_pattern: dict[str, float] = Field(
+        default_factory=dict, description="alphas of single layers, by their names or regular expressions"
+    )
 
 
 class Lora(Adapters):
@@ -250,7 +252,7 @@ class Qlora(Adapters):
     few_bits: ClassVar[bool] = True
 
     kind: Literal["qlora"] = "qlora"
-    code: Literal["nf4", "fp4"] = Field("nf4", description="the 16 values of a weight")
+    code: Literal["nf4", "fp4"] = Field("nf4", description="which 16 values a weight can take: nf4 or fp4")
     double: bool = Field(True, description="store the blocks' scales in 8 bits: 4.13 instead of 4.5 bits a weight")
     paged: bool = Field(False, description="keep the optimizer's averages outside the memory that training needs")
 

@@ -65,7 +65,9 @@ class Prefix(Learning):
     reach: ClassVar[float] = 1e-1
 
     kind: Literal["prefix"] = "prefix"
-    tokens: int = Field(5, ge=1, le=1024, description="how many; they begin as those of random tokens")
+    tokens: int = Field(
+        5, ge=1, le=1024, description="tokens of the prefix; they begin as random tokens of the vocabulary"
+    )
 
     def count(self, weights: Weights) -> int:
         """Some thousands, which count for nothing."""
@@ -94,20 +96,24 @@ class Mezo(TuningMethod):
     parameters: Annotated[AllWeights | LowRank | Prefix, Field(discriminator="kind")] = Field(
         default_factory=AllWeights, description="what is tuned: full, lora or prefix, and its settings"
     )
-    learning_rate: float | None = Field(None, gt=0, description="step size (default: measured on the first batches)")
+    learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of the forward-only steps (default: measured on the first batches)"
+    )
     eps: float | None = Field(None, gt=0, description="how far probes go (default: 1e-3 full, 1e-2 lora, 1e-1 prefix)")
     draws: Literal["rademacher", "gaussian"] = Field(
         "rademacher", description="directions of +1 and -1, or of normal numbers"
     )
-    probes: int = Field(1, ge=1, le=1024, description="directions a step, whose mean is taken")
+    probes: int = Field(1, ge=1, le=1024, description="random directions of a step, over which the mean is taken")
     variant: Literal["plain", "momentum", "adam", "fzoo"] = Field(
         "plain", description="what is made of the projections; fzoo takes at least 2 one-sided probes"
     )
     betas: tuple[float, float] = Field((0.9, 0.95), description="decay of momentum's and adam's averages")
     weight_decay: float = Field(0.0, ge=0, description="decay of matrices; norms, biases and embeddings have none")
-    clip: float = Field(5.0, ge=0, description="bound of |g| in medians of the latest hundred; 0 for none")
+    clip: float = Field(
+        5.0, ge=0, description="largest projected gradient, in medians of the latest hundred; 0 for no bound"
+    )
     objective: Literal["loss", "accuracy"] = Field(
-        "loss", description="what falls: the loss, or the share of wrong answers (needs a prompt with labels)"
+        "loss", description="what is made to fall: the loss, or the share of wrong answers (needs a prompt with labels)"
     )
 
     @property

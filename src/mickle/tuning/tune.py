@@ -59,8 +59,12 @@ class Tune(TrainingStep):
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
     reported: ClassVar[bool] = True
 
-    model: Input = Field(description="model folder, Mickle's or any other, also one in few bits")
-    data: Input = Field(description="examples: JSON Lines, JSON, Parquet or CSV; the form is found by its columns")
+    model: Input = Field(
+        description="model folder, Mickle's or any other, also one whose weights are stored in few bits"
+    )
+    data: Input = Field(
+        description="examples to learn from: JSON Lines, JSON, Parquet or CSV; the form is found by the columns"
+    )
     heldout: Input | None = Field(None, description="examples to measure on (default: some of data)")
     heldout_share: float | None = Field(
         None, ge=0, lt=1, description="share of data never trained on (default: 10 %, 500 examples at most)"
@@ -80,7 +84,7 @@ class Tune(TrainingStep):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="at its peak (default: by method and size: 2e-4, for full 2e-5, at 7 billion parameters)",
+        description="learning rate at its peak (default: by method and size: 2e-4, for full 2e-5, at 7 billion parameters)",
     )
     schedule: Schedule = Field(
         default_factory=lambda: Schedule(warmup=0.03, floor=0.0), description="how the learning rate moves"
@@ -88,24 +92,34 @@ class Tune(TrainingStep):
     steps: int | None = Field(None, ge=1, description="optimizer steps (default: 3 epochs)")
     epochs: float | None = Field(None, gt=0, description="instead of steps: how often to read the examples")
     batch_tokens: int | None = Field(
-        None, ge=1, description="tokens an optimizer step (default: those of some 16 examples)"
+        None, ge=1, description="tokens of an optimizer step (default: those of some 16 examples)"
     )
     sequence_length: int | None = Field(
-        None, ge=8, le=1 << 20, description="tokens a row; longer examples are cut (default: the longest, 2048 at most)"
+        None,
+        ge=8,
+        le=1 << 20,
+        description="tokens of a row; longer examples are cut (default: the longest example, 2048 at most)",
     )
     precision: Literal["float32", "bfloat16"] | None = Field(
-        None, description="of products, and of a frozen base (default: bfloat16 where the processor has it)"
+        None,
+        description="precision of matrix products and of a frozen base (default: bfloat16 where the processor has it)",
     )
-    accumulate: int | None = Field(None, ge=1, description="parts of a batch (default: as few as fit in memory)")
+    accumulate: int | None = Field(
+        None, ge=1, description="parts in which a batch is computed (default: as few as fit in memory)"
+    )
     recompute: bool | None = Field(
         None, description="compute activations twice instead of keeping them (default: where memory is short)"
     )
     on_bad_numbers: Literal["stop", "skip", "back"] = Field(
-        "stop", description="when a loss or gradient is not finite or jumps"
+        "stop", description="what to do when a loss or gradient is not finite, or the loss jumps"
     )
-    evaluate_every: int | None = Field(None, ge=1, description="steps (default: 10 times in a run)")
+    evaluate_every: int | None = Field(
+        None, ge=1, description="optimizer steps between evaluations (default: 10 evaluations in a run)"
+    )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 10 in a run)")
-    weights: Literal["best", "last"] = Field("best", description="which weights to keep, best by held-out loss")
+    weights: Literal["best", "last"] = Field(
+        "best", description="which weights to keep: the best by held-out loss, or the last"
+    )
     most_bad: float = Field(0.1, ge=0, le=1, description="share of bad rows above which the data is refused")
     samples: int = Field(4, ge=0, le=100, description="held-out examples that the model answers before and after")
 
