@@ -42,7 +42,7 @@ class Repeats(Config):
     epochs: float | None = Field(None, gt=0, description="instead of a budget: how often to read the text")
     runs: Input | None = Field(
         None,
-        description="finished runs of your own to fit: CSV, JSON or JSON Lines with N, D, U, loss, or a folder of models",
+        description="your own runs to fit: CSV, JSON or JSON Lines with N, D, U, loss, or a folder of models",
     )
     refit: Literal["all", "scale"] = Field(
         "all",

@@ -149,6 +149,7 @@ SYSTEMS = (  # in the order of their numbers in Mickle, from 1 on
         "Sophia",
         "2305.14342",
         "a clipped diagonal second-order step reaches AdamW's loss in half the steps",
+        "its setting lies at the edge of its grids; with the other estimator (Sophia-H) 79 % of the steps: partly",
     ),
     System(
         "mezo",

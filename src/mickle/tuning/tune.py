@@ -84,7 +84,7 @@ class Tune(TrainingStep):
     learning_rate: float | None = Field(
         None,
         gt=0,
-        description="learning rate at its peak (default: by method and size: 2e-4, for full 2e-5, at 7 billion parameters)",
+        description="learning rate at its peak (default: by method and size; at 7 billion parameters 2e-4, full 2e-5)",
     )
     schedule: Schedule = Field(
         default_factory=lambda: Schedule(warmup=0.03, floor=0.0), description="how the learning rate moves"
