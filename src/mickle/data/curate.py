@@ -23,6 +23,7 @@ from mickle.data import chunks, documentation, passes
 from mickle.data.card import Tally, corpus_lines, corpus_section, readable
 from mickle.data.parallel import each
 from mickle.data.passes import Scratch
+from mickle.data.refine import refused
 from mickle.data.rules import COMPARING, PLAIN, WEB, Rules, StageName
 from mickle.data.sources import Documentation, Files, Rows, Source, Warc
 from mickle.data.warc import write_warc
@@ -166,7 +167,8 @@ class Curate(Rules, Step):
         """The funnel of the first records through the stages for one page, and examples of what each takes out."""
         tally = Tally(stage for stage in self.chosen() if stage not in COMPARING)
         with Crew(self.rules(), self._workers()) as crew:
-            for outcomes in islice(passes.read_and_refine(source, source.parts()[0], crew), SAMPLED):
+            found = refused(source.read(source.parts()[0], self.largest_page, lambda count: None), crew.rules)
+            for outcomes in islice(crew.process(found), SAMPLED):
                 for outcome in outcomes:
                     tally.add(outcome)
         return f"the first {tally.records:,} records, before pages are compared:\n{tally.preview()}"

@@ -84,10 +84,10 @@ def read_weights(path: Path) -> Weights:
     if path.is_dir() and (path / "weights.yaml").is_file():
         path = path / "weights.yaml"
     found: Any = read_json(path) if path.suffix == ".json" else read_yaml(path)[0]
-    if not isinstance(found, dict) or not found:
-        raise UsageError("This file holds no domain weights.", where=str(path), expected="name: share, a line each")
     grouping, shares, scaled = Grouping(), found, False
-    if "train_domain_weights" in found:
+    if not isinstance(found, dict):
+        shares = None
+    elif "train_domain_weights" in found:
         shares, scaled = found["train_domain_weights"], True
     elif isinstance(found.get("weights"), dict):
         shares, grouping = found["weights"], _grouping(found, path)
@@ -192,7 +192,9 @@ def domain_streams(
     Given :class:`Weights`, their grouping is used and their names must be those of the pages. The corpus is tokenized
     once, as a whole, and then dealt out document by document.
     """
+    from mickle.data.heldout import PAGES_AT_A_TIME
     from mickle.data.packing import open_stream, pack
+    from mickle.data.records import grouped
 
     index = folder / "domains.json"  # written last
     if not index.is_file():
@@ -202,7 +204,7 @@ def domain_streams(
             refuse_other_names(grouping, list(sizes), str(data))
         total = sum(size.bytes for size in sizes.values())
         emit(Started("tokenizing", sum(size.pages for size in sizes.values()), "pages"))
-        texts = _batches(text for _, text in _training_pages(data, share, asked))
+        texts = grouped((text for _, text in _training_pages(data, share, asked)), PAGES_AT_A_TIME)
         whole = pack(texts, tokenizer, folder / "whole", total, lambda pages: emit(Progressed(pages)))
         names = list(sizes)
         number = {name: place for place, name in enumerate(names)}
@@ -252,17 +254,6 @@ def _training_pages(data: Path, share: float, grouping: Grouping) -> Iterator[tu
             if value not in names:
                 names[value] = grouping.name(page)
             yield names[value], page.text
-
-
-def _batches(texts: Iterator[str], most: int = 256) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for text in texts:
-        batch.append(text)
-        if len(batch) == most:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _grouping(found: Mapping[str, Any], path: Path) -> Grouping:

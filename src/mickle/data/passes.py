@@ -7,7 +7,7 @@ a folder of their own: they are compared with and never written.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mickle import storage
 from mickle.data import chunks
-from mickle.data.records import Page, Removed, Shards, read_corpus
+from mickle.data.records import Page, Removed, Shards, grouped, read_corpus
 from mickle.data.refine import refused
 from mickle.data.rules import Outcome, Rules
 from mickle.data.sources import Found, Source
@@ -72,18 +72,12 @@ def refine_part(
     before = sum(1 for _ in islice(found, done * chunks.RECORDS))
     fresh = 0
     outcomes = crew.process(refused(found, rules))
-    for chunk, group in enumerate(_grouped(outcomes, chunks.RECORDS), start=done):
+    for chunk, group in enumerate(grouped(outcomes, chunks.RECORDS), start=done):
         rows = [outcome for record in group for outcome in record]
         chunks.write_chunk(chunks.chunk_path(folder, number, chunk), rows, crew.taken_seconds())
         fresh += len(group)
     chunks.finish_part(folder, number, before + fresh)
     return fresh
-
-
-def read_and_refine(source: Source, files: Sequence[Path], crew: Crew) -> Iterator[list[Outcome]]:
-    """What becomes of each record of the files, without leaving anything."""
-    found: Iterator[Found] = source.read(files, crew.rules.largest_page, lambda count: None)
-    return crew.process(refused(found, crew.rules))
 
 
 def refine_part_alone(numbered: tuple[int, Sequence[Path]], source: Source, rules: Rules, folder: Path) -> int:
@@ -99,7 +93,7 @@ def keep_earlier(corpora: Sequence[Path], folder: Path) -> None:
         if chunks.records_of(folder, number) is not None:
             continue
         count = 0
-        for chunk, group in enumerate(_grouped(read_corpus(corpus), chunks.RECORDS)):
+        for chunk, group in enumerate(grouped(read_corpus(corpus), chunks.RECORDS)):
             chunks.write_chunk(chunks.chunk_path(folder, number, chunk), group, {})
             count += len(group)
         chunks.finish_part(folder, number, count)
@@ -191,9 +185,3 @@ def write_corpus(scratch: Scratch, work: Path, keys: Keys, verdicts: Verdicts, r
                     add(one)
                     if isinstance(one, Page):
                         (removed if isinstance(one, Removed) else pages).add(one)
-
-
-def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
-        yield group

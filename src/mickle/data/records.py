@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -64,6 +65,7 @@ class Failure(NamedTuple):
 
 
 P = TypeVar("P", bound=Page)
+T = TypeVar("T")
 
 
 def remove(page: Page, stage: str, failure: Failure, twin: str = "") -> Removed:
@@ -88,6 +90,13 @@ def cut(text: str, ranges: Iterable[tuple[int, int, *tuple[object, ...]]]) -> tu
         pieces.append((start, text[start:end]))
         position = end
     return "".join([*left, text[position:]]), pieces
+
+
+def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items, ``size`` at a time; the last ones may be fewer."""
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
 
 
 def domain_of(url: str) -> str:

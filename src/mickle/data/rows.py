@@ -93,7 +93,7 @@ def _refuse_utf16(stream: IO[bytes], path: Path) -> None:
 
 
 def _line_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(_lines(stream), start=1):
+    for number, line in enumerate(bounded_lines(stream), start=1):
         where = f"{path}:{number}"
         if line is None:
             yield Row(where=where, problem="row is larger than 16 MB")
@@ -101,10 +101,10 @@ def _line_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
             yield _parsed(line, where)
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes | None]:
-    """Lines as they are; None for one that is too long, of which no more than the limit is ever held."""
-    while line := stream.readline(LARGEST_ROW + 1):
-        if len(line) <= LARGEST_ROW or line.endswith(b"\n"):
+def bounded_lines(stream: IO[bytes], largest: int = LARGEST_ROW) -> Iterator[bytes | None]:
+    """Lines as they are; None for one of more than ``largest`` bytes, of which no more than that is ever held."""
+    while line := stream.readline(largest + 1):
+        if len(line) <= largest or line.endswith(b"\n"):
             yield line
             continue
         while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
@@ -174,7 +174,7 @@ def _items(value: Any, path: Path) -> list[Any]:
     if isinstance(value, list):
         return value
     if isinstance(value, dict):
-        lists = [name for name, item in value.items() if _holds_objects(item)]
+        lists = [name for name, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)]
         if len(lists) == 1 and lists[0] not in CONVERSATIONS:
             return list(value[lists[0]])
         if not lists or lists[0] in CONVERSATIONS:
@@ -184,10 +184,6 @@ def _items(value: Any, path: Path) -> list[Any]:
         where=str(path),
         expected="an array of objects, or one object with one list",
     )
-
-
-def _holds_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 # -- CSV and Parquet -------------------------------------------------------------------------------------------------
@@ -226,7 +222,7 @@ def _table_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
 
 def _table_lines(stream: IO[bytes]) -> Iterator[str]:
     """Decoded lines. A byte that is not UTF-8 becomes half a surrogate pair, which is then the row's problem."""
-    for number, line in enumerate(_lines(stream)):
+    for number, line in enumerate(bounded_lines(stream)):
         text = f"{_CUT}\n" if line is None else line.decode("utf-8", "surrogateescape")
         yield text.removeprefix("\ufeff") if number == 0 else text
 

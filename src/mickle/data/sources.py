@@ -21,7 +21,7 @@ from pydantic import Field
 from mickle.config import Config, Input
 from mickle.data.pages import RawPage, Skipped, record_page, removed_raw
 from mickle.data.records import Removed, domain_of
-from mickle.data.rows import open_parquet
+from mickle.data.rows import bounded_lines, open_parquet
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError
 
@@ -201,17 +201,13 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
 
 def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any]]:
     with _open_rows(path) as stream:
-        number = 0
         # A character takes at most six bytes of JSON (\uXXXX); a longer line cannot hold a page that may stay.
-        limit = 6 * largest + HEADER_ROOM
-        while line := stream.readline(limit):
-            number += 1
-            advance(len(line) if path.suffix not in COMPRESSED else 0)
-            if not line.endswith(b"\n") and stream.readline(1):
-                while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
-                    pass
+        for number, line in enumerate(bounded_lines(stream, 6 * largest + HEADER_ROOM), start=1):
+            if line is None:
                 yield number, "line is too long"
-            elif line.strip():
+                continue
+            advance(len(line) if path.suffix not in COMPRESSED else 0)
+            if line.strip():
                 yield number, _parse(line)
 
 

@@ -121,7 +121,8 @@ def page_nats(model: nn.Module, folder: Path, count: int) -> Nats:
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.evaluation.loss import score
 
-    length = model_length(model)
+    config: Any = model.config
+    length = int(config.max_length)  # tokens that a base was trained to read at a time
     pages = measured_pages(count)
     scored = score(model, open_text_tokenizer(folder), pages, length=length, stride=length)
     return tuple(float(page.nats.sum()) for page in scored), tuple(len(page.nats) for page in scored)
@@ -133,12 +134,6 @@ def unrounded_nats(folder: Path, count: int) -> Nats:
     from mickle.models.folder import open_model
 
     return page_nats(open_model(folder), folder, count)
-
-
-def model_length(model: nn.Module) -> int:
-    """Tokens that a base was trained to read at a time."""
-    config: Any = model.config
-    return int(config.max_length)
 
 
 def rounding(folder: Path, model: nn.Module, pages: int) -> dict[str, float]:

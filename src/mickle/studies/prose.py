@@ -59,20 +59,8 @@ def sources(package: str = STDLIB) -> tuple[Source, ...]:
 
 def topics(tree: ast.Module) -> dict[str, Iterable[str]]:
     """The texts of pydoc's dictionary of topics, by name."""
-    pairs = (
-        pair
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Dict)
-        for pair in zip(node.keys, node.values, strict=True)
-    )
-    return {
-        f"topic.{key.value}": [value.value]
-        for key, value in pairs
-        if isinstance(key, ast.Constant)
-        and isinstance(key.value, str)
-        and isinstance(value, ast.Constant)
-        and isinstance(value.value, str)
-    }
+    (texts,) = (ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign))
+    return {f"topic.{name}": [text] for name, text in texts.items()}
 
 
 def prose(doc: str) -> Iterator[str]:
