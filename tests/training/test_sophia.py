@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from sophia_states import from_authors, from_pytorch_optimizer, to_authors, to_pytorch_optimizer
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
@@ -15,7 +16,6 @@ from mickle.kernels.losses import cross_entropy
 from mickle.training import sophia
 from mickle.training.curvature import Estimate, gauss_newton_bartlett
 from mickle.training.sophia import Sophia, gamma_for, gamma_for_batch, layer_of
-from mickle.training.sophia_states import from_authors, from_pytorch_optimizer, to_authors, to_pytorch_optimizer
 
 
 def given(values: list[Tensor], count: int = 1):  # type: ignore[no-untyped-def]

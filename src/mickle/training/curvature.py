@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -56,17 +56,8 @@ class NotALikelihood(UsageError):
     """Sophia-G was asked about a loss from which no labels can be drawn."""
 
 
-class Estimator(Protocol):
-    """What Sophia asks of an estimator. ``objective`` is None for the model's own likelihood."""
-
-    def __call__(
-        self,
-        model: nn.Module,
-        micro_batches: Sequence[Batch],
-        parameters: Sequence[nn.Parameter],
-        generator: torch.Generator,
-        objective: Objective | None,
-    ) -> Estimate: ...
+# (model, micro-batches, parameters, random numbers, objective or None for the model's own likelihood)
+Estimator = Callable[[nn.Module, Sequence[Batch], Sequence[nn.Parameter], torch.Generator, Objective | None], Estimate]
 
 
 def gauss_newton_bartlett(
@@ -257,7 +248,7 @@ def _over_processes(sums: list[Tensor | None], count: int) -> tuple[list[Tensor 
 
 def _probe(parameter: Tensor, generator: torch.Generator, probe: str) -> Tensor:
     """A random vector of unit variance, of a parameter's shape and dtype."""
-    normal = torch.randn(parameter.shape, generator=generator, device=generator.device).to(parameter)
+    normal = _noise(parameter, generator)
     return normal if probe == "gaussian" else torch.where(normal < 0, -torch.ones_like(normal), torch.ones_like(normal))
 
 

@@ -76,7 +76,7 @@ def first_not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
         return None
     # A norm is cheap (vectorised, one number a tensor) and finite only if every entry is; large finite entries
     # can overflow it, so a norm that is not finite is looked at entry by entry.
-    norms = torch.stack([norm.double() for norm in torch._foreach_norm([t for _, t in named])])
+    norms = torch.stack([norm.double().to(named[0][1].device) for norm in torch._foreach_norm([t for _, t in named])])
     suspects = (~norms.isfinite()).nonzero().flatten().tolist()
     return next((named[i][0] for i in suspects if not bool(named[i][1].isfinite().all())), None)
 

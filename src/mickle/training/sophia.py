@@ -13,8 +13,8 @@ The estimates are in ``training/curvature.py``, the update in ``kernels/sophia_u
 Departures. ``bias_correction`` (off as in the paper) divides h by 1 - beta2^n after n estimates and m by 1 -
 beta1^t: h starts at zero and in short runs stays a fraction of itself. The curvature of a parameter that an
 estimate does not reach is left alone, not decayed. The authors' code keeps h / B instead of h
-(``training/sophia_states.py`` converts) and clips the drawn-label gradient to norm 1 before squaring it,
-which the paper does not say: ``sampled_clip=1.0`` does so too.
+and clips the drawn-label gradient to norm 1 before squaring it, which the paper does not say:
+``sampled_clip=1.0`` does so too.
 """
 
 import math
@@ -40,6 +40,7 @@ from mickle.training.curvature import (
     undisturbed,
 )
 from mickle.training.distributed import current, gathered, local
+from mickle.training.guard import first_not_finite
 
 ESTIMATORS: dict[str, Estimator] = {"gnb": gauss_newton_bartlett, "hutchinson": hutchinson}
 GAMMA = {"gnb": 0.05, "hutchinson": 0.01}  # the paper's
@@ -215,7 +216,7 @@ class Sophia(torch.optim.Optimizer):
         gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any(gradient.is_sparse for gradient in gradients):
             raise UsageError("Sophia has no rule for sparse gradients", todo="Use nn.Embedding(..., sparse=False).")
-        if not checked and not _all_finite(gradients):
+        if not checked and first_not_finite(("", gradient) for gradient in gradients) is not None:
             self._totals["skipped_steps"] += 1
             return
         self._unclipped = []
@@ -412,13 +413,6 @@ def _spaced(tensors: Sequence[Tensor]) -> Tensor:
     """About ``_SAMPLE`` evenly spaced coordinates of all tensors together, flat."""
     stride = max(1, sum(tensor.numel() for tensor in tensors) // _SAMPLE)
     return torch.cat([t.detach().reshape(-1)[::stride] for t in tensors]) if tensors else torch.empty(0)
-
-
-def _all_finite(gradients: Sequence[Tensor]) -> bool:
-    """One pass over memory and one look at the device; sums that overflow of finite terms are looked at again."""
-    sums = [local(gradient).sum(dtype=torch.promote_types(gradient.dtype, torch.float32)) for gradient in gradients]
-    total = sum((one.to(sums[0].device) for one in sums), start=torch.tensor(0.0)) if sums else torch.tensor(0.0)
-    return bool(torch.isfinite(total)) or all(bool(torch.isfinite(local(g)).all()) for g in gradients)
 
 
 def _scales(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> tuple[float, float]:

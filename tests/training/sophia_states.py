@@ -1,4 +1,4 @@
-"""Sophia's state from and to two other implementations, so that a run can change sides.
+"""Sophia's state from and to two other implementations: a run that changes sides goes on as it would have there.
 
 Liuhong99/Sophia (the authors') keeps ``exp_avg``, ``step`` and ``hessian`` = h / B, and multiplies by B at
 every step; its ``rho`` is gamma. ``pytorch_optimizer.SophiaH`` keeps ``momentum`` and ``hessian_moment`` = h,
