@@ -92,12 +92,13 @@ class Compress(Step):
         from mickle.compression.calibration import read_calibration
         from mickle.data.heldout import read_pages
         from mickle.data.tokenizer import open_text_tokenizer
-        from mickle.evaluation.measure import check_vocabulary, longest_text
+        from mickle.evaluation.measure import longest_text
+        from mickle.models.language import check_vocabulary
 
         if self.data is None or not self.method.reads_text:
             return None
         tokenizer = open_text_tokenizer(self.model)
-        check_vocabulary(blocks.model, tokenizer, self.model)
+        check_vocabulary(blocks.model, tokenizer.size, self.model)
         heldout = self.model / HELDOUT
         texts = [page.text for batch in read_pages(heldout) for page in batch] if heldout.is_file() else []
         length = self.length or min(2048, longest_text(blocks.model, 2048))

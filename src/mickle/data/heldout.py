@@ -15,7 +15,7 @@ import xxhash
 
 from mickle.data.records import Page
 from mickle.errors import UsageError
-from mickle.storage import open_folder, read_manifest
+from mickle.storage import disk_errors, open_folder, read_manifest
 
 PAGES_AT_A_TIME = 256
 COLUMNS = ("url", "domain", "language", "text")
@@ -144,4 +144,5 @@ def write_pages(pages: Iterable[Page], path: Path) -> None:
     """Write pages to one Parquet file with the columns of a corpus; the same pages give the same bytes."""
     rows = list(pages)
     columns = {name: pa.array([getattr(page, name) for page in rows], pa.string()) for name in COLUMNS}
-    pq.write_table(pa.table(columns), path, compression="zstd")
+    with disk_errors(path):
+        pq.write_table(pa.table(columns), path, compression="zstd")

@@ -80,22 +80,14 @@ def open_to_measure(folder: Path) -> tuple[Any, TextTokenizer]:
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
+    from mickle.models.language import check_vocabulary
 
     tokenizer = open_text_tokenizer(tokenizer_folder(folder))
     model = open_model(folder, device=machine.device())
-    check_vocabulary(model, tokenizer, folder)
+    check_vocabulary(model, tokenizer.size, folder)
     return model, tokenizer
 
 
 def longest_text(model: Any, unknown: int = LENGTH_UNKNOWN) -> int:
     """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
     return unknown if model.trained_length is None else int(model.trained_length)
-
-
-def check_vocabulary(model: Any, tokenizer: TextTokenizer, folder: Path) -> None:
-    """Refuse a tokenizer that has tokens which the model does not know."""
-    if tokenizer.size > model.vocab_size:
-        raise UsageError(
-            f"The tokenizer has ids up to {tokenizer.size - 1:,}, the model {model.vocab_size:,} tokens.",
-            where=str(folder),
-        )

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mickle.errors import UsageError
 from mickle.models.folder_files import write_model
 
 Head = Callable[[Tensor, Tensor | None], Any]
@@ -164,6 +165,16 @@ class Description:
     def ours(self) -> bool:
         """Whether one of our own architectures computes it."""
         return self.shape is not None
+
+
+def check_vocabulary(model: LanguageModel | Description, tokens: int, where: Path | str) -> None:
+    """UsageError for a tokenizer that has more ``tokens`` than the model knows."""
+    if tokens > model.vocab_size:
+        raise UsageError(
+            f"The tokenizer has {tokens:,} tokens, the model {model.vocab_size:,}.",
+            where=str(where),
+            todo="use the tokenizer that belongs to the model",
+        )
 
 
 def described(settings: Mapping[str, Any]) -> Description:

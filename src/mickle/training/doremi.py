@@ -116,20 +116,13 @@ class RobustProxy(nn.Module):
         self.domains = domains
         device = next(model.parameters()).device
         empty = partial(torch.zeros, device=device, dtype=torch.float64)
-        self.weights: Tensor
-        self.trajectory: Tensor
-        self.excess: Tensor
-        self.last_excess: Tensor
-        self.seen: Tensor
-        self.done: Tensor
-        self.skipped: Tensor
-        self.register_buffer("weights", empty(domains) + 1 / domains)  # alpha now
-        self.register_buffer("trajectory", empty(steps, domains))  # alpha_t of every step that was made
-        self.register_buffer("excess", empty(steps, domains))  # lambda of the same steps, 0 where not seen
-        self.register_buffer("seen", torch.zeros(steps, domains, dtype=torch.bool, device=device))
-        self.register_buffer("last_excess", empty(domains) + float(np.log(vocabulary)))
-        self.register_buffer("done", torch.zeros((), dtype=torch.int64, device=device))
-        self.register_buffer("skipped", torch.zeros(domains, dtype=torch.int64, device=device))
+        self.weights = nn.Buffer(empty(domains) + 1 / domains)  # alpha now
+        self.trajectory = nn.Buffer(empty(steps, domains))  # alpha_t of every step that was made
+        self.excess = nn.Buffer(empty(steps, domains))  # lambda of the same steps, 0 where not seen
+        self.seen = nn.Buffer(empty(steps, domains, dtype=torch.bool))
+        self.last_excess = nn.Buffer(empty(domains) + float(np.log(vocabulary)))
+        self.done = nn.Buffer(empty((), dtype=torch.int64))
+        self.skipped = nn.Buffer(empty(domains, dtype=torch.int64))
         self._pending: DomainsUpdate | None = None
         self._of_all_parts: DomainsUpdate | None = None
 
@@ -137,8 +130,8 @@ class RobustProxy(nn.Module):
         """What the proxy itself computes."""
         return self.model(*inputs, **options)
 
-    def follow(self, optimizer: Optimizer, objective: "RobustObjective") -> None:
-        """Let the weights move with the optimizer: by the whole batch, and only when its step was made."""
+    def follow(self, optimizer: Optimizer, objective: "RobustObjective") -> Optimizer:
+        """The optimizer, with which the weights now move: by the whole batch, and only when its step was made."""
 
         def before(optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             self._pending = self._of_all_parts = None
@@ -151,6 +144,7 @@ class RobustProxy(nn.Module):
 
         optimizer.register_step_pre_hook(before)
         optimizer.register_step_post_hook(after)
+        return optimizer
 
     def propose(self, rule: RobustRule, sums: Tensor, sampled: Tensor | None) -> DomainsUpdate:
         """The update that a batch with these sums of scores and counts (float64 [2, k]) asks for.

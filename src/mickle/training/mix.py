@@ -24,7 +24,6 @@ from mickle.training.run import Asked, TrainingStep, kept_plan, refuse_no_model,
 if TYPE_CHECKING:
     from mickle.data.domains import Grouping
     from mickle.data.packing import TokenStream
-    from mickle.training.mix_plan import Bounds
     from mickle.training.mix_results import Round
     from mickle.training.mix_round import Rounds
     from mickle.training.pretrain_data import TokenizerAsked
@@ -128,11 +127,6 @@ class Mix(TrainingStep):
         return self
 
     @property
-    def asked(self) -> Asked:
-        """The numbers that were set; what is left out is derived by pretrain's rules."""
-        return Asked.of(self)
-
-    @property
     def fresh(self) -> Fresh:
         """What reference and proxy are."""
         from mickle.training.pretrain_plan import Fresh
@@ -145,13 +139,6 @@ class Mix(TrainingStep):
         from mickle.training.pretrain_data import TokenizerAsked
 
         return TokenizerAsked(self.tokenizer, self.size, self.vocabulary_size, NextToken())
-
-    @property
-    def bounds(self) -> Bounds:
-        """What the final weights keep within."""
-        from mickle.training.mix_plan import Bounds
-
-        return Bounds(self.floor, self.max_repeats, self.budget_tokens)
 
     @property
     def grouping(self) -> Grouping:
@@ -180,7 +167,7 @@ class Mix(TrainingStep):
         warnings += mix_results.doubts(list(streams), rounds)
         for warning in warnings:
             emit(Warned(warning))
-        limited = mix_plan.limited_weights(self.bounds, weights, streams)
+        limited = self._limited(weights, streams)
         final = Weights(tuple(streams), tuple(limited), self.grouping)
         budget = self.budget_tokens or plan.steps * plan.batch_tokens
         return mix_results.write(work, final, budget, plan, streams, rounds, warnings)
@@ -202,11 +189,11 @@ class Mix(TrainingStep):
 
         def planned() -> tuple[PretrainPlan, Forecast]:
             tokens = [len(stream) for stream in streams.values()]
-            return mix_plan.plan_of(self.asked, self.fresh, tokenizer.size, tokens), Forecast()
+            return mix_plan.plan_of(Asked.of(self), self.fresh, tokenizer.size, tokens), Forecast()
 
         plan, _ = kept_plan(scratch / "plan.json", PretrainPlan, planned)
         weights = self._first_weights(streams)
-        mix_plan.limited_weights(self.bounds, weights, streams)  # refused before anything is trained
+        self._limited(weights, streams)  # refused before anything is trained
         for line in [*plan.lines(), mix_results.domain_line(streams, weights)]:
             emit(Noted(line))
         rule = RobustRule(**self.robust.model_dump(exclude={"sampling", "burn_in"}))
@@ -224,7 +211,7 @@ class Mix(TrainingStep):
         sizes = domain_sizes(self.data, share, self.grouping)
         tokenizer, _, rate = look_at(self.asked_tokenizer, self.data, share)
         tokens = {name: round(size.bytes * rate) for name, size in sizes.items()}
-        plan = plan_of(self.asked, self.fresh, tokenizer.size, list(tokens.values()))
+        plan = plan_of(Asked.of(self), self.fresh, tokenizer.size, list(tokens.values()))
         each = step_seconds(plan, self.fresh.build(plan, self.seed)) * plan.steps
         space = disk(plan, 2 * split.training_bytes) + 4 * sum(tokens.values())
         # A reference, and a proxy that also runs the reference forward, which is a third of a step.
@@ -233,6 +220,12 @@ class Mix(TrainingStep):
 
     def after(self, out: Path) -> str:
         return f"mickle pretrain {self.data} --mixture {out / 'weights.yaml'}"
+
+    def _limited(self, weights: tuple[float, ...], streams: dict[str, TokenStream]) -> list[float]:
+        """The weights within the bounds that were set."""
+        from mickle.training.mix_plan import limited_weights
+
+        return limited_weights(weights, streams, self.floor, self.max_repeats, self.budget_tokens)
 
     def _first_weights(self, streams: dict[str, TokenStream]) -> tuple[float, ...]:
         """The first round's reference weights, in the order of names."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -45,32 +45,28 @@ def proxy_memory(plan: PretrainPlan) -> int:
     return memory(plan) + logits + 4 * plan.parameters
 
 
-@dataclass(frozen=True)
-class Bounds:
-    """How small a weight may be, and how often a domain may be repeated within a budget of tokens."""
-
-    floor: float = 0.0
-    max_repeats: float | None = None
-    budget_tokens: int | None = None
-
-
-def limited_weights(bounds: Bounds, weights: Sequence[float], streams: dict[str, TokenStream]) -> list[float]:
-    """The weights within the bounds.
+def limited_weights(
+    weights: Sequence[float],
+    streams: dict[str, TokenStream],
+    floor: float,
+    max_repeats: float | None,
+    budget_tokens: int | None,
+) -> list[float]:
+    """The weights, none below ``floor`` and no domain repeated more often than that within a budget of tokens.
 
     Raises UsageError where no weights keep these bounds.
     """
     most = [1.0] * len(streams)
-    if bounds.max_repeats is not None and bounds.budget_tokens is not None:
-        most = [min(1.0, bounds.max_repeats * len(s) / bounds.budget_tokens) for s in streams.values()]
-    if bounds.floor == 0 and min(most) == 1:
+    if max_repeats is not None and budget_tokens is not None:
+        most = [min(1.0, max_repeats * len(s) / budget_tokens) for s in streams.values()]
+    if floor == 0 and min(most) == 1:
         return list(weights)
     try:
-        return limited(weights, [bounds.floor] * len(streams), most)
+        return limited(weights, [floor] * len(streams), most)
     except ValueError:
         tokens = sum(map(len, streams.values()))
         raise UsageError(
-            f"No weights are above a floor of {bounds.floor:g} and repeat no domain more than "
-            f"{bounds.max_repeats or 0:g} times.",
+            f"No weights are above a floor of {floor:g} and repeat no domain more than {max_repeats or 0:g} times.",
             where="floor, max_repeats, budget_tokens",
             expected=f"floor at most {1 / len(streams):.3g}; budget_tokens at most max_repeats x {tokens:,}",
         ) from None

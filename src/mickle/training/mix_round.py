@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -80,7 +80,12 @@ class Rounds:
             log=logs / "proxy.jsonl",
             watch_loss=False,  # a loss whose weights move may jump
         )
-        proxy = train(run, self._proxy(), following(optimizer, objective), self._proxy, emit).model
+
+        def following(model: nn.Module) -> Optimizer:
+            assert isinstance(model, RobustProxy)
+            return model.follow(optimizer(model), objective)
+
+        proxy = train(run, self._proxy(), following, self._proxy, emit).model
         assert isinstance(proxy, RobustProxy)
         return Round.of(proxy, weights, self.burn_in)
 
@@ -102,17 +107,3 @@ class Rounds:
 
     def _proxy(self) -> RobustProxy:
         return RobustProxy(self._fresh(), len(self.streams), self.plan.steps, self.plan.vocabulary_size)
-
-
-def following(
-    optimizer_of: Callable[[nn.Module], Optimizer], objective: RobustObjective
-) -> Callable[[nn.Module], Optimizer]:
-    """The optimizer of a proxy, with whose steps the domains' weights move."""
-
-    def built(model: nn.Module) -> Optimizer:
-        optimizer = optimizer_of(model)
-        assert isinstance(model, RobustProxy)
-        model.follow(optimizer, objective)
-        return optimizer
-
-    return built

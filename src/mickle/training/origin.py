@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mickle import machine
 from mickle.errors import UsageError
-from mickle.models.folder import describe, open_model
+from mickle.models.folder import describe
 from mickle.models.language import Description, LanguageModel
 from mickle.models.shape import DecoderConfig
 
@@ -42,21 +41,6 @@ _OTHERWISE = {
     True: ("sees both sides", "predict the next token", "masked"),
     False: ("sees one side", "fill in masked tokens", "next"),
 }
-
-
-def open_origin(folder: Path, vocabulary: int) -> LanguageModel:
-    """The model of ``folder`` on this machine's device, ready to be trained.
-
-    Raises UsageError where the tokenizer (``vocabulary`` tokens) has more tokens than the model.
-    """
-    model = open_model(folder, device=machine.device())
-    if vocabulary > model.vocab_size:
-        raise UsageError(
-            f"The tokenizer has {vocabulary:,} tokens, the model {model.vocab_size:,}.",
-            where=f"start: {folder}",
-            todo="use the tokenizer that belongs to the model",
-        )
-    return model
 
 
 def origin_of(folder: Path, model: LanguageModel) -> Origin:

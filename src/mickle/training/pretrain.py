@@ -55,7 +55,6 @@ class Ready:
     """What a run knows before its model is made."""
 
     split: Split
-    share: float
     tokenizer: TextTokenizer
     text: Text
     plan: PretrainPlan
@@ -145,11 +144,6 @@ class Pretrain(TrainingStep):
         return training_findings(summary)
 
     @property
-    def asked(self) -> Asked:
-        """The numbers that were set."""
-        return Asked.of(self)
-
-    @property
     def fresh(self) -> Fresh:
         """What a fresh model would be."""
         from mickle.training.pretrain_plan import Fresh
@@ -214,11 +208,15 @@ class Pretrain(TrainingStep):
             refuse_other_objective(self.start, self.objective.causal)
 
     def _model_to_go_on_from(self, tokenizer: TextTokenizer) -> LanguageModel | None:
-        from mickle.training.origin import open_origin
+        from mickle import machine
+        from mickle.models.folder import open_model
+        from mickle.models.language import check_vocabulary
 
         if self.start is None:
             return None
-        return open_origin(self.start, tokenizer.size)
+        model = open_model(self.start, device=machine.device())
+        check_vocabulary(model, tokenizer.size, f"start: {self.start}")
+        return model
 
     def _model(self, tokenizer: TextTokenizer, plan: PretrainPlan) -> nn.Module:
         """The model to train, as it is before the first step."""
@@ -229,6 +227,7 @@ class Pretrain(TrainingStep):
 
     def _ready(self, work: Path, emit: Emit) -> Ready:
         """Pages split, tokenizer, tokens and plan; all of it is kept in the scratch folder."""
+        from mickle.data.heldout import write_pages
         from mickle.training import distributed
         from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
         from mickle.training.pretrain_plan import PretrainPlan
@@ -251,8 +250,8 @@ class Pretrain(TrainingStep):
         for line in self.objective.remarks():
             emit(Warned(line))
         if split.heldout and distributed.current().writes:
-            _write_heldout(split, work / HELDOUT)
-        return Ready(split, share, tokenizer, text, plan, forecast)
+            write_pages(split.heldout, work / HELDOUT)
+        return Ready(split, tokenizer, text, plan, forecast)
 
     def _planned(self, tokenizer: TextTokenizer, tokens: int, split: Split) -> tuple[PretrainPlan, Forecast]:
         """The run's numbers, and what it will need: memory in closed form, time from some measured steps."""
@@ -261,7 +260,7 @@ class Pretrain(TrainingStep):
 
         start = self._model_to_go_on_from(tokenizer)
         origin = origin_of(self.start, start) if self.start and start else None
-        plan = resolve(self.asked, self.fresh, tokenizer.size, tokens, origin)
+        plan = resolve(Asked.of(self), self.fresh, tokenizer.size, tokens, origin)
         needed = memory(plan)  # before anything is trained: what that takes is then held
         each = step_seconds(plan, start or self.fresh.build(plan, self.seed), self.optimizer, self.objective)
         seconds = each * plan.steps * 1.05  # evaluations and checkpoints
@@ -305,14 +304,6 @@ class Pretrain(TrainingStep):
         ids = [int(token) for token in document[: min(plan.sequence_length, 200) + 1]]
         shown = self.objective.shown(ids, tokenizer, plan.steps, self.seed)
         return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, *shown))
-
-
-def _write_heldout(split: Split, file: Path) -> None:
-    from mickle.data.heldout import write_pages
-    from mickle.storage import disk_errors
-
-    with disk_errors(file):
-        write_pages(split.heldout, file)
 
 
 def _count_line(split: Split, share: float) -> str:

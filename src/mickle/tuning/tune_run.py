@@ -15,12 +15,11 @@ from mickle.data.label_prompts import LabelPrompt
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.measure import check_vocabulary
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
 from mickle.models.folder_check import check_tokenizer, is_adapter, read_config
 from mickle.models.folder_files import keep_files
-from mickle.models.language import Description, LanguageModel
+from mickle.models.language import Description, LanguageModel, check_vocabulary
 from mickle.models.linear_layers import is_linear
 from mickle.models.lora import LoraLinear
 from mickle.training.run import Asked
@@ -70,12 +69,7 @@ def read_inputs(
     shape = describe(folder)
     check_tokenizer(folder)
     tokenizer = open_text_tokenizer(folder)
-    if tokenizer.size > shape.vocab_size:
-        raise UsageError(
-            f"The tokenizer has {tokenizer.size:,} tokens, the model {shape.vocab_size:,}.",
-            where=str(folder),
-            todo="use the tokenizer that belongs to the model",
-        )
+    check_vocabulary(shape, tokenizer.size, folder)
     most = tune_plan.longest_row(length, shape)
     task: Task
     if prompt is not None:
@@ -116,7 +110,7 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
         model = open_model(known.folder, device=machine.device())
     except NumericError as error:  # here it is the folder that is wrong, and nothing has been begun
         raise UsageError(error.what, where=error.where, todo="take an earlier copy of this model") from None
-    check_vocabulary(model, known.tokenizer, known.folder)
+    check_vocabulary(model, known.tokenizer.size, known.folder)
     if learns.whole:
         refuse_quantized(model)
         model.float()
