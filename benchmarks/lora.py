@@ -93,9 +93,9 @@ def tune_mickle(shape: dict[str, int], precision: str, folder: Path, gate: Gate,
     from mickle.data.example_batches import packed, rows_of
     from mickle.models.folder import open_model
     from mickle.training.loop import fit
+    from mickle.training.objectives import trained_tokens
     from mickle.training.optimizers import Schedule
     from mickle.tuning.methods import Adam, Lora
-    from mickle.tuning.tune_data import trained_tokens
     from mickle.tuning.tune_run import reduce_frozen
 
     def batches(step: int) -> dict[str, Any]:

@@ -21,10 +21,9 @@ from mickle.training import objectives
 from mickle.training.label_words import label_words, wrong_labels
 from mickle.training.loop import fit
 from mickle.training.mezo import MeZO
-from mickle.training.objectives import Batch, Objective
+from mickle.training.objectives import Batch, Objective, trained_tokens
 from mickle.training.optimizers import AdamW, Schedule, Sophia, build_optimizer, decay_groups
 from mickle.training.paged import paged_adamw
-from mickle.tuning.tune_data import trained_tokens
 
 VOCABULARY, LENGTH, CLASSES = 13, 10, 3
 MASK = VOCABULARY - 1

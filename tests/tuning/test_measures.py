@@ -18,12 +18,12 @@ from mickle.data.conversations import Example
 from mickle.data.example_batches import ExampleBatches, rows_of
 from mickle.errors import UsageError
 from mickle.models.folder import open_model
-from mickle.training.objectives import next_token
+from mickle.training.objectives import next_token, trained_tokens
 from mickle.tuning import measures, outcome
 from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.mezo import LowRank, Mezo
 from mickle.tuning.task import Sources, split
-from mickle.tuning.tune_data import ExampleTask, read_task, trained_tokens
+from mickle.tuning.tune_data import ExampleTask, read_task
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,18 @@ def next_token(model: nn.Module, batch: Batch, smoothing: float = 0.0) -> tuple[
     return model(batch["input_ids"], documents=batch.get("documents"), head=head)
 
 
+def trained_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Cross-entropy (nats) of the labels that count, from their positions' hidden states alone.
+
+    ``batch`` as for :func:`next_token`. Most tokens of a conversation are not answers, so most of the projection onto
+    the vocabulary, and of a wrapped model's logits, is never made.
+    """
+    labels = batch["labels"]
+    chosen = labels >= 0  # [B, T]
+    head = partial(cross_entropy, labels=labels[chosen])
+    return model(batch["input_ids"], documents=batch.get("documents"), positions=chosen, head=head)
+
+
 def masked_token(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Cross-entropy (nats) of the hidden tokens, given both sides (BERT, arXiv 1810.04805, section 3.1).
 
@@ -40,10 +52,7 @@ def masked_token(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """
     if getattr(model, "causal", False):
         raise UsageError("masked-token training needs a model that sees both sides", todo="set causal: false")
-    labels = batch["labels"]
-    chosen = labels >= 0  # [B, T]
-    head = partial(cross_entropy, labels=labels[chosen])
-    return model(batch["input_ids"], documents=batch.get("documents"), positions=chosen, head=head)
+    return trained_tokens(model, batch)
 
 
 def classification(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

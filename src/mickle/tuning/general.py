@@ -4,6 +4,7 @@ documentation of this Python, which every machine has.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ def general_pages(given: Path | None, model: Path) -> tuple[list[Page], str]:
     found = list(islice((page for batch in read_pages(source) for page in batch), MOST_PAGES))
     if not found:
         raise UsageError("There is no page with text to measure on.", where=f"general: {source}")
-    return [_opening(page) for page in found], "pages of --general" if given else "the model's own held-out pages"
+    return list(map(_opening, found)), "pages of --general" if given else "the model's own held-out pages"
 
 
 def documentation_pages() -> list[Page]:
@@ -51,6 +52,4 @@ def documentation_pages() -> list[Page]:
 
 
 def _opening(page: Page) -> Page:
-    from dataclasses import replace
-
     return replace(page, text=page.text[:MOST_CHARACTERS])

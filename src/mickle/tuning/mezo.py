@@ -236,13 +236,8 @@ def build_mezo(settings: Mezo, model: nn.Module, seed: int, steps: int) -> MeZO:
         settings.learning_rate or 0.0,
         seed=seed,
         eps=settings.reach(),
-        draws=settings.draws,
-        probes=settings.probes,
-        variant=settings.variant,
-        betas=settings.betas,
-        weight_decay=settings.weight_decay,
-        clip=settings.clip,
         base=fingerprint_of(settings, model),
+        **settings.model_dump(include={"draws", "probes", "variant", "betas", "weight_decay", "clip"}),
     )
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mickle.data.chat_template import ChatTemplate
+    from mickle.data.example_batches import Encoded
+    from mickle.data.label_prompts import EncodedLabels
     from mickle.training.objectives import Batch, Objective
     from mickle.training.run import Asked
     from mickle.tuning.tune_plan import Batching, TunePlan
@@ -45,34 +47,33 @@ class Sources:
     most_bad: float = 0.1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Task(ABC):
     """Examples ready to be learnt from and measured on; ``lines`` say for a person what was found.
 
-    overlap: how many held-out examples are among the training ones, ``exact`` and ``near``. template: of conversations.
+    overlap: how many held-out examples are among the training ones, ``exact`` and ``near``. template: the chat template
+    that conversations were written with.
     """
 
     form: str
     lines: tuple[str, ...]
     overlap: dict[str, Any]
+    training: Encoded | EncodedLabels
+    heldout: Encoded | EncodedLabels
+    template: ChatTemplate | None = None
 
     unit = "token"  # what a loss is the mean over
     leaps = False  # whether it is learnt in leaps, so that a loss that jumps is no fault
 
     @property
-    def template(self) -> ChatTemplate | None:
-        """The chat template that examples were written with, if any."""
-        return None
-
-    @property
-    @abstractmethod
     def lengths(self) -> list[int]:
         """Tokens of each training example."""
+        return [len(tokens) for tokens in self.training.tokens]
 
     @property
-    @abstractmethod
     def heldout_lengths(self) -> list[int]:
         """Tokens of each held-out example."""
+        return [len(tokens) for tokens in self.heldout.tokens]
 
     @abstractmethod
     def batching(self, asked: Asked, most: int) -> Batching:

@@ -8,7 +8,7 @@ and on general text before and after, samples, peak memory against the forecast.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -200,9 +200,8 @@ class Tune(TrainingStep):
 
     def dry_run(self) -> tuple[Forecast, str]:
         known = self._inputs()
-        plan, f = known.plan(Asked.of(self), self.recompute)
-        notes = (*known.task.lines, *plan.lines())
-        return Forecast(f.memory_bytes, f.seconds, f.disk_bytes, notes), known.task.preview()
+        plan, forecast = known.plan(Asked.of(self), self.recompute)
+        return replace(forecast, notes=(*known.task.lines, *plan.lines())), known.task.preview()
 
     def after(self, out: Path) -> str:
         return self.method.learns.next_command(out)

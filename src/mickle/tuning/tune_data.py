@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
-from mickle.data.chat_template import ChatTemplate, open_template
+from mickle.data.chat_template import open_template
 from mickle.data.conversations import Example, Reading, read_conversations
 from mickle.data.example_batches import Encoded, ExampleBatches
 from mickle.data.examples import encode_examples, preview
@@ -19,8 +19,7 @@ from mickle.data.masking import MaskedBatches, vocabulary_of
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
-from mickle.kernels.losses import cross_entropy
-from mickle.training.objectives import Batch, Objective, masked_token
+from mickle.training.objectives import Batch, Objective, masked_token, trained_tokens
 from mickle.tuning import measures
 from mickle.tuning.task import Sources, Task, two_sides
 from mickle.tuning.tune_plan import Batching, TunePlan, batch_rows, row_length
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 LEAST_TOKENS = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExampleTask(Task):
     """Examples of which the answers' tokens are trained; of a text all of them."""
 
@@ -39,19 +38,6 @@ class ExampleTask(Task):
     heldout: Encoded
     heldout_examples: tuple[Example, ...]
     tokenizer: TextTokenizer
-    chat: ChatTemplate | None = None
-
-    @property
-    def template(self) -> ChatTemplate | None:
-        return self.chat
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(tokens) for tokens in self.training.tokens]
-
-    @property
-    def heldout_lengths(self) -> list[int]:
-        return [len(tokens) for tokens in self.heldout.tokens]
 
     def batching(self, asked: Asked, most: int) -> Batching:
         lengths = self.lengths
@@ -129,7 +115,7 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
         heldout=held,
         heldout_examples=tuple(sides.heldout),
         tokenizer=tokenizer,
-        chat=template,
+        template=template,
     )
 
 
@@ -158,15 +144,3 @@ def _refuse_empty(found: Encoded, path: Path, longest: int) -> None:
             expected=f"examples with an answer within {longest:,} tokens",
             todo="give more or shorter examples, or raise sequence_length",
         )
-
-
-def trained_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy (nats) of the labels that count, from their positions' hidden states alone.
-
-    ``batch`` as for ``objectives.next_token``. Most tokens of a conversation are not answers, so most of the
-    projection onto the vocabulary, and of a wrapped model's logits, is never made.
-    """
-    labels = batch["labels"]
-    chosen = labels >= 0  # [B, T]
-    head = partial(cross_entropy, labels=labels[chosen])
-    return model(batch["input_ids"], documents=batch.get("documents"), positions=chosen, head=head)

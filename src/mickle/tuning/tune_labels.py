@@ -38,26 +38,18 @@ if TYPE_CHECKING:
 SHOWN = 3  # examples of a preview
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LabelTask(Task):
     """Labelled rows of which the label's word is trained."""
 
-    prompt: LabelPrompt
     training: EncodedLabels
     heldout: EncodedLabels
+    prompt: LabelPrompt
     training_texts: tuple[LabelledText, ...]
     heldout_texts: tuple[LabelledText, ...]
 
     unit = "label"
     leaps = True
-
-    @property
-    def lengths(self) -> list[int]:
-        return [len(tokens) for tokens in self.training.tokens]
-
-    @property
-    def heldout_lengths(self) -> list[int]:
-        return [len(tokens) for tokens in self.heldout.tokens]
 
     def batching(self, asked: Asked, most: int) -> Batching:
         """A row is the longest example with its longest word, to a multiple of 8: what memory is forecast for."""
@@ -113,14 +105,14 @@ def read_labels(
     sides = two_sides(sources, partial(read_labelled, prompt=prompt, most_bad=sources.most_bad), text_of)
     encode = partial(encode_labelled, prompt=prompt, tokenizer=tokenizer, longest=longest, causal=causal)
     return LabelTask(
-        "labels",
-        (*sides.lines, sides.shared.line()),
-        sides.overlap,
-        prompt,
-        encode(sides.training),
-        encode(sides.heldout),
-        tuple(sides.training),
-        tuple(sides.heldout),
+        form="labels",
+        lines=(*sides.lines, sides.shared.line()),
+        overlap=sides.overlap,
+        training=encode(sides.training),
+        heldout=encode(sides.heldout),
+        prompt=prompt,
+        training_texts=tuple(sides.training),
+        heldout_texts=tuple(sides.heldout),
     )
 
 

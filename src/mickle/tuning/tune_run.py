@@ -24,7 +24,7 @@ from mickle.models.linear_layers import is_linear
 from mickle.models.lora import LoraLinear
 from mickle.training.run import Asked
 from mickle.tuning import measures, tune_plan
-from mickle.tuning.methods import TuningMethod, refuse_quantized
+from mickle.tuning.methods import TuningMethod
 from mickle.tuning.task import Sources, Task
 from mickle.tuning.tune_data import read_task
 from mickle.tuning.tune_labels import read_labels
@@ -111,11 +111,10 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
     except NumericError as error:  # here it is the folder that is wrong, and nothing has been begun
         raise UsageError(error.what, where=error.where, todo="take an earlier copy of this model") from None
     check_vocabulary(model, known.tokenizer.size, known.folder)
-    if learns.whole:
-        refuse_quantized(model)
-        model.float()
     prepared = learns.prepare(model, seed)
-    if not learns.whole:
+    if learns.whole:
+        prepared.float()
+    else:
         _widen(prepared)
         reduce_frozen(prepared, torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
     if plan.recompute:
