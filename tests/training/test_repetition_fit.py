@@ -147,10 +147,10 @@ def test_three_kinds_of_file(tmp_path: Path) -> None:
         ("r.csv", "N,D,U\n1,2,3\n", r"lacks a number[\s\S]*r.csv:2"),
         ("r.csv", "N,D,U,loss\n1,2,3,nan\n", r"loss is 'nan'"),
         ("r.csv", "", "no run here"),
-        ("r.json", "{}", "not a list"),
-        ("r.json", "[1]", r"lacks a number[\s\S]*entry 1"),
+        ("r.json", "{}", "lacks a number"),
+        ("r.json", "[1]", r"not an object[\s\S]*item 1"),
         ("r.json", "[{", "not valid JSON"),
-        ("r.jsonl", '{"N": 1, "D": 1, "U": 1, "loss": 1}\n{"N"', r"not valid JSON[\s\S]*r.jsonl:2"),
+        ("r.jsonl", '{"N": 1, "D": 1, "U": 1, "loss": 1}\n{"N"', r"not JSON[\s\S]*r.jsonl:2"),
         ("r.jsonl", '{"N": 1, "D": 1, "U": 1, "loss": -1}', "loss is '-1'"),
     ],
 )

@@ -68,7 +68,7 @@ class Source:
         assert self.journal is not None
         model, end = open_at(self.folder, self.journal, self.to_step, self.base if self.adapter else None)
         steps, last = self.journal.steps, self.journal.runs[-1]
-        step = steps if self.to_step is None else self.to_step
+        step = self.journal.step(self.to_step)
         place = f"step {step:,} of {steps:,}"
         if end == "tuned":
             undone = steps - step
@@ -106,7 +106,7 @@ def find_source(
 def _journaled(folder: Path, base: Path | None, original: Path | None, file: Path, to_step: int | None) -> Source:
     """A folder that is one end of a journal."""
     from mickle.training.journal import read_journal
-    from mickle.tuning.mezo_journal import refuse_other_kind, refuse_other_step
+    from mickle.tuning.mezo_journal import refuse_other_kind
 
     if original is not None:
         raise UsageError("original_folder is not read with a journal", where="original_folder")
@@ -114,7 +114,7 @@ def _journaled(folder: Path, base: Path | None, original: Path | None, file: Pat
     if base is not None and not adapter:
         raise UsageError(f"{folder} is no adapter", where="base_folder", todo="leave base_folder out")
     journal = read_journal(file)
-    refuse_other_step(journal, to_step)
+    journal.step(to_step)  # refused before anything is opened
     refuse_other_kind(folder, journal)
     beneath = (base or adapter_base(folder)) if adapter else folder
     return Source(folder, beneath, None, journal, to_step)

@@ -7,6 +7,7 @@ run. There is no random state: what is random is drawn from (seed, step, micro-b
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -295,15 +296,7 @@ def _adopted(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any
 
 def _plain(value: Any) -> Any:
     """The value as JSON will give it back."""
-    if isinstance(value, Tensor):
-        return value.tolist()
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, (bool, int, float, str)) or value is None:
-        return value
-    return str(value)
+    return json.loads(json.dumps(value, default=lambda v: v.tolist() if isinstance(v, Tensor) else str(v)))
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ Most journals hold one run. `merge` puts a run that began where another ended be
 from __future__ import annotations
 
 import json
+import math
 import struct
 import zlib
 from dataclasses import dataclass, replace
@@ -87,6 +88,13 @@ class Journal:
     def steps(self) -> int:
         """Steps of all runs."""
         return sum(run.steps for run in self.runs)
+
+    def step(self, asked: int | None) -> int:
+        """The step that is meant, the last for None; UsageError where there is none."""
+        step = self.steps if asked is None else asked
+        if not 0 <= step <= self.steps:
+            raise UsageError(f"the journal has no step {step}", where="to_step", expected=f"0 to {self.steps}")
+        return step
 
 
 def journal_of(optimizer: MeZO, tuned: str = "", added: dict[str, Any] | None = None, beneath: str = "") -> Journal:
@@ -172,8 +180,7 @@ def cut(journal: Journal, step: int, tuned: str = "") -> Journal:
     tuned: the fingerprint of the weights at that step, where it is known; without it the cut journal knows its base
     only, unless it ends where a run ended.
     """
-    if not 0 <= step <= journal.steps:
-        raise UsageError(f"the journal has no step {step}", expected=f"0 to {journal.steps}")
+    step = journal.step(step)
     kept: list[MezoRun] = []
     for run in journal.runs:
         steps = min(step, run.steps)
@@ -208,7 +215,7 @@ def describe(journal: Journal) -> str:
     lines = []
     for number, run in enumerate(journal.runs, 1):
         rule, g = run.rule, abs(from_codes(run.projections))
-        weights = sum(_elements(t.shape) for t in run.tensors)
+        weights = sum(math.prod(t.shape) for t in run.tensors)
         rates = from_codes(run.rates)
         moved = (
             ""
@@ -292,19 +299,12 @@ def _tensors(values: Any) -> tuple[TrainedTensor, ...]:
             raise _broken("a tensor in it has no name, shape, type and decay")
         name, shape, dtype, decayed = value
         whole = len(shape) <= 16 and all(type(n) is int and 0 <= n <= MOST_ELEMENTS for n in shape)
-        if not whole or _elements(shape) > MOST_ELEMENTS or dtype not in ("float32", "float64"):
+        if not whole or math.prod(shape) > MOST_ELEMENTS or dtype not in ("float32", "float64"):
             raise _broken(f"tensor {name[:80]!r} in it has no possible shape or type")
         found.append(TrainedTensor(name, tuple(shape), dtype, decayed))
     if any(a == b for a, b in pairwise(sorted(tensor.name for tensor in found))):
         raise _broken("it names a tensor twice")
     return tuple(found)
-
-
-def _elements(shape: Any) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count
 
 
 def _broken(what: str) -> UsageError:

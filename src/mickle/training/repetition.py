@@ -28,7 +28,6 @@ BITS_A_PARAMETER = 3.6  # what a language model memorises at most (Morris et al.
 FACTOR_NEAR = 2.0  # within this factor of the threshold a plan warns
 WIDEST = math.log(1000)  # how far from the compute-optimal size the best one is looked for
 PLACES = 240
-GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Law:
     def best(self, flops: float, unique: float) -> Allocation:
         """The best allocation of C = 6 N D where only ``unique`` tokens are there to be read.
 
-        A scan finds the valley (the law has a kink where repetition begins), a golden section its bottom.
+        A scan finds the valley (the law has a kink where repetition begins), a section into thirds its bottom.
         """
         _refuse_none(flops=flops, unique=unique)
 
@@ -116,7 +115,7 @@ class Law:
         width = 2 * WIDEST / PLACES
         places = [middle - WIDEST + width * place for place in range(PLACES + 1)]
         lowest = min(places, key=loss)
-        size = math.exp(_golden_section(loss, lowest - width, lowest + width))
+        size = math.exp(_lowest(loss, lowest - width, lowest + width))
         return self.spent(size, flops / 6 / size, unique)
 
     def fresh_equivalent(self, epochs: float) -> float:
@@ -180,19 +179,11 @@ def _saturated(more: float, decay: float) -> float:
     return more if math.isinf(decay) else -decay * math.expm1(-more / decay)
 
 
-def _golden_section(loss: Callable[[float], float], low: float, high: float) -> float:
+def _lowest(loss: Callable[[float], float], low: float, high: float) -> float:
     """Where ``loss``, which has one valley between ``low`` and ``high``, is lowest (to 1e-9)."""
-    inner, outer = high - GOLDEN * (high - low), low + GOLDEN * (high - low)
-    at_inner, at_outer = loss(inner), loss(outer)
     while high - low > 1e-9:
-        if at_inner <= at_outer:
-            high, outer, at_outer = outer, inner, at_inner
-            inner = high - GOLDEN * (high - low)
-            at_inner = loss(inner)
-        else:
-            low, inner, at_inner = inner, outer, at_outer
-            outer = low + GOLDEN * (high - low)
-            at_outer = loss(outer)
+        third = (high - low) / 3
+        low, high = (low, high - third) if loss(low + third) <= loss(high - third) else (low + third, high)
     return (low + high) / 2
 
 

@@ -7,16 +7,15 @@ speak, the pilot is right.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mickle.data.rows import read_rows
 from mickle.errors import UsageError
-from mickle.storage import read_json, read_manifest
+from mickle.storage import read_manifest
 
 COLUMNS = ("N", "D", "U", "loss")
 
@@ -101,9 +100,9 @@ def read_runs(source: Path) -> list[PastRun]:
     return [_checked(row, place) for place, row in rows]
 
 
-def _folder_rows(folder: Path) -> list[tuple[str, Any]]:
+def _folder_rows(folder: Path) -> list[tuple[str, dict[str, Any]]]:
     """Each finished pretraining in ``folder`` as a row. All must have one vocabulary: losses are per token."""
-    rows: list[tuple[str, Any]] = []
+    rows: list[tuple[str, dict[str, Any]]] = []
     sizes: dict[int, str] = {}
     for path in sorted(path for path in folder.iterdir() if path.is_dir()):
         manifest = read_manifest(path)
@@ -125,33 +124,16 @@ def _folder_rows(folder: Path) -> list[tuple[str, Any]]:
     return rows
 
 
-def _rows(file: Path) -> list[tuple[str, Any]]:
-    if not file.is_file():
-        raise UsageError(f"no such file: {file}", where="runs", expected="CSV, JSON or JSON lines")
-    if file.suffix == ".json":
-        found = read_json(file)
-        if not isinstance(found, list):
-            raise UsageError("This JSON file is not a list of runs.", where=str(file))
-        return [(f"{file}, entry {place + 1}", row) for place, row in enumerate(found)]
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text", where=f"{file}, byte {error.start}") from None
-    if file.suffix == ".csv":
-        reader = csv.DictReader(lines, skipinitialspace=True)
-        return [(f"{file}:{reader.line_num}", row) for row in reader]
-    return [(f"{file}:{place}", _json_line(line, f"{file}:{place}")) for place, line in enumerate(lines, 1) if line]
+def _rows(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    rows = list(read_rows(file))
+    for row in rows:
+        if row.problem:
+            raise UsageError(f"This run cannot be read: {row.problem}", where=row.where)
+    return [(row.where, row.values) for row in rows]
 
 
-def _json_line(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"not valid JSON: {error}", where=place, expected="one JSON object a line") from None
-
-
-def _checked(row: Any, place: str) -> PastRun:
-    if not isinstance(row, dict) or any(row.get(name) is None for name in COLUMNS):
+def _checked(row: dict[str, Any], place: str) -> PastRun:
+    if any(row.get(name) is None for name in COLUMNS):
         raise UsageError("A run lacks a number.", where=place, expected=f"columns {', '.join(COLUMNS)}")
     numbers = []
     for name in COLUMNS:

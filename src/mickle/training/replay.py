@@ -62,7 +62,7 @@ def replay(model: nn.Module, journal: Journal, to_step: int | None = None, *, ex
 
     UsageError, before any weight is touched, where it is another base or has no such step or tensors.
     """
-    steps = _wanted(journal, to_step)
+    steps = journal.step(to_step)
     _refuse_other_base(model, journal)
     tensors = [_matching(model, run) for run in journal.runs]
     for run, found in zip(journal.runs, tensors, strict=True):
@@ -79,7 +79,7 @@ def undo(model: nn.Module, journal: Journal, to_step: int = 0) -> None:
 
     UsageError where the journal knows the tuned weights and these are others.
     """
-    _wanted(journal, to_step)
+    to_step = journal.step(to_step)
     tuned = journal.runs[-1].tuned
     if tuned and fingerprint_for(model, journal.runs[-1]) != tuned:
         raise UsageError(
@@ -147,14 +147,6 @@ def _moves(run: MezoRun, first: int, last: int, decayed: bool, exact: bool) -> M
     if not len(moved):
         return Moves.of([0], [0.0], [shrunk])
     return Moves.of(moved, net[moved], [shrunk] + [1.0] * (len(moved) - 1))
-
-
-def _wanted(journal: Journal, step: int | None) -> int:
-    if step is None:
-        return journal.steps
-    if not 0 <= step <= journal.steps:
-        raise UsageError(f"the journal has no step {step}", expected=f"0 to {journal.steps}")
-    return step
 
 
 def _refuse_other_base(model: nn.Module, journal: Journal) -> None:

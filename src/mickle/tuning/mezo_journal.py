@@ -36,7 +36,7 @@ def open_at(
     """
     from mickle.training.replay import replay, undo, verify
 
-    refuse_other_step(journal, to_step)
+    step = journal.step(to_step)
     refuse_other_kind(folder, journal)
     model = _opened(folder, journal, base)
     try:
@@ -47,16 +47,10 @@ def open_at(
             expected=error.expected, todo=_advice(journal),
         ) from None  # fmt: skip
     if end == "base":
-        replay(model, journal, to_step, exact=True)
+        replay(model, journal, step, exact=True)
     else:
-        undo(model, journal, journal.steps if to_step is None else to_step)
+        undo(model, journal, step)
     return model, end
-
-
-def refuse_other_step(journal: Journal, step: int | None) -> None:
-    """UsageError where the journal has no such step."""
-    if step is not None and not 0 <= step <= journal.steps:
-        raise UsageError(f"the journal has no step {step}", where="to_step", expected=f"0 to {journal.steps}")
 
 
 def refuse_other_kind(folder: Path, journal: Journal) -> None:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from mickle.data.records import Page
     from mickle.tuning.task import Task
     from mickle.tuning.tune_plan import TunePlan
     from mickle.tuning.tune_run import Known
@@ -150,7 +149,7 @@ class Tune(TrainingStep):
         from mickle.training import distributed
         from mickle.tuning import outcome
         from mickle.tuning.general import general_pages
-        from mickle.tuning.tune_run import open_model_to_tune, save_tuned
+        from mickle.tuning.tune_run import measure, open_model_to_tune, save_tuned
 
         scratch, writes = work / SCRATCH, distributed.current().writes
         if (why := self.method.one_process) and distributed.current().world > 1:
@@ -163,7 +162,14 @@ class Tune(TrainingStep):
         pages, whence = general_pages(self.general, self.model) if writes else ([], "")
         emit(Noted(f"general text: {len(pages):,} pages, {whence}"))
         model = open_model_to_tune(known, plan, self.seed)
-        measured = partial(self._measured, scratch, known, plan, pages)
+
+        def measured(when: str, model: nn.Module) -> dict[str, Any]:
+            """Kept, so that a restart need not measure again."""
+            found: dict[str, Any] = kept(
+                scratch / f"{when}.json", lambda: measure(known, plan, model, pages, self.samples)
+            )
+            return found
+
         before = distributed.after_first(lambda: measured("before", model))
         done = self._train(model, known, plan, work, emit)
         if not writes:
@@ -255,15 +261,6 @@ class Tune(TrainingStep):
             return self.method.optimizer(model, rate, self.optimizer, scratch, self.seed, plan.steps)
 
         return train(run, model, optimizer_of, again, emit)
-
-    def _measured(
-        self, scratch: Path, known: Known, plan: TunePlan, pages: list[Page], when: str, model: nn.Module
-    ) -> dict[str, Any]:
-        """Scores of every held-out example and page, and samples; kept, so that a restart need not measure again."""
-        from mickle.tuning.tune_run import measure
-
-        found: dict[str, Any] = kept(scratch / f"{when}.json", lambda: measure(known, plan, model, pages, self.samples))
-        return found
 
     def _results(self, before: dict[str, Any], after: dict[str, Any], task: Task, forecast: Forecast) -> dict[str, Any]:
         """Before against after, and memory against the forecast."""
