@@ -48,7 +48,7 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any
             todo="report this with the command; nothing was written",
         )
     emit(Noted("proven: opened anew, the adapter is the same bit for bit"))
-    step = source.journal.steps if source.to_step is None else source.to_step
+    step = source.journal.step(source.to_step)
     return {"step": step, "fingerprint": moved}, how
 
 
