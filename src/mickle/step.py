@@ -174,13 +174,13 @@ def _sealed(work: Path, identity: dict[str, Any]) -> bool:
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Which fields differ between two identities, with both values."""
-    before, after = _flat(old), _flat(new)
+    before, after = flat(old), flat(new)
     shown = [f"{k.removeprefix('settings.')} {before.get(k)} -> {after.get(k)}" for k in _changed(old, new)]
     return "; ".join(shown[:6]) + (f"; and {len(shown) - 6} more" if len(shown) > 6 else "")
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    before, after = _flat(old), _flat(_plain(new))
+    before, after = flat(old), flat(_plain(new))
     return [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
 
 
@@ -248,7 +248,8 @@ def _replace(settings: Any, path: list[str], value: str) -> None:
         settings[path[-1]] = value
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings inside each other as one mapping, by names with dots."""
     if isinstance(value, dict) and value:
-        return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}{name}.").items()}
+        return {k: v for name, item in value.items() for k, v in flat(item, f"{prefix}{name}.").items()}
     return {prefix.rstrip("."): value}

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from mickle import storage
 from mickle.errors import MickleError, UsageError
+from mickle.step import flat
 from mickle.training import distributed
 from mickle.training.guard import refuse_not_finite
 
@@ -159,7 +160,7 @@ def prune(folder: Path, keep: int, also: int | None = None) -> None:
 
 def refuse_other_run(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:
     """:class:`UsageError` that lists every setting in which the run that wrote the checkpoint differs."""
-    before, now = dict(_leaves(checkpoint.identity)), dict(_leaves(_plain(identity)))
+    before, now = flat(checkpoint.identity), flat(_plain(identity))
     missing = "(not set)"
     differing = [
         f"{name}: {before.get(name, missing)!r} -> {now.get(name, missing)!r}"
@@ -297,11 +298,3 @@ def _adopted(group: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any
 def _plain(value: Any) -> Any:
     """The value as JSON will give it back."""
     return json.loads(json.dumps(value, default=lambda v: v.tolist() if isinstance(v, Tensor) else str(v)))
-
-
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value

@@ -134,7 +134,7 @@ def encode(journal: Journal) -> bytes:
         pieces = [(len(list(same)), code) for code, same in groupby(run.rates)]
         tensors = [[t.name, list(t.shape), t.dtype, t.decayed] for t in run.tensors]
         runs.append({
-            "base": run.base, "tuned": run.tuned, "rule": run.rule.as_json(), "tensors": tensors,
+            "base": run.base, "tuned": run.tuned, "rule": run.rule.model_dump(mode="json"), "tensors": tensors,
             "measured": run.measured, "steps": run.steps, "pieces": len(pieces), "added": run.added,
             "beneath": run.beneath,
         })  # fmt: skip

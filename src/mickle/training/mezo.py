@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from mickle.config import validate
 from mickle.errors import UsageError
 from mickle.kernels.perturb import add_draws
 from mickle.kernels.philox import Kind, Moves
@@ -81,11 +82,11 @@ class MeZO(torch.optim.Optimizer):
         clip: float = 5.0,
         base: str = "",
     ) -> None:
-        self.rule = MezoRule(seed, eps, draws, probes, variant, tuple(betas), weight_decay)  # type: ignore[arg-type]
+        rule = {"seed": seed, "eps": eps, "draws": draws, "probes": probes, "variant": variant, "betas": betas}
+        self.rule = validate(MezoRule, {**rule, "weight_decay": weight_decay}, where="MeZO's settings")
         if not (lr >= 0 and clip >= 0):
             raise UsageError(f"MeZO's settings: lr {lr} and clip {clip} must not be negative")
-        rule = {name: tuple(v) if isinstance(v, list) else v for name, v in self.rule.as_json().items()}
-        super().__init__(_trainable(parameters), {"lr": lr, "clip": clip, **rule})
+        super().__init__(_trainable(parameters), {"lr": lr, "clip": clip, **self.rule.model_dump()})
         self.base = base
         self.projections: list[int] = []  # codes of two bytes, `probes` of them a step
         self.rates: list[int] = []  # one a step

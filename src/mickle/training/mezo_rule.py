@@ -23,83 +23,53 @@ step that was skipped for numbers that are not finite) nothing moves at all, the
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from mickle.config import Config, validate
 from mickle.errors import UsageError
 from mickle.kernels.philox import Kind, Stream
 
 Variant = Literal["plain", "momentum", "adam", "fzoo"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 FORGOTTEN = 1e-3  # a projection with less than this share of its first weight no longer counts
 ADAM_EPS = 1e-8  # as in Adam itself
 MOST_PROBES = 1024  # a journal from elsewhere must not ask for any amount of memory
 MOST_DRAWS = 1 << 32  # a draw is one word of the generator's counter
 
 
-@dataclass(frozen=True)
-class MezoRule:
+class MezoRule(Config):
     """All of a run's numbers that do not change from step to step."""
 
-    seed: int = 0
-    eps: float = 1e-3
+    seed: int = Field(0, ge=0, lt=1 << 63)
+    eps: float = Field(1e-3, gt=0)
     draws: Kind = "rademacher"
-    probes: int = 1
+    probes: int = Field(1, ge=1, le=MOST_PROBES)
     variant: Variant = "plain"
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.0
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(0.0, ge=0)
 
-    def __post_init__(self) -> None:
-        problem = _problem(self)
-        if problem:
-            raise UsageError(f"MeZO's settings: {problem}")
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.variant == "fzoo" and self.probes < 2:
+            raise ValueError(f"probes: {self.probes}, not 2 to {MOST_PROBES}, which fzoo needs")
+        return self
 
     @property
     def stream(self) -> Stream:
         """Where its directions come from."""
         return Stream(self.seed, self.draws)
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; `from_json` gives the rule back."""
-        return {**asdict(self), "betas": list(self.betas)}
-
-    @staticmethod
-    def from_json(values: Any) -> "MezoRule":
-        """A rule from plain values; UsageError where they are none."""
-        known = MezoRule().as_json()
-        if not isinstance(values, dict) or values.keys() != known.keys():
-            raise UsageError(f"a rule of MeZO has the fields {', '.join(known)}")
-        for name, value in known.items():
-            number = isinstance(value, (int, float))
-            wrong = not isinstance(values[name], (int, float) if number else type(value))
-            if (
-                wrong
-                or isinstance(values[name], bool)
-                or (isinstance(value, int) and not isinstance(values[name], int))
-            ):
-                raise UsageError(f"MeZO's settings: {name} is {str(values[name])[:60]!r}")
-        betas = values["betas"]
-        if len(betas) != 2 or not all(isinstance(beta, (int, float)) for beta in betas):
-            raise UsageError("MeZO's settings: betas are two numbers")
-        return MezoRule(**{**values, "betas": (float(betas[0]), float(betas[1]))})
-
-
-def _problem(rule: MezoRule) -> str:
-    if not (math.isfinite(rule.eps) and rule.eps > 0):
-        return f"eps is {rule.eps}, not above 0"
-    if rule.draws not in ("rademacher", "gaussian"):
-        return f"draws are {str(rule.draws)[:40]!r}, not rademacher or gaussian"
-    if rule.variant not in ("plain", "momentum", "adam", "fzoo"):
-        return f"variant is {str(rule.variant)[:40]!r}, not plain, momentum, adam or fzoo"
-    least = 2 if rule.variant == "fzoo" else 1
-    if not least <= rule.probes <= MOST_PROBES:
-        return f"probes are {rule.probes}, not {least} to {MOST_PROBES}"
-    if not all(0 <= beta < 1 for beta in rule.betas):
-        return f"betas are {rule.betas}, not from 0 to below 1"
-    if not 0 <= rule.weight_decay < math.inf:
-        return f"weight decay is {rule.weight_decay}, not 0 or more"
-    return "" if 0 <= rule.seed < 1 << 63 else "seed is not in 0 to 2^63"
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """A rule from plain values; UsageError where they are none or one is left out."""
+        rule = validate(cls, values, where="MeZO's settings")
+        if len(values) < len(cls.model_fields):
+            raise UsageError(f"a rule of MeZO has the fields {', '.join(cls.model_fields)}")
+        return rule
 
 
 @dataclass(frozen=True)

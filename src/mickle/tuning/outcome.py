@@ -54,10 +54,9 @@ def lines(results: dict[str, Any]) -> list[str]:
     )
     for name, figures, unit in parts:
         if figures:
-            low, high = figures["interval"]
+            before, after, change, interval, texts, _ = _shown(figures)
             said.append(
-                f"{name}: loss {figures['before']:.4f} -> {figures['after']:.4f} nats a {unit} "
-                f"({figures['difference']:+.4f}; 95 % over {figures['texts']:,} texts: {low:+.4f} to {high:+.4f})"
+                f"{name}: loss {before} -> {after} nats a {unit} ({change}; 95 % over {texts} texts: {interval})"
             )
     memory = results["memory"]
     said.append(
@@ -65,6 +64,13 @@ def lines(results: dict[str, Any]) -> list[str]:
         f"({memory['peak_bytes'] / memory['forecast_bytes'] - 1:+.0%})"
     )
     return said
+
+
+def _shown(found: dict[str, Any]) -> tuple[str, ...]:
+    """What was compared, for a person: before, after, difference, its interval, texts, tokens."""
+    losses = (f"{found['before']:.4f}", f"{found['after']:.4f}", f"{found['difference']:+.4f}")
+    low, high = found["interval"]
+    return *losses, f"{low:+.4f} to {high:+.4f}", f"{found['texts']:,}", f"{found['tokens']:,}"
 
 
 def warning(general: dict[str, Any] | None, method: TuningMethod | None = None) -> str:
@@ -86,9 +92,7 @@ def as_table(results: dict[str, Any]) -> str:
     rows, right = [], []
     for label, name, key in (("task, held out", "task", "task"), (general, "general text", "general")):
         if f := results.get(key):
-            low, high = f["interval"]
-            losses = (f"{f['before']:.4f}", f"{f['after']:.4f}", f"{f['difference']:+.4f}")
-            rows.append((label, *losses, f"{low:+.4f} to {high:+.4f}", f"{f['texts']:,}", f"{f['tokens']:,}"))
+            rows.append((label, *_shown(f)))
             if "accuracy_before" in f:
                 shares = f"{f['accuracy_before']:.1%} before, {f['accuracy_after']:.1%} after"
                 right.append(f"Best guess right, {name}: {shares}.")
@@ -136,9 +140,8 @@ def tuning_section(folder: Path, summary: dict[str, Any]) -> Section:
     parts = {"task": "the task, held out", "general": f"general text ({summary.get('general_text', '')})"}
     for name, label in parts.items():
         if found := summary.get(name):
-            low, high = found["interval"]
-            change = f"{found['difference']:+.4f} ({low:+.4f} to {high:+.4f})"
-            rows.append((label, f"{found['before']:.4f}", f"{found['after']:.4f}", change, f"{found['texts']:,}"))
+            before, after, change, interval, texts, _ = _shown(found)
+            rows.append((label, before, after, f"{change} ({interval})", texts))
     headings = ("nats a token", "before", "after", "difference (95 % over texts)", "texts")
     tables = [Table(headings, rows, frozenset({1, 2, 3, 4})), Table(("", ""), facts(summary))]
     lead = (
