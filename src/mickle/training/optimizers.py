@@ -56,23 +56,14 @@ class Sophia(Config):
     weight_decay: float = Field(0.2, ge=0, description="decay of matrices; norms, biases and embeddings have none")
     clip_norm: float = Field(1.0, gt=0, description="largest norm of a gradient")
 
-    def options(self) -> dict[str, Any]:
-        """Keyword arguments of :class:`mickle.training.sophia.Sophia`, every one of them resolved."""
-        short = self.preset == "short"
-        preset = {
-            "gamma": 0.05 if self.estimator == "gnb" else 0.01,
-            "every": 5 if short else 10,
-            "betas": (0.9, 0.95) if short else (0.96, 0.99),
-            "bias_correction": short,
-        }
-        chosen = {name: getattr(self, name) for name in preset if getattr(self, name) is not None}
-        return {"lr": self.learning_rate, "estimator": self.estimator, "eps": self.eps, **preset, **chosen}
-
     def build(self, groups: list[dict[str, Any]], seed: int) -> Optimizer:
         """The optimizer over parameter groups; ``seed`` is for its estimators' draws."""
         from mickle.training import sophia
 
-        return sophia.Sophia(groups, seed=seed, **self.options())
+        names = ("estimator", "gamma", "every", "betas", "bias_correction", "eps")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        make = sophia.Sophia.short if self.preset == "short" else sophia.Sophia
+        return make(groups, self.learning_rate, seed=seed, **given)
 
 
 OptimizerSettings = Annotated[AdamW | Sophia, Field(discriminator="kind")]
