@@ -200,7 +200,7 @@ class Pretrain(TrainingStep):
     def _refuse_inputs(self) -> None:
         """What is wrong with small inputs is said before anything is done with the large ones."""
         from mickle.data.domains import read_weights
-        from mickle.training.origin import refuse_other_objective
+        from mickle.training.pretrain_plan import refuse_other_objective
 
         if self.mixture is not None:
             read_weights(self.mixture)
@@ -255,8 +255,7 @@ class Pretrain(TrainingStep):
 
     def _planned(self, tokenizer: TextTokenizer, tokens: int, split: Split) -> tuple[PretrainPlan, Forecast]:
         """The run's numbers, and what it will need: memory in closed form, time from some measured steps."""
-        from mickle.training.origin import origin_of
-        from mickle.training.pretrain_plan import disk, memory, resolve, step_seconds
+        from mickle.training.pretrain_plan import disk, memory, origin_of, resolve, step_seconds
 
         start = self._model_to_go_on_from(tokenizer)
         origin = origin_of(self.start, start) if self.start and start else None

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,7 +29,9 @@ from mickle import machine
 from mickle.errors import UsageError
 from mickle.kernels.losses import CHUNK_BYTES
 from mickle.models import architectures
-from mickle.models.shape import SIZES
+from mickle.models.folder import describe
+from mickle.models.language import Description, LanguageModel
+from mickle.models.shape import SIZES, DecoderConfig
 from mickle.training.closure import Closure
 from mickle.training.objectives import Batch
 from mickle.training.optimizers import AdamW, Sophia, build_optimizer
@@ -39,7 +42,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mickle.models.architectures import Architecture
-    from mickle.training.origin import Origin
 
 LARGEST_VOCABULARY = 1 << 16
 TOKENS_A_PARAMETER = 20
@@ -99,6 +101,19 @@ def derived_share(pages: int) -> float:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """A model that pretraining goes on from, as a plan needs to know it: any language model of ``transformers``.
+
+    longest: tokens of the longest text it reads. shape: its dimensions; a model of another architecture is taken for a
+    decoder of the same.
+    """
+
+    parameters: int
+    longest: int | None
+    shape: DecoderConfig
+
+
+@dataclass(frozen=True)
 class Fresh:
     """The model that is trained: of about ``size`` parameters, of an architecture, for an objective.
 
@@ -118,6 +133,47 @@ class Fresh:
     def build(self, plan: PretrainPlan, seed: int) -> nn.Module:
         """A fresh one of a plan, on this machine's device."""
         return self.architecture.build(plan.shape, seed).to(machine.device())
+
+
+def refuse_other_objective(folder: Path, causal: bool) -> None:
+    """UsageError where the model of ``folder`` is not made for the objective: next token if ``causal``, else masked.
+
+    Reads the settings only, so that it can be asked before anything is done.
+    """
+    if describe(folder).causal is not causal:
+        does, task, kind = (
+            ("sees both sides", "predict the next token", "masked")
+            if causal
+            else ("sees one side", "fill in masked tokens", "next")
+        )
+        raise UsageError(
+            f"This model {does} of a token; it cannot be trained to {task}.",
+            where=f"start: {folder}",
+            todo=f"set objective.kind to {kind}, or start from another model",
+        )
+
+
+def origin_of(folder: Path, model: LanguageModel) -> Origin:
+    """What a plan needs of an opened model."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    described = describe(folder)
+    return Origin(parameters, model.trained_length, described.shape or _stand_in(described))
+
+
+def _stand_in(model: Description) -> DecoderConfig:
+    """A decoder of the same dimensions."""
+    return DecoderConfig(
+        vocab_size=model.vocab_size,
+        width=model.width,
+        layers=model.layers,
+        heads=model.heads,
+        kv_heads=model.heads,
+        head_width=max(2, model.width // model.heads),
+        ffn_width=model.ffn,
+        max_length=model.longest,
+        causal=model.causal,
+        activation="gelu",
+    )
 
 
 def resolve(
