@@ -259,15 +259,12 @@ def settle_page(
         twins = [twin_urls[each.twin] for each in repeated.ranges]
         settled = list(settle(page, repeated, twins, rules.repeated_text))
     if stage in REASONS:
-        failure = Failure(REASONS[stage], verdicts.value[index], _limit(stage, rules))
+        near = rules.near_duplicates
+        limit = (near.verify or near.threshold) if stage == "near_duplicates" else 0.0
+        failure = Failure(REASONS[stage], verdicts.value[index], limit)
         # Its text as it is here: what was cut out of it before stands beside it.
         settled[-1] = remove(settled[-1], name_of(stage), failure, twin_urls[int(verdicts.twin[index])])
     return settled
-
-
-def _limit(stage: str, rules: Rules) -> float:
-    near = rules.near_duplicates
-    return (near.verify or near.threshold) if stage == "near_duplicates" else 0.0
 
 
 def compare_pages(outcomes: Sequence[Outcome], rules: Rules, seed: int = 0) -> Iterator[Outcome]:

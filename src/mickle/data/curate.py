@@ -275,13 +275,14 @@ def _sum(many: Iterable[dict[str, float]]) -> dict[str, float]:
 
 def _advancing(before: int, emit: Emit) -> Callable[[int], None]:
     """Hears of bytes read in a part, and says how many were read in all, now and then."""
-    state = {"bytes": before, "said": before}
+    read = said = before
 
     def advance(count: int) -> None:
-        state["bytes"] += count
-        if state["bytes"] - state["said"] >= 1 << 18:
-            state["said"] = state["bytes"]
-            emit(Progressed(state["bytes"] // 1000))
+        nonlocal read, said
+        read += count
+        if read - said >= 1 << 18:
+            said = read
+            emit(Progressed(read // 1000))
 
     return advance
 

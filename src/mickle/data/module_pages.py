@@ -44,7 +44,9 @@ def render_module(name: str, siblings: list[str], origin: str) -> tuple[str, str
         return "", "cannot be parsed"
     try:
         parts = [f"<h1>{html.escape(name)}</h1>", *docstring_blocks(ast.get_docstring(tree) or "")]
-        for label, node in public_members(name, path, tree):
+        for label, node in _members(name, path, tree, _exported(tree)).items():
+            if label.startswith("_"):
+                continue
             parts += class_blocks(label, node) if isinstance(node, ast.ClassDef) else function_blocks(label, node, "h2")
     except RecursionError:  # an expression nested too deeply to be written
         return "", "is nested too deeply"
@@ -73,14 +75,6 @@ def source_of(name: str) -> Path | None:
             if path.is_file():
                 return path
     return None
-
-
-def public_members(name: str, path: Path, tree: ast.Module) -> Iterator[tuple[str, Definition]]:
-    """Classes and functions that have their home in the module or in a private one from which it exports them."""
-    exported = _exported(tree)
-    for label, node in _members(name, path, tree, exported).items():
-        if not label.startswith("_"):
-            yield label, node
 
 
 def _members(
