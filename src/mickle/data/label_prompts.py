@@ -1,13 +1,12 @@
 """Classification in words: a row becomes a prompt, each class a word that may follow it (or stand at the mask).
 
 Source: arXiv 2305.17333, appendix E.2 (prompts), after "Making Pre-trained Language Models Better Few-shot Learners",
-arXiv 2012.15723, and PET, arXiv 2001.07676. The paper finds that forward-only tuning needs such a prompt: with a
-fresh head instead SST-2 stays at chance (51.9 against 89.6).
+arXiv 2012.15723, and PET, arXiv 2001.07676. The paper finds that forward-only tuning needs such a prompt: with a fresh
+head instead SST-2 stays at chance (51.9 against 89.6).
 
     template "{text} It was {label}", labels {"0": "terrible", "1": "great"}
 
-A causal model scores each word as what ends the text; an encoder scores it at its mask, in whose place {label}
-stands.
+A causal model scores each word as what ends the text; an encoder scores it at its mask, in whose place {label} stands.
 """
 
 from __future__ import annotations

@@ -1,16 +1,14 @@
-"""The tasks of "The Impact of Positional Encoding on Length Generalization in Transformers" (arXiv
-2305.19466).
+"""The tasks of "The Impact of Positional Encoding on Length Generalization in Transformers" (arXiv 2305.19466).
 
-Each task has instances of every length: those of ``train`` are learned from, those of ``test`` are longer
-and never seen. An instance is a pure function of (task, seed, length, index). Records are ``{source, target,
-category, answer}`` and the length; a file of them is JSON Lines, and any file with ``source`` and ``target``
-can stand in a task's place.
+Each task has instances of every length: those of ``train`` are learned from, those of ``test`` are longer and never
+seen. An instance is a pure function of (task, seed, length, index). Records are ``{source, target, category, answer}``
+and the length; a file of them is JSON Lines, and any file with ``source`` and ``target`` can stand in a task's place.
 
-Departures from the paper's generators: in addition the shorter operand's digits are drawn evenly below the
-longer's (the paper steps through all pairs); our symbols beyond ASCII are six Latin letters and signs (the
-paper takes whatever else its tokenizer keeps whole); PCFG trees are drawn, not taken from the published set
-(see ``tasks/pcfg.py``); LEGO draws one question of a chain's second half (the paper asks them all); a step of sorting
-reads the whole rest and takes its minimum out (the paper's swaps it with the front).
+Departures from the paper's generators: in addition the shorter operand's digits are drawn evenly below the longer's
+(the paper steps through all pairs); our symbols beyond ASCII are six Latin letters and signs (the paper takes whatever
+else its tokenizer keeps whole); PCFG trees are drawn, not taken from the published set (see ``tasks/pcfg.py``); LEGO
+draws one question of a chain's second half (the paper asks them all); a step of sorting reads the whole rest and takes
+its minimum out (the paper's swaps it with the front).
 """
 
 from __future__ import annotations

@@ -80,8 +80,7 @@ def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
 
 
 def decode(content: bytes, charset: str = "") -> str:
-    """Text of bytes: byte order mark, then the server's charset, the page's own, UTF-8, a guess; errors are
-    replaced.
+    """Text of bytes: byte order mark, then the server's charset, the page's own, UTF-8, a guess; errors are replaced.
 
     A charset that is named but does not fit is not believed while another one fits without errors.
     """

@@ -60,12 +60,11 @@ class Search:
 def find_spans(
     documents: Iterable[NDArray[Any]], search: Search, scratch: Path, advance: Advance = lambda count: None
 ) -> Iterator[list[Span]]:
-    """The repeated spans of each document, in the order of ``documents``: arrays of whole numbers below 2^63, of
-    any tokenizer, or of bytes.
+    """The repeated spans of each document, in the order of ``documents``: arrays of whole numbers below 2^63, of any
+    tokenizer, or of bytes.
 
-    ``scratch`` is a folder for this search alone. If a search was killed, the next one over the same documents
-    writes the tokens anew, which is quick, and goes on with the part it was at. ``advance`` hears of the tokens
-    compared.
+    ``scratch`` is a folder for this search alone. If a search was killed, the next one over the same documents writes
+    the tokens anew, which is quick, and goes on with the part it was at. ``advance`` hears of the tokens compared.
     """
     import numpy as np
 

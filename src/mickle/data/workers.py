@@ -1,10 +1,8 @@
-"""Pages through extraction and the stages for one page, in worker processes that a hostile page may kill but
-not stop.
+"""Pages through extraction and the stages for one page, in worker processes that a hostile page may kill but not stop.
 
-A worker is this file run as a program: it takes a page (one line of JSON, then the bytes) and answers one
-line of JSON. Nothing is pickled and nobody's ``__main__`` is imported again. Results come in the order of the
-pages, whatever the number of workers. A page has a CPU time limit kept by the kernel, which ends even a loop
-inside C code.
+A worker is this file run as a program: it takes a page (one line of JSON, then the bytes) and answers one line of JSON.
+Nothing is pickled and nobody's ``__main__`` is imported again. Results come in the order of the pages, whatever the
+number of workers. A page has a CPU time limit kept by the kernel, which ends even a loop inside C code.
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """Is the method better than its baseline? Paired statistics over seeds, and a verdict in one of five phrases.
 
-Every effect here is a **benefit**: positive where the method is better. ``benefits`` turns the two arms'
-measurements into benefits, as differences, or as logarithms of ratios (so that "half the steps" is log 2
-and "twice the steps" -log 2). The interval is Student's paired t over seeds: over 3 to 10 seeds a
-percentile bootstrap covers the truth in only 74 to 90 % of cases where paired t covers it in 95
-(``tests/evaluation/test_compare.py`` measures both). The bootstrap is for the many items inside one seed
-(``loss.bootstrap_ratio``).
+Every effect here is a **benefit**: positive where the method is better. ``benefits`` turns the two arms' measurements
+into benefits, as differences, or as logarithms of ratios (so that "half the steps" is log 2 and "twice the steps" -log
+2). The interval is Student's paired t over seeds: over 3 to 10 seeds a percentile bootstrap covers the truth in only 74
+to 90 % of cases where paired t covers it in 95 (``tests/evaluation/test_compare.py`` measures both). The bootstrap is
+for the many items inside one seed (``loss.bootstrap_ratio``).
 
-Student's and the normal distribution are computed here from ``math`` and NumPy; SciPy is not needed at run
-time.
+Student's and the normal distribution are computed here from ``math`` and NumPy; SciPy is not needed at run time.
 """
 
 import math
@@ -35,9 +33,8 @@ LARGER = 2.0  # an effect whose interval lies beyond so many of the paper's is s
 class Interval:
     """A mean benefit with its confidence interval.
 
-    ``low`` and ``high`` are infinite when a single pair leaves the spread unknown; ``p`` is the two-sided
-    p-value of "no benefit"; ``deviation`` the sample standard deviation (n - 1) of the ``n`` paired
-    benefits.
+    ``low`` and ``high`` are infinite when a single pair leaves the spread unknown; ``p`` is the two-sided p-value of
+    "no benefit"; ``deviation`` the sample standard deviation (n - 1) of the ``n`` paired benefits.
     """
 
     n: int
@@ -51,10 +48,9 @@ class Interval:
 def benefits(method: Sequence[float], baseline: Sequence[float], better: Better, form: Form) -> list[float]:
     """The benefit of the method in each pair (same seed, same world), positive where it is better.
 
-    ``difference``: method - baseline (``higher``) or baseline - method (``lower``). ``ratio``: the
-    logarithm of method/baseline or of its inverse; both must be positive. Raises ``UsageError`` on unequal
-    or empty lists and on ratios of numbers that are not positive, ``NumericError`` on a number that is not
-    finite.
+    ``difference``: method - baseline (``higher``) or baseline - method (``lower``). ``ratio``: the logarithm of
+    method/baseline or of its inverse; both must be positive. Raises ``UsageError`` on unequal or empty lists and on
+    ratios of numbers that are not positive, ``NumericError`` on a number that is not finite.
     """
     if len(method) != len(baseline) or not method:
         raise UsageError(
@@ -97,9 +93,8 @@ def paired_t(values: Sequence[float]) -> Interval:
 def detectable(deviation: float, n: int) -> float:
     """The smallest true benefit that ``n`` pairs with this spread would show (interval right of zero) in 80 % of cases.
 
-    Exact for normal benefits: with noncentrality d = benefit * sqrt(n) / deviation and U = the sample's
-    relative deviation, the power is E[Phi(d - t U)], t the quantile of the interval; solved for d by
-    bisection.
+    Exact for normal benefits: with noncentrality d = benefit * sqrt(n) / deviation and U = the sample's relative
+    deviation, the power is E[Phi(d - t U)], t the quantile of the interval; solved for d by bisection.
     """
     if n < 2 or math.isnan(deviation):
         return math.inf
@@ -125,8 +120,7 @@ def detectable(deviation: float, n: int) -> float:
 
 
 def verdict(interval: Interval, paper_effect: float, smallest_seen: float, no_gain: bool = False) -> Verdict:
-    """The verdict, from the interval, the paper's benefit (positive) and the smallest benefit the seeds can
-    see.
+    """The verdict, from the interval, the paper's benefit (positive) and the smallest benefit the seeds can see.
 
     * **reproduced**: the interval is on the right side and its centre is at least half of the paper's effect
     * **partly**: right side, smaller
@@ -134,8 +128,8 @@ def verdict(interval: Interval, paper_effect: float, smallest_seen: float, no_ga
     * **too small to tell**: zero is inside and they could not; or there were fewer than five seeds
     * **opposite**: the interval is on the wrong side
 
-    With ``no_gain`` the claim is that the method is no better, and ``paper_effect`` is what would count as a gain.
-    Then **reproduced** says that no gain was seen where the seeds could have seen half of it (or the interval is on the
+    With ``no_gain`` the claim is that the method is no better, and ``paper_effect`` is what would count as a gain. Then
+    **reproduced** says that no gain was seen where the seeds could have seen half of it (or the interval is on the
     wrong side), **partly** that there is one of less than half, **opposite** that there is one of half or more.
     """
     if not paper_effect > 0:
@@ -162,8 +156,7 @@ def is_larger(interval: Interval, paper_effect: float) -> bool:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down correction: adjusted p-values, in the order given, that hold the chance of any false
-    claim.
+    """Holm's step-down correction: adjusted p-values, in the order given, that hold the chance of any false claim.
 
     The k-th smallest of m (k from 0) is multiplied by m - k; no later one may be smaller than an earlier one.
     Source: S. Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.

@@ -74,8 +74,7 @@ def score(
 ) -> list[LengthScore]:
     """One score for each length, shortest first. ``trained`` is the longest length of training, if known.
 
-    Instances longer than a table of learned positions count as wrong symbols: the model has no place for
-    them.
+    Instances longer than a table of learned positions count as wrong symbols: the model has no place for them.
     """
     groups: dict[int, list[Encoded]] = {}
     for instance in instances:
@@ -201,8 +200,7 @@ def holds_to(scores: Sequence[LengthScore], least: float) -> int | None:
 
 
 def mean_reciprocal_rank(accuracies: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean over (task, seed) of 1/rank of each arm, rank 1 the most accurate; equals share the mean of
-    their ranks.
+    """The mean over (task, seed) of 1/rank of each arm, rank 1 the most accurate; equals share the mean of their ranks.
 
     The paper's code breaks ties by its table's order, which favours rotary where all are at zero. A mean
     reciprocal rank says nothing of magnitudes: show accuracies with it.

@@ -6,8 +6,7 @@ each too small to keep a processor busy. Here M of them, of one width, are [M, .
     network m:  x -> relu(x W1 + b1) -> dropout(q_m) -> W2 + b2,     loss: mean squared error, or cross-entropy
 
 trained on all their rows at each step by Adam with weight decay of its own for each (decoupled, weights only). The
-plain twin is an ``nn.Sequential`` with ``torch.optim.AdamW`` (``tests/training/test_risk.py`` holds one to the
-other).
+plain twin is an ``nn.Sequential`` with ``torch.optim.AdamW`` (``tests/training/test_risk.py`` holds one to the other).
 """
 
 from __future__ import annotations

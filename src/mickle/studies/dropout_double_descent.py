@@ -1,11 +1,10 @@
 """Dropout against double descent: does the right rate before the last layer take the whole peak away?
 
-"Dropout Drops Double Descent" (arXiv 2305.16179): without dropout the test error peaks where a model just
-interpolates its data; with the best rate the error falls monotonically in rows and in model size. The paper shows
-curves. What is measured here is a curve's climb, the largest log(later error / earlier error) over growing sizes, 0
-for a curve that only falls; ``peak_left`` is an arm's climb as a share of the climb without dropout. Where that one
-climbs by less than a tenth there is no peak, nothing can be taken away, and every arm is said to have left all of
-it.
+"Dropout Drops Double Descent" (arXiv 2305.16179): without dropout the test error peaks where a model just interpolates
+its data; with the best rate the error falls monotonically in rows and in model size. The paper shows curves. What is
+measured here is a curve's climb, the largest log(later error / earlier error) over growing sizes, 0 for a curve that
+only falls; ``peak_left`` is an arm's climb as a share of the climb without dropout. Where that one climbs by less than
+a tenth there is no peak, nothing can be taken away, and every arm is said to have left all of it.
 
 Worlds: ``isotropic`` and ``power_law``, linear, over rows; ``features``, random features, over their number at fixed
 rows; ``digits_width`` and ``digits_rows``, a network of one hidden layer on scikit-learn's digits with 20 % of the

@@ -1,8 +1,7 @@
 """Made-up text of the kinds that a crawl is full of: other languages, repetition, lists, buttons and counters.
 
-Every function takes a random generator and returns blocks, or lines, that follow from it alone. Words and
-sentences were written for this file. Which stage of RefinedWeb (arXiv 2306.01116) should take each out is stated
-in ``crawl``.
+Every function takes a random generator and returns blocks, or lines, that follow from it alone. Words and sentences
+were written for this file. Which stage of RefinedWeb (arXiv 2306.01116) should take each out is stated in ``crawl``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """NoPE: does a decoder without position encoding carry what it learned to longer texts?
 
-"The Impact of Positional Encoding on Length Generalization in Transformers" (arXiv 2305.19466): decoders
-that differ only in how they are told positions learn short instances of a task and are tested on longer
-ones. Each world here is one task; the budget is optimizer steps on the same fresh examples; a run ends when
-it has learned the training lengths.
+"The Impact of Positional Encoding on Length Generalization in Transformers" (arXiv 2305.19466): decoders that differ
+only in how they are told positions learn short instances of a task and are tested on longer ones. Each world here is
+one task; the budget is optimizer steps on the same fresh examples; a run ends when it has learned the training lengths.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Sophia: do clipped steps of momentum over curvature need half of AdamW's steps?
 
-"Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training" (arXiv 2305.14342): GPT
-models of 125M to 1.5B reach AdamW's validation loss in half the steps. Three worlds. ``pages``: a small
-byte-level decoder on the sources of Python's standard library, two whole runs a cell (``steps_to_loss``).
-``zipf-far``, ``zipf-near``: the mechanism alone, a convex problem without gradient noise whose directions differ
-thousandfold in curvature (``zipf``).
+"Sophia: A Scalable Stochastic Second-order Optimizer for Language Model Pre-training" (arXiv 2305.14342): GPT models of
+125M to 1.5B reach AdamW's validation loss in half the steps. Three worlds. ``pages``: a small byte-level decoder on the
+sources of Python's standard library, two whole runs a cell (``steps_to_loss``). ``zipf-far``, ``zipf-near``: the
+mechanism alone, a convex problem without gradient noise whose directions differ thousandfold in curvature (``zipf``).
 """
 
 from __future__ import annotations

@@ -1,11 +1,9 @@
-"""Web pages whose main text is known: blocks of text put into page templates with all that surrounds text on
-the web.
+"""Web pages whose main text is known: blocks of text put into page templates with all that surrounds text on the web.
 
-Extraction is measured on them (arXiv 2306.01116, section 3.1, step 2): menus, sidebars, cookie notices,
-counters, "read more" lines, related articles, comments, footers, scripts, forms. No two families share structure,
-class names or boilerplate phrases between :data:`TUNING` (rules may be tuned on them) and :data:`HELDOUT` (only
-reported). A page follows from its blocks, its family and its seed alone. The families stand in
-``template_families``.
+Extraction is measured on them (arXiv 2306.01116, section 3.1, step 2): menus, sidebars, cookie notices, counters, "read
+more" lines, related articles, comments, footers, scripts, forms. No two families share structure, class names or
+boilerplate phrases between :data:`TUNING` (rules may be tuned on them) and :data:`HELDOUT` (only reported). A page
+follows from its blocks, its family and its seed alone. The families stand in ``template_families``.
 """
 
 from __future__ import annotations

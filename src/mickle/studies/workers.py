@@ -1,8 +1,7 @@
-"""Run many independent tasks in a few long-lived, one-thread processes; survive those that crash, hang or
-raise.
+"""Run many independent tasks in a few long-lived, one-thread processes; survive those that crash, hang or raise.
 
-A fresh process per cell would pay the import of torch each time, and the standard pools can neither end one
-task that ran past its time nor tell which task took its process down. Hence these lines.
+A fresh process per cell would pay the import of torch each time, and the standard pools can neither end one task that
+ran past its time nor tell which task took its process down. Hence these lines.
 """
 
 import multiprocessing
@@ -36,9 +35,8 @@ def run_all(
 ) -> Iterator[Outcome[Key]]:
     """Yield the outcome of ``work(task)`` for every task, in the order they finish.
 
-    ``work`` is a function at the top of an importable module. With ``workers=0`` everything runs in this
-    process, in order, without a time limit (for tests and debuggers). Leaving the iteration ends all
-    processes.
+    ``work`` is a function at the top of an importable module. With ``workers=0`` everything runs in this process, in
+    order, without a time limit (for tests and debuggers). Leaving the iteration ends all processes.
     """
     if workers == 0:
         for key, task in tasks.items():

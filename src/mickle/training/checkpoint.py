@@ -47,8 +47,7 @@ class Checkpoint:
 def save(
     folder: Path, step: int, model: nn.Module, optimizer: Optimizer, counters: dict[str, Any], identity: dict[str, Any]
 ) -> Path:
-    """Write the checkpoint of ``step`` under ``folder``; in a sharded run every process calls, the first
-    writes.
+    """Write the checkpoint of ``step`` under ``folder``; in a sharded run every process calls, the first writes.
 
     Raises :class:`~mickle.errors.NumericError` before anything is written when a number is not finite.
     """
@@ -69,12 +68,11 @@ def save(
 
 
 def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest whole checkpoint, every byte of it checked, and a sentence for each torn one that was passed
-    over.
+    """The newest whole checkpoint, every byte of it checked, and a sentence for each torn one that was passed over.
 
-    Torn folders are renamed to ``torn-step-...`` so that they are never counted again.
-    Raises :class:`UsageError` when the newest has lost its optimizer (going on with a fresh one would be
-    another run) and when there are checkpoints but none is whole.
+    Torn folders are renamed to ``torn-step-...`` so that they are never counted again. Raises :class:`UsageError` when
+    the newest has lost its optimizer (going on with a fresh one would be another run) and when there are checkpoints
+    but none is whole.
     """
     problems: list[str] = []
     torn: list[Path] = []

@@ -175,8 +175,7 @@ class Closure:
     def _origin(self) -> tuple[tuple[int, ...], str | None]:
         """Run forward again: the rows whose own loss is not finite, and the first module that shows it.
 
-        Rows are tried one by one only by a single process: sharded layers would wait for processes with fewer
-        rows.
+        Rows are tried one by one only by a single process: sharded layers would wait for processes with fewer rows.
         """
         with OutputWatch(self.model) as outputs:
             for part, micro_batch in enumerate(self.micro_batches):

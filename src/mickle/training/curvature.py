@@ -1,15 +1,14 @@
-"""Estimates of a loss's diagonal curvature, for Sophia (arXiv 2305.14342, section 2.3; "Sophia: A Scalable
-Stochastic Second-order Optimizer for Language Model Pre-training").
+"""Estimates of a loss's diagonal curvature, for Sophia (arXiv 2305.14342, section 2.3; "Sophia: A Scalable Stochastic
+Second-order Optimizer for Language Model Pre-training").
 
 For a loss L = (1/B) sum of B loss terms (tokens, not sequences; ignored positions do not count):
 
     Hutchinson (Algorithm 1):              u ~ N(0, I),            estimate = u o (H u) Gauss-Newton-Bartlett
     (Algorithm 2):   labels ~ model's own,   estimate = B (gradient of the mean sampled loss)^2
 
-Both are unbiased: the first for the diagonal of the Hessian H (any twice differentiable loss; entries can be
-negative), the second for the diagonal of the Gauss-Newton matrix (never negative; the loss must be a
-likelihood, so that labels can be drawn from it). With the data's true labels the second would be the
-empirical Fisher, which is another quantity.
+Both are unbiased: the first for the diagonal of the Hessian H (any twice differentiable loss; entries can be negative),
+the second for the diagonal of the Gauss-Newton matrix (never negative; the loss must be a likelihood, so that labels
+can be drawn from it). With the data's true labels the second would be the empirical Fisher, which is another quantity.
 
 The square of the second is taken once, of the gradient summed over all micro-batches and processes, with B
 the global count: G^2 / B with G the summed gradient. So an estimate depends on the batch alone, not on how it
@@ -69,9 +68,8 @@ def gauss_newton_bartlett(
 ) -> Estimate:
     """Sophia-G's estimate: one forward and backward pass over the batch with labels drawn from the model.
 
-    Uses the parameters' ``.grad``, which must be None (``undisturbed`` sees to it) and are None again
-    afterwards. An ``objective`` must return a sum made by ``kernels.losses.cross_entropy`` as it is;
-    ``NotALikelihood`` otherwise.
+    Uses the parameters' ``.grad``, which must be None (``undisturbed`` sees to it) and are None again afterwards. An
+    ``objective`` must return a sum made by ``kernels.losses.cross_entropy`` as it is; ``NotALikelihood`` otherwise.
     """
     model, count = _unwrapped(model), 0
     for batch in micro_batches:
@@ -97,9 +95,8 @@ def hutchinson(
 ) -> Estimate:
     """Sophia-H's estimate u o (H u), the product by differentiating twice; one probe u for the whole batch.
 
-    Variance of one entry: 2 H_ii^2 + sum_{j != i} H_ij^2 with a Gaussian probe, sum_{j != i} H_ij^2 with a
-    Rademacher one. Attention and kernels run their plain versions, the only ones that can be differentiated
-    twice; do not compile.
+    Variance of one entry: 2 H_ii^2 + sum_{j != i} H_ij^2 with a Gaussian probe, sum_{j != i} H_ij^2 with a Rademacher
+    one. Attention and kernels run their plain versions, the only ones that can be differentiated twice; do not compile.
     """
     if any(isinstance(parameter, DTensor) for parameter in parameters):
         raise UsageError(
@@ -135,13 +132,11 @@ def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequenc
 
 
 def likelihood(model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """The model's own loss on a batch as (sum of terms, count); with a generator, at labels drawn from the
-    model.
+    """The model's own loss on a batch as (sum of terms, count); with a generator, at labels drawn from the model.
 
-    Knows Mickle's models (``labels`` [B, T] already shifted), and of transformers: causal and masked language
-    models, sequence-to-sequence models, token and sequence classification, multi-label classification and
-    regression (a Gaussian of variance 1). Positions labelled -100 are left out. No label smoothing, no
-    auxiliary loss.
+    Knows Mickle's models (``labels`` [B, T] already shifted), and of transformers: causal and masked language models,
+    sequence-to-sequence models, token and sequence classification, multi-label classification and regression (a
+    Gaussian of variance 1). Positions labelled -100 are left out. No label smoothing, no auxiliary loss.
     """
     if "labels" not in batch:
         raise UsageError("A batch without labels has no loss", where="batch", expected='an entry "labels"')
@@ -182,8 +177,7 @@ def _at_drawn_labels(
 
 @contextmanager
 def undisturbed(model: nn.Module, parameters: Sequence[nn.Parameter], seed: int) -> Iterator[None]:
-    """Run passes over a model that leave no trace: gradients, buffers (batch norm) and torch's generators
-    come back.
+    """Run passes over a model that leave no trace: gradients, buffers (batch norm) and torch's generators come back.
 
     Inside, ``.grad`` is None, gradients are recorded, and torch's generators (dropout) start from ``seed``.
     """

@@ -1,5 +1,4 @@
-"""Training by several processes: torch's FSDP2 (``fully_shard``), under torchrun, on CPU (gloo) or GPU
-(nccl).
+"""Training by several processes: torch's FSDP2 (``fully_shard``), under torchrun, on CPU (gloo) or GPU (nccl).
 
 Every process draws the same effective batch and takes its own rows; parameters, gradients and optimizer state
 are sharded. One process needs no process group: every function here then does nothing, and costs nothing.

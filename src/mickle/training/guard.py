@@ -23,9 +23,8 @@ LEAST_DEVIATION = 0.01  # of the mean, and in the loss's own unit
 class BadNumbers(NumericError):
     """A step that must not change the weights.
 
-    ``step``: finished steps before it, which is also the number of its batch; ``rows`` of that batch whose
-    loss is not finite by themselves; ``module``: the first one with a non-finite output. Both are empty where
-    unknown.
+    ``step``: finished steps before it, which is also the number of its batch; ``rows`` of that batch whose loss is not
+    finite by themselves; ``module``: the first one with a non-finite output. Both are empty where unknown.
     """
 
     def __init__(self, what: str, *, where: str, step: int, rows: tuple[int, ...], module: str | None) -> None:

@@ -62,9 +62,8 @@ class MeZO(torch.optim.Optimizer):
     clip: bound of |g| as a multiple of its recent median; 0 for none.
     base: the fingerprint of the weights it begins at (`training/replay.py`), for the journal.
 
-    Dropout is off in all forward passes: the model that a `Closure` carries is put in evaluation mode for the step.
-    A step whose loss raises leaves the weights where they were (to float32 rounding), is journaled as g = 0, and
-    raises.
+    Dropout is off in all forward passes: the model that a `Closure` carries is put in evaluation mode for the step. A
+    step whose loss raises leaves the weights where they were (to float32 rounding), is journaled as g = 0, and raises.
     """
 
     def __init__(

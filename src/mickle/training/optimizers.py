@@ -133,8 +133,7 @@ def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> flo
 
 
 def wsd(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0, decay: float = 0.2) -> float:
-    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395): flat at 1, then linear to ``floor`` over the last
-    steps.
+    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395): flat at 1, then linear to ``floor`` over the last steps.
 
     ``decay`` is the share of all steps in which it falls.
     """

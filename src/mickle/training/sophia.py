@@ -10,11 +10,10 @@ Claim: on GPT models of 125M to 1.5B it reaches AdamW's loss in half the steps. 
 
 The estimates are in ``training/curvature.py``, the update in ``kernels/sophia_update.py``.
 
-Departures. ``bias_correction`` (off as in the paper) divides h by 1 - beta2^n after n estimates and m by 1 -
-beta1^t: h starts at zero and in short runs stays a fraction of itself. The curvature of a parameter that an
-estimate does not reach is left alone, not decayed. The authors' code keeps h / B instead of h
-and clips the drawn-label gradient to norm 1 before squaring it, which the paper does not say:
-``sampled_clip=1.0`` does so too.
+Departures. ``bias_correction`` (off as in the paper) divides h by 1 - beta2^n after n estimates and m by 1 - beta1^t: h
+starts at zero and in short runs stays a fraction of itself. The curvature of a parameter that an estimate does not
+reach is left alone, not decayed. The authors' code keeps h / B instead of h and clips the drawn-label gradient to norm
+1 before squaring it, which the paper does not say: ``sampled_clip=1.0`` does so too.
 """
 
 import math
@@ -65,9 +64,8 @@ class Sophia(torch.optim.Optimizer):
     draw. ``estimator`` may be a function (``curvature.Estimator``). lr, betas, gamma, eps, weight_decay and
     bias_correction may differ by group.
 
-    Raises ``UsageError`` for complex parameters, sparse gradients and settings out of range. A step whose
-    gradient is not finite changes nothing and is counted (``statistics()``); so is an estimate that is not
-    finite.
+    Raises ``UsageError`` for complex parameters, sparse gradients and settings out of range. A step whose gradient is
+    not finite changes nothing and is counted (``statistics()``); so is an estimate that is not finite.
 
         optimizer = Sophia(model.named_parameters(), lr=6e-4)
         for batch in batches:
@@ -290,13 +288,12 @@ class Sophia(torch.optim.Optimizer):
     def suggest_gamma(
         self, model: nn.Module, data: Sequence[Batch], share: float = GOOD_UNCLIPPED, objective: Objective | None = None
     ) -> float:
-        """The gamma with which a ``share`` of all coordinates would be unclipped; nothing is changed by
-        asking.
+        """The gamma with which a ``share`` of all coordinates would be unclipped; nothing is changed by asking.
 
-        Closed form: a coordinate is unclipped when gamma > |m| / h, so gamma is the ``share``-quantile of |m|
-        / h. m is the bias-corrected average of the gradients of ``data`` (whole batches of a step; 1 / (1 -
-        beta1) of them bring its noise to what it will be in training), h one estimate on the last. Raises
-        ``UsageError`` where so few coordinates have positive curvature that no gamma reaches the share.
+        Closed form: a coordinate is unclipped when gamma > |m| / h, so gamma is the ``share``-quantile of |m| / h. m is
+        the bias-corrected average of the gradients of ``data`` (whole batches of a step; 1 / (1 - beta1) of them bring
+        its noise to what it will be in training), h one estimate on the last. Raises ``UsageError`` where so few
+        coordinates have positive curvature that no gamma reaches the share.
         """
         parameters = [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         beta = self.param_groups[0]["betas"][0]

@@ -1,8 +1,7 @@
-"""Tasks on numbers, each with a scratchpad: addition, summation, polynomial, parity. Digits are written
-apart.
+"""Tasks on numbers, each with a scratchpad: addition, summation, polynomial, parity. Digits are written apart.
 
-Formats: arXiv 2305.19466, appendix on tasks. Sums and polynomials are asked modulo 10, so that the answer
-stays one digit however long the problem is.
+Formats: arXiv 2305.19466, appendix on tasks. Sums and polynomials are asked modulo 10, so that the answer stays one
+digit however long the problem is.
 """
 
 import random

@@ -1,14 +1,12 @@
-"""SCAN (arXiv 1711.00350), enumerated from its grammar: commands such as ``walk around left twice`` and
-their actions.
+"""SCAN (arXiv 1711.00350), enumerated from its grammar: commands such as ``walk around left twice`` and their actions.
 
     U = walk | look | run | jump          D = (U | turn) (left | right)
     V = U | D | (U | turn) opposite d | (U | turn) around d        (34)
     S = V | V twice | V thrice                                     (102)
     C = S | S and S | S after S                                    (20,910)
 
-``u d`` turns and then acts, ``opposite`` turns twice, ``around`` is four times turn and act; ``turn`` alone
-adds no action; ``x after y`` does y first. The length of a command is the number of its actions, as in the
-length split.
+``u d`` turns and then acts, ``opposite`` turns twice, ``around`` is four times turn and act; ``turn`` alone adds no
+action; ``x after y`` does y first. The length of a command is the number of its actions, as in the length split.
 """
 
 import random
