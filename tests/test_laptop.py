@@ -19,7 +19,7 @@ from mickle.report import LARGEST
 RECIPE = Path(__file__).parent.parent / "recipes" / "laptop.yaml"
 
 
-def _small(made: Path, folder: Path, **model: Any) -> recipe.Plan:
+def _small(made: Path, folder: Path, **model: Any) -> recipe.CheckedRecipe:
     """The recipe with fewer pages, a smaller model and shorter texts."""
     values = yaml.safe_load(RECIPE.read_text())
     values["steps"]["corpus"] |= {"source": {"kind": "files", "path": str(made / "pages")}, "workers": 1}

@@ -24,7 +24,7 @@ steps:
 """
 
 
-def _plan(tmp_path: Path, text: str) -> recipe.Plan:
+def _plan(tmp_path: Path, text: str) -> recipe.CheckedRecipe:
     file = tmp_path / "toy.yaml"
     file.write_text(text)
     return recipe.read(file, out=tmp_path / "runs")

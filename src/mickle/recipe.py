@@ -36,7 +36,7 @@ class Recipe(Config):
 
 
 @dataclass(frozen=True)
-class Plan:
+class CheckedRecipe:
     """A recipe that has been checked: steps in an order in which each finds its inputs made."""
 
     recipe: Recipe
@@ -45,7 +45,7 @@ class Plan:
     lines: Lines
 
 
-def read(path: Path, out: Path | None = None, seed: int | None = None) -> Plan:
+def read(path: Path, out: Path | None = None, seed: int | None = None) -> CheckedRecipe:
     """Read and check a whole recipe before anything runs. Errors name file, line, step and field."""
     values, lines = read_yaml(path)
     recipe = validate(Recipe, values, where=str(path), lines=lines)
@@ -53,14 +53,14 @@ def read(path: Path, out: Path | None = None, seed: int | None = None) -> Plan:
     recipe = recipe.model_copy(update=changes)
     if not recipe.steps:
         raise UsageError("a recipe needs at least one step", where=str(path))
-    plan = Plan(recipe, _order(recipe, path, lines), path, lines)
+    plan = CheckedRecipe(recipe, _order(recipe, path, lines), path, lines)
     placeholder = dict.fromkeys(plan.order, Path("made-by-an-earlier-step"))
     for name in plan.order:
         _build(plan, name, placeholder)
     return plan
 
 
-def run(plan: Plan, emit: Emit) -> str:
+def run(plan: CheckedRecipe, emit: Emit) -> str:
     """Do every step that is not done yet, write the report, and return what to look at."""
     from mickle.report import write_report
 
@@ -80,7 +80,7 @@ def run(plan: Plan, emit: Emit) -> str:
     return f"{done}\nreport: {report}"
 
 
-def preview(plan: Plan) -> str:
+def preview(plan: CheckedRecipe) -> str:
     """Each step with its state: done, unfinished or to do; and its forecast where its inputs exist."""
     lines = []
     made: dict[str, Path] = {}
@@ -100,7 +100,7 @@ def preview(plan: Plan) -> str:
     return f"{plan.file}\n" + "\n".join(lines)
 
 
-def _build(plan: Plan, name: str, made: dict[str, Path]) -> Step:
+def _build(plan: CheckedRecipe, name: str, made: dict[str, Path]) -> Step:
     settings = dict(plan.recipe.steps[name])
     where = f"{plan.file}:{plan.lines.find(('steps', name))} (step {name})"
     cls = verbs.step_class(settings.pop("verb"), where)
@@ -109,7 +109,7 @@ def _build(plan: Plan, name: str, made: dict[str, Path]) -> Step:
     return validate(cls, resolved, where=str(plan.file), lines=plan.lines.under("steps", name))
 
 
-def _folder(plan: Plan, name: str, step: Step) -> Path:
+def _folder(plan: CheckedRecipe, name: str, step: Step) -> Path:
     return plan.recipe.out / f"{name}-{identity_hash(step.identity())}"
 
 

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mickle.data.heldout import Split
     from mickle.data.tokenizer import TextTokenizer
     from mickle.models.language import LanguageModel
-    from mickle.training.pretrain_data import Text, TokenizerAsked
+    from mickle.training.pretrain_data import TokenizerAsked, TrainingText
     from mickle.training.pretrain_plan import Fresh, PretrainPlan
 
 HELDOUT = "heldout.parquet"
@@ -56,7 +56,7 @@ class Ready:
 
     split: Split
     tokenizer: TextTokenizer
-    text: Text
+    text: TrainingText
     plan: PretrainPlan
     forecast: Forecast
 

@@ -27,7 +27,7 @@ QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the r
 
 
 @dataclass(frozen=True)
-class Text:
+class TrainingText:
     """The training tokens: one stream, or one for each domain with the weights they are sampled by."""
 
     streams: dict[str, TokenStream]
@@ -109,15 +109,15 @@ def look_at(asked: TokenizerAsked, data: Path, share: float) -> tuple[TextTokeni
 
 def read_text(
     data: Path, mixture: Path | None, folder: Path, tokenizer: TextTokenizer, sides: Split, share: float, emit: Emit
-) -> Text:
+) -> TrainingText:
     """Tokenize the training pages into ``folder``; a killed call, made again, goes on."""
     if mixture is not None:
         weights = read_weights(mixture)
-        return Text(domain_streams(data, share, tokenizer, folder, weights, emit), weights)
+        return TrainingText(domain_streams(data, share, tokenizer, folder, weights, emit), weights)
     emit(Started("tokenizing", sides.training_pages, "pages"))
     texts = training_texts(data, share)
     stream = pack(texts, tokenizer, folder, sides.training_bytes, lambda pages: emit(Progressed(pages)))
-    return Text({"": stream})
+    return TrainingText({"": stream})
 
 
 def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
