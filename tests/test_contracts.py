@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
+import mickle
 from mickle import verbs
 from mickle.config import Config, config_variants, leaves
 from mickle.evaluation.evaluate import Evaluate
 from mickle.evaluation.measure import Measure
+from mickle.step import Step
+from mickle.training.optimizers import OptimizerSettings
 from mickle.training.pretrain import Pretrain
 from mickle.tuning.tune import Tune
 
@@ -36,12 +41,39 @@ def test_every_verb_has_a_page_and_an_example_of_itself(name: str) -> None:
     assert verbs.step_class(name).example.startswith(f"mickle {name}")
 
 
+def test_every_verb_is_in_the_table_of_verbs() -> None:
+    """A step of the package that has a place in the help, by its example, is known to the command line."""
+    for module in pkgutil.walk_packages(mickle.__path__, "mickle."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    steps, waiting = set(), [Step]
+    while waiting:
+        below = waiting.pop().__subclasses__()
+        waiting += below
+        steps |= {step for step in below if step.example and step.__module__.startswith("mickle.")}
+    assert steps == {verbs.step_class(name) for name in verbs.STEPS}
+
+
+def test_every_page_of_the_documentation_is_in_its_index() -> None:
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} - {"index.md"}
+    assert pages == set(re.findall(r"\]\(([\w/]+\.md)\)", DOCS["index"]))
+
+
+def test_every_optimizer_of_the_settings_is_trained_with() -> None:
+    variants = config_variants(OptimizerSettings)
+    named = (Path(__file__).parent / "training" / "tiny_training.py").read_text(encoding="utf-8")
+    table = named[named.index("OPTIMIZERS:") : named.index("FORWARD_ONLY:")]
+    assert all(f"{variant.__name__}(" in table for variant in variants)
+
+
 @pytest.mark.parametrize("name", verbs.STEPS)
 def test_every_choice_of_a_verb_stands_in_the_documentation(name: str) -> None:
     for place, annotation, _ in leaves(verbs.step_class(name)):
         variants = [variant for variant in config_variants(annotation) if "kind" in variant.model_fields]
         for kind in kinds(variants):
-            assert re.search(rf"\b{re.escape(kind)}\b", ALL_DOCS, re.IGNORECASE), f"{name}: {place} {kind}"
+            word = re.escape(kind)
+            spelled = rf"`{word}`|--[\w.-]+ {word}\b|\bkind: {word}\b|\"kind\": \"{word}\"|`[^`\n]*\b{word}\b[^`\n]*`"
+            assert re.search(spelled, ALL_DOCS, re.IGNORECASE), f"{name}: {place} {kind}"
 
 
 @pytest.mark.parametrize("union", HELD)

@@ -65,7 +65,7 @@ class Result:
     summary: dict[str, Any]
     values: dict[str, Any]
     page: Sequence[str | Table]
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Figure] = field(default_factory=dict)
     file: str = "results.json"
     texts: Mapping[str, str] = field(default_factory=dict)
     notes: Sequence[str] = ()

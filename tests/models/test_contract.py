@@ -53,7 +53,7 @@ ROWS = [
     *(f"{kind}-{number}" for kind, rows in OWN.items() for number in range(len(rows))),
     "decoder-0-mixed",
     *OTHERS,
-    "prefix on decoder-0",
+    *(f"prefix on {kind}-0" for kind in OWN),
     "prefix on GPT2LMHeadModel",
 ]
 

@@ -105,14 +105,15 @@ def test_every_method_lowers_the_loss_of_its_task(kind: str, model: str, home: P
     more: dict[str, Any] = {"learning_rate": 0.01 if kind == "full" else 0.02}
     if model == "encoder":  # few tokens are hidden
         more |= {"data": home / "texts.jsonl", "steps": 25, "batch_tokens": 512, "heldout_share": 0.3}
-    out = tune(home, tmp_path / "out", model=home / model, method={"kind": kind}, **more)
+    settings = step(home, model=home / model, method={"kind": kind}, **more)
+    out = execute(settings, tmp_path / "out", ignore)
     found = summary(out)
     assert found["task"]["interval"][1] < 0
     assert found["task"]["after"] < found["task"]["before"] - 0.2
     opened = open_model(out)
     logits = opened(torch.tensor([[1, 2, 3]]))
     assert logits.shape == (1, 3, opened.vocab_size)
-    assert (out / ("model.safetensors" if kind == "full" else "adapter_config.json")).exists()
+    assert (out / ("model.safetensors" if settings.method.learns.whole else "adapter_config.json")).exists()
 
 
 MEZO_RUN = {"steps": 30, "learning_rate": None, "evaluate_every": 15, "save_every": 15}

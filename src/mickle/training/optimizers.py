@@ -69,7 +69,7 @@ class Sophia(Config):
 OptimizerSettings = Annotated[AdamW | Sophia, Field(discriminator="kind")]
 
 
-def build_optimizer(settings: AdamW | Sophia, model: nn.Module, seed: int = 0) -> Optimizer:
+def build_optimizer(settings: OptimizerSettings, model: nn.Module, seed: int = 0) -> Optimizer:
     """The optimizer for a model's trainable parameters, in two groups: :func:`decay_groups`."""
     return settings.build(decay_groups(model, settings.weight_decay), seed)
 

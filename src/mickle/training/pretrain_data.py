@@ -19,7 +19,7 @@ from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_toke
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started
 from mickle.training.objectives import Batch
-from mickle.training.pretrain_objectives import MaskedToken, NextToken
+from mickle.training.pretrain_objectives import PretrainObjective
 from mickle.training.pretrain_plan import PretrainPlan, derived_share, derived_vocabulary
 
 PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
@@ -65,7 +65,7 @@ class TokenizerAsked:
     given: Path | None
     size: str | int
     vocabulary_size: int | None
-    objective: NextToken | MaskedToken
+    objective: PretrainObjective
 
     def opened(self) -> TextTokenizer | None:
         """The given one; None where one is to be trained. UsageError where the objective cannot do with it."""
@@ -155,7 +155,7 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
 
 
 def heldout_measure(
-    pages: tuple[Page, ...], objective: NextToken | MaskedToken, tokenizer: TextTokenizer, plan: PretrainPlan
+    pages: tuple[Page, ...], objective: PretrainObjective, tokenizer: TextTokenizer, plan: PretrainPlan
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A quick measure for the run: the first held-out pages, in windows of one sequence without overlap.
 

@@ -34,8 +34,8 @@ from mickle.models.language import Description, LanguageModel
 from mickle.models.shape import SIZES, DecoderConfig
 from mickle.training.closure import Closure
 from mickle.training.objectives import Batch
-from mickle.training.optimizers import AdamW, Sophia, build_optimizer
-from mickle.training.pretrain_objectives import MaskedToken, NextToken
+from mickle.training.optimizers import AdamW, OptimizerSettings, build_optimizer
+from mickle.training.pretrain_objectives import NextToken, PretrainObjective
 from mickle.training.run import KEPT_CHECKPOINTS, Asked, TrainingPlan, fitting, in_parts
 
 if TYPE_CHECKING:
@@ -272,8 +272,8 @@ def disk(plan: PretrainPlan, text_bytes: int) -> int:
 def step_seconds(
     plan: PretrainPlan,
     model: nn.Module,
-    optimizer: AdamW | Sophia | None = None,
-    objective: NextToken | MaskedToken | None = None,
+    optimizer: OptimizerSettings | None = None,
+    objective: PretrainObjective | None = None,
     repeats: int = 3,
 ) -> float:
     """Seconds of one optimizer step, measured on random tokens (median after one to warm up), which train ``model``."""
@@ -289,7 +289,7 @@ def step_seconds(
     return sorted(times[1:])[repeats // 2]
 
 
-def _random_batch(plan: PretrainPlan, objective: NextToken | MaskedToken) -> Batch:
+def _random_batch(plan: PretrainPlan, objective: PretrainObjective) -> Batch:
     """A batch of the plan's size, two documents a row."""
     tokens = torch.randint(0, plan.vocabulary_size, (plan.batch_size, plan.sequence_length))
     documents = (torch.arange(plan.sequence_length) > plan.sequence_length // 2).long().expand_as(tokens)
