@@ -253,6 +253,7 @@ def train(
         model, chosen = again(), chosen or checkpoint.saved(run.checkpoints)[-1]
     if chosen is not None:
         checkpoint.load_weights(chosen, model)
+    distributed.wait_for_all()  # the first process will delete the checkpoints: not before all have read theirs
     step = run.plan.steps if chosen is None else checkpoint.step_of(chosen)
     if run.weights is not None:
         emit(Noted(f"weights of step {step:,} of {run.plan.steps:,} are kept ({run.weights} by held-out loss)"))
