@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint types layers unit docs bench pins clean
+.PHONY: demo test lint types layers unit mutants docs bench pins clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mickle run recipes/laptop.yaml
@@ -25,6 +25,10 @@ layers: $(VENV)/.installed-dev
 # One torch thread for each of two test processes: more threads on two cores only wait for each other.
 unit: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
+
+# Whether the tests notice faults: hours for 200 mutants, so not part of `make test`.
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python tests/mutants.py
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/build.py site

@@ -154,6 +154,8 @@ def test_adam_divides_by_the_projections_root_mean_square() -> None:
 def test_fzoo_divides_by_the_spread() -> None:
     update = Updates(MezoRule(variant="fzoo", probes=3)).push(0.3, [1.0, 3.0, 5.0])  # standard deviation 2
     assert update.scales == pytest.approx([-0.1 * g / 2 for g in (1, 3, 5)])
+    flat = Updates(MezoRule(variant="fzoo", probes=3)).push(0.3, [2.0, 2.0, 2.0])  # no spread to divide by: no step
+    assert (flat.draws, flat.scales, flat.factor) == ([], [], 1.0)
     parameter, loss, _ = quadratic()
     before, start = parameter.detach().clone(), loss().item()
     optimizer = MeZO([("w", parameter)], lr=0.0, variant="fzoo", probes=2, eps=1e-3)

@@ -19,9 +19,11 @@ from mickle.data.records import Page
 from mickle.errors import ResourceError, UsageError
 from mickle.events import Evaluated, Noted, Trained, ignore
 from mickle.flags import parse, parser, read_values
+from mickle.models.architectures import DecoderArchitecture
 from mickle.step import execute
 from mickle.training.pretrain import Pretrain
-from mickle.training.pretrain_plan import derived_share, derived_vocabulary
+from mickle.training.pretrain_plan import Fresh, derived_share, derived_vocabulary, resolve
+from mickle.training.run import Asked
 
 ANIMALS = ("cat", "dog", "owl", "hen", "fox", "cow", "ant")
 SMALL = {
@@ -199,6 +201,19 @@ def test_a_dry_run_shows_the_trained_tokens_and_writes_nothing(corpus, tmp_path,
 def test_derived_numbers():
     assert [derived_vocabulary(size) for size in ("tiny", "small", "base", 10**8)] == [2048, 4096, 8192, 16384]
     assert [derived_share(pages) for pages in (5, 1000, 2000, 10**6)] == [0.1, 0.1, 0.05, 0.01]
+
+
+@pytest.mark.parametrize(
+    ("training_tokens", "asked", "tokens"),
+    [
+        (10**7, {}, lambda plan: 20 * plan.parameters),  # arXiv 2203.15556: so many for each parameter
+        (10_000, {}, lambda plan: 8 * 10_000),  # of few pages, the most epochs
+        (10_000, {"epochs": 0.5}, lambda plan: 5_000),
+    ],
+)
+def test_a_run_is_as_long_as_its_parameters_or_its_pages_ask(training_tokens, asked, tokens):
+    plan = resolve(Asked(**asked), Fresh(36_000, DecoderArchitecture()), 280, training_tokens)
+    assert plan.steps == -(-tokens(plan) // plan.batch_tokens)
 
 
 def test_fewer_than_25_settings():
