@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -183,8 +184,9 @@ storage.write_json(folder / "added.json", (found["peak_bytes"] - before) / forec
 def test_the_forecast_is_near_the_measured_peak(
     kind: str, rows: int, folder: Path, larger: Path, tmp_path: Path
 ) -> None:
-    """What the run adds to a fresh process that has its libraries, loosely; a fork of this one would share its heap.
-    `docs/tune.md` has the measured combinations.
+    """What the run adds to a fresh process that has its libraries, against the forecast, which has room for what the
+    allocator keeps of freed blocks. That differs from run to run by tens of megabytes, so here freed blocks go back at
+    once (`MALLOC_MMAP_THRESHOLD_`) and bytes that are in use are counted. `docs/tune.md` has whole commands.
     """
     made.write_rows(tmp_path / "data.jsonl", ({"text": f"{i} " + "the owl sees the hen and " * 20} for i in range(40)))
     pages = [Page(f"p{i}", "", "", f"Page {i} tells of a river. " * 40) for i in range(5)]
@@ -199,8 +201,9 @@ def test_the_forecast_is_near_the_measured_peak(
     )
     for step, name in ((warm, "warm"), (chosen, "chosen")):
         storage.write_text(tmp_path / f"{name}.yaml", to_yaml(step))
-    subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], check=True)
-    assert 0.7 < storage.read_json(tmp_path / "added.json") < 1.25
+    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], check=True, env=exact)
+    assert 0.5 < storage.read_json(tmp_path / "added.json") < 1
 
 
 def test_a_frozen_base_is_small_only_where_products_are(folder: Path) -> None:
