@@ -2,10 +2,10 @@
 
 A study of 4-bit weights needs a base that has learnt so much that rounding hurts: weights that still resemble their
 random start lose nothing in 3 bits, and a pass with them proves nothing. So each base is a small decoder that has read
-many tokens for each of its parameters, of the sources of Python's standard library and of its documentation.
+many tokens for each of its parameters, of the sources of Python's standard library, docstrings and comments included.
 
     folder = base_folder(SMALL, seed=0)     # trains it, or finds it
-    pages = heldout_pages()                 # modules whose source and documentation no base has read
+    pages = heldout_pages()                 # modules whose source no base has read
 
 Bases stand in the user's cache (``$XDG_CACHE_HOME`` or ``~/.cache``, ``mickle/bases``), each named by the hash of all
 that it depends on. The verbs' own steps make them, so a killed training goes on and a finished one is found whole;
@@ -26,10 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
 from mickle import machine
-from mickle.config import Input
 from mickle.data import installed
 from mickle.errors import LockedError
 from mickle.events import Emit, Noted, ignore
@@ -93,15 +90,12 @@ def base_step(base: Base, seed: int) -> Step:
 
 @cache
 def corpus_folder() -> Path:
-    """The corpus folder of :class:`SourceCorpus`, made if it is not there: some 20 seconds."""
-    from mickle.data.curate import Curate
-
-    documentation = made(Curate(), "documentation")
-    return made(SourceCorpus(documentation=documentation), "corpus")
+    """The corpus folder of :class:`SourceCorpus`, made if it is not there."""
+    return made(SourceCorpus(), "corpus")
 
 
 def heldout_pages() -> list[Page]:
-    """Sources of the modules that no base has read, whose documentation none has read either."""
+    """Sources of the modules that no base has read."""
     from mickle.data.records import Page, read_shards
 
     return list(read_shards(corpus_folder() / HELDOUT, Page))
@@ -229,11 +223,9 @@ def all_processors() -> Iterator[None]:
 
 
 class SourceCorpus(Step):
-    """The standard library's modules and their documentation as pages, some modules held out with both."""
+    """The sources of the standard library's modules as pages, some modules held out."""
 
     kind: ClassVar[str] = "corpus"
-
-    documentation: Input = Field(description="corpus of the documentation, as `mickle curate` makes it")
 
     def fingerprint(self) -> dict[str, Any]:
         """The sources' content in one word."""
@@ -243,12 +235,11 @@ class SourceCorpus(Step):
         return {"sources": digest.hexdigest()}
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
-        """Write ``pages`` for training and ``heldout``, which has the sources alone."""
-        from mickle.data.records import Page, read_corpus, write_shards
+        """Write ``pages`` for training and ``heldout``."""
+        from mickle.data.records import Page, write_shards
 
         sources = [Page(name, "sources", "", text) for name, text in source_texts()]
-        documentation = [page for page in read_corpus(self.documentation) if not held_out(module_of(page.url))]
-        training = [page for page in sources if not held_out(page.url)] + documentation
+        training = [page for page in sources if not held_out(page.url)]
         heldout = [page for page in sources if held_out(page.url)]
         counts = {
             "pages": write_shards(training, work / "pages", Page),
@@ -265,11 +256,6 @@ def source_texts() -> Iterator[tuple[str, str]]:
         text = "" if path.stat().st_size > LARGEST_FILE else path.read_bytes().decode("utf-8", "replace")
         if text.strip():
             yield installed.module_name(path.relative_to(root)), text
-
-
-def module_of(url: str) -> str:
-    """The dotted name in the address of a page of documentation: https://stdlib.pydoc.invalid/NAME.html."""
-    return url.rpartition("/")[2].removesuffix(".html")
 
 
 def held_out(module: str) -> bool:

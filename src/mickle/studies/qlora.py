@@ -186,7 +186,7 @@ LAYERS = "figure 2, no number in nats"
 
 study = Study(
     name="qlora",
-    version=2,  # the bases read documentation by its syntax trees; before, by importing the modules
+    version=2,  # the bases read sources alone; before, pages of documentation too, which follow curation's rules
     title="QLoRA: Efficient Finetuning of Quantized LLMs",
     paper="2305.14314",
     claim=(

@@ -178,7 +178,7 @@ ABOVE = "control: rounding to 4.25 bits costs more than that 1 % (per cent above
 
 study = Study(
     name="spqr",
-    version=2,  # the bases read documentation by its syntax trees; before, by importing the modules
+    version=2,  # the bases read sources alone; before, pages of documentation too, which follow curation's rules
     title="SpQR: A Sparse-Quantized Representation for Near-Lossless LLM Weight Compression",
     paper="2306.03078",
     claim=(
