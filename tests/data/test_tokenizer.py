@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from mickle.data.tokenizer import END_OF_DOCUMENT, MASK, coloured, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
@@ -72,6 +73,41 @@ def test_start_and_end_of_their_own(tmp_path):
     (ids,) = tokenizer.encode_documents(["fox"])
     assert ids[0] == tokenizer.tokenizer.token_to_id("the")
     assert ids[-1] == tokenizer.tokenizer.token_to_id(".")
+
+
+BOTH = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
+
+
+@pytest.mark.parametrize(
+    ("files", "start", "end"),
+    [
+        ({"special_tokens_map": BOTH}, "<s>", "</s>"),
+        ({"special_tokens_map": BOTH, "tokenizer_config": {"eos_token": "<|endoftext|>"}}, "<s>", "</s>"),
+        (
+            {"special_tokens_map": BOTH, "tokenizer_config": {"eos_token": "</s>", "added_tokens_decoder": {}}},
+            "</s>",
+            "</s>",
+        ),
+        ({"config": {"bos_token_id": 301, "eos_token_id": [302, 0]}}, "<s>", "</s>"),
+        ({"config": {"bos_token_id": 1, "eos_token_id": 2}}, "<|endoftext|>", "<|endoftext|>"),  # letters by default
+        ({"config": {"eos_token_id": [[]], "bos_token_id": {}}}, "<|endoftext|>", "<|endoftext|>"),
+    ],
+)
+def test_marks_are_where_transformers_finds_them(tmp_path, files, start, end):
+    """A vocabulary with several usual marks: `special_tokens_map.json` says which, or `config.json`'s ids do."""
+    words = train_tokenizer(["the cat sat on the mat " * 9], 301, or_fewer=True)
+    filled = words.size
+    words.tokenizer.add_tokens([f"filler{n}" for n in range(301 - filled)])
+    words.tokenizer.add_special_tokens(["<s>", "</s>"])
+    words.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    for name, values in {"tokenizer_config": {"tokenizer_class": "PreTrainedTokenizerFast"}, **files}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    found = open_text_tokenizer(tmp_path)
+    assert [found.tokenizer.id_to_token(mark) for mark in (found.start, found.end)] == [start, end]
+    if "config" not in files:
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        assert (theirs.bos_token or theirs.eos_token, theirs.eos_token) == (start, end)
 
 
 def test_colours_tell_trained_from_untrained_and_markup_in_a_text_stays_text():

@@ -206,6 +206,51 @@ def test_the_folder_measures_as_the_run_said(kind: str, home: Path, tmp_path: Pa
     assert nats / tokens == pytest.approx(summary(out)["general"]["after"], rel=1e-6)
 
 
+@pytest.mark.parametrize(("after", "kind"), [("\n", "full"), ("", "full"), ("\n", "lora")])
+def test_transformers_ends_an_answer_where_the_examples_end(after: str, kind: str, home: Path, tmp_path: Path) -> None:
+    """The mark that tuning taught is an end of texts in the folder, and in what is exported of it."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from mickle.exporting.export import Export
+
+    base, heard = made.chat_folder(tmp_path / "base", after), []
+    out = tune(home, tmp_path / "out", heard.append, model=base, method={"kind": kind}, steps=40)
+    assert not [event for event in heard if isinstance(event, Warned) and "generate" in event.message]
+    if kind == "lora":
+        out = execute(Export(model=out), tmp_path / "merged", ignore)
+    words = AutoTokenizer.from_pretrained(out)
+    end = words.convert_tokens_to_ids("<|im_end|>")
+    settings = json.loads((out / "generation_config.json").read_text())
+    assert settings["eos_token_id"] == [words.convert_tokens_to_ids("<|endoftext|>"), end]
+    prompt = words.apply_chat_template(
+        [{"role": "user", "content": made.chat(3)["messages"][0]["content"]}], add_generation_prompt=True,
+        return_tensors="pt", return_dict=True,
+    )  # fmt: skip
+    theirs = AutoModelForCausalLM.from_pretrained(out)
+    written = theirs.generate(**prompt, max_new_tokens=25, do_sample=False)[0, prompt["input_ids"].shape[1] :].tolist()
+    assert end in written and written.index(end) == len(written) - 1
+
+
+def test_an_end_that_transformers_would_not_take_is_warned_of(home: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from mickle.tuning import tune_run
+
+    monkeypatch.setattr(tune_run, "write_end_tokens", lambda *_: None)
+    heard: list[Event] = []
+    tune(home, tmp_path / "out", heard.append, model=made.chat_folder(tmp_path / "base"), method={"kind": "full"})
+    assert any("does not end a text at [" in event.message for event in heard if isinstance(event, Warned))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_all_weights_go_out_in_the_type_they_came_in(dtype: torch.dtype, home: Path, tmp_path: Path) -> None:
+    base = made.chat_folder(tmp_path / "base", dtype=dtype)
+    out = tune(home, tmp_path / "out", model=base, method={"kind": "full"}, steps=2)
+    assert {tensor.dtype for tensor in storage.load_tensors(out / "model.safetensors").values()} == {dtype}
+    assert json.loads((out / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    assert (out / "tokenizer.model").read_bytes() == b"sentencepiece"
+    again = open_model(out)
+    assert again.embed_tokens.weight.dtype == dtype
+
+
 @pytest.mark.parametrize(("model", "data"), [(made.gpt2_folder, "chats.jsonl"), (made.bert_folder, "texts.jsonl")])
 def test_models_of_transformers(model: Any, data: str, home: Path, tmp_path: Path) -> None:
     """LoRA on Conv1D layers and on BERT's; the adapter opens in PEFT with the same logits; all weights learn too."""

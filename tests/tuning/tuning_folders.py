@@ -31,6 +31,21 @@ def decoder_folder(folder: Path, causal: bool = True) -> Path:
     return folder
 
 
+def chat_folder(folder: Path, after: str = "\n", dtype: Any = None) -> Path:
+    """Ours with a template whose turns end with a mark that no file names as an end; ``after``: what follows it."""
+    marks = train_tokenizer(TEXTS, 280, or_fewer=True)
+    marks.tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    shape = DecoderConfig(marks.size, 16, 2, 2, 2, 8, 32, LENGTH, initial_std=0.2)
+    save_model(Decoder(shape, seed=3).to(dtype), folder, marks)
+    turn = "<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>AFTER{% endgeneration %}"
+    (folder / "chat_template.jinja").write_text(
+        "{% for m in messages %}" + turn.replace("AFTER", after) + "{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (folder / "tokenizer.model").write_bytes(b"sentencepiece")
+    return folder
+
+
 def gpt2_folder(folder: Path) -> Path:
     """A GPT-2 of transformers, with Conv1D layers."""
     from transformers import GPT2Config, GPT2LMHeadModel

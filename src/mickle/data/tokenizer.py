@@ -169,7 +169,7 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
         raise UsageError(
             f"This tokenizer cannot be read: {str(error)[:200]}.", where=str(file), expected="a tokenizers JSON file"
         ) from error
-    configuration = _read_configuration(file.with_name("tokenizer_config.json"))
+    configuration = _read_configuration(file.parent, tokenizer)
     end = _named(tokenizer, configuration, ("eos_token", "sep_token"), USUAL_END_MARKS)
     if end is None:
         raise UsageError(
@@ -227,7 +227,30 @@ def _configuration(start: str, end: str) -> dict:
     }
 
 
-def _read_configuration(path: Path) -> dict:
+def _read_configuration(folder: Path, tokenizer: Tokenizer) -> dict:
+    """`tokenizer_config.json` with the marks that other files name, taken as transformers takes them.
+
+    `special_tokens_map.json` counts where there is no `added_tokens_decoder`. Where neither names a start or an end,
+    `config.json`'s ids do, if they are special tokens: its defaults are letters in most vocabularies.
+    """
+    stated = _read_settings(folder / "tokenizer_config.json")
+    stated.pop("auto_map", None)  # it names code to run
+    if "added_tokens_decoder" not in stated:
+        marks = _read_settings(folder / "special_tokens_map.json")
+        stated |= {name: mark for name in marks if name.endswith("_token") and (mark := mark_of(marks, name))}
+    if any(mark_of(stated, name) for name in ("bos_token", "eos_token", "cls_token", "sep_token")):
+        return stated
+    added, ids = tokenizer.get_added_tokens_decoder(), _read_settings(folder / "config.json")
+    for name in ("bos_token", "eos_token"):
+        named = ids.get(f"{name}_id")
+        number = named[0] if isinstance(named, list) and named else named
+        token = added.get(number) if type(number) is int else None
+        if token is not None and token.special:
+            stated[name] = token.content
+    return stated
+
+
+def _read_settings(path: Path) -> dict:
     if not path.is_file():
         return {}
     try:
@@ -236,7 +259,7 @@ def _read_configuration(path: Path) -> dict:
         raise UsageError("This file is not JSON.", where=str(path), expected="a JSON object") from error
     if not isinstance(values, dict):
         raise UsageError("This file holds no settings.", where=str(path), expected="a JSON object")
-    return {name: value for name, value in values.items() if name != "auto_map"}  # auto_map names code to run
+    return values
 
 
 def mark_of(configuration: dict, name: str) -> str | None:

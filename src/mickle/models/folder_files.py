@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+GENERATION = "generation_config.json"  # what `generate` goes by, the ends of texts among it
 # What a folder may hold beside its weights that says how text becomes tokens and when it ends.
 KEPT = (
     "tokenizer.json",
@@ -34,7 +35,7 @@ KEPT = (
     "vocab.txt",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    GENERATION,
 )
 LARGEST_KEPT = 64 << 20  # bytes
 
@@ -64,7 +65,7 @@ def write_model(
     storage.save_tensors(folder / folder_check.WEIGHTS, tensors, {"format": "pt"})
     marks = {"bos_token_id": "start", "eos_token_id": "end"}
     ids = {key: getattr(tokenizer, attribute, None) for key, attribute in marks.items()}
-    storage.write_json(folder / "generation_config.json", {k: v for k, v in ids.items() if v is not None})
+    storage.write_json(folder / GENERATION, {k: v for k, v in ids.items() if v is not None})
     mask = getattr(tokenizer, "mask", None)
     if mask is not None:
         ids["mask_token_id"] = mask
@@ -110,10 +111,28 @@ def open_tokenizer(path: Path) -> Tokenizer:
 
 
 def end_tokens(path: Path) -> list[int]:
-    """The token ids that end a text, as `generation_config.json` has them; none where it does not say."""
-    if not (Path(path) / "generation_config.json").exists():
-        return []
-    file = folder_check.regular_file(Path(path), "generation_config.json")
-    values = storage.read_json(file, folder_check.LARGEST_CONFIG)
+    """The token ids that end a text, as transformers' `generate` takes them: of `generation_config.json`, without one
+    of `config.json`; none where it does not say.
+    """
+    values = _generation(Path(path))
+    if values is None and (Path(path) / folder_check.CONFIG).exists():
+        values = storage.read_json(
+            folder_check.regular_file(Path(path), folder_check.CONFIG), folder_check.LARGEST_CONFIG
+        )
     ids = values.get("eos_token_id") if isinstance(values, dict) else None
     return [token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
+
+
+def write_end_tokens(folder: Path, ids: Sequence[int]) -> None:
+    """Let texts end at `ids`, in `generation_config.json`, whose other settings stay."""
+    values = _generation(folder)
+    kept = {name: value for name, value in (values or {}).items() if name != "_from_model_config"}  # it is no longer
+    storage.write_json(folder / GENERATION, {**kept, "eos_token_id": ids[0] if len(ids) == 1 else list(ids)})
+
+
+def _generation(folder: Path) -> dict[str, Any] | None:
+    """`generation_config.json` of a folder; None where there is none."""
+    if not (folder / GENERATION).exists():
+        return None
+    values = storage.read_json(folder_check.regular_file(folder, GENERATION), folder_check.LARGEST_CONFIG)
+    return values if isinstance(values, dict) else {}

@@ -11,7 +11,9 @@ needed and nowhere else.
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 # Read by huggingface_hub at import: nothing here may reach the network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -21,13 +23,20 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mickle.errors import MickleError, UsageError
 from mickle.models.decoder import Decoder
 from mickle.models.decoder_folder import MODEL_TYPE, from_settings
-from mickle.models.folder_check import CONFIG, ModelFiles
+from mickle.models.folder_check import CONFIG, ModelFiles, read_config
 from mickle.models.language import fills_masks
 from mickle.models.shape import DecoderConfig
 from mickle.models.wrapped import WrappedModel
@@ -116,6 +125,40 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
             name = str(sorted(info[problem], key=str)[0])[:120]
             raise UsageError(f"weights do not fit the config: {problem.replace('_', ' ')}, {name!r} first", where=where)
     return WrappedModel(model)
+
+
+@dataclass(frozen=True)
+class Read:
+    """What transformers makes of a folder: the logits [T, V] of texts, and what it writes after each of them, up to a
+    token of ``ends``.
+    """
+
+    logits: list[Tensor]
+    written: list[list[int]]
+    ends: list[int]
+
+
+@torch.no_grad()
+def read_by_transformers(folder: Path, texts: Sequence[Sequence[int]], tokens: int) -> Read:
+    """A checked folder as it stands, opened by transformers' own `from_pretrained` in float32 and run on texts (token
+    ids); causal models then write ``tokens`` greedy tokens at most by `generate`. UsageError where it cannot be opened.
+    """
+    masked = fills_masks(read_config(folder).get("architectures"))
+    auto = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    with _quiet(str(folder)):
+        model = auto.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        ).eval()
+        rows = [torch.tensor([list(text)]) for text in texts]
+        logits = [model(input_ids=row).logits[0] for row in rows]
+        named = getattr(model.generation_config, "eos_token_id", None)
+        if masked or not model.can_generate():
+            return Read(logits, [[] for _ in texts], [])
+        # Of the folder's own settings the ends alone: others may sample, punish repetitions, or take all memory.
+        model.generation_config = GenerationConfig(eos_token_id=named, pad_token_id=0)
+        outputs = [model.generate(row, max_new_tokens=tokens, do_sample=False)[0, row.shape[1] :] for row in rows]
+    ends = [] if named is None else named if isinstance(named, list) else [named]
+    return Read(logits, [output.tolist() for output in outputs], ends)
 
 
 def empty_frame(files: ModelFiles) -> WrappedModel:

@@ -43,7 +43,9 @@ class Sample(Step):
     temperature: float = Field(0.8, ge=0, le=100, description="0 takes the likeliest token; 1 draws as the model says")
     top_k: int = Field(0, ge=0, description="draw among the k likeliest tokens only; 0 is off")
     top_p: float = Field(0.95, gt=0, le=1, description="draw among the likeliest tokens that reach this probability")
-    stop: tuple[str, ...] = Field((), description="strings that end a text; the end-of-document token always does")
+    stop: tuple[str, ...] = Field(
+        (), description="strings that end a text, besides the end tokens that the folder names"
+    )
     compare_untrained: bool = Field(False, description="also write what the same model wrote before training")
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
@@ -91,7 +93,6 @@ class Sample(Step):
 
     def _continue(self, model: Any, tokenizer: TextTokenizer, prompts: list[str]) -> list[Completion]:
         """One batch. Special tokens spelt in a prompt are ordinary text; the start mark stands before each."""
-        from mickle.models.folder import end_tokens
         from mickle.sampling.text import generate
 
         ids = [[tokenizer.start, *encoded.tolist()] for encoded in tokenizer.encode(prompts)]
@@ -103,9 +104,22 @@ class Sample(Step):
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
-            stop=(tokenizer.end, *end_tokens(self.model), *self.stop),
+            stop=(*self._ends(tokenizer), *self.stop),
             seed=self.seed,
         )
+
+    def _ends(self, tokenizer: TextTokenizer) -> list[int]:
+        """The tokens that end a text: those that transformers would stop at, and no others; the tokenizer's own end
+        where no folder names one.
+        """
+        from mickle.models.adapters import adapter_base
+        from mickle.models.folder import end_tokens
+        from mickle.models.folder_check import is_adapter
+
+        ends = end_tokens(self.model)
+        if not ends and is_adapter(self.model):
+            ends = end_tokens(adapter_base(self.model))
+        return ends or [tokenizer.end]
 
     def _tokenizer(self) -> TextTokenizer:
         from mickle.data.tokenizer import open_text_tokenizer

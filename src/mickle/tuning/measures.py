@@ -7,8 +7,10 @@ compared text by text (``outcome.py``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import dropwhile, islice
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from mickle.tuning.tune_plan import EVALUATION_TOKENS
 
 MASKING = Masking(rate=Constant(rate=0.15))  # of an encoder that is tuned on text
 LONGEST_ANSWER, SHORTEST_ANSWER = 64, 16  # tokens of a sample
+MOST_LOOKED_AT = 10_000  # examples, for the tokens that end them
 OPENING = 16  # tokens of a text that a sample goes on from
 
 
@@ -83,20 +86,36 @@ def written(
     model: nn.Module, heldout: Encoded, tokenizer: TextTokenizer, count: int, ends: Sequence[int], limit: int
 ) -> list[dict[str, str]]:
     """What the model writes for the first ``count`` examples, likeliest token by likeliest token: prompt, reference and
-    text of each. ``ends``: tokens that end a text; ``limit``: tokens of prompt and answer at most.
+    text of each. ``ends``: tokens that end a text, and no others do; ``limit``: tokens of prompt and answer at most.
     """
     from mickle.sampling.text import generate
 
     cut = [_cut(heldout, i) for i in range(min(count, len(heldout.tokens)))]
     longest = min(LONGEST_ANSWER, max(SHORTEST_ANSWER, 2 * max(len(answer) for _, answer in cut)), limit // 2)
     prompts = [prompt[-(limit - longest) :] for prompt, _ in cut]
-    marks = {int(answer[-1]) for _, answer in cut if len(answer) and int(answer[-1]) in tokenizer.special}
-    stop = tuple(sorted({tokenizer.end, *ends, *marks}))
-    texts = generate(model, prompts, max_tokens=longest, decode=tokenizer.decode, temperature=0, stop=stop)
+    texts = generate(model, prompts, max_tokens=longest, decode=tokenizer.decode, temperature=0, stop=tuple(ends))
     return [
         {"prompt": tokenizer.decode(prompt), "reference": tokenizer.decode(answer), "text": completion.text}
         for prompt, (_, answer), completion in zip(prompts, cut, texts, strict=True)
     ]
+
+
+def ends_taught(encoded: Encoded, tokenizer: TextTokenizer) -> list[int]:
+    """The special tokens that end what is trained, white space aside, in one run of a hundred at least."""
+    counts: Counter[int] = Counter()
+    runs = 0
+    for tokens, trained in zip(encoded.tokens[:MOST_LOOKED_AT], encoded.trained, strict=False):
+        places = np.flatnonzero(trained)
+        last = places[np.diff(places, append=len(tokens) + 1) > 1]
+        runs += len(last)
+        for place in last:
+            written = (int(token) for token in tokens[max(0, place - 3) : place + 1][::-1])
+            counts.update(token for token in islice(dropwhile(lambda t: _blank(t, tokenizer), written), 1))
+    return sorted(token for token, count in counts.items() if token in tokenizer.special and 100 * count >= runs)
+
+
+def _blank(token: int, tokenizer: TextTokenizer) -> bool:
+    return token not in tokenizer.special and not tokenizer.decode([token]).strip()
 
 
 def _cut(encoded: Encoded, index: int) -> tuple[list[int], list[int]]:

@@ -143,6 +143,7 @@ class TuningMethod(Learning):
     passes: FLOP a parameter and token. kept: of the activations that pretraining keeps, as measured, in our decoder and
     in models of transformers; None where nothing is kept, as there is no backward pass. large_rate: peak learning rate
     at 7 billion parameters. largest_norm: of a gradient. few_bits: whether the base is stored in few bits.
+    stored_as_given: whether the weights are rounded to the type that the model came in.
     """
 
     passes: ClassVar[int] = 4
@@ -150,6 +151,7 @@ class TuningMethod(Learning):
     large_rate: ClassVar[float] = 2e-4
     largest_norm: ClassVar[float] = 1.0
     few_bits: ClassVar[bool] = False
+    stored_as_given: ClassVar[bool] = False
 
     @property
     def one_process(self) -> str:
@@ -209,6 +211,7 @@ class Full(Everything, TuningMethod):
     passes: ClassVar[int] = 6
     kept: ClassVar[tuple[float, float] | None] = (0.82, 0.85)
     large_rate: ClassVar[float] = 2e-5
+    stored_as_given: ClassVar[bool] = True
 
     kind: Literal["full"] = "full"
 

@@ -75,6 +75,11 @@ class Task(ABC):
         """Tokens of each held-out example."""
         return [len(tokens) for tokens in self.heldout.tokens]
 
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that are taught as the end of a text or answer."""
+        return []
+
     @abstractmethod
     def batching(self, asked: Asked, most: int) -> Batching:
         """How examples become batches; ``most``: tokens that one example may have."""

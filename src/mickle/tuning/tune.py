@@ -52,7 +52,7 @@ QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run 
 class Tune(TrainingStep):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
-    version: ClassVar[int] = 2  # 2: the documentation that general text falls back on is read, not imported
+    version: ClassVar[int] = 3  # 3: writes the ends of texts that were taught, and the type that the model came in
     kind: ClassVar[str] = "tuned"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
@@ -149,7 +149,7 @@ class Tune(TrainingStep):
         from mickle.training import distributed
         from mickle.tuning import outcome
         from mickle.tuning.general import general_pages
-        from mickle.tuning.tune_run import measure, open_model_to_tune, save_tuned
+        from mickle.tuning.tune_run import measure, open_model_to_tune, round_as_given, runs_on, save_tuned
 
         scratch, writes = work / SCRATCH, distributed.current().writes
         if (why := self.method.one_process) and distributed.current().world > 1:
@@ -174,9 +174,10 @@ class Tune(TrainingStep):
         done = self._train(model, known, plan, work, emit)
         if not writes:
             return {}
+        dtype = round_as_given(known, done.model) if self.method.stored_as_given else None
         after = measured(f"after-{done.step}", done.model)
         results = self._results(before, after, known.task, forecast)
-        save_tuned(known, done.model, work)
+        save_tuned(known, done.model.to(dtype), work)
         checkpoints = scratch / CHECKPOINTS
         journal = self.method.journal(done.optimizer, done.model, done.step, self.model, checkpoints, work)
         pairs = zip(before["samples"], after["samples"], strict=True)
@@ -184,8 +185,9 @@ class Tune(TrainingStep):
         outcome.write(work, results, work / METRICS, texts)
         for line in outcome.lines(results):
             emit(Noted(line))
-        if message := outcome.warning(results["general"], self.method):
-            emit(Warned(message))
+        for message in (outcome.warning(results["general"], self.method), runs_on(known, work)):
+            if message:
+                emit(Warned(message))
         return {
             "method": self.method.kind,
             "form": known.task.form,

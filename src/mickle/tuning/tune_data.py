@@ -39,6 +39,10 @@ class ExampleTask(Task):
     heldout_examples: tuple[Example, ...]
     tokenizer: TextTokenizer
 
+    @property
+    def ends(self) -> list[int]:
+        return measures.ends_taught(self.training, self.tokenizer)
+
     def batching(self, asked: Asked, most: int) -> Batching:
         lengths = self.lengths
         length = row_length(asked.sequence_length, max(lengths), most)
@@ -63,6 +67,10 @@ class ExampleTask(Task):
 
 class HiddenTask(ExampleTask):
     """Texts for a model that sees both sides: it fills in hidden tokens."""
+
+    @property
+    def ends(self) -> list[int]:
+        return []  # it continues nothing
 
     def objective_and_batches(
         self, plan: TunePlan, seed: int, counts_answers: bool

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
-from mickle.models.folder_check import check_tokenizer, is_adapter, read_config
-from mickle.models.folder_files import keep_files
+from mickle.models.folder_check import check_tokenizer, inspect_folder, is_adapter, read_config
+from mickle.models.folder_files import KEPT, keep_files, write_end_tokens
 from mickle.models.language import Description, LanguageModel, check_vocabulary
 from mickle.models.linear_layers import is_linear
 from mickle.models.lora import LoraLinear
@@ -31,7 +33,8 @@ from mickle.tuning.tune_labels import read_labels
 from mickle.tuning.tune_plan import LONGEST, TunePlan
 from mickle.tuning.weights import Weights, weigh
 
-KEPT_FILES = ("generation_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+WRITTEN = ("tokenizer.json", "tokenizer_config.json")  # by the tokenizer itself
+OPENING = 16  # tokens
 TEMPLATE = "chat_template.jinja"
 
 
@@ -46,6 +49,12 @@ class Known:
     shape: Description
     weights: Weights
     most: int  # tokens that one example may have
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The tokens that end a text of the tuned model: those of its folder, and those that the examples teach."""
+        given = end_tokens(self.folder)
+        return given + [token for token in self.task.ends if token not in given]
 
     @property
     def longest(self) -> int:
@@ -159,17 +168,49 @@ def measure(known: Known, plan: TunePlan, model: nn.Module, pages: Sequence[Page
         scores = task.scores(model, length)
         general = measures.page_scores(model, pages, known.tokenizer, min(known.longest, length))
         told = samples and task.heldout_lengths
-        written = task.samples(model, samples, end_tokens(known.folder), known.longest) if told else []
+        written = task.samples(model, samples, known.ends, known.longest) if told else []
     return {"task": measures.as_lists(scores), "general": measures.as_lists(general), "samples": written}
+
+
+@torch.no_grad()
+def round_as_given(known: Known, model: nn.Module) -> torch.dtype:
+    """Round the weights to the type that most of the model's folder is stored in, which is returned: what is measured
+    is then what is written. The weights stay in float32.
+    """
+    sizes: Counter[str] = Counter()
+    for _, entry in inspect_folder(known.folder).tensors.values():
+        sizes[entry.dtype] += entry.elements
+    given = {"BF16": torch.bfloat16, "F16": torch.float16}.get(max(sizes, key=sizes.__getitem__), torch.float32)
+    for parameter in model.parameters():
+        parameter.copy_(parameter.to(given))
+    return given
 
 
 def save_tuned(known: Known, model: nn.Module, work: Path) -> None:
     """A plain model folder, or an adapter folder in PEFT's form; tokenizer, chat template and the ends of texts too."""
     template = known.task.template
     known.method.learns.save(model, work, known.folder, known.tokenizer)
-    keep_files([known.folder], work, KEPT_FILES)
+    keep_files([known.folder], work, [name for name in KEPT if name not in WRITTEN])
+    if known.ends != end_tokens(known.folder):
+        write_end_tokens(work, known.ends)
     if template is not None and template.builtin:
         storage.write_text(work / TEMPLATE, template.source)
+
+
+def runs_on(known: Known, work: Path) -> str:
+    """A sentence where transformers' `generate`, asked with the folder that was written, does not end a text where the
+    examples do; "" where it does, or where what was written is no whole model that writes.
+    """
+    if not (known.method.learns.whole and known.shape.causal and known.task.ends):
+        return ""
+    if 4 * known.weights.parameters > machine.available_memory() // 2:
+        return "no memory to open what was written: whether transformers ends texts where the examples do is not known"
+    from mickle.models.transformers_bridge import read_by_transformers
+
+    opening = [int(token) for token in known.task.training.tokens[0][:OPENING]]
+    read = read_by_transformers(work, [opening], OPENING)
+    missing = set(known.task.ends) - set(read.ends)
+    return f"transformers' generate does not end a text at {sorted(missing)}, where the examples end" if missing else ""
 
 
 def peak_memory() -> int:
