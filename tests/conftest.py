@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import resource
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +39,43 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(verbs.STEPS, "write", ("mickle_toy:Write", "words"))
     monkeypatch.setitem(verbs.STEPS, "count", ("mickle_toy:Count", "letters"))
     return module
+
+
+@pytest.fixture
+def bounded() -> Callable[[Callable[[], object]], str]:
+    """Runs what must end in a UsageError, and soon: in a process that the kernel ends after three seconds of work, with
+    less than 200 MB of memory more than this one has. The error's words, which nothing raw of a terminal is in.
+    """
+
+    def refused(work: Callable[[], object]) -> str:
+        from mickle.errors import UsageError
+
+        before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
+            said = "nothing was refused"
+            try:
+                work()
+            except UsageError as error:
+                said = f"refused: {error}"
+            except BaseException as error:
+                said = repr(error)
+            os.write(writing, said.encode()[:4000])
+            os._exit(0)
+        os.close(writing)
+        with open(reading, "rb") as stream:
+            said = stream.read().decode()
+        _, status, used = os.wait4(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0, "it was ended by its limit of three seconds"
+        assert said.startswith("refused: "), said
+        assert used.ru_maxrss * 1024 - before < 200 << 20
+        assert len(said.splitlines()) <= 4
+        assert said.replace("\n", "").isprintable(), said
+        return said
+
+    return refused
 
 
 WORDS = "The reader opens the file and returns its {0} lines, or None where there is no file called {0}. "

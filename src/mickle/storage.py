@@ -147,6 +147,16 @@ def open_folder(path: Path, kind: str | None = None, check: str = "sizes") -> Ma
     return manifest
 
 
+def check_member(path: Path) -> None:
+    """Refuse a file whose folder, or the folder above, has a manifest by which it has other bytes."""
+    path = Path(path).absolute()
+    for folder in path.parents[:2]:
+        manifest = read_manifest(folder)
+        file = manifest.files.get(path.relative_to(folder).as_posix()) if manifest else None
+        if file is not None:
+            _check_file(path, folder, file, "hashes")
+
+
 def _check_file(path: Path, folder: Path, file: File, check: str) -> None:
     again = f"remove {folder} and make it again"
     if not path.resolve().is_relative_to(folder.resolve()):

@@ -67,9 +67,9 @@ def _corrupt(path):
     ("make", "said"),
     [
         (lambda folder: None, "no pages in"),
-        (lambda folder: (folder / "x.parquet").write_bytes(b""), "cannot be read"),
-        (lambda folder: (folder / "x.parquet").write_bytes(b"PAR1" * 9), "cannot be read"),
-        (lambda folder: _corrupt(folder / "x.parquet"), "cannot be read"),
+        (lambda folder: (folder / "x.parquet").write_bytes(b""), "not a whole Parquet file"),
+        (lambda folder: (folder / "x.parquet").write_bytes(b"PAR1" * 9), "not a whole Parquet file"),
+        (lambda folder: _corrupt(folder / "x.parquet"), "not a whole Parquet file"),
         (lambda folder: pq.write_table(pa.table({"body": ["a"]}), folder / "x.parquet"), "no column `text`"),
         (lambda folder: pq.write_table(pa.table({"text": [1]}), folder / "x.parquet"), "no column `text`"),
         (lambda folder: (folder / "card.json").write_text("{}"), "not a finished"),

@@ -85,7 +85,7 @@ def test_only_a_whole_corpus_is_opened(tmp_path: Path) -> None:
 
 def test_other_parquet_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "00000.parquet").write_bytes(b"PAR1 nonsense")
-    with pytest.raises(UsageError, match="not a shard"):
+    with pytest.raises(UsageError, match="not a whole Parquet file"):
         list(read_shards(tmp_path, Page))
 
 

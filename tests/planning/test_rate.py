@@ -182,7 +182,7 @@ def broken(name: str, tmp_path: Path) -> Path:
         ("text.csv", "column 'b' holds string"),
         ("hole.csv", "column 'y' has no value in row 1"),
         ("torn.npz", "cannot read torn.npz"),
-        ("torn.parquet", "cannot read torn.parquet"),
+        ("torn.parquet", "not a whole Parquet file"),
         ("torn.safetensors", "not a whole safetensors file"),
         ("table.txt", "cannot read table.txt"),
         ("names.npz", "no array 'X'"),

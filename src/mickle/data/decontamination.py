@@ -16,8 +16,8 @@ from pydantic import Field
 
 from mickle import storage
 from mickle.config import Config, Input
+from mickle.data.parquet import read_batches
 from mickle.data.records import Failure, Page, Removed, read_corpus, remove
-from mickle.data.rows import open_parquet
 from mickle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,9 +112,8 @@ def _items(path: Path) -> Iterator[tuple[str, str]]:
         value = storage.read_json(path)
         yield from _numbered(path, enumerate(value if isinstance(value, list) else [value], start=1))
     elif suffix == ".parquet":
-        with open_parquet(path) as file:
-            rows = (row for batch in file.iter_batches(batch_size=256) for row in batch.to_pylist())
-            yield from _numbered(path, enumerate(rows, start=1))
+        rows = (row for batch in read_batches(path) for row in batch.to_pylist())
+        yield from _numbered(path, enumerate(rows, start=1))
     else:
         yield path.name, _text(path)
 

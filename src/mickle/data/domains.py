@@ -192,8 +192,8 @@ def domain_streams(
     Given :class:`Weights`, their grouping is used and their names must be those of the pages. The corpus is tokenized
     once, as a whole, and then dealt out document by document.
     """
-    from mickle.data.heldout import PAGES_AT_A_TIME
     from mickle.data.packing import open_stream, pack
+    from mickle.data.parquet import BATCH_ROWS
     from mickle.data.records import grouped
 
     index = folder / "domains.json"  # written last
@@ -204,7 +204,7 @@ def domain_streams(
             refuse_other_names(grouping, list(sizes), str(data))
         total = sum(size.bytes for size in sizes.values())
         emit(Started("tokenizing", sum(size.pages for size in sizes.values()), "pages"))
-        texts = grouped((text for _, text in _training_pages(data, share, asked)), PAGES_AT_A_TIME)
+        texts = grouped((text for _, text in _training_pages(data, share, asked)), BATCH_ROWS)
         whole = pack(texts, tokenizer, folder / "whole", total, lambda pages: emit(Progressed(pages)))
         names = list(sizes)
         number = {name: place for place, name in enumerate(names)}

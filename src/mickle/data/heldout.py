@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from mickle.data.parquet import open_parquet, read_batches
 from mickle.data.records import Page
 from mickle.errors import UsageError
 from mickle.storage import disk_errors, open_folder, read_manifest
 
-PAGES_AT_A_TIME = 256
 COLUMNS = ("url", "domain", "language", "text")
 
 
@@ -45,49 +45,33 @@ def page_files(source: Path) -> list[Path]:
 def read_pages(source: Path) -> Iterator[list[Page]]:
     """Pages in their stored order, some at a time. Pages without text are left out."""
     for file in page_files(source):
-        try:
-            yield from _batches(file)
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(file, error) from error
+        yield from _batches(file)
 
 
 def page_count(source: Path) -> int:
     """How many rows a source has, from its footers; rows without text count here."""
     count = 0
     for file in page_files(source):
-        try:
-            count += pq.read_metadata(file).num_rows
-        except (pa.ArrowException, OSError) as error:
-            raise _unreadable(file, error) from error
+        with open_parquet(file) as parquet:
+            count += parquet.metadata.num_rows
     return count
 
 
-def _unreadable(file: Path, error: Exception) -> UsageError:
-    return UsageError(
-        f"This Parquet file cannot be read: {str(error).splitlines()[0][:200]}",
-        where=str(file),
-        todo="make it again, or take it out of the folder",
-    )
-
-
 def _batches(file: Path) -> Iterator[list[Page]]:
-    with pq.ParquetFile(file) as parquet:
-        names = parquet.schema_arrow.names
-        if "text" not in names or not _is_text(parquet.schema_arrow.field("text").type):
-            raise UsageError(
-                "These pages have no column `text` of strings.",
-                where=str(file),
-                expected=f"columns {', '.join(COLUMNS)}",
-            )
-        wanted = [name for name in COLUMNS if name in names and _is_text(parquet.schema_arrow.field(name).type)]
-        for batch in parquet.iter_batches(batch_size=PAGES_AT_A_TIME, columns=wanted):
-            rows = batch.to_pylist()
-            pages = [Page(*(str(row.get(name) or "") for name in COLUMNS)) for row in rows]
-            yield [page for page in pages if page.text.strip()]
+    with open_parquet(file) as parquet:
+        schema = parquet.schema_arrow
+    wanted = [name for name in COLUMNS if name in schema.names and _is_text(schema.field(name).type)]
+    if "text" not in wanted:
+        raise UsageError(
+            "These pages have no column `text` of strings.", where=str(file), expected=f"columns {', '.join(COLUMNS)}"
+        )
+    for batch in read_batches(file, wanted):
+        pages = [Page(*(str(row.get(name) or "") for name in COLUMNS)) for row in batch.to_pylist()]
+        yield [page for page in pages if page.text.strip()]
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
 
 
 def content_hash(text: str) -> int:

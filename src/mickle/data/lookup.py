@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 from mickle import storage
-from mickle.data.records import Page, Removed
+from mickle.data.parquet import read_batches
+from mickle.data.records import Page, Removed, read_rows
 from mickle.errors import UsageError
 
 SHOWN = 5  # of copies, of pieces
@@ -41,13 +41,10 @@ def explain_url(folder: Path, url: str) -> str:
 
 
 def rows_where(folder: Path, kind: type[Page], column: str, value: str) -> Iterator[Page]:
-    """Rows of a folder of shards whose ``column`` is ``value``; reads that column first."""
-    from pyarrow import parquet
-
+    """Rows of a folder of shards whose ``column`` is ``value``; of a shard without one that column alone is read."""
     for shard in sorted(folder.glob("*.parquet")):
-        names = [f.name for f in fields(kind) if f.name in parquet.read_schema(shard).names]
-        for row in parquet.read_table(shard, columns=names, filters=[(column, "=", value)]).to_pylist():
-            yield kind(**row)
+        if any(value in batch.column(column).to_pylist() for batch in read_batches(shard, [column])):
+            yield from (row for row in read_rows(shard, kind) if getattr(row, column) == value)
 
 
 def _details(folder: Path, row: Removed) -> list[str]:

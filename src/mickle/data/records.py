@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from mickle import storage
+from mickle.data.parquet import open_parquet, read_batches
 from mickle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -120,29 +121,22 @@ def read_removed(path: Path) -> Iterator[Removed]:
 
 
 def read_shards(folder: Path, kind: type[P]) -> Iterator[P]:
-    """Rows of a folder of Parquet shards as ``Page`` or ``Removed``, one row group in memory at a time."""
+    """Rows of a folder of Parquet shards as ``Page`` or ``Removed``, some rows in memory at a time."""
     for shard in sorted(folder.glob("*.parquet")):
         yield from read_rows(shard, kind)
 
 
 def read_rows(shard: Path, kind: type[P]) -> Iterator[P]:
     """Rows of one Parquet file as ``Page`` or ``Removed``; columns that have a default may be missing."""
-    import pyarrow
-    from pyarrow import parquet
-
     needed = [f.name for f in fields(kind) if f.default is MISSING]
-    try:
-        with parquet.ParquetFile(shard) as file:
-            names = [f.name for f in fields(kind) if f.name in file.schema_arrow.names]
-            if missing := [name for name in needed if name not in names]:
-                raise KeyError(f"no column {missing[0]!r}")
-            for group in range(file.num_row_groups):
-                for row in file.read_row_group(group, columns=names).to_pylist():
-                    yield kind(**row)
-    except (pyarrow.ArrowInvalid, OSError, KeyError) as error:
+    with open_parquet(shard) as file:
+        found = file.schema_arrow.names
+    if missing := [name for name in needed if name not in found]:
         raise UsageError(
-            f"not a shard of pages: {error}", where=str(shard), expected="columns " + ", ".join(needed)
-        ) from None
+            f"not a shard of pages: no column {missing[0]!r}", where=str(shard), expected="columns " + ", ".join(needed)
+        )
+    for batch in read_batches(shard, [f.name for f in fields(kind) if f.name in found]):
+        yield from (kind(**row) for row in batch.to_pylist())
 
 
 def schema_of(kind: type[Page]) -> pyarrow.Schema:

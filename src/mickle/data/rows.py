@@ -11,11 +11,11 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
@@ -229,31 +229,16 @@ def _table_lines(stream: IO[bytes]) -> Iterator[str]:
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
     number = 0
-    with open_parquet(path) as file:
-        for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-            for at in range(batch.num_rows):
-                number += 1
-                where = f"{path}, row {number}"
-                try:
-                    (values,) = batch.slice(at, 1).to_pylist()
-                except UnicodeDecodeError:
-                    yield Row(where=where, problem="not UTF-8")
-                    continue
-                yield _checked(values, where)
-
-
-@contextmanager
-def open_parquet(path: Path) -> Iterator[Any]:
-    """A ``pyarrow.parquet.ParquetFile``; what goes wrong with the file in the ``with`` block is a UsageError."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as file:
-            yield file
-    except (pyarrow.ArrowException, OSError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UsageError(f"not a whole Parquet file: {reason}", where=str(path)) from None
+    for batch in read_batches(path, rows=PARQUET_ROWS):
+        for at in range(batch.num_rows):
+            number += 1
+            where = f"{path}, row {number}"
+            try:
+                (values,) = batch.slice(at, 1).to_pylist()
+            except UnicodeDecodeError:
+                yield Row(where=where, problem="not UTF-8")
+                continue
+            yield _checked(values, where)
 
 
 # -- what no row may hold ----------------------------------------------------------------------------------------------

@@ -20,8 +20,9 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.data.pages import RawPage, Skipped, record_page, removed_raw
+from mickle.data.parquet import EXPANSION, open_parquet, read_batches
 from mickle.data.records import Removed, domain_of
-from mickle.data.rows import bounded_lines, open_parquet
+from mickle.data.rows import bounded_lines
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError
 
@@ -38,7 +39,6 @@ TEXT_FIELDS = ("text", "content", "raw_content")  # of most corpora; of RefinedW
 DATE_FIELDS = ("date", "timestamp")
 PAGES = ("response", "resource", "conversion")  # kinds of WARC records that may hold one
 FILES_IN_A_PART = 500
-EXPANSION = 200  # decompressed to compressed bytes of a file of rows; more is an attack
 BAD_ROWS = 0.1  # a file with a larger share of bad rows is refused
 BAD_ROWS_FROM = 1000  # rows after which a file may be refused before its end
 
@@ -263,21 +263,20 @@ def _parse(line: bytes) -> Any:
 
 def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[int, Any]]:
     with open_parquet(path) as file:
-        names = file.schema_arrow.names
-        if not any(field in names for field in source.text_fields()):
-            shown = " or ".join(repr(field) for field in source.text_fields())
-            raise UsageError(
-                f"no column {shown}", where=str(path),
-                expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
-            )  # fmt: skip
-        wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}
-        columns = [name for name in names if name in wanted]
-        number, size = 0, path.stat().st_size
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            advance(size * batch.num_rows // max(1, file.metadata.num_rows))
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        names, count = file.schema_arrow.names, file.metadata.num_rows
+    if not any(field in names for field in source.text_fields()):
+        shown = " or ".join(repr(field) for field in source.text_fields())
+        raise UsageError(
+            f"no column {shown}", where=str(path),
+            expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
+        )  # fmt: skip
+    wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}
+    number, size = 0, path.stat().st_size
+    for batch in read_batches(path, [name for name in names if name in wanted]):
+        advance(size * batch.num_rows // max(1, count))
+        for row in batch.to_pylist():
+            number += 1
+            yield number, row
 
 
 def _good_rows(pages: Iterable[Found], path: Path) -> Iterator[Found]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from mickle.config import Config, Input
+from mickle.data.parquet import open_parquet, read_batches
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
@@ -251,12 +252,10 @@ def read_columns(task: Rate) -> tuple[Any, Any]:
     import numpy as np
     import pyarrow
     import pyarrow.csv
-    import pyarrow.parquet
 
     path = task.data
     try:
-        read = pyarrow.csv.read_csv if path.suffix.lower() == ".csv" else pyarrow.parquet.read_table
-        table = read(path)
+        table = pyarrow.csv.read_csv(path) if path.suffix.lower() == ".csv" else _parquet_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UsageError(f"cannot read {path.name}: {str(error).splitlines()[0][:120]}", where=str(path)) from None
     names = table.column_names
@@ -280,6 +279,17 @@ def read_columns(task: Rate) -> tuple[Any, Any]:
     if target.dtype == object:
         target = target.astype(str)
     return np.stack(inputs, axis=1) if inputs else np.empty((len(target), 0)), target
+
+
+def _parquet_table(path: Path) -> Any:
+    """All of a Parquet file, its texts written out."""
+    import pyarrow
+
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+    table = pyarrow.Table.from_batches(list(read_batches(path, rows=1 << 16)), schema)
+    plain = [kind.value_type if pyarrow.types.is_dictionary(kind) else kind for kind in schema.types]
+    return table.cast(pyarrow.schema(list(zip(schema.names, plain))))
 
 
 def filled(column: Any, name: str, path: Path) -> Any:
