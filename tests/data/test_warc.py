@@ -40,6 +40,8 @@ def read(content: bytes, folder: Path, name: str = "x.warc") -> tuple[list[str],
 HOSTILE = {
     "empty": (b"", [], []),
     "whole": (b"".join(GOOD), ["0", "1", "2", "3"], []),
+    "older": (b"".join(GOOD[:3]).replace(b"WARC/1.0", b"WARC/0.18"), ["0", "1", "2"], []),
+    "older, after garbage": (b"x" * 65535 + GOOD[1].replace(b"WARC/1.0", b"WARC/0.17"), ["1"], ["not a WARC record"]),
     "length too small": (GOOD[0] + record("b", length=30) + GOOD[1], ["0", "1"], ["Content-Length is wrong"]),
     "length too large": (GOOD[0] + record("b", length=200) + GOOD[1], ["0", "1"], ["Content-Length is wrong"]),
     "length past the end": (GOOD[0] + record("b", length=9999) + GOOD[1], ["0", "1"], ["record is cut off"]),

@@ -5,17 +5,20 @@ Every function takes one item and returns it further on, or :class:`Removed` wit
 
 from __future__ import annotations
 
-import codecs
 import re
 from dataclasses import dataclass, replace
 
+from mickle.data.charsets import decode
 from mickle.data.extraction import DEFAULT, Extraction, main_text, tidy
 from mickle.data.records import Page, Removed, domain_of
+from mickle.data.responses import decoded_body, head_and_body, type_and_charset
 from mickle.data.warc import Record
 
 FORMS = {"text/html": "html", "application/xhtml+xml": "html", "text/plain": "text"}
-META_CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([a-zA-Z0-9_.:-]{2,40})", re.IGNORECASE)
-ENCODING_SAMPLE = 1 << 16  # bytes looked at where an encoding must be guessed
+PAGES = ("response", "resource", "conversion")  # kinds of WARC records that may hold one
+UNTYPED = ("", "application/http")  # of responses whose head, or whose type, is missing
+HTML = re.compile(rb"(?:\xef\xbb\xbf)?\s{0,1000}<(?:!doctype\s{1,9}html|html)\b", re.IGNORECASE)
+STATUS = re.compile(r"HTTP/\S{1,9}\s{1,9}(\d{3})\b")
 
 
 @dataclass(frozen=True)
@@ -48,68 +51,29 @@ def read_http(raw: RawPage, largest: int) -> RawPage | Removed | Skipped:
     """The page inside a WARC record: HTML of a response with status 200, decoded from its transfer and content
     codings, or of a resource; plain text of a conversion, which is what WET files hold.
 
-    ``largest`` bounds the decoded bytes. WARC/1.1; HTTP by FastWARC.
+    ``largest`` bounds the decoded bytes. WARC/1.1.
     """
-    from fastwarc.warc import WarcRecord, WarcRecordType
-
-    try:
-        record = WarcRecord.from_bytes(raw.content)
-        kind = record.record_type
-        if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
-            return Skipped(f"{str(kind).rpartition('.')[2]} record")
-        if kind == WarcRecordType.response:
-            record.parse_http(auto_decode="all", quirks_mode=True)
-            status = record.http_headers.status_code if record.http_headers else None
-            if status != 200:
-                return removed_raw(raw, "HTTP status is not 200", float(status or 0), limit=200)
-            content_type, charset = record.http_content_type or "", record.http_charset or ""
-        else:
-            content_type, _, rest = (record.headers.get("Content-Type") or "").partition(";")
-            charset = rest.partition("charset=")[2].strip(" \"'")
-        form = FORMS.get(content_type.strip().lower(), "")
-        if not form or (form == "text" and kind == WarcRecordType.response):
-            return removed_raw(raw, "not HTML", 0.0)
-        content = record.reader.read(largest + 1)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # FastWARC panics, outside Exception, on some hostile headers
-        return removed_raw(raw, f"HTTP record cannot be read ({type(error).__name__})", 0.0)
+    _, fields, content = head_and_body(raw.content.removesuffix(b"\r\n\r\n"))
+    kind = fields.get("warc-type", "unnamed").lower()
+    if kind not in PAGES:
+        return Skipped(f"{kind} record")
+    if kind == "response" and content.startswith(b"HTTP/"):
+        status, fields, block = head_and_body(content)
+        code = STATUS.match(status)
+        if not code or code.group(1) != "200":
+            return removed_raw(raw, "HTTP status is not 200", float(code.group(1) if code else 0), limit=200)
+        codings = fields.get("transfer-encoding", ""), fields.get("content-encoding", "")
+        body = decoded_body(block, *codings, largest)
+        if body is None:
+            return removed_raw(raw, "content coding cannot be undone", float(len(block)))
+        content = body
+    named, charset = type_and_charset(fields.get("content-type", ""))
+    form = FORMS.get(named, "html" if named in UNTYPED and HTML.match(content) else "")
+    if not form or (form == "text" and kind == "response"):
+        return removed_raw(raw, "not HTML", 0.0)
     if len(content) > largest:
         return removed_raw(raw, "page is too large", float(len(content)), limit=largest)
     return replace(raw, form=form, content=content, charset=charset)
-
-
-def decode(content: bytes, charset: str = "") -> str:
-    """Text of bytes: byte order mark, then the server's charset, the page's own, UTF-8, a guess; errors are replaced.
-
-    A charset that is named but does not fit is not believed while another one fits without errors.
-    """
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-    ):
-        if content.startswith(mark):
-            return content[len(mark) :].decode(name, "replace")
-    declared = META_CHARSET.search(content[:4096])
-    named = [charset, declared.group(1).decode("ascii") if declared else ""]
-    for name in [*named, "utf-8"]:
-        if text := _strictly(content, name):
-            return text
-    from charset_normalizer import from_bytes
-
-    guess = from_bytes(content[:ENCODING_SAMPLE], threshold=0.3).best()
-    return content.decode(guess.encoding if guess else "utf-8", "replace")
-
-
-def _strictly(content: bytes, name: str) -> str | None:
-    try:
-        # Browsers read Latin-1 as its superset Windows-1252; so do we.
-        name = "cp1252" if name and codecs.lookup(name).name in ("iso8859-1", "ascii") else name
-        text = content.decode(name) if name else None
-        return text if isinstance(text, str) else None
-    except (LookupError, ValueError, TypeError):
-        return None
 
 
 def extract(raw: RawPage, largest: int, settings: Extraction = DEFAULT) -> Page | Removed | Skipped:
@@ -122,7 +86,7 @@ def extract(raw: RawPage, largest: int, settings: Extraction = DEFAULT) -> Page 
     size = float(len(raw.content))
     if size > largest:
         return removed_raw(raw, "page is too large", size, limit=largest)
-    text = decode(raw.content, raw.charset)
+    text = decode(raw.content, raw.charset, html=raw.form == "html")
     try:
         text = main_text(text, settings) if raw.form == "html" else tidy(text)
     except MemoryError:

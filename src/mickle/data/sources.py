@@ -19,7 +19,7 @@ from typing import IO, Any, Literal
 from pydantic import Field
 
 from mickle.config import Config, Input
-from mickle.data.pages import RawPage, Skipped, record_page, removed_raw
+from mickle.data.pages import PAGES, RawPage, Skipped, record_page, removed_raw
 from mickle.data.parquet import EXPANSION, open_parquet, read_batches
 from mickle.data.records import Removed, domain_of
 from mickle.data.rows import bounded_lines
@@ -37,7 +37,6 @@ JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz")
 ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 TEXT_FIELDS = ("text", "content", "raw_content")  # of most corpora; of RefinedWeb; of RedPajama
 DATE_FIELDS = ("date", "timestamp")
-PAGES = ("response", "resource", "conversion")  # kinds of WARC records that may hold one
 FILES_IN_A_PART = 500
 BAD_ROWS = 0.1  # a file with a larger share of bad rows is refused
 BAD_ROWS_FROM = 1000  # rows after which a file may be refused before its end

@@ -1,9 +1,9 @@
 """WARC files, read so that no record can end the run, and written so that the same pages give the same bytes.
 
-Records are framed here: a damaged or lying one is counted and skipped, and reading goes on at the next record
-that can be found. FastWARC parses each framed record (HTTP headers, chunked transfer, content encodings).
-What is bounded: bytes of a record, the ratio of decompressed to compressed bytes of a gzip member, and so
-memory, whatever the file claims. WARC 1.1: ISO 28500:2017.
+Records are framed here: a damaged or lying one is counted and skipped, and reading goes on at the next record that can
+be found; ``responses.py`` takes the page out of a framed record. What is bounded: bytes of a record, the ratio of
+decompressed to compressed bytes of a gzip member, and so memory, whatever the file claims. WARC 1.1: ISO 28500:2017;
+files of 0.17 and 0.18 frame their records alike.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from mickle.data.responses import EMPTY_LINE
+
 READ = 1 << 16
 LONGEST_HEADER = 1 << 16
-OPENING = 10  # bytes of a record's first line
+OPENING = 11  # bytes of a record's first line
 PROBE = 1 << 12  # compressed bytes that show whether a member opens with a record
 RATIO = 200  # decompressed to compressed bytes; more is an attack or worthless
 RATIO_FROM = 1 << 20  # members smaller than this, decompressed, may have any ratio
 MEMBER = b"\x1f\x8b\x08"
-RECORD = re.compile(rb"WARC/1\.[01]\r?\n")
-EMPTY_LINE = re.compile(rb"\r\n\r\n|\n\n")
+RECORD = re.compile(rb"WARC/(?:0\.1[78]|1\.[01])\r?\n")
 LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
 ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
 KIND = re.compile(rb"(?im)^warc-type:[ \t]*([a-z_-]{1,40})[ \t]*\r?$")
