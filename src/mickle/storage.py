@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from mickle.errors import LockedError, ResourceError, UsageError
+from mickle.untrusted.values import read_json as read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ MANIFEST = "manifest.json"
 SETTINGS = "settings.yaml"  # a record of what was asked, paths included; no part of a folder's content
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 FORMAT = 1
+LARGEST_MANIFEST = 16 << 20  # bytes; some hundred thousand files
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -114,7 +116,7 @@ def read_manifest(path: Path) -> Manifest | None:
     file = Path(path) / MANIFEST
     if not file.is_file():
         return None
-    values = read_json(file)
+    values = read_json(file, LARGEST_MANIFEST)
     try:
         files = {str(name): File(int(f["bytes"]), str(f["xxh3"])) for name, f in values["files"].items()}
         kind = str(values["kind"])
@@ -222,23 +224,9 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes JSON's own escape
 
 
-def read_json(path: Path, largest: int = 256 << 20) -> Any:
-    """The value in a JSON file; :class:`UsageError` names the line that is wrong."""
-    path = Path(path)
-    try:
-        if path.stat().st_size > largest:
-            raise UsageError(
-                f"JSON file has {path.stat().st_size:,} bytes", where=str(path), expected=f"at most {largest:,}"
-            )
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"no such file: {path}", todo="check the path") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text", where=f"{path}, byte {error.start}") from None
-    except (RecursionError, ValueError) as error:
-        raise UsageError(f"not valid JSON: {error}", where=str(path)) from None
+def read_state(path: Path) -> Any:
+    """The value in a JSON file that an unfinished run left for itself: it may be as large as that run."""
+    return read_json(path, largest=1 << 30, most=1 << 27)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

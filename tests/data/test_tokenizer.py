@@ -136,9 +136,9 @@ def test_fewer_tokens_where_fewer_will_do():
     ("files", "said"),
     [
         ({}, "no tokenizer"),
-        ({"tokenizer.json": "{"}, "cannot be read"),
-        ({"tokenizer.json": "[" * 100_000}, "cannot be read"),
-        ({"tokenizer.json": None, "tokenizer_config.json": "{]"}, "not JSON"),
+        ({"tokenizer.json": "{"}, "not valid JSON"),
+        ({"tokenizer.json": "[" * 100_000}, "not valid JSON"),
+        ({"tokenizer.json": None, "tokenizer_config.json": "{]"}, "not valid JSON"),
         ({"tokenizer.json": None, "tokenizer_config.json": "[]"}, "no settings"),
         ({"tokenizer.json": None, "tokenizer_config.json": '{"eos_token": "<nowhere>"}'}, "lacks an end"),
     ],

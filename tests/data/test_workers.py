@@ -8,13 +8,13 @@ from typing import IO
 
 import pytest
 
-from mickle.data.child import Child
 from mickle.data.extraction import Extraction
 from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Failure, Page, Removed, piece
 from mickle.data.refine import refine_page
 from mickle.data.rules import Outcome, Rules
 from mickle.data.workers import Crew, read_answer, receive, send, write_answer
+from mickle.untrusted.child import Child
 
 RULES = Rules(stages=["length", "language"], minimum_characters=20)
 ENGLISH = "The river number {} runs past the old town, and nobody who lives there remembers a colder winter."

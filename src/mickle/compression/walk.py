@@ -105,7 +105,7 @@ def walk(
 def survey(blocks: Blocks, ids: Tensor, settings: SweepSettings, file: Path, emit: Emit) -> list[list[int]]:
     """For every layer in order, how many outliers each threshold would have; kept in `file`. Nothing is changed."""
     if file.is_file():
-        kept: list[list[int]] = storage.read_json(file)
+        kept: list[list[int]] = storage.read_state(file)
         return kept
     rows = batch_rows(*ids.shape)
     hidden = first_inputs(blocks, ids, rows)
@@ -271,7 +271,7 @@ def _read_block(folder: Path, index: int, blocks: Blocks, block: nn.Module) -> l
     tensors, said = _files(folder, index)
     if not (tensors.is_file() and said.is_file()):
         return None
-    stored, kept = storage.load_tensors(tensors), storage.read_json(said)
+    stored, kept = storage.load_tensors(tensors), storage.read_state(said)
     for name, (own, layer) in block_layers(blocks, block, index).items():
         new = GroupedLinear.from_tensors(name, stored, kept["settings"][name])
         bias: Tensor | None = getattr(layer, "bias", None)
@@ -285,5 +285,5 @@ def block_settings(folder: Path, count: int) -> dict[str, dict[str, Any]]:
     """Settings of all layers of a finished walk."""
     found: dict[str, dict[str, Any]] = {}
     for index in range(count):
-        found |= storage.read_json(_files(folder, index)[1])["settings"]
+        found |= storage.read_state(_files(folder, index)[1])["settings"]
     return found

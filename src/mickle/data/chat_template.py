@@ -24,7 +24,7 @@ from mickle.errors import UsageError
 from mickle.storage import read_json
 
 FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
-LARGEST = 256 << 10  # bytes of a template
+LARGEST = 64 << 10  # bytes of a template; those in use have up to 20 kB
 LARGEST_SETTINGS = 4 << 20
 PLAIN = """\
 {{- bos_token }}
@@ -109,7 +109,7 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
     if source is None:
         source, where = PLAIN, "Mickle's plain chat template"
     if len(source.encode("utf-8", "replace")) > LARGEST:
-        raise UsageError("this chat template is too large to be one", where=where, expected="at most 256 kB")
+        raise UsageError("this chat template is too large to be one", where=where, expected="at most 64 kB")
     template = ChatTemplate(
         source,
         where,
@@ -129,7 +129,7 @@ def _find(folder: Path, name: str) -> tuple[str | None, str]:
     file = folder / FILE
     if file.is_file():
         if file.stat().st_size > LARGEST:
-            raise UsageError("this chat template is too large to be one", where=str(file), expected="at most 256 kB")
+            raise UsageError("this chat template is too large to be one", where=str(file), expected="at most 64 kB")
         try:
             return file.read_text(encoding="utf-8"), str(file)
         except UnicodeDecodeError as error:

@@ -15,10 +15,6 @@ Little besides Jinja is imported, so that the process starts quickly.
 from __future__ import annotations
 
 import json
-import os
-import resource
-import signal
-import sys
 from collections.abc import Callable
 from datetime import datetime
 from functools import lru_cache
@@ -30,13 +26,12 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from mickle.data.child import READY
 from mickle.data.template_sandbox import CLOSES, OPENS
+from mickle.untrusted.child import MEMORY_BYTES, allow, serve
 
 READ_SECONDS = 0.2  # of processor time to read a template, and as much again for each 10,000 characters of it
 SECONDS = 0.1  # of processor time for a rendering, and as much again for each megabyte of text in it
 LARGEST = 1 << 20  # characters of output, four times the conversation's own text aside
-MEMORY_BYTES = 512 << 20  # address space, 64 times the conversation's own text aside
 LONGEST_FORMAT = 200  # characters of a date's format
 # What a template that asks is told: the same command gives the same tokens on any day.
 TODAY = datetime(2026, 1, 1)
@@ -96,14 +91,8 @@ ENVIRONMENT = _Environment()
 
 @lru_cache(16)
 def _compiled(source: str) -> Template:
-    _allow(READ_SECONDS * (1 + len(source) / 1e4), MEMORY_BYTES)
+    allow(READ_SECONDS * (1 + len(source) / 1e4), MEMORY_BYTES)
     return ENVIRONMENT.from_string(source)
-
-
-def _allow(seconds: float, memory: int) -> None:
-    """From here on the process is ended after so much processor time, and gets no more memory than this."""
-    signal.setitimer(signal.ITIMER_PROF, seconds)
-    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def answers(
@@ -146,7 +135,7 @@ def rendered(source: str, values: dict[str, Any], marking: bool) -> str:
     """The template's text for plain ``values``; whatever goes wrong is raised."""
     template = _compiled(source)
     own = sum(len(turn["content"]) for turn in values["messages"])  # what people and assistant wrote
-    _allow(SECONDS * (1 + own / 1e6), MEMORY_BYTES + 64 * own)
+    allow(SECONDS * (1 + own / 1e6), MEMORY_BYTES + 64 * own)
     ENVIRONMENT.marking = marking
     pieces, left = [], LARGEST + 4 * own
     for piece in template.generate(**values):
@@ -157,23 +146,6 @@ def rendered(source: str, values: dict[str, Any], marking: bool) -> str:
     return "".join(pieces)
 
 
-def serve() -> None:
-    """Questions from standard input, answers to standard output, one at a time."""
-    output = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not look like an answer
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    answers("{{ 1 }}", {}, [[]], [(0, 0, False, False)])  # loads what is loaded when first used
-    said = READY
-    while True:
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        output.write(said)
-        output.flush()
-        if not (line := sys.stdin.buffer.readline()):
-            return
-        said = json.dumps(answers(**json.loads(line))).encode() + b"\n"
-
-
 if __name__ == "__main__":
-    serve()
+    first = {"source": "{{ 1 }}", "variables": {}, "chats": [[]], "asked": [[0, 0, False, False]]}
+    serve(lambda question: answers(**question), first)

@@ -13,8 +13,8 @@ import threading
 from functools import cache
 from typing import Any, NamedTuple
 
-from mickle.data.child import Child, ended_by
 from mickle.errors import UsageError
+from mickle.untrusted.child import Child, ended_by
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Noncharacters that stand around {% generation %} blocks where they are looked for.

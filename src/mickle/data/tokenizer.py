@@ -9,7 +9,6 @@ one document is also the start of the next, and the first token of a text is pre
 are such marks too. A tokenizer for masked training has a mask token besides.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +18,13 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from mickle.errors import UsageError
-from mickle.storage import write_json, write_text
+from mickle.storage import read_json, write_json, write_text
+from mickle.untrusted.tokenizer import failures, open_tokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
 MASK = "<|mask|>"
 SMALLEST_VOCABULARY = 257  # the bytes and the document mark
-LARGEST_FILE = 200_000_000  # bytes of a tokenizer.json; the largest in use have about 40 MB
+LARGEST_SETTINGS = 4 << 20  # bytes
 USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "[SEP]")
 USUAL_MASKS = (MASK, "[MASK]", "<mask>")
 SPACE_MARKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE spell the space before a word
@@ -80,7 +80,8 @@ class TextTokenizer:
         A text that spells a special token, such as a page about tokenizers, gets ordinary tokens: data cannot forge
         the end of a document.
         """
-        encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with failures("tokenizer.json", "the tokenizer failed on a text"):
+            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -161,14 +162,7 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
         raise UsageError(
             "There is no tokenizer here.", where=str(file), expected="tokenizer.json, or a folder that holds one"
         )
-    if file.stat().st_size > LARGEST_FILE:
-        raise UsageError("This tokenizer is too large to be one.", where=str(file), expected="at most 200 MB")
-    try:
-        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
-    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong with the file
-        raise UsageError(
-            f"This tokenizer cannot be read: {str(error)[:200]}.", where=str(file), expected="a tokenizers JSON file"
-        ) from error
+    tokenizer = open_tokenizer(file)
     configuration = _read_configuration(file.parent, tokenizer)
     end = _named(tokenizer, configuration, ("eos_token", "sep_token"), USUAL_END_MARKS)
     if end is None:
@@ -197,8 +191,6 @@ def _named(tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usua
 
 
 def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: dict, mask: str | None) -> TextTokenizer:
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     first, last = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
     assert first is not None
@@ -253,10 +245,7 @@ def _read_configuration(folder: Path, tokenizer: Tokenizer) -> dict:
 def _read_settings(path: Path) -> dict:
     if not path.is_file():
         return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError("This file is not JSON.", where=str(path), expected="a JSON object") from error
+    values = read_json(path, LARGEST_SETTINGS)
     if not isinstance(values, dict):
         raise UsageError("This file holds no settings.", where=str(path), expected="a JSON object")
     return values

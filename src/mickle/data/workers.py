@@ -8,9 +8,7 @@ number of workers. A page has a CPU time limit kept by the kernel, which ends ev
 from __future__ import annotations
 
 import json
-import os
 import queue
-import resource
 import signal
 import sys
 from collections import deque
@@ -20,12 +18,12 @@ from dataclasses import asdict
 from typing import IO
 
 from mickle.config import validate
-from mickle.data.child import READY, Child, ended_by
 from mickle.data.pages import RawPage, Skipped, removed_raw
 from mickle.data.records import Page, Removed
 from mickle.data.refine import refine_page
 from mickle.data.rules import Outcome, Rules
 from mickle.errors import MickleError
+from mickle.untrusted.child import READY, Child, allow, answers, ended_by
 
 AHEAD = 8  # pages in flight per worker
 MEMORY_BYTES = 4 << 30  # address space of a worker
@@ -151,16 +149,12 @@ def _prepare(rules: Rules) -> bytes:
 
 def serve(rules: Rules) -> None:
     """The worker: pages from standard input, outcomes to standard output, one at a time."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not look like an answer
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    answers.write(_prepare(rules))
-    answers.flush()
+    output = answers()
+    allow(0, MEMORY_BYTES)
+    output.write(_prepare(rules))
+    output.flush()
     while (raw := receive(sys.stdin.buffer)) is not None:
-        signal.setitimer(signal.ITIMER_PROF, rules.page_seconds)
+        allow(rules.page_seconds, MEMORY_BYTES)
         seconds: dict[str, float] = {}
         outcomes: list[Outcome]
         try:
@@ -168,8 +162,8 @@ def serve(rules: Rules) -> None:
         except MemoryError:
             outcomes = [removed_raw(raw, "ran out of memory", float(len(raw.content)), "extraction")]
         signal.setitimer(signal.ITIMER_PROF, 0)
-        answers.write(write_answer((outcomes, seconds)))
-        answers.flush()
+        output.write(write_answer((outcomes, seconds)))
+        output.flush()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from mickle.errors import UsageError
 from mickle.models import folder_check
 from mickle.models.folder_check import ModelFiles
 from mickle.models.safetensors_check import refuse_not_finite
+from mickle.untrusted import tokenizer as untrusted
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,11 +88,9 @@ def keep_files(folders: Sequence[Path], work: Path, names: Sequence[str] = KEPT)
         home = next((folder for folder in folders if (folder / name).exists()), None)
         if home is None:
             continue
-        path = (
-            folder_check.check_tokenizer(home)
-            if name == folder_check.TOKENIZER
-            else folder_check.regular_file(home, name)
-        )
+        path = folder_check.regular_file(home, name)
+        if name == folder_check.TOKENIZER:
+            untrusted.check_tokenizer(folder_check.check_tokenizer(home))
         if path.stat().st_size > LARGEST_KEPT:
             raise UsageError(f"{name} has {path.stat().st_size:,} bytes", where=str(path))
         storage.write_bytes(work / name, path.read_bytes())
@@ -101,13 +100,7 @@ def keep_files(folders: Sequence[Path], work: Path, names: Sequence[str] = KEPT)
 
 def open_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer of a folder, its file checked first."""
-    from tokenizers import Tokenizer
-
-    file = folder_check.check_tokenizer(Path(path))
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # tokenizers raises bare Exception for whatever is wrong
-        raise UsageError(f"tokenizer cannot be read: {str(error)[:200]}", where=str(file)) from error
+    return untrusted.open_tokenizer(folder_check.check_tokenizer(Path(path)))
 
 
 def end_tokens(path: Path) -> list[int]:

@@ -103,7 +103,7 @@ def newest(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def load(path: Path) -> Checkpoint:
     """Read one checkpoint, every file compared with its hash; :class:`UsageError` names one that differs."""
     storage.open_folder(path, KIND, check="hashes")
-    state = storage.read_json(path / STATE)
+    state = storage.read_state(path / STATE)
     return Checkpoint(
         path,
         state["step"],

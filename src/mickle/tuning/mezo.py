@@ -181,7 +181,7 @@ class Mezo(TuningMethod):
         journal = journal_of_tuning(self, optimizer, model, optimizer.rule.seed, base)
         state = checkpoints / f"step-{kept:08d}" / STATE
         if state.is_file():
-            steps = len(storage.read_json(state)["optimizer"]["rest"]["history"]["rates"])
+            steps = len(storage.read_state(state)["optimizer"]["rest"]["history"]["rates"])
             journal = cut(journal, steps, journal.runs[-1].tuned)
         write_journal(journal, work / JOURNAL)
         return {"journal": {"steps": journal.steps, "bytes": (work / JOURNAL).stat().st_size}}

@@ -1,22 +1,25 @@
 """A program of Mickle's own in a process beside this one, that a hostile text may kill but not stop.
 
 It is a module run as a program. It says ``ready`` once it can work, then reads what it is asked from its standard
-input and answers each time with one line. Limits are its own business: it asks the kernel to end it.
+input and answers each time with one line. Limits are its own business: it asks the kernel to end it (:func:`allow`).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from mickle.errors import ResourceError
 
 READY = b"ready\n"
+MEMORY_BYTES = 192 << 20  # address space of a program that needs little
 
 
 class Child:
@@ -105,3 +108,38 @@ class Child:
 def ended_by(code: int) -> str:
     """How a process died that a signal ended, by its exit code."""
     return f"ended by signal {-code} ({signal.strsignal(-code)})"
+
+
+def answers() -> IO[bytes]:
+    """In the program: where it answers. From here on only its parent and its limits end it, without a core file."""
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not look like an answer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, whose end ends this
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    return output
+
+
+def allow(seconds: float, memory: int) -> None:
+    """In the program: from here on it is ended after so much processor time (0: not at all), and gets no more address
+    space than ``memory`` bytes.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    resource.setrlimit(resource.RLIMIT_AS, (memory, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def serve(answer: Callable[[Any], Any], first: Any) -> None:
+    """In the program: a line of JSON in, ``answer`` of it as a line of JSON out, until there is no more.
+
+    ``answer`` sets its own limits. It is asked ``first`` once, so that what is loaded then is no question's time.
+    """
+    output = answers()
+    answer(first)
+    said = READY
+    while True:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        output.write(said)
+        output.flush()
+        if not (line := sys.stdin.buffer.readline()):
+            return
+        said = json.dumps(answer(json.loads(line))).encode() + b"\n"
