@@ -1,5 +1,6 @@
 """What goes out is what went in: every form opened anew, run, and held to its source; nothing where it is not."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mickle.data.tokenizer import train_tokenizer
@@ -17,7 +18,8 @@ from mickle.events import Event, Noted, Warned
 from mickle.exporting.export import Export
 from mickle.models.adapters import open_adapter, save_adapter
 from mickle.models.decoder import Decoder, DecoderConfig
-from mickle.models.folder import end_tokens, open_model, save_model
+from mickle.models.folder import end_tokens, open_model, open_tokenizer, save_model
+from mickle.models.linear_layers import linear_layers
 from mickle.models.lora import attach_lora, lora_layers
 from mickle.models.quantized import quantize_model, save_quantized
 from mickle.step import execute
@@ -190,6 +192,138 @@ def test_an_export_that_computes_something_else_is_not_published_and_names_the_l
         run(adapter)
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("out.partial/model.safetensors"))
+
+
+def test_outliers_of_a_layer_are_no_fault_of_its_export(base: Path, run: Any) -> None:
+    """One weight of a block in which all others fall between its steps: what llama.cpp's own quantizer makes of it."""
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, ::32] = 60.0
+    tensors["model.layers.1.mlp.down_proj.weight"][:, 3] = 0  # what the outliers make goes nowhere
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    out, _ = run(base, format={"kind": "gguf", "type": "Q8_0"})
+    proof = json.loads((out / "export.json").read_text())["proof"]
+    assert proof["off_layer"] > proof["bound"] and proof["layer"] == "model.layers.1.mlp.up_proj"
+
+
+@pytest.mark.parametrize("layer", ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj"])
+def test_a_fault_beside_an_outlier_is_found(layer: str, base: Path, run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mickle.exporting import proof
+
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, ::32] = 60.0
+    tensors["model.layers.1.mlp.down_proj.weight"][:, 3] = 0
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    honest = proof.layer_differences
+
+    def broken(source: Any, exported: Any, texts: Any) -> Any:
+        linear_layers(exported)[layer].weight.data[5, 7] += 1.0
+        return honest(source, exported, texts)
+
+    monkeypatch.setattr(proof, "layer_differences", broken)
+    with pytest.raises(UsageError, match=f"layer '{layer}'(.|\n)*--bound"):
+        run(base, format={"kind": "gguf", "type": "Q8_0"})
+
+
+def two_matrices(folder: Path) -> Path:
+    """A config that says tied beside a file with an output matrix of its own."""
+    base = make_base(folder, tied=False)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    return base
+
+
+def test_an_output_matrix_of_its_own_is_kept_whatever_the_config_says(tmp_path: Path, run: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = two_matrices(tmp_path / "base")
+    ids = torch.randint(0, 256, (2, 40), generator=torch.Generator().manual_seed(0))
+    theirs = AutoModelForCausalLM.from_pretrained(base)(ids).logits.detach()
+    torch.testing.assert_close(logits(open_model(base)), theirs, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        logits(open_model(make_base(tmp_path / "untied", tied=False))), theirs, atol=1e-4, rtol=0
+    )
+    for model in (base, make_adapter(base, tmp_path / "adapter", size=0.0)):
+        out, _ = run(model)
+        assert "lm_head.weight" in load_file(out / "model.safetensors")
+        torch.testing.assert_close(AutoModelForCausalLM.from_pretrained(out)(ids).logits, theirs, atol=1e-4, rtol=0)
+        shutil.rmtree(out)
+    tensors = load_file(base / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()  # a copy is tied, as it says
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    assert open_model(base).config.tied
+
+
+def test_a_folder_that_transformers_reads_as_another_model_is_not_exported(
+    base: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two copies of Mickle's that lost the same are alike; transformers on the folder as it came is not."""
+    from mickle.models import decoder_folder
+
+    base = make_base(base.with_name("other"), rope_theta=500.0)
+    monkeypatch.setattr(decoder_folder, "from_settings", forgets_theta(decoder_folder.from_settings))
+    with pytest.raises(UsageError, match=r"transformers reads another model: its logits are off by 0\.\d+"):
+        run(base)
+
+
+def forgets_theta(honest: Any) -> Any:
+    return lambda values: dataclasses.replace(honest(values), rope_theta=10_000.0)
+
+
+def grown(base: Path, mark: str = "<pad>") -> Path:
+    words = open_tokenizer(base)
+    words.add_special_tokens([mark, "<call>"])
+    (base / "tokenizer.json").write_text(words.to_str())
+    return base
+
+
+@pytest.mark.parametrize("form", [{"kind": "huggingface"}, {"kind": "gguf"}])
+def test_a_tokenizer_with_ids_that_have_no_row_is_refused_by_their_names(
+    form: dict[str, str], base: Path, tmp_path: Path, run: Any
+) -> None:
+    with pytest.raises(UsageError, match="2 tokens that the model has no row for: '<pad>', '<call>'"):
+        run(grown(base), format=form)
+    shutil.copytree(base, tmp_path / "sound")
+    adapter = make_adapter(make_base(tmp_path / "under"), tmp_path / "adapter")
+    shutil.copy(base / "tokenizer.json", adapter)
+    with pytest.raises(UsageError, match="no row for: '<pad>'"):
+        run(adapter, format=form)
+
+
+OWN = "{% for m in messages %}<s># {{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("where", ["adapter's settings", "adapter's file", "base's settings"])
+def test_an_adapters_own_template_comes_before_its_bases(where: str, base: Path, tmp_path: Path, run: Any) -> None:
+    from transformers import AutoTokenizer
+
+    adapter = make_adapter(base, tmp_path / "adapter")
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    expected = "<s># hi"
+    if where == "adapter's file":
+        (adapter / "chat_template.jinja").write_text(OWN)
+    elif where == "adapter's settings":
+        shutil.copy(base / "tokenizer.json", adapter)
+        (adapter / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": OWN}))
+    else:
+        (base / "chat_template.jinja").unlink()
+        (base / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": TEMPLATE}))
+        (adapter / "tokenizer_config.json").write_text(json.dumps(settings))
+        expected = "<|endoftext|><user>hi<|endoftext|>"
+    out, _ = run(adapter)
+    chat = [{"role": "user", "content": "hi"}]
+    assert AutoTokenizer.from_pretrained(out).apply_chat_template(chat, tokenize=False) == expected
+
+
+def test_an_end_of_turn_that_ends_no_text_is_warned_of(base: Path, run: Any) -> None:
+    words = open_tokenizer(base)
+    vocabulary = words.get_vocab()
+    mark = next(token for token, number in vocabulary.items() if number == len(vocabulary) - 1)
+    words.add_special_tokens([mark])
+    (base / "tokenizer.json").write_text(words.to_str())
+    turn = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}MARK\n{% endfor %}".replace("MARK", mark)
+    (base / "chat_template.jinja").write_text(turn)
+    _, events = run(base)
+    assert any(f"ends an answer with {mark!r}" in event.message for event in events if isinstance(event, Warned))
 
 
 def test_the_same_export_is_done_once_and_another_base_makes_it_another(base: Path, tmp_path: Path, run: Any) -> None:

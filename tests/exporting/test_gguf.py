@@ -99,6 +99,21 @@ def test_metadata_says_the_shape_the_tokens_and_the_template(tmp_path: Path) -> 
     assert values["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(open_model(base).config.norm_eps, rel=1e-6)
 
 
+def test_marks_are_the_tokenizers_and_not_a_configs_defaults(tmp_path: Path) -> None:
+    base = make_base(tmp_path / "base", extra=2)
+    words = open_tokenizer(base)
+    words.add_special_tokens(["<begin>", "<stop>"])
+    (base / "tokenizer.json").write_text(words.to_str())
+    named = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<begin>", "eos_token": "<stop>"}
+    (base / "tokenizer_config.json").write_text(json.dumps(named))
+    for name in ("config.json", "generation_config.json"):
+        values = json.loads((base / name).read_text())
+        (base / name).write_text(json.dumps({**values, "bos_token_id": 1, "eos_token_id": [2, 0]}))
+    export(base, tmp_path / "out", "F16")
+    begin, stop = (words.token_to_id(mark) for mark in ("<begin>", "<stop>"))
+    assert read_back(tmp_path / "out").marks == {"bos": begin, "eos": stop, "eot": 0}  # 2 is a letter
+
+
 def test_rows_of_queries_go_pair_by_pair_as_neighbouring_rotations_want() -> None:
     config = DecoderConfig(60, 8, 1, 2, 1, 6, 8, 8)
     rows = torch.arange(12.0)[:, None].expand(12, 8)
@@ -221,7 +236,7 @@ def test_an_unknown_way_of_cutting_is_exported_and_said(tmp_path: Path) -> None:
 
 def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
-    (base / "tokenizer.json").write_text(Tokenizer(models.WordLevel({"a": 0, "?": 1}, "?")).to_str())
+    (base / "tokenizer.json").write_text(Tokenizer(models.WordLevel({"a": 0, "<|endoftext|>": 1}, "a")).to_str())
     with pytest.raises(UsageError, match="no byte-level BPE .WordLevel"):
         export(base, tmp_path / "out", "F16")
 

@@ -115,6 +115,26 @@ def test_what_peft_writes_we_read_bit_for_bit(kind: str, tmp_path: Path) -> None
     equal_files(tmp_path / "adapter", tmp_path / "again")
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_modules": ["q_proj", "v_proj", "c_attn"]},  # a list for many architectures
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": ["v_proj"]},
+        {"target_modules": ["q_proj", "v_proj"], "exclude_modules": r".*\.1\..*|.*v_proj"},
+        {"target_modules": "all-linear", "exclude_modules": ["o_proj"]},
+        {"target_modules": ["q_proj", "layers.1.mlp.up_proj"], "layers_to_transform": [0]},
+    ],
+)
+def test_what_a_list_leaves_out_makes_no_adapter_another(more: dict[str, Any], tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = theirs("llama", tmp_path / "base")
+    peft = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **more)).eval()
+    peft.save_pretrained(tmp_path / "adapter")
+    ours = open_adapter(tmp_path / "adapter", base=tmp_path / "base")
+    torch.testing.assert_close(ours(IDS), peft(IDS).logits, atol=2e-4, rtol=1e-5)
+
+
 def equal_files(one: Path, other: Path) -> None:
     first, second = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
     assert first.keys() == second.keys() and first
@@ -210,7 +230,6 @@ CONFIGS = {
     "take too long": {"alpha_pattern": {"(a+)+x": 1}},
     "could take too long": {"rank_pattern": {".*.*.*.*.*.*x": 1}},
     "q_proj. is F32 of shape .4, 32.\n.*\n.*floats of .3, 32.": {"r": 3, "rank_pattern": {}},
-    "no tensors for its target 'c_proj'": {"target_modules": ["q_proj", "c_proj"]},
 }
 
 
@@ -230,6 +249,7 @@ TENSORS = {
     "lora_A of .*q_proj' is F32 of shape .4, 31.": lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(4, 31)}),
     "is I64 of shape": lambda t: t.update({f"{Q}.lora_A.weight": torch.ones(4, 32, dtype=torch.int64)}),
     "holds no tensors": lambda t: t.clear(),
+    "no tensors for its target 'o_proj'": lambda t: [t.pop(name) for name in list(t) if "o_proj" in name],
 }
 
 

@@ -53,6 +53,7 @@ class Gguf(Config):
 class Export(Step):
     """Write a model, or an adapter merged into its base, for other tools, and prove it equal by running it."""
 
+    version: ClassVar[int] = 2  # 2: two matrices stay two, templates and marks come from where they count
     kind: ClassVar[str] = "exported"
     title: ClassVar[str] = "The export"
     lead: ClassVar[str] = (
@@ -113,6 +114,9 @@ class Export(Step):
         return [Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's")]
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
+        from mickle.exporting.huggingface import refuse_missing_rows, write_huggingface
+        from mickle.exporting.source import runs_on
+
         source = self.source()
         check_format(self.format, source)
         if source.moves_adapter:
@@ -122,6 +126,7 @@ class Export(Step):
             write_json(work / RESULTS, {"journal": moved, "notes": [how]})
             return {"type": "adapter", **moved}
         model, how = source.open_moved() if source.journal else (source.open(), "")
+        refuse_missing_rows(source, model.vocab_size)
         if how:
             emit(Noted(how))
         merged = merge(model, source, self.format, emit)
@@ -130,16 +135,14 @@ class Export(Step):
 
             notes = write_gguf(model, source, work, self.format.type)
         else:
-            from mickle.exporting.huggingface import write_huggingface
-
             notes = []
             write_huggingface(model, source, work)
-        for note in notes:
+        for note in filter(None, (*notes, runs_on(source))):
             emit(Warned(note))
         kind = self.format.type if isinstance(self.format, Gguf) else _type(model)
         again = model if source.journal and _type(model) == "float32" else None  # not replayed twice
         del model  # two models at a time are enough
-        proof = check(source, work, self, kind, again)
+        proof = check(source, work, self, kind, emit, again)
         emit(Noted(proof.line()))
         write_json(work / RESULTS, {"merged": merged, "proof": asdict(proof), "notes": notes})
         return {
@@ -214,12 +217,12 @@ def check_format(form: HuggingFace | Gguf, source: Source) -> None:
         refuse_other_models(source.base)
 
 
-def check(source: Source, work: Path, step: Export, kind: str, opened: nn.Module | None = None) -> Proof:
-    """Open what was written anew, run it beside the source (`opened`, or opened now), and compare; UsageError where
-    they differ.
+def check(source: Source, work: Path, step: Export, kind: str, emit: Emit, opened: nn.Module | None = None) -> Proof:
+    """Open what was written anew, run it beside the source (`opened`, or opened now), and compare; what transformers
+    makes of the source's folder, and of a written one, must be the same. UsageError where they differ.
     """
     from mickle.exporting.huggingface import refuse_other_words
-    from mickle.exporting.proof import prove
+    from mickle.exporting.proof import prove, refuse_other_reading
     from mickle.models.folder import open_model
 
     prompts = token_prompts(source, step.check_prompts, step.check_tokens)
@@ -230,7 +233,9 @@ def check(source: Source, work: Path, step: Export, kind: str, opened: nn.Module
         refuse_other_vocabulary(source, work, step.check_prompts)
     else:
         refuse_other_words(source, work, step.check_prompts)
+        refuse_other_reading(work, prompts, emit, source.ends)
         exported = open_model(work)
+    refuse_other_reading(source.base, prompts, emit)
     return prove(opened or source.open(), exported, prompts, kind, step.bound, step.check_tokens)
 
 

@@ -19,7 +19,7 @@ import torch
 
 from mickle.errors import UsageError
 from mickle.exporting.gguf_tokens import DEFAULT, MARKS, Vocabulary, read_vocabulary, rebuilt
-from mickle.exporting.source import Source, chat_template, token_settings
+from mickle.exporting.source import Source, chat_template, end_marks
 from mickle.models.decoder import Decoder
 from mickle.models.folder import describe, open_tokenizer
 from mickle.models.shape import DecoderConfig
@@ -79,7 +79,8 @@ def write_gguf(model: Decoder, source: Source, work: Path, kind: str) -> list[st
     gguf, home = gguf_package(), source.tokenizer_home
     if home is None:
         raise UsageError("a GGUF file holds its tokenizer, and this folder has none", where=str(source.folder))
-    words = replace(read_vocabulary(home, model.vocab_size, token_settings(source)), template=chat_template(source))
+    marks = end_marks(source, model.vocab_size)
+    words = replace(read_vocabulary(home, model.vocab_size, marks), template=chat_template(source))
     check_space(work, 4 * sum(p.numel() for p in model.parameters()))
     writer = gguf.GGUFWriter(work / FILE, "llama")
     add_shape(writer, model.config)
@@ -211,11 +212,9 @@ def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]
     words, before = read_back(folder), open_tokenizer(source.tokenizer_home)
     if words.template != chat_template(source):
         raise UsageError("the file holds another chat template", where=str(folder))
-    ids = token_settings(source)
-    for name, number in words.marks.items():
-        wanted = ids.get(f"{name}_token_id")
-        if number not in (wanted if isinstance(wanted, list) else [wanted]):
-            raise UsageError(f"the file's {name} is token {number}", expected=str(wanted))
+    marks = end_marks(source, len(words.tokens))
+    if words.marks != marks:
+        raise UsageError(f"the file's marks are the tokens {words.marks}", where=str(folder), expected=str(marks))
     if words.pre == DEFAULT:
         return  # no reader's way is known; the user is told
     after = rebuilt(words)

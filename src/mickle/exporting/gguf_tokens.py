@@ -26,7 +26,12 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3, QWEN2 = CONTRACTIONS + r"\p{N}{1,3}" + REST, CONTRACTIONS + r"\p{N}" + REST
 DEFAULT = "default"
-MARKS = {"bos": "bos", "eos": "eos", "pad": "padding"}  # as config.json and as the file call them
+MARKS = {
+    "bos": "bos",
+    "eos": "eos",
+    "eot": "eot",
+    "pad": "padding",
+}  # as the tokenizer's files and as this one call them
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,15 @@ class Vocabulary:
     pre: str
     begins: bool  # whether an encoded text begins with the start mark
     ends: bool
-    marks: dict[str, int]  # bos, eos, pad: ids
+    marks: dict[str, int]  # bos, eos, eot, pad: ids
     note: str
     template: str = ""  # of conversations; "" where the folder has none
 
 
-def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabulary:
-    """The vocabulary of a folder's `tokenizer.json` for a model of `size` tokens.
+def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, int]) -> Vocabulary:
+    """The vocabulary of a folder's `tokenizer.json` for a model of `size` tokens, whose ids it must be.
 
-    marks: `config.json`'s bos_token_id, eos_token_id and pad_token_id. UsageError for what is no byte-level BPE.
+    marks: ids of bos, eos, eot and pad. UsageError for what is no byte-level BPE.
     """
     path = tokenizer / "tokenizer.json"
     opened = open_tokenizer(tokenizer)
@@ -60,12 +65,8 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabu
             todo="export with --format huggingface and use llama.cpp's own converter on that folder",
         )
     texts = {number: token for token, number in opened.get_vocab(with_added_tokens=True).items()}
-    if max(texts) >= size:
-        raise UsageError(f"the tokenizer has ids up to {max(texts)}, the model {size} tokens", where=str(path))
     kinds = dict.fromkeys(texts, NORMAL)
     kinds |= {int(t["id"]): CONTROL if t.get("special") else USER_DEFINED for t in added}
-    ids = {name: marks.get(f"{name}_token_id") for name in MARKS}
-    known = {name: first for name, value in ids.items() if (first := _first(value)) is not None and 0 <= first < size}
     read = opened.encode("a").ids
     pre, note = _pre(values)
     return Vocabulary(
@@ -73,17 +74,11 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, Any]) -> Vocabu
         kinds=[kinds.get(number, UNUSED) for number in range(size)],
         merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []],
         pre=pre,
-        begins=bool(read) and read[0] == known.get("bos"),
-        ends=len(read) > 1 and read[-1] == known.get("eos"),
-        marks=known,
+        begins=bool(read) and read[0] == marks.get("bos"),
+        ends=len(read) > 1 and read[-1] == marks.get("eos"),
+        marks=marks,
         note=note,
     )
-
-
-def _first(value: Any) -> int | None:
-    """The id, or the first of several."""
-    value = value[0] if isinstance(value, list) and value else value
-    return value if type(value) is int else None
 
 
 def _pre(values: dict[str, Any]) -> tuple[str, str]:

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING, Any
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted
-from mickle.exporting.source import Source, template_folder, token_settings
+from mickle.exporting.source import (
+    TEMPLATE,
+    Source,
+    chat_template,
+    open_source_template,
+    template_folder,
+    token_settings,
+)
 from mickle.models.adapters import open_adapter, save_adapter
 from mickle.models.folder import end_tokens, open_tokenizer, save_model
-from mickle.models.folder_check import CONFIG
-from mickle.models.folder_files import keep_files
+from mickle.models.folder_check import CONFIG, TOKENIZER
+from mickle.models.folder_files import KEPT, keep_files, write_end_tokens
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,9 +29,42 @@ if TYPE_CHECKING:
 def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
     """Write a plain model and all that belongs to it into `work`."""
     save_model(model, work)
-    keep_files(source.files, work)
+    keep_words(source, work)
     written = storage.read_json(work / CONFIG)
     storage.write_json(work / CONFIG, {**written, **token_settings(source)})
+    if source.ends != end_tokens(work):  # a folder without generation settings ends texts as its config says
+        write_end_tokens(work, source.ends)
+
+
+def keep_words(source: Source, work: Path) -> None:
+    """The small files of the first folder that has each; of chat templates the first folder's, in whichever file: one
+    in a file of its own would win over one in a tokenizer's settings.
+    """
+    keep_files(source.files, work, [name for name in KEPT if name != TEMPLATE])
+    home = template_folder(source)
+    if home is None:
+        return
+    if (home / TEMPLATE).exists():
+        keep_files([home], work, [TEMPLATE])
+    elif home != source.home_of("tokenizer_config.json"):
+        storage.write_text(work / TEMPLATE, chat_template(source))
+
+
+def refuse_missing_rows(source: Source, size: int) -> None:
+    """UsageError that names the tokens of the tokenizer for which a model of ``size`` tokens has no row."""
+    home = source.tokenizer_home
+    if home is None:
+        return
+    vocabulary = open_tokenizer(home).get_vocab(with_added_tokens=True)
+    rowless = sorted((number, token) for token, number in vocabulary.items() if number >= size)
+    if rowless:
+        named = ", ".join(repr(token[:40]) for _, token in rowless[:5]) + (", ..." if len(rowless) > 5 else "")
+        raise UsageError(
+            f"the tokenizer has {len(rowless):,} tokens that the model has no row for: {named}",
+            where=str(home / TOKENIZER),
+            expected=f"ids below {size:,}",
+            todo="use the tokenizer that belongs to the model",
+        )
 
 
 def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any], str]:
@@ -38,7 +78,7 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any
     model, how = source.open_moved()
     emit(Noted(how))
     save_adapter(model, work, source.base)
-    keep_files(source.files, work)
+    keep_words(source, work)
     moved = fingerprint_for(model, run)
     del model
     written = fingerprint_for(open_adapter(work, source.base), run)
@@ -59,18 +99,18 @@ def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> No
         for prompt in prompts:
             if before.encode(prompt).ids != after.encode(prompt).ids:
                 raise UsageError("the export's tokenizer gives other tokens", where=f"prompt {prompt[:60]!r}")
-        _refuse_other_template(template_folder(source), work)
-    ends = source.home_of("generation_config.json")
-    if ends is not None and end_tokens(ends) != end_tokens(work):
-        raise UsageError(f"the export ends texts at {end_tokens(work)}", expected=str(end_tokens(ends)))
+        _refuse_other_template(source, work)
+    if source.ends != end_tokens(work):
+        raise UsageError(f"the export ends texts at {end_tokens(work)}", expected=str(source.ends))
 
 
-def _refuse_other_template(home: Path | None, work: Path) -> None:
+def _refuse_other_template(source: Source, work: Path) -> None:
     """One conversation must be rendered alike, or refused alike, by both folders' templates."""
     from mickle.data.chat_template import open_template
 
-    if home is not None and _rendered(open_template(home)) != _rendered(open_template(work)):
-        raise UsageError("the export renders a conversation differently", where=str(home))
+    template = open_source_template(source)
+    if template is not None and _rendered(template) != _rendered(open_template(work)):
+        raise UsageError("the export renders a conversation differently", where=template.where)
 
 
 def _rendered(template: Any) -> str:

@@ -1,5 +1,8 @@
 """The proof that an exported model is the one it was made from: both are run on the same tokens and compared.
 
+What transformers makes of the source's folder as it came, and of a folder that is written, must be what Mickle makes
+of it (`refuse_other_reading`).
+
 Both are computed in float32, so that what differs is what was stored. With the source's logits z and the export's z',
 both with their mean over the vocabulary taken off (adding a number to all logits changes nothing), over all tokens::
 
@@ -8,22 +11,26 @@ both with their mean over the vocabulary taken off (adding a number to all logit
 `typical` must stay within the bound of the type (`BOUNDS`), `largest` within ten times that; of two models that have
 nothing to do with each other `typical` is near 1.4. Each linear layer is compared by itself too, on the input that it
 has in the source: of the output that differs most, (root mean square of the difference) / (that of all) must stay
-within the bound, so that a fault has a name. Where nothing was rounded the greedy text must be the same; else the share
-of equal tokens is told.
+within the bound, so that a fault has a name; or each of its weights within what its type may round (`ROUNDED`): an
+outlier makes the steps of its block coarse, and then the logits alone decide. Where nothing was rounded the greedy text
+must be the same; else the share of equal tokens is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mickle.errors import UsageError
-from mickle.models.linear_layers import linear_layers
+from mickle.events import Emit, Warned
+from mickle.models.folder_check import read_config
+from mickle.models.linear_layers import dense_weight, linear_layers
 
 # By type of the stored weights, `typical` at most. A weight is off by 2^-25, 2^-12, 2^-9 of itself at most, or by 1/254
 # or 1/16 of its block's largest: the bounds leave room for what many layers make of it, and are far from 1.4.
@@ -37,8 +44,20 @@ BOUNDS = {
     "Q8_0": 0.05,
     "Q4_0": 0.7,
 }
+# How far one weight may be rounded: a share of it (of its block's largest: half a step, the step's own rounding in 16
+# bits, and where a code is missing at one end a whole step), and a number for those below the smallest normal one.
+ROUNDED = {
+    "float32": (2.0**-24, 0.0),
+    "float16": (2.0**-11, 2.0**-25),
+    "bfloat16": (2.0**-8, 1e-38),
+    "Q8_0": (1 / 254 + 2.0**-11, 2.0**-18),
+    "Q4_0": (1 / 8 + 2.0**-10, 2.0**-18),
+}
+ROUNDED |= {"F32": ROUNDED["float32"], "F16": ROUNDED["float16"], "BF16": ROUNDED["bfloat16"]}
+BLOCKED = {"Q8_0": 32, "Q4_0": 32}
 LARGEST = 10  # how many bounds a single logit may be off
 EXACT = ("float32", "F32")
+READ_ALIKE = 1e-4  # `typical` of two readings of one folder in float32, at most: only sums are in another order
 
 
 @dataclass(frozen=True)
@@ -83,12 +102,16 @@ def prove(
     texts = [list(prompt) for prompt in prompts]
     continued = _greedy(source, texts, tokens) if causal else [[] for _ in texts]
     others = _greedy(exported, texts, tokens) if causal else continued
-    layer, off_layer = worst_layer(source, exported, texts)
-    if off_layer > bound:
+    off = layer_differences(source, exported, texts)
+    layer = max(off, key=off.__getitem__, default="")
+    off_layer = off.get(layer, 0.0)
+    suspect = sorted((name for name, by in off.items() if by > bound), key=lambda name: -off[name])
+    wrong = next((name for name in suspect if not only_rounded(source, exported, name, kind)), None)
+    if wrong is not None:
         raise UsageError(
-            f"layer {layer!r} of the export computes something else: off by {off_layer:.3g} of its output's size",
-            expected=f"at most {bound:g}",
-            todo="report this with the command; nothing was written",
+            f"layer {wrong!r} of the export computes something else: off by {off[wrong]:.3g} of its output's size",
+            expected=f"at most {bound:g}, or weights that {kind} rounds so",
+            todo="report this with the command; nothing was written (--bound sets another bound)",
         )
     typical, largest, equal = _compare(source, exported, [a + b for a, b in zip(texts, continued, strict=True)])
     same = sum(one == other for one, other in zip(continued, others, strict=True))
@@ -111,6 +134,40 @@ def prove(
     return proof
 
 
+def refuse_other_reading(
+    folder: Path, prompts: Sequence[Sequence[int]], emit: Emit, ends: Sequence[int] | None = None
+) -> None:
+    """UsageError where transformers makes another model of a folder as it stands than Mickle does, so that two of
+    Mickle's own copies cannot have lost the same; or where its `generate` ends texts at other tokens than ``ends``.
+
+    A folder that only Mickle can open, or that transformers does not, is told as not compared.
+    """
+    from mickle.models.folder import open_model
+    from mickle.models.transformers_bridge import MODEL_TYPE, read_by_transformers
+
+    config = read_config(folder)
+    if config["model_type"] == MODEL_TYPE or "quantization_config" in config:
+        return
+    try:
+        read = read_by_transformers(folder, prompts, tokens=4)
+    except UsageError as error:
+        emit(Warned(f"not compared with transformers, which does not open {folder}: {error.what}"))
+        return
+    model = open_model(folder).float()
+    with torch.no_grad():
+        ours = [model(_row(model, text))[0] for text in prompts]
+    typical, _, _ = _difference(zip(read.logits, ours, strict=True))
+    if not typical <= READ_ALIKE:
+        raise UsageError(
+            f"transformers reads another model: its logits are off by {typical:.3g} of their spread from Mickle's",
+            where=str(folder),
+            expected=f"at most {READ_ALIKE:g}",
+            todo="report this with the folder's config.json; nothing was written",
+        )
+    if model.causal and ends is not None and set(read.ends) != set(ends):
+        raise UsageError(f"transformers' generate ends texts at {read.ends}", where=str(folder), expected=str(ends))
+
+
 def refuse_other_layers(source: nn.Module, exported: nn.Module) -> None:
     """Both must have the same linear layers by name, and the export's must be plain."""
     one, other = linear_layers(source), linear_layers(exported)
@@ -120,8 +177,21 @@ def refuse_other_layers(source: nn.Module, exported: nn.Module) -> None:
 
 
 @torch.no_grad()
-def worst_layer(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]) -> tuple[str, float]:
-    """The linear layer that differs most on the inputs it has in the source, and by how much.
+def only_rounded(source: nn.Module, exported: nn.Module, name: str, kind: str) -> bool:
+    """Whether no weight of a layer is further off than its type rounds at most: by a share of itself, or of the largest
+    of the 32 that share a scale.
+    """
+    share, least = ROUNDED[kind]
+    before, after = (dense_weight(linear_layers(model)[name]).float() for model in (source, exported))
+    size = before.abs()
+    if kind in BLOCKED and not size.shape[1] % BLOCKED[kind]:
+        size = size.unflatten(1, (-1, BLOCKED[kind])).amax(2).repeat_interleave(BLOCKED[kind], 1)
+    return bool(((after - before).abs() <= share * size + least).all())
+
+
+@torch.no_grad()
+def layer_differences(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]) -> dict[str, float]:
+    """By how much each linear layer differs on the inputs that it has in the source.
 
     Root mean square over the tokens of the output that differs most, in units of the root mean square of all outputs.
     """
@@ -142,17 +212,20 @@ def worst_layer(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence
             hooks.enter_context(layer.register_forward_hook(watch(name)))
         for text in texts:
             source(_row(source, text))
-    name = max(differences, key=differences.__getitem__, default="")
-    return name, differences.get(name, 0.0)
+    return differences
 
 
 @torch.no_grad()
 def _compare(source: nn.Module, exported: nn.Module, texts: Sequence[Sequence[int]]) -> tuple[float, float, float]:
-    """Typical and largest difference of the logits over all texts, and the share of equal first choices."""
+    """`_difference` of what both make of the texts."""
+    return _difference(tuple(model(_row(model, text))[0].float() for model in (source, exported)) for text in texts)
+
+
+def _difference(pairs: Iterable[tuple[Tensor, ...]]) -> tuple[float, float, float]:
+    """Typical and largest difference of pairs of logits [T, V], and the share of equal first choices."""
     largest = squares = size = 0.0
     equal = count = numbers = 0
-    for text in texts:
-        one, other = (model(_row(model, text))[0].float() for model in (source, exported))  # [T, V]
+    for one, other in pairs:
         equal += int((one.argmax(-1) == other.argmax(-1)).sum())
         one, other = (z - z.mean(-1, keepdim=True) for z in (one, other))
         off = (one - other).nan_to_num(torch.inf)

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mickle.errors import UsageError
 from mickle.models.adapters import adapter_base, base_in_few_bits, open_adapter, read_settings
-from mickle.models.folder import open_model
+from mickle.models.folder import end_tokens, open_model, open_tokenizer
 from mickle.models.folder_check import LARGEST_CONFIG, TOKENIZER, is_adapter, read_config
+from mickle.models.folder_files import GENERATION
 from mickle.storage import read_json
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from mickle.data.chat_template import ChatTemplate
     from mickle.training.journal import Journal
+
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,11 @@ class Source:
     def home_of(self, name: str) -> Path | None:
         """The first of these folders that has a file of this name."""
         return next((folder for folder in self.files if (folder / name).exists()), None)
+
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end a text."""
+        return end_tokens(self.home_of(GENERATION) or self.base)
 
     @property
     def tokenizer_home(self) -> Path | None:
@@ -151,12 +160,55 @@ def token_settings(source: Source) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name.endswith("_token_id")}
 
 
+def end_marks(source: Source, size: int) -> dict[str, int]:
+    """The ids of the marks `bos`, `eos`, `pad` as the tokenizer's files name them, of those that a model of ``size``
+    tokens has; `eot`: another special token that ends a text (`generation_config.json`), where there is one.
+    """
+    from mickle.data.tokenizer import mark_of, open_text_tokenizer
+
+    assert source.tokenizer_home is not None
+    words = open_text_tokenizer(source.tokenizer_home)
+    spelt = {name: mark_of(words.configuration, f"{name}_token") for name in ("bos", "eos", "pad")}
+    ids = {name: words.tokenizer.token_to_id(mark) for name, mark in spelt.items() if mark is not None}
+    others = [token for token in source.ends if token in words.special and token != ids.get("eos")]
+    ids |= {"eot": others[0]} if others else {}
+    return {name: number for name, number in ids.items() if number is not None and 0 <= number < size}
+
+
+def runs_on(source: Source) -> str:
+    """A sentence where the mark that the chat template puts after an answer ends no text; "" where it does."""
+    from mickle.data.answer_spans import trained_spans
+    from mickle.data.conversation_forms import Message
+
+    template = open_source_template(source)
+    if template is None or source.tokenizer_home is None:
+        return ""
+    try:
+        text, spans = trained_spans(template, [Message("user", "Hello"), Message("assistant", "Much")])
+    except UsageError:  # a template that wants more than a question and an answer
+        return ""
+    mark = next((mark for mark in template.specials if spans and text[: spans[-1][1]].rstrip().endswith(mark)), None)
+    if mark is None or open_tokenizer(source.tokenizer_home).token_to_id(mark) in source.ends:
+        return ""
+    return (
+        f"the chat template ends an answer with {mark!r}, which is not among the tokens that end a text "
+        f"({source.ends}): models write on past it; add it to eos_token_id in generation_config.json"
+    )
+
+
 def chat_template(source: Source) -> str:
     """The source of the template that counts: the first folder's that has one; "" where none has."""
+    template = open_source_template(source)
+    return "" if template is None else template.source
+
+
+def open_source_template(source: Source) -> ChatTemplate | None:
+    """The template that counts, with the marks of the tokenizer; None where no folder has one."""
     from mickle.data.chat_template import open_template
+    from mickle.data.tokenizer import open_text_tokenizer
 
     home = template_folder(source)
-    return "" if home is None else open_template(home).source
+    return None if home is None else open_template(home, open_text_tokenizer(source.tokenizer_home or home))
 
 
 def template_folder(source: Source) -> Path | None:
@@ -164,6 +216,6 @@ def template_folder(source: Source) -> Path | None:
     for folder in source.files:
         settings = folder / "tokenizer_config.json"
         stated = read_json(settings, LARGEST_CONFIG) if settings.is_file() else {}
-        if (folder / "chat_template.jinja").exists() or (isinstance(stated, dict) and stated.get("chat_template")):
+        if (folder / TEMPLATE).exists() or (isinstance(stated, dict) and stated.get("chat_template")):
             return folder
     return None

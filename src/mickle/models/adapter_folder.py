@@ -58,6 +58,7 @@ class AdapterSettings:
     rank_pattern: dict[str, int]
     alpha_pattern: dict[str, float]
     targets: list[str] | None  # None: a regular expression, or "all-linear"; the tensors say which
+    some_left_out: bool  # whether layers that targets name have no adapter by rights
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -109,6 +110,7 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
             k: _number(v, "alpha_pattern", path) for k, v in _patterns(values, "alpha_pattern", path).items()
         },
         targets=[str(target) for target in targets] if isinstance(targets, list) else None,
+        some_left_out=any(values.get(key) not in (None, []) for key in ("exclude_modules", "layers_to_transform")),
     )
 
 

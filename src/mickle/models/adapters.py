@@ -136,7 +136,10 @@ def _entries(header: dict[str, TensorEntry], path: Path) -> dict[str, dict[str, 
 def _refuse_misfit(
     model: nn.Module, entries: dict[str, dict[str, TensorEntry]], settings: AdapterSettings, folder: Path
 ) -> None:
-    """Every tensor must belong to a linear layer of the base with its sizes, and every targeted layer have its own."""
+    """Every tensor must belong to a linear layer of the base with its sizes, and a target that names layers have some.
+
+    A target may name none (lists are made for many architectures at once), or only layers that are left out.
+    """
     layers = linear_layers(model)
     where = str(folder / WEIGHTS)
     unknown = next((name for name in entries if name not in layers), None)
@@ -160,7 +163,8 @@ def _refuse_misfit(
                     todo="give the base that the adapter was made on",
                 )
     for target in settings.targets or []:
-        if not any(name == target or name.endswith(f".{target}") for name in entries):
+        named = [name for name in layers if name == target or name.endswith(f".{target}")]
+        if named and not settings.some_left_out and not entries.keys() & named:
             raise UsageError(f"adapter has no tensors for its target {target[:80]!r}", where=where)
 
 

@@ -10,6 +10,7 @@ Links: a file may be a symbolic link to another file of the same folder, or, in 
 import json
 import re
 import stat
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ LARGEST_CONFIG = 4 << 20  # bytes
 LARGEST_INDEX = 25 << 20
 LARGEST_TEMPLATE = 256 << 10  # all of a folder; one is read up to 64 kB
 LARGEST_DIMENSION = 1 << 24
+PIECE = 16 << 20  # bytes read at a time
 MOST_LAYERS = 2000
 DEEPEST = 32
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
@@ -53,11 +55,35 @@ def inspect_folder(folder: Path) -> ModelFiles:
         raise UsageError(what, where=str(folder), expected=f"a folder with {CONFIG} and {WEIGHTS}")
     config = read_config(folder)
     tensors = _find_tensors(folder)
+    config = _untied(config, tensors)
     _check_layers(config, len(tensors), folder / CONFIG)
     if (folder / MANIFEST).exists():
         regular_file(folder, MANIFEST)
         open_folder(folder, check="hashes")
     return ModelFiles(folder, config, tensors)
+
+
+def _untied(config: dict[str, Any], tensors: dict[str, tuple[Path, TensorEntry]]) -> dict[str, Any]:
+    """The configuration, not tied where the files hold an output matrix that is not the embedding: as transformers
+    takes it.
+    """
+    table, output = (tensors.get(name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
+    if not config.get("tie_word_embeddings") or table is None or output is None or _same(table, output):
+        return config
+    return {**config, "tie_word_embeddings": False}
+
+
+def _same(one: tuple[Path, TensorEntry], other: tuple[Path, TensorEntry]) -> bool:
+    """Whether two stored tensors are of one type and shape and hold the same bytes, of which few are read at a time."""
+    (_, a), (_, b) = one, other
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with ExitStack() as files:
+        streams = [files.enter_context(open(path, "rb")) for path, _ in (one, other)]
+        for stream, entry in zip(streams, (a, b), strict=True):
+            stream.seek(8 + int.from_bytes(stream.read(8), "little") + entry.start)
+        sizes = [min(PIECE, a.end - a.start - done) for done in range(0, a.end - a.start, PIECE)]
+        return all(streams[0].read(size) == streams[1].read(size) for size in sizes)
 
 
 def is_adapter(folder: Path) -> bool:
