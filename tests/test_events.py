@@ -60,6 +60,14 @@ def test_console_without_a_terminal_prints_plain_lines() -> None:
     assert "\x1b" not in said
 
 
+def test_the_console_obeys_no_text_that_it_shows() -> None:
+    stream = io.StringIO()
+    console = Console(stream)
+    for event in (Started("x\x1b[2J", 0, "y"), Warned("\x1b[31mred"), Noted("\x9b\u202ex")):
+        console(event)
+    assert stream.getvalue().splitlines() == [r"x\x1b[2J", r"warning: \x1b[31mred", r"  \x9b\u202ex"]
+
+
 def test_several_readers_hear_all() -> None:
     first: list[object] = []
     second: list[object] = []

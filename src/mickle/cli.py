@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mickle import __version__
-from mickle.errors import MickleError, ResourceError, ToldError, UsageError
+from mickle.errors import MickleError, ResourceError, ToldError, UsageError, printable
 
 OTHERS = {
     "run": ("a recipe: all steps from raw pages to a report", "mickle run recipes/laptop.yaml"),
@@ -89,6 +89,10 @@ def explain(error: Exception) -> MickleError:
     )
 
 
+def _say(text: str) -> None:
+    print(printable(text))
+
+
 def _speaks() -> bool:
     """Whether this process prints: of those that torchrun starts the first speaks for all."""
     return os.environ.get("RANK", "0") == "0"
@@ -123,7 +127,7 @@ def _verb(name: str, arguments: list[str]) -> None:
             raise UsageError("settings must be a mapping of fields to values", where=where)
     step = validate(cls, flags.merge(values, flags.read_values(cls, given)), where=where, lines=lines)
     if text := step.answer():
-        print(text)
+        _say(text)
         return
     out = options.out or verbs.default_out(name, step)
     if options.dry_run:
@@ -132,7 +136,7 @@ def _verb(name: str, arguments: list[str]) -> None:
     if not _speaks():
         execute(step, out, ignore)
         return
-    print(_with_console(options, lambda emit: _execute(step, out, emit)))
+    _say(_with_console(options, lambda emit: _execute(step, out, emit)))
 
 
 def _common(parser: Any) -> None:
@@ -192,12 +196,12 @@ def _show_dry_run(step: Any, out: Path) -> None:
     forecast, preview = step.dry_run()
     console = Console(highlight=False)
     console.print(f"[bold]settings[/]\n{to_yaml(step).rstrip()}", markup=True, soft_wrap=True)
-    console.print(f"[bold]output[/] {out}")
-    console.print(f"[bold]forecast[/] {forecast}")
+    console.print(printable(f"[bold]output[/] {out}"))
+    console.print(f"[bold]forecast[/] {printable(str(forecast))}")
     for note in forecast.notes:
-        console.print(f"  {note}", markup=False, soft_wrap=True)
+        console.print(printable(f"  {note}"), markup=False, soft_wrap=True)
     if preview:
-        console.print(preview, soft_wrap=True)
+        console.print(printable(preview), soft_wrap=True)
 
 
 def _other(name: str, arguments: list[str]) -> None:
@@ -234,9 +238,9 @@ def _other(name: str, arguments: list[str]) -> None:
         if options.url is not None:
             from mickle.data.lookup import explain_url
 
-            print(explain_url(options.folder, options.url))
+            _say(explain_url(options.folder, options.url))
         else:
-            print(show(options.folder, check="sizes" if options.quick else "hashes"))
+            _say(show(options.folder, check="sizes" if options.quick else "hashes"))
     else:
         parser.parse_args(arguments)
         from mickle.doctor import doctor
@@ -249,9 +253,9 @@ def _run_recipe(options: Any) -> None:
 
     plan = recipe.read(options.recipe, out=options.out, seed=options.seed)
     if options.dry_run:
-        print(recipe.preview(plan))
+        _say(recipe.preview(plan))
         return
-    print(_with_console(options, lambda emit: recipe.run(plan, emit)))
+    _say(_with_console(options, lambda emit: recipe.run(plan, emit)))
 
 
 if __name__ == "__main__":

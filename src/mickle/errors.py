@@ -1,5 +1,16 @@
 """Errors a person meets: what happened, where, what was expected, what to do. At most four lines."""
 
+import re
+
+# What a terminal obeys or that hides text: control characters, line separators, marks that turn the direction of
+# writing; and halves of surrogate pairs, which no terminal takes.
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` as it may go to a terminal, whoever wrote it: lines and tabs stay, what terminals obey is spelt out."""
+    return _OBEYED.sub(lambda found: ascii(found.group())[1:-1], text)
+
 
 class MickleError(Exception):
     """A failure that can be explained to the person at the keyboard.
@@ -22,7 +33,7 @@ class MickleError(Exception):
             parts.append(f"  expected: {self.expected}")
         if self.todo:
             parts.append(f"  to do: {self.todo}")
-        return "\n".join(" ".join(part.splitlines()) if part is not self.what else part for part in parts)
+        return printable("\n".join(" ".join(part.splitlines()) if part is not self.what else part for part in parts))
 
 
 class UsageError(MickleError):

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mickle.errors import printable
+
 
 @dataclass(frozen=True)
 class Event:
@@ -207,7 +209,7 @@ class Console:
                 transient=False,
             )
             self._progress.start()
-            self._task = self._progress.add_task(event.what, total=event.total or None, note="")
+            self._task = self._progress.add_task(printable(event.what), total=event.total or None, note="")
         else:
             self._print(f"{event.what}: {event.total:,} {event.unit}" if event.total else event.what)
 
@@ -220,7 +222,7 @@ class Console:
         elapsed = now - self._begun
         rate = (done - self._first) / elapsed if elapsed > 0 else 0.0
         if self._progress is not None:
-            shown = note or f"{rate:,.1f} {self._work.unit}/s"
+            shown = printable(note) or f"{rate:,.1f} {self._work.unit}/s"
             self._progress.update(self._task, completed=done, note=shown)
         elif now - self._said >= self._every or done == self._work.total:
             self._said = now
@@ -230,7 +232,7 @@ class Console:
             self._print(f"  {done:,}{total} {self._work.unit}{pace} {_escape(note)}".rstrip())
 
     def _print(self, text: str) -> None:
-        (self._progress.console if self._progress is not None else self._console).print(text, soft_wrap=True)
+        (self._progress.console if self._progress is not None else self._console).print(printable(text), soft_wrap=True)
 
 
 def _escape(text: str) -> str:

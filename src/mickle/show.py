@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,28 @@ def show(folder: Path, check: str = "hashes") -> str:
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}", todo="check the path")
     if (folder / storage.SCRATCH).is_dir():
-        return f"{folder}: an unfinished run\n{_unfinished(folder)}"
+        with _nonsense(folder):
+            return f"{folder}: an unfinished run\n{_unfinished(folder)}"
     if storage.read_manifest(folder) is None:
         return _foreign(folder)
     manifest = storage.open_folder(folder, check=check)
+    with _nonsense(folder):
+        return "\n".join(_finished(folder, manifest, "every byte checked" if check == "hashes" else "sizes checked"))
+
+
+@contextmanager
+def _nonsense(folder: Path) -> Iterator[None]:
+    """What is not of the type that Mickle writes is no bug of Mickle's."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        said = f"{type(error).__name__}: {str(error)[:100]}"
+        raise UsageError(f"this folder says of itself what Mickle never writes ({said})", where=str(folder)) from None
+
+
+def _finished(folder: Path, manifest: storage.Manifest, how: str) -> list[str]:
     meta = manifest.meta
     size = sum(file.bytes for file in manifest.files.values())
-    how = "every byte checked" if check == "hashes" else "sizes checked"
     lines = [
         f"{folder}: a {manifest.kind}, whole ({how})",
         f"  content   {manifest.digest[:16]}, {len(manifest.files)} files, {size / 1e6:,.2f} MB",
@@ -43,7 +60,7 @@ def show(folder: Path, check: str = "hashes") -> str:
     lines += [f"  setting   {name}: {_cut(value)}" for name, value in given]
     results = [item for item in meta.get("summary", {}).items() if item[0] not in LEFT_OUT]
     lines += [f"  result    {name}: {_cut(value)}" for name, value in results]
-    return "\n".join([*lines, *verbs.made_by(meta.get("identity", {})).shown(folder)])
+    return [*lines, *verbs.made_by(meta.get("identity", {})).shown(folder)]
 
 
 def _journal(path: Path) -> str:
