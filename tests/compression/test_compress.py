@@ -294,8 +294,87 @@ def test_weights_that_are_not_finite_are_named_before_anything(small: Path, made
 
 def test_a_compressed_folder_is_not_compressed_again(small: Path, made: Path, tmp_path: Path) -> None:
     out = compress(small, None, tmp_path / "out", method={"kind": "rtn"})
-    with pytest.raises(UsageError, match="few bits already"):
-        compress(out, made / "corpus", tmp_path / "again")
+    for method in ("spqr", "nf4"):
+        with pytest.raises(UsageError, match="few bits already"):
+            compress(out, made / "corpus", tmp_path / "again", method={"kind": method})
+
+
+def test_transformers_refuses_what_only_mickle_can_read(small: Path, made: Path, tmp_path: Path) -> None:
+    """It would ignore the method that it does not know, and draw the weights at random."""
+    from transformers import AutoModelForCausalLM
+
+    (small / "tokenizer.model").write_bytes(b"sentencepiece")
+    out = compress(small, made / "corpus", tmp_path / "out")
+    assert (out / "tokenizer.model").read_bytes() == b"sentencepiece"
+    with pytest.raises(ValueError, match="mickle_grouped"):
+        AutoModelForCausalLM.from_pretrained(out)
+    again = tmp_path / "again"
+    save_model(open_model(out), again)  # from a model too
+    with pytest.raises(ValueError, match="mickle_grouped"):
+        AutoModelForCausalLM.from_pretrained(again)
+    expected = open_model(out)(IDS)
+    assert torch.equal(open_model(again)(IDS), expected)
+    config = json.loads((again / "config.json").read_text())
+    settings = config["quantization_config"]
+    config |= {"model_type": settings.pop("model_type")}  # as folders were before
+    (again / "config.json").write_text(json.dumps(config))
+    assert torch.equal(open_model(again)(IDS), expected)
+    (again / "config.json").write_text(json.dumps({**config, "model_type": "mickle_grouped"}))
+    with pytest.raises(UsageError, match="does not say which model"):
+        open_model(again)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_layers_that_are_read_by_their_weight_stay_as_they_are(kind: str, made: Path, tmp_path: Path) -> None:
+    """Of a state-space model's mixers only what leads in is stored in few bits or adapted: no other can be."""
+    import transformers as t
+
+    from mickle.models.quantized import quantize_model
+
+    sizes = {"vocab_size": 600, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "bos_token_id": 0}
+    torch.manual_seed(0)
+    if kind == "mamba":
+        theirs: Any = t.MambaForCausalLM(t.MambaConfig(**sizes))
+    else:  # its settings hold an infinity, which JSON has not
+        theirs = t.Mamba2ForCausalLM(t.Mamba2Config(**sizes, num_heads=4, head_dim=16, n_groups=1))
+    theirs.eval().save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(made / "model" / name, tmp_path / "model" / name)
+    names = {f"backbone.layers.{n}.mixer.in_proj" for n in range(2)}
+    with torch.no_grad():
+        exact = theirs(IDS).logits
+    for method in ("gptq", "nf4"):
+        out = compress(tmp_path / "model", made / "corpus", tmp_path / method, method={"kind": method})
+        assert {layer["name"] for layer in results(out)["layers"]} == names
+        with torch.no_grad():
+            assert 0 < float((open_model(out)(IDS) - exact).norm() / exact.norm()) < 0.4
+    model = open_model(tmp_path / "model")
+    assert set(quantize_model(model)) == set(attach_lora(model, rank=2)) == names
+    model.train()
+    model(IDS).square().mean().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_every_method_covers_the_layers_inside_blocks(made: Path, tmp_path: Path) -> None:
+    """OPT leads in and out of its blocks by linear layers; no method stores those in few bits."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 600}
+    OPTForCausalLM(OPTConfig(**shape, word_embed_proj_dim=24, init_std=0.2)).save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(made / "model" / name, tmp_path / "model" / name)
+    covered = [
+        {
+            layer["name"]
+            for layer in results(compress(tmp_path / "model", None, tmp_path / m, method={"kind": m}))["layers"]
+        }
+        for m in ("rtn", "nf4")
+    ]
+    assert covered[0] == covered[1] and len(covered[0]) == 12
+    with torch.no_grad():
+        exact, found = open_model(tmp_path / "model")(IDS), open_model(tmp_path / "nf4")(IDS)
+    assert 0 < float((found - exact).norm() / exact.norm()) < 0.5
 
 
 def test_a_dry_run_says_size_memory_and_text(small: Path, made: Path) -> None:

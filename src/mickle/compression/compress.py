@@ -29,6 +29,7 @@ HELDOUT = "heldout.parquet"
 class Compress(Step):
     """Store a model's weights in 2 to 4 bits, near to lossless, and say what it cost."""
 
+    version: ClassVar[int] = 2  # 2: a model_type that others refuse, all small files, NF4 in blocks only
     kind: ClassVar[str] = "compressed"
     title: ClassVar[str] = "The compression"
     lead: ClassVar[str] = (

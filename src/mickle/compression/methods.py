@@ -186,14 +186,21 @@ class Nf4(Config):
         """The model, opened whole; errors are those of the weights."""
         from mickle.compression.sweep import relative_error
         from mickle.compression.walk import LayerFigures
+        from mickle.models.blocks import refuse_few_bits
         from mickle.models.folder import open_model
+        from mickle.models.folder_check import read_config
         from mickle.models.linear_layers import dense_weight, linear_layers
         from mickle.models.quantized import quantize_model, quantized_layers, save_quantized
 
         begun = time.monotonic()
+        refuse_few_bits(read_config(model), model)
         opened = open_model(model)
-        before = {name: dense_weight(layer).clone() for name, layer in linear_layers(opened).items()}
-        quantize_model(opened, double=self.double)
+        layers = linear_layers(opened)
+        inside = {id(module) for module in opened.blocks.modules()}  # as the other methods: no layer outside of blocks
+        before = {name: dense_weight(layer).clone() for name, layer in layers.items() if id(layer) in inside}
+        outside = layers.keys() - before.keys()
+        del layers  # or they would all be held while they are replaced
+        quantize_model(opened, double=self.double, skip=outside)
         figures = []
         for name, layer in quantized_layers(opened).items():
             size, stored = (layer.out_features, layer.in_features), layer.stored_bytes()

@@ -14,14 +14,12 @@ from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.models.blocks import Blocks, read_tensor
 from mickle.models.folder_check import CONFIG, INDEX, inspect_folder, regular_file
+from mickle.models.folder_files import KEPT
+from mickle.models.quantized_files import GROUPED, with_few_bits
 from mickle.models.safetensors_check import read_header
 from mickle.results import TABLE, Result, Table
 
 HELDOUT = "heldout.parquet"
-OTHERS = (
-    "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "chat_template.jinja", "vocab.json", "vocab.txt", "merges.txt", HELDOUT,
-)  # fmt: skip
 PERCENT_TO_WARN = 3.0  # of outliers; above it more bits are the better buy
 MEASURED_BYTES = 1 << 20  # of held-out text, read before and after
 
@@ -42,13 +40,13 @@ def write_weights(blocks: Blocks, work: Path, done: Path) -> None:
     weight_map = {tensor: name for name, header in entries.items() for tensor in header}
     total = sum(entry.end - entry.start for header in entries.values() for entry in header.values())
     storage.write_json(work / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    quantization = {"quant_method": "mickle-grouped", "layers": settings}
-    storage.write_json(work / CONFIG, {**blocks.files.config, "quantization_config": quantization})
+    quantization = {"quant_method": GROUPED, "layers": settings}
+    storage.write_json(work / CONFIG, with_few_bits(blocks.files.config, quantization))
 
 
 def copy_other_files(model: Path, work: Path) -> None:
     """Tokenizer, chat template, generation settings, held-out pages: as they are."""
-    for name in OTHERS:
+    for name in (*KEPT, HELDOUT):
         if (model / name).exists() and not (work / name).exists():
             storage.write_bytes(work / name, regular_file(model, name).read_bytes())
 

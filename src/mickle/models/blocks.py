@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.models.architectures import checked_frame
-from mickle.models.folder_check import ModelFiles, inspect_folder
+from mickle.models.folder_check import SETTINGS, ModelFiles, inspect_folder
 from mickle.models.folder_files import read_tensor
 from mickle.models.linear_layers import features, linear_layers
 from mickle.models.quantized import open_base
@@ -60,10 +60,7 @@ def open_blocks(path: Path) -> Blocks:
     blocks.
     """
     files = inspect_folder(path)
-    if "quantization_config" in files.config:
-        raise UsageError(
-            "the model's weights are in few bits already", where=str(path), todo="name the model it was made from"
-        )
+    refuse_few_bits(files.config, path)
     model: Any = checked_frame(files)
     in_memory = model is None
     if in_memory:
@@ -76,6 +73,14 @@ def open_blocks(path: Path) -> Blocks:
         weights = {name: read_tensor(files, model.folder_name(name)).float() for name in outside}
         model.load_state_dict(weights, assign=True, strict=False)
     return Blocks(files, model, blocks, _layers_of(model, blocks), in_memory)
+
+
+def refuse_few_bits(config: dict[str, Any], path: Path) -> None:
+    """UsageError for a model whose weights are in few bits already."""
+    if SETTINGS in config:
+        raise UsageError(
+            "the model's weights are in few bits already", where=str(path), todo="name the model it was made from"
+        )
 
 
 def open_block(blocks: Blocks, index: int) -> nn.Module:

@@ -21,6 +21,8 @@ from mickle.storage import MANIFEST, open_folder, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER = "tokenizer.json"
+SETTINGS = "quantization_config"  # in config.json, of a model in few bits
+GROUPED_TYPE = "mickle_grouped"  # the model_type of folders whose layers only Mickle can read
 ADAPTER = "adapter_config.json"  # what makes a folder an adapter's
 LARGEST_CONFIG = 4 << 20  # bytes
 LARGEST_INDEX = 25 << 20
@@ -104,7 +106,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UsageError("config names no model_type", where=str(path), expected="a JSON object with model_type")
     _check_values(config, path)
-    return config
+    if config["model_type"] != GROUPED_TYPE:
+        return config
+    settings = config.get(SETTINGS)
+    own = settings.get("model_type") if isinstance(settings, dict) else None
+    if not isinstance(own, str):
+        raise UsageError(
+            f"{SETTINGS} does not say which model its layers are of", where=str(path), expected="model_type"
+        )
+    return {**config, "model_type": own}
 
 
 def regular_file(folder: Path, name: str) -> Path:

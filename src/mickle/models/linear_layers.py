@@ -5,6 +5,8 @@ our decoder or one of `transformers`. The output matrix and every layer that sha
 left out: they are tables, large, read once a token, and what the methods' papers leave in 16 bits.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     output = model.output_layer if isinstance(model, LanguageModel) else None
-    routers = {id(m.gate) for m in model.modules() if isinstance(m, Experts)}  # read by their weight, never called
+    read = {id(layer) for layer in _read_by_weight(model)}
     found: dict[str, nn.Module] = {}
     inside: str | None = None
     for name, module in model.named_modules():
@@ -31,9 +33,20 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
             continue
         inside = f"{name}."
         weight = getattr(module, "weight", None)
-        if module is not output and id(module) not in routers and id(weight) not in tables:
+        if module is not output and id(module) not in read and id(weight) not in tables:
             found[folder_layer_name(model, name)] = module
     return found
+
+
+def _read_by_weight(model: nn.Module) -> Iterator[nn.Module]:
+    """Layers whose weight is read elsewhere and that are not, or not always, called: routers of experts, and of the
+    mixers of state-space models (which have a parameter `A_log`) all but what leads in. No other layer can stand there.
+    """
+    for module in model.modules():
+        if isinstance(module, Experts):
+            yield module.gate
+        if "A_log" in module._parameters:
+            yield from (child for name, child in module.named_children() if not name.startswith("in_proj"))
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,7 +1,8 @@
 """Model folders opened and saved, their linear layers plain or in few bits; and how layers are put into few bits.
 
 A folder says by `quantization_config` in its `config.json` how: `quant_method` "bitsandbytes" is the format of
-bitsandbytes and `transformers` (4 bits, NF4 or FP4), "mickle-grouped" our own (`quantization/grouped_linear.py`).
+bitsandbytes and `transformers` (4 bits, NF4 or FP4), "mickle-grouped" our own (`quantization/grouped_linear.py`), whose
+folders have a `model_type` that other tools refuse.
 Quantizing a folder of several shards, or opening one, never holds the dense model and the small one at once.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.models.architectures import checked_frame
-from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles, inspect_folder
+from mickle.models.folder_check import CONFIG, SETTINGS, WEIGHTS, ModelFiles, inspect_folder
 from mickle.models.folder_files import read_tensors, write_tokenizer
 from mickle.models.language import LanguageModel
 from mickle.models.linear_layers import (
@@ -26,7 +27,7 @@ from mickle.models.linear_layers import (
     linear_layers,
     replace_layer,
 )
-from mickle.models.quantized_files import SETTINGS, read_layers
+from mickle.models.quantized_files import read_layers, with_few_bits
 from mickle.models.safetensors_check import refuse_not_finite
 from mickle.quantization.layer import QuantizedLinear
 from mickle.quantization.nf4 import BLOCK
@@ -135,7 +136,7 @@ def save_quantized(model: Any, path: Path, tokenizer: Any = None) -> None:
     for parts in stored:
         tensors |= {part: tensor.cpu() for part, tensor in parts.items()}
     storage.save_tensors(path / WEIGHTS, tensors, {"format": "pt"})
-    storage.write_json(path / CONFIG, {**storage.read_json(path / CONFIG), SETTINGS: settings})
+    storage.write_json(path / CONFIG, with_few_bits(storage.read_json(path / CONFIG), settings))
 
 
 def _save_plain(model: LanguageModel, folder: Path, tokenizer: Any) -> None:

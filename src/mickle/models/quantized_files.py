@@ -12,14 +12,25 @@ import torch
 from torch import Tensor
 
 from mickle.errors import UsageError
-from mickle.models.folder_check import CONFIG, WEIGHTS, ModelFiles
+from mickle.models.folder_check import CONFIG, GROUPED_TYPE, SETTINGS, WEIGHTS, ModelFiles
 from mickle.models.folder_files import read_tensors
 from mickle.models.safetensors_check import TensorEntry, refuse_not_finite
 from mickle.quantization.bitsandbytes_format import stored_names
 from mickle.quantization.layer import QuantizedLinear
 from mickle.quantization.nf4_linear import NF4Linear
 
-SETTINGS = "quantization_config"
+GROUPED = "mickle-grouped"
+
+
+def with_few_bits(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The `config.json` of a folder whose layers are stored by `settings`, which become its `quantization_config`.
+
+    Where only Mickle can read the layers, `model_type` is one that transformers refuses, and the model's own stands in
+    the settings: it would ignore a method that it does not know, and fill the layers with random numbers.
+    """
+    if settings["quant_method"] == GROUPED:
+        config, settings = {**config, "model_type": GROUPED_TYPE}, {**settings, "model_type": config["model_type"]}
+    return {**config, SETTINGS: dict(settings)}
 
 
 def read_layers(files: ModelFiles) -> tuple[dict[str, QuantizedLinear], dict[str, Tensor], ModelFiles]:
@@ -46,7 +57,7 @@ def _checked_settings(files: ModelFiles) -> dict[str, Any]:
     if method == "bitsandbytes":
         if settings.get("load_in_8bit") or not settings.get("load_in_4bit", settings.get("_load_in_4bit", True)):
             raise UsageError("weights in 8 bits cannot be opened", where=where, todo="use the unquantized folder")
-    elif method != "mickle-grouped":
+    elif method != GROUPED:
         raise UsageError(
             f"weights stored by the method {str(method)[:60]!r} cannot be opened",
             where=where,

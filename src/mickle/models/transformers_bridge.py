@@ -174,6 +174,7 @@ def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
     kind = values["model_type"]
     if kind not in transformers.CONFIG_MAPPING:
         raise UsageError(f"transformers {transformers.__version__} has no model type {kind[:60]!r}", where=where)
+    values = transformers.PretrainedConfig._decode_special_floats(values)  # infinity, as its JSON has it
     config = AutoConfig.for_model(kind, **{name: value for name, value in values.items() if name != "model_type"})
     auto = AutoModelForMaskedLM if fills_masks(values.get("architectures")) else AutoModelForCausalLM
     mapping = auto._model_mapping
