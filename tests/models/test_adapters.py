@@ -189,6 +189,22 @@ def test_base_and_adapter_may_be_moved_together_and_the_base_given(base: Path, a
     assert torch.equal(open_adapter(moved, base=tmp_path / "there")(IDS), expected)
 
 
+def test_where_an_adapter_is_written_is_no_part_of_it_and_moved_with_its_base_it_opens(
+    base: Path, tmp_path: Path
+) -> None:
+    model = open_model(base)
+    attach_lora(model, rank=2)
+    for place in ("near", "runs/of/today"):
+        save_adapter(model, tmp_path / "all" / place, base)
+    near, far = ({f.name: f.read_bytes() for f in (tmp_path / "all" / p).iterdir()} for p in ("near", "runs/of/today"))
+    assert near == far
+    (tmp_path / "all" / "models").mkdir()
+    shutil.move(base, tmp_path / "all" / "models" / base.name)
+    save_model(Decoder(DecoderConfig(60, 32, 2, 4, 2, 8, 48, 64), seed=5), tmp_path / "all" / "runs" / base.name)
+    shutil.copytree(tmp_path / "all" / "models" / base.name, tmp_path / "all" / base.name)
+    assert adapter_base(tmp_path / "all" / "runs/of/today") == tmp_path / "all" / base.name  # not the other model
+
+
 def test_the_tokenizer_is_the_adapters_own_or_its_bases(base: Path, adapter: Path) -> None:
     assert tokenizer_folder(base) == base
     assert tokenizer_folder(adapter) == base.resolve()
@@ -285,6 +301,14 @@ def test_another_base_is_refused_by_its_weights_or_by_the_layer_that_does_not_fi
         open_adapter(adapter, base=tmp_path / "wider")
 
 
+HOW: dict[str, Any] = {
+    "another argument": {"code": "nf4", "model": 3},
+    "a code of no type": {"code": []},
+    "a block of text": {"code": "nf4", "block": "64"},
+    "numbers to skip": {"skip": [3]},
+}
+
+
 def broken_folders(folder: Path, name: str) -> None:
     if name == "no weights":
         (folder / "adapter_model.safetensors").unlink()
@@ -305,6 +329,9 @@ def broken_folders(folder: Path, name: str) -> None:
         (folder / "adapter_config.json").write_text("{")
     elif name == "bad note":
         (folder / "base.json").write_text('{"path": 3}')
+    elif name in HOW:
+        note = json.loads((folder / "base.json").read_text())
+        (folder / "base.json").write_text(json.dumps({**note, "quantization": HOW[name]}))
 
 
 @pytest.mark.parametrize(
@@ -317,6 +344,7 @@ def broken_folders(folder: Path, name: str) -> None:
         ("base is an adapter", "base of this adapter is an adapter itself"),
         ("bad json", "not valid JSON"),
         ("bad note", "does not say what the adapter's base is"),
+        *((name, "in a way that is not known") for name in HOW),
     ],
 )
 def test_broken_folders_are_refused_in_a_sentence(name: str, said: str, adapter: Path) -> None:

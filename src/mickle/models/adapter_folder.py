@@ -1,12 +1,11 @@
 """What an adapter folder says: PEFT's settings, and what its base is.
 
 Of `adapter_config.json` a plain LoRA is computed by, all else is refused by name. Our own folders hold `base.json` too:
-the base's path seen from the adapter, a hash of its weights, and in which few bits it was held. A folder from a
+a hash of the base's weights, and in which few bits it was held (in older ones also its path, seen from the adapter). A folder from a
 stranger is hostile: no regular expression of his is matched before it was found short and simple.
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from mickle.models.safetensors_check import refuse_not_finite
 
 WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 
+PARENTS = 5  # folders above an adapter, and last parts of a path, that are looked through for its base
+HOW = {"code": str, "double": bool, "block": int, "skip": list}  # arguments of `models.quantized.quantize_model`
 KINDS = ("LORA", "PREFIX_TUNING")
 # Settings that say how an adapter was begun or is held, not what it computes.
 HARMLESS = {
@@ -129,15 +130,15 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     refuse_not_finite(tensors, folder)
     storage.save_tensors(folder / WEIGHTS, tensors, {"format": "pt"})
-    beside = os.path.relpath(base, folder.resolve())
-    note = {"path": beside, "weights": weights_digest(base), "quantization": dict(quantization or {}) or None}
+    note = {"weights": weights_digest(base), "quantization": dict(quantization or {}) or None}
     storage.write_json(folder / BASE, note)
     write_tokenizer(tokenizer, folder)
     storage.write_json(folder / ADAPTER, settings)
 
 
 def adapter_base(folder: Path) -> Path:
-    """The folder of the model that an adapter belongs to: where it says, or at the same place seen from the adapter.
+    """The folder of the model that an adapter belongs to: where it says, or, of one of ours, near the adapter: both may
+    have been moved together.
 
     UsageError where there is none, or another model stands there. Nothing is ever fetched.
     """
@@ -150,6 +151,9 @@ def adapter_base(folder: Path) -> Path:
     for place in places:
         if (place / folder_check.CONFIG).is_file():
             return checked_base(place, folder)
+    for place in _nearby(folder, written) if note else []:
+        if (place / folder_check.CONFIG).is_file() and weights_digest(place) == note["weights"]:
+            return place
     raise UsageError(
         f"the base model of this adapter is not at {str(named)[:200]!r}"
         if named
@@ -157,6 +161,16 @@ def adapter_base(folder: Path) -> Path:
         where=str(folder / ADAPTER),
         todo="put the base's folder there, or give it: open_adapter(folder, base=...), on the command line base_folder",
     )
+
+
+def _nearby(folder: Path, written: list[Path]) -> list[Path]:
+    """Places that end as the written path does, under the folders above the adapter, the nearest first."""
+    return [
+        above.joinpath(*path.parts[-count:])
+        for above in folder.resolve().parents[:PARENTS]
+        for path in written
+        for count in range(1, min(PARENTS, len(path.parts) - 1) + 1)
+    ]
 
 
 def tokenizer_folder(folder: Path) -> Path:
@@ -207,9 +221,16 @@ def base_note(folder: Path) -> dict[str, Any]:
         return {}
     path = folder_check.regular_file(folder, BASE)
     note = storage.read_json(path, folder_check.LARGEST_CONFIG)
-    kinds: dict[str, Any] = {"path": str, "weights": str, "quantization": (dict, type(None))}
+    kinds: dict[str, Any] = {"path": (str, type(None)), "weights": str, "quantization": (dict, type(None))}
     if not isinstance(note, dict) or not all(isinstance(note.get(key), kind) for key, kind in kinds.items()):
         raise UsageError("this file does not say what the adapter's base is", where=str(path))
+    for key, value in (note["quantization"] or {}).items():
+        if type(value) is not HOW.get(key) or (key == "skip" and not all(isinstance(end, str) for end in value)):
+            raise UsageError(
+                f"the base was put into few bits in a way that is not known: {key[:40]!r} {str(value)[:40]!r}",
+                where=str(path),
+                expected=", ".join(HOW),
+            )
     return note
 
 

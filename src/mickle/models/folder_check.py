@@ -106,6 +106,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise UsageError("config names no model_type", where=str(path), expected="a JSON object with model_type")
     _check_values(config, path)
+    if not config.get(SETTINGS, True):  # null, or nothing in it
+        del config[SETTINGS]
     if config["model_type"] != GROUPED_TYPE:
         return config
     settings = config.get(SETTINGS)
