@@ -1,8 +1,8 @@
 """What an adapter folder says: PEFT's settings, and what its base is.
 
 Of `adapter_config.json` a plain LoRA is computed by, all else is refused by name. Our own folders hold `base.json` too:
-a hash of the base's weights, and in which few bits it was held (in older ones also its path, seen from the adapter). A folder from a
-stranger is hostile: no regular expression of his is matched before it was found short and simple.
+a hash of the base's weights, and in which few bits it was held (in older ones also its path, seen from the adapter). A
+folder from a stranger is hostile: no regular expression of his is matched before it was found short and simple.
 """
 
 import hashlib
