@@ -24,7 +24,12 @@ from mickle.models.safetensors_check import refuse_not_finite
 WEIGHTS, BASE = "adapter_model.safetensors", "base.json"
 
 PARENTS = 5  # folders above an adapter, and last parts of a path, that are looked through for its base
-HOW = {"code": str, "double": bool, "block": int, "skip": list}  # arguments of `models.quantized.quantize_model`
+HOW: dict[str, Any] = {
+    "code": str,
+    "double": bool,
+    "block": int,
+    "skip": list,
+}  # arguments of `models.quantized.quantize_model`
 KINDS = ("LORA", "PREFIX_TUNING")
 # Settings that say how an adapter was begun or is held, not what it computes.
 HARMLESS = {
