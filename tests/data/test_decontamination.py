@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pyarrow import Table, parquet
 
-from mickle.data.decontamination import Decontamination, decontaminate
+from mickle.data.decontamination import Decontamination, decontaminate, index_of
 from mickle.data.records import Page, Removed
 from mickle.errors import UsageError
 
@@ -87,7 +87,7 @@ def test_bad_sets_are_refused_by_name(tmp_path: Path) -> None:
     assert caught.value.where.endswith("bad.jsonl:2")
     short = tmp_path / "short.jsonl"
     short.write_text('{"q": "too few words"}\n')
-    with pytest.raises(UsageError, match="no item has 13 words"):
+    with pytest.raises(UsageError, match="no item has 5 words"):
         decontaminate(page("x"), Decontamination(against=[short]))
     binary = tmp_path / "b.txt"
     binary.write_bytes(b"\xff\xfe\x00")
@@ -97,3 +97,30 @@ def test_bad_sets_are_refused_by_name(tmp_path: Path) -> None:
     torn.write_bytes(b"PAR1")
     with pytest.raises(UsageError, match="not a whole Parquet file"):
         decontaminate(page("x"), Decontamination(against=[torn]))
+
+
+def test_short_items_are_looked_for_whole_and_shorter_ones_are_told(tmp_path: Path) -> None:
+    rows = [
+        {"question": "Who dug the clay at Ebersby?", "answer": "Anna", "kind": "who"},
+        {"question": "Which wood burns hottest in a kiln?"},
+        {"question": "Why?"},
+        {"question": "为什么陶工每年春天都到河边去挖土？"},
+        {"question": "她的祖父用河边的旧瓦砌成了这座能烧四百个碗的窑，柴火要烧两天一夜才能停下来吗？"},
+    ]
+    path = tmp_path / "short.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    settings = Decontamination(against=[path], shared=3)  # a whole item is one run, and enough
+    for text, row in (
+        (f"{words(60, 7)} who DUG the clay, at Ebersby {words(60, 8)}", 1),
+        ("Which wood burns hottest in a kiln", 2),
+        ("Who dug the clay at Eastby? Which wood burns in a kiln? Why?", 0),
+        ("老师问为什么陶工每年春天都到河边去挖土，没有人知道。", 4),
+        ("陶工每年春天都到河边。", 0),
+        ("有人说：她的祖父用河边的旧瓦砌成了这座能烧四百个碗的窑，柴火要烧两天。", 5),
+        ("她的祖父用河边的旧瓦砌成了这座窑。", 0),  # 16 letters in a row are eight words
+    ):
+        gone = decontaminate(page(text), settings)
+        assert (gone.twin if isinstance(gone, Removed) else "") == (f"short.jsonl#{row}" if row else ""), text
+    assert index_of(settings).warning() == (
+        "1 of 5 evaluation items are too short to be looked for, such as short.jsonl#3"
+    )

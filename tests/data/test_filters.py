@@ -46,6 +46,40 @@ def test_an_unclear_language_is_removed_with_its_probability() -> None:
     assert isinstance(gone, Removed) == (probability < 1.0)
 
 
+CROATIAN = (
+    "Nova radionica u selu radi od danas. U njoj se prave posude i lampe, a ulaz je slobodan. "
+    "Majstor kaže da ima mnogo posla. Cijena ostaje ista."
+)
+CHINESE = "陶工每年春天到河边挖土。"
+
+
+@pytest.mark.parametrize(
+    ("text", "languages", "kept"),
+    [
+        (CROATIAN, ["hr", "sr", "bs"], "hr"),
+        (CROATIAN, ["sr", "hr", "bs", "en"], "hr"),
+        (CROATIAN, ["sh"], "sh"),
+        (CROATIAN, ["hr"], ""),
+        (CROATIAN, ["en"], ""),
+        (CROATIAN, [], "hr"),  # all are wanted
+        (CHINESE, ["zh"], "zh"),  # Wu and Cantonese are Chinese too
+        (CHINESE, ["ja"], ""),
+    ],
+)
+def test_what_is_wanted_counts_together(text: str, languages: list[str], kept: str) -> None:
+    found = identify_language(page(text), languages, 0.65)
+    assert (found.language if not isinstance(found, Removed) else "") == kept
+    if kept and languages:
+        assert 0.99 < found.language_score <= 1.0
+
+
+def test_a_letter_that_says_more_counts_for_more() -> None:
+    assert long_enough(page("陶工" * 4), 24).text == "陶工" * 4
+    assert isinstance(long_enough(page("陶工" * 4), 25), Removed)
+    assert isinstance(long_enough(page("도자기" + "かな"), 11), Removed)
+    assert not isinstance(long_enough(page("도자기" + "かな"), 10), Removed)
+
+
 def test_length_is_compared_with_less_than() -> None:
     assert long_enough(page("x" * 10), 10) == page("x" * 10)
     gone = long_enough(page("x" * 9), 10)

@@ -6,8 +6,10 @@ import random
 
 import pytest
 
+from mickle.data.lines import Lines, correct_lines
 from mickle.data.quality import Quality, find_low_quality, find_low_quality_words
 from mickle.data.records import Failure
+from mickle.data.repetitions import Repetitions, find_repetition
 from mickle.data.words import split_words
 
 LOOSE = {
@@ -65,6 +67,61 @@ def test_stop_words_of_another_language_are_the_users() -> None:
     settings = Quality(stop_words=["der", "die", "und", "sich", "mit"])
     assert find_low_quality(german, Quality()) == Failure("too few stop words", 0, 2)
     assert find_low_quality(german, settings) is None
+
+
+NEWS = 'On May 3, 2021 (a Monday), prices rose 4.2 % to $1,204 - "far too much", he said: "No." '
+SCRIPTS = {
+    "zh": "陶工每年春天到河边挖土，泥土要在水里泡一个冬天。窑是她祖父用旧瓦砌成的，一次能烧四百个碗。柴火烧两天"
+    "一夜才停，釉料是草木灰和长石各半，搅拌的人不能说话。秋天她在集市上卖碗，冬天修补工具，很少有人记得那"
+    "条河结过冰，可是老人们说从前每年都要结一次。",
+    "ja": "陶工が今朝、窯に火を入れた。窯は祖父が古い瓦で築いたもので、四百の碗が入り、二日と一晩のあいだ薪を焚"
+    "き続ける。村の人々は煙の色を見て、その年の釉薬の出来を占うのだという。碗は秋の市で売られ、冬には道具"
+    "を直す。川が凍った年のことを覚えている人は少ない。",
+    "th": "ช่างปั้นหม้อขุดดินจากริมลำธารทุกฤดูใบไม้ผลิ แล้วแช่ดินไว้ในน้ำตลอดฤดูหนาว เตาเผานี้คุณปู่ของเธอสร้าง"
+    "จากกระเบื้องเก่า เผาชามได้ครั้งละสี่ร้อยใบ ไฟลุกอยู่สองวันหนึ่งคืนจึงจะเปิดดูได้ น้ำเคลือบทำจากขี้เถ้"
+    "ากับหินอย่างละครึ่ง คนที่กวนห้ามพูด ชามขายที่ตลาดตอนปลายปี",
+    "hi": "कुम्हार हर वसंत में नदी के किनारे से मिट्टी खोदकर लाती है। मिट्टी पूरे जाड़े पानी में पड़ी रहती है। "
+    "भट्ठी उसके दादा ने पुरानी खपरैल से बनाई थी। उसमें एक बार में चार सौ कटोरे पकते हैं। लकड़ी दो दिन और "
+    "एक रात जलती है, तभी कोई भीतर देख सकता है। चूल्हे की राख और पत्थर से चमक बनती है।",
+    "ar": "تحفر صانعة الفخار طينها من ضفة النهر كل ربيع، ثم تتركه تحت الماء طوال الشتاء. بنى جدها الفرن من القر"
+    "ميد القديم، ويتسع لأربعمئة وعاء. يشتعل الحطب يومين وليلة قبل أن ينظر أحد إلى الداخل. ومن يحرك الطلاء"
+    " لا يتكلم؛ فهي تعد دورات المجداف. تباع الأوعية في السوق كل خريف، وفي الشتاء تصلح أدواتها.",
+    "ko": "도공은 봄마다 강가에서 흙을 판다. 흙은 겨울 내내 물에 담가 둔다. 가마는 할아버지가 낡은 기와로 지었"
+    "고 한 번에 그릇을 사백 개 굽는다. 장작은 이틀 낮과 하룻밤을 타야 하고 그 전에는 아무도 안을 볼 수 없"
+    "다. 유약은 재와 장석을 반씩 섞는데 젓는 사람은 말을 하면 안 된다. 가을에는 장에서 그릇을 팔고 겨울에"
+    "는 연장을 고친다.",
+}
+
+
+def test_marks_are_no_words_unless_they_are_asked_for() -> None:
+    """News of figures and quotations: 17 of 19 words between white space hold a letter or a figure and mark."""
+    text = NEWS * 5 + PROSE
+    assert find_low_quality(text, Quality()) is None
+    failure = find_low_quality(text, Quality(words="marks"))
+    assert failure is not None
+    assert failure.reason == "words without letters"
+
+
+@pytest.mark.parametrize("language", SCRIPTS)
+def test_prose_in_other_scripts_passes_all_rules_of_one_page(language: str) -> None:
+    text = SCRIPTS[language]
+    assert find_low_quality(text, Quality(), language) is None
+    assert find_repetition(text, Repetitions()) is None
+    assert correct_lines(text.replace(". ", ".\n").replace("。", "。\n"), Lines())[3] is None
+
+
+@pytest.mark.parametrize("language", ["zh", "th"])
+def test_what_repeats_itself_is_found_without_spaces_too(language: str) -> None:
+    failure = find_repetition(SCRIPTS[language] + SCRIPTS[language][20:90] * 4, Repetitions())
+    assert failure is not None
+    assert failure.reason.startswith(("most frequent", "repeated"))
+
+
+def test_stop_words_are_asked_of_their_language() -> None:
+    german = "Der Fluss fließt an der alten Stadt vorbei, und niemand dort erinnert sich an einen Winter mit Eis. " * 4
+    assert find_low_quality(german, Quality(), "de") is None
+    assert find_low_quality(german, Quality(), "en") == Failure("too few stop words", 0, 2)
+    assert find_low_quality(german, Quality(stop_words=["le", "la"]), "de") == Failure("too few stop words", 0, 2)
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\n", "\0" * 100, "…", "\ud800", "#" * 1000, "x" * 100_000])

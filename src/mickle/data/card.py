@@ -239,11 +239,13 @@ def readable(card: dict[str, Any]) -> str:
         (name or "(none)", f"{d['pages']:,}", f"{d['bytes']:,}", f"{d['removed']:,}")
         for name, d in card["domains"].items()
     ]
+    short = card["evaluation_items"]["too_short"]
     parts: list[str | Table] = [
         "# Corpus card",
         f"{card['kept']:,} pages of main text, {card['kept_bytes'] / 1e6:,.2f} MB in UTF-8, from {described}.\n"
         f"Of {card['records']:,} records read, {sum(card['skipped'].values()):,} were no pages and "
         f"{sum(sum(r.values()) for r in card['removed'].values()):,} were removed; those are in `removed/`.",
+        *([f"{short:,} of the evaluation items were too short to be looked for."] if short else []),
         funnel.left(),
         f"Shares count pages up to the lines and words after, as figure 2 of the RefinedWeb paper does.{raw}",
         Table(("stage", "reason", "records"), [*taken, ("", "**kept**", f"**{card['kept']:,}**")]),

@@ -21,6 +21,7 @@ from mickle import machine, storage
 from mickle.config import Input
 from mickle.data import chunks, documentation, passes
 from mickle.data.card import Tally, corpus_lines, corpus_section, readable
+from mickle.data.decontamination import index_of
 from mickle.data.parallel import each
 from mickle.data.passes import Scratch
 from mickle.data.refine import refused
@@ -94,6 +95,9 @@ class Curate(Rules, Step):
         """Writes pages, removed pages and the card under ``work``; goes on where a killed run stopped."""
         begun = time.monotonic()
         forecast = self._forecast()
+        items = index_of(self.decontamination)  # before any worker asks for them: what is wrong with them is told here
+        if items.warning():
+            emit(Warned(items.warning()))
         scratch = Scratch(work / storage.SCRATCH)
         for folder in (scratch.pages, scratch.earlier):
             folder.mkdir(parents=True, exist_ok=True)
@@ -105,6 +109,7 @@ class Curate(Rules, Step):
         refined = time.monotonic() - begun
         tally = self._compare(work, scratch, emit)
         card = tally.card(self.model_dump(mode="json", exclude={"workers", "ray"}), undocumented)
+        card["evaluation_items"] = {"looked_for": len(items.names), "too_short": len(items.short)}
         storage.write_json(work / "card.json", card)
         storage.write_text(work / "README.md", readable(card))
         _say_what_is_left(tally, self._source_name(), emit)
@@ -139,6 +144,7 @@ class Curate(Rules, Step):
 
     def dry_run(self) -> tuple[Forecast, str]:
         """What would be read, how long it takes, and what becomes of the first records, with examples."""
+        warning = index_of(self.decontamination).warning()
         if isinstance(self.source, Documentation):
             modules = documentation.list_modules(self.source.packages, self.source.tests)
             names = ", ".join(self.source.packages)
@@ -147,7 +153,7 @@ class Curate(Rules, Step):
         size = sum(path.stat().st_size for path in files)
         names = "\n".join(f"  {path} ({path.stat().st_size:,} bytes)" for path in files[:10])
         more = f"\n  and {len(files) - 10} more" if len(files) > 10 else ""
-        preview = f"{len(files)} files, {size / 1e6:,.1f} MB:\n{names}{more}\n\n{self._sample(self.source)}"
+        preview = f"{len(files)} files, {size / 1e6:,.1f} MB:\n{names}{more}\n{warning}\n{self._sample(self.source)}"
         return self._forecast(), preview
 
     def _forecast(self) -> Forecast:

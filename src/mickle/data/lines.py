@@ -10,7 +10,8 @@ A line is discarded where
 
 and a line of at most 10 words loses a phrase at its start (as "sign in"), at its end (as "read more...") or anywhere
 (as "items in cart"). Where all lines so flagged hold more than 5 % of the words of the page, the page is removed.
-Empty lines are kept and not judged. Words are what stands between white space.
+Empty lines are kept and not judged. Words are what stands between white space; of scripts without spaces as many
+letters as make a word.
 
 The paper names the rules and one example of each; share, counters and phrases are ours. A phrase is plain text,
 not an expression, so that no list can make the search slow: letter case does not count, a space stands for spaces or a
@@ -32,6 +33,7 @@ from pydantic import Field
 
 from mickle.config import Config
 from mickle.data.records import Failure, cut
+from mickle.data.words import split_spaces
 
 LONGEST_EDITED = 400  # characters: ten words that are longer are no button
 
@@ -91,7 +93,7 @@ def correct_lines(text: str, settings: Lines) -> Corrected:
     blank = True  # nothing is kept yet, or the line kept last is empty
     swallowing = False  # the line before was discarded where ``blank`` holds
     for line in io.StringIO(text, newline="\n"):
-        count, end = len(line.split()), begin + len(line)
+        count, end = len(split_spaces(line)), begin + len(line)
         cuts = _cuts(line, count, settings) if count else []
         if not count and swallowing:
             spans[-1] = (spans[-1][0], end, spans[-1][2])
@@ -116,7 +118,7 @@ def _cuts(line: str, words: int, settings: Lines) -> list[tuple[int, int, Failur
     cuts = _edits(line, words, settings)
     if cuts:
         left, _ = cut(line, cuts)
-        words = len(left.split())
+        words = len(split_spaces(left))
         if not words or _discarded(left.strip(), words, settings) or _edits(left, words, settings):
             return [(0, len(line), cuts[0][2])]
     return cuts

@@ -47,8 +47,8 @@ def page_stages(rules: Rules) -> list[tuple[str, Stage]]:
     works: dict[str, Stage] = {
         "length": partial(long_enough, minimum=rules.minimum_characters),
         "language": partial(identify_language, languages=rules.languages, threshold=rules.language_threshold),
-        "repetitions": _rule("repetitions", partial(find_repetition, settings=rules.repetitions)),
-        "quality": _rule("quality", partial(find_low_quality, settings=rules.quality)),
+        "repetitions": _rule("repetitions", lambda page: find_repetition(page.text, rules.repetitions)),
+        "quality": _rule("quality", lambda page: find_low_quality(page.text, rules.quality, page.language)),
         "lines": partial(correct, settings=rules.lines),
         "decontamination": partial(decontaminate, settings=rules.decontamination),
     }
@@ -88,9 +88,9 @@ def refused(found: Iterable[RawPage | Removed | Skipped], rules: Rules) -> Itera
             yield item
 
 
-def _rule(stage: str, find: Callable[[str], Failure | None]) -> Stage:
+def _rule(stage: str, find: Callable[[Page], Failure | None]) -> Stage:
     def check(page: Page) -> Page | Removed:
-        failure = find(page.text)
+        failure = find(page)
         return remove(page, stage, failure) if failure else page
 
     return check

@@ -14,8 +14,8 @@ the second and every later one, and all characters are counted against those of 
 
 The rules are asked in this order and the first that fails is the reason, as in datatrove 0.10.1, with whose
 decisions these agree for the same words; :mod:`mickle.kernels.repetitions` defines the n-gram counts. Words
-are those of :mod:`mickle.data.words`. A text of only a few words fails by its most frequent 2-gram, which counts
-though it stands once.
+are those of :mod:`mickle.data.words`; in a script without spaces an n-gram has the letters of n words. A text of only
+a few words fails by its most frequent 2-gram, which counts though it stands once.
 
 Applied twice is applied once: a page is kept as it is or removed.
 """
@@ -30,7 +30,7 @@ from pydantic import Field
 
 from mickle.config import Config
 from mickle.data.records import Failure
-from mickle.data.words import split_words
+from mickle.data.words import letters_a_word, split_words
 
 Size = Annotated[int, Field(ge=1, le=100)]
 Share = Annotated[float, Field(ge=0)]
@@ -68,12 +68,16 @@ def find_repetition(text: str, settings: Repetitions) -> Failure | None:
     """
     if not text:
         return Failure("text is empty", 0.0, 0.0)
-    return _first(_duplicates(text, settings)) or find_repeated_words(text, split_words(text), settings)
+    if duplicates := _first(_duplicates(text, settings)):
+        return duplicates
+    return find_repeated_words(text, split_words(text), settings, letters_a_word(text))
 
 
-def find_repeated_words(text: str, words: Sequence[str], settings: Repetitions) -> Failure | None:
-    """The n-gram rules alone, for a text that is not empty and its words however split."""
-    return _first(_ngrams(len(text), words, settings))
+def find_repeated_words(text: str, words: Sequence[str], settings: Repetitions, letters: int = 1) -> Failure | None:
+    """The n-gram rules alone, for a text that is not empty and its words however split; ``letters`` of them make a
+    word where they are the letters of a script without spaces.
+    """
+    return _first(_ngrams(len(text), words, settings, letters))
 
 
 def _first(measured: Iterable[Failure]) -> Failure | None:
@@ -96,14 +100,14 @@ def _duplicates(text: str, settings: Repetitions) -> Iterator[Failure]:
         yield Failure(f"characters in duplicate {name}", again / len(text), characters)
 
 
-def _ngrams(size: int, words: Sequence[str], settings: Repetitions) -> Iterator[Failure]:
+def _ngrams(size: int, words: Sequence[str], settings: Repetitions, letters: int) -> Iterator[Failure]:
     from mickle.kernels.repetitions import join, most_frequent, repeated
 
     if settings.most_frequent_ngram:
-        spaced = join(words, " ")
+        spaced = join(words, " " if letters == 1 else "")
         for n, limit in settings.most_frequent_ngram.items():
-            yield Failure(f"most frequent {n}-gram", most_frequent(spaced, n) / size, limit)
+            yield Failure(f"most frequent {n}-gram", most_frequent(spaced, n * letters) / size, limit)
     if settings.repeated_ngrams:
         tight = join(words)
         for n, limit in settings.repeated_ngrams.items():
-            yield Failure(f"repeated {n}-grams", repeated(tight, n, settings.overlap) / size, limit)
+            yield Failure(f"repeated {n}-grams", repeated(tight, n * letters, settings.overlap) / size, limit)

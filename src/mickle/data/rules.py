@@ -47,9 +47,15 @@ class Rules(Config):
     )
     extraction: Extraction = Field(Extraction(), description="how the main text of a page is taken from its HTML")
     urls: Urls = Field(Urls(), description="addresses that are refused unread")
-    minimum_characters: int = Field(200, ge=1, description="stage length: shorter texts are removed")
+    minimum_characters: int = Field(
+        200,
+        ge=1,
+        description="stage length: shorter texts are removed; a letter of Han counts as 3, of Kana and Hangul as 2",
+    )
     languages: list[str] = Field(["en"], description="ISO 639-1 codes to keep; none given keeps all")
-    language_threshold: float = Field(0.65, ge=0, le=1, description="least probability of the language")
+    language_threshold: float = Field(
+        0.65, ge=0, le=1, description="least probability of the languages to keep, together"
+    )
     repetitions: Repetitions = Field(Repetitions(), description="lines, paragraphs and n-grams that recur")
     quality: Quality = Field(Quality(), description="what running text looks like")
     lines: Lines = Field(Lines(), description="lines that are no text: counters, menus, upper case")

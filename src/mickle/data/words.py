@@ -8,9 +8,8 @@ hyphens is one: ``...``, ``--``. So ``state-of-the-art`` is four words and three
 datatrove 0.10.1 splits English by spaCy's rules, which cut ``do n't`` and ``John 's`` and keep addresses with their
 slashes whole. The n-grams are then others, and a few pages in a hundred that stand near a limit are judged otherwise.
 
-Not covered: scripts written without spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese). There a run of letters
-is a whole clause and counts as one word, so that mean word length and number of words say nothing: leave these
-rules off for such languages.
+In scripts written without spaces (Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer) each letter with its marks is
+a word here. Rules that count words take :func:`letters_a_word` of them for one; no dictionary is asked.
 """
 
 from __future__ import annotations
@@ -19,6 +18,8 @@ import re
 import string
 import unicodedata
 from functools import cache
+
+from mickle.kernels.scripts import IDEOGRAPHS, KANA, LETTERS_A_WORD, UNSPACED
 
 # Unicode's Sentence_Terminal marks beyond ASCII and their like, in every script: first and last code point.
 _SENTENCE_ENDS = """
@@ -44,16 +45,60 @@ def _characters(spans: str) -> str:
 PUNCTUATION = frozenset(string.punctuation + _TYPOGRAPHIC + _CONTROLS + _characters(_SENTENCE_ENDS))
 
 
+SPACED_WORD = 5  # letters, in the mean of English and its like
+# Letters of an English text for one of its translation, about, where a letter says much more than a Latin one.
+_DENSE = ((re.compile(f"[{IDEOGRAPHS}]"), 3), (re.compile(f"[{KANA}\uac00-\ud7a3]"), 2))
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_LETTERS = [(re.compile(rf"(?=[^\W\d_])[{script}]"), count) for script, count in LETTERS_A_WORD.items()]
+_GROUPS = [rf"(?:(?=[^\W\d_])[{script}][^\w\s]*+){{1,{count}}}" for script, count in LETTERS_A_WORD.items()]
+_SPACED = re.compile("|".join([*_GROUPS, rf"[^\s{UNSPACED}]++", r"\S"]))
+
+
 @cache
-def word_pattern() -> re.Pattern[str]:
-    """The regular expression whose matches are the tokens of :func:`split_words`."""
+def word_pattern(unspaced: bool = False) -> re.Pattern[str]:
+    """The regular expression whose matches are the tokens of :func:`split_words`; ``unspaced`` for a text that has
+    letters of scripts without spaces, which costs more.
+    """
     marks = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c).startswith("M"))
+    marks += "\u200c\u200d"
+    letter = rf"[^\W{UNSPACED}]" if unspaced else r"\w"
+    alone = rf"\w[{marks}]*+|" if unspaced else ""
     # Marks are looked for only where a run of letters ends: in one class with \w every letter would cost ten times
     # more. Possessive, for else a word of ten million dots and letters would keep a way back at each.
-    inner = rf"[{marks}\u200c\u200d]++\w*+|['’.@]\w++"
-    return re.compile(rf"\w++(?:{inner})*+|\.+|-+|[^\w\s]")
+    inner = rf"[{marks}]++{letter}*+|['’.@]{letter}++"
+    return re.compile(rf"{letter}++(?:{inner})*+|{alone}\.+|-+|[^\w\s]")
 
 
 def split_words(text: str) -> list[str]:
     """Words and marks of ``text`` in order, without the white space between them. Linear in its length."""
-    return word_pattern().findall(text)
+    return word_pattern(_has_unspaced(text)).findall(text)
+
+
+def split_spaces(text: str) -> list[str]:
+    """What stands between white space in ``text``; of scripts without spaces as many letters as make a word, with the
+    marks behind them. Linear in its length.
+    """
+    return _SPACED.findall(text) if _has_unspaced(text) else text.split()
+
+
+def letters_a_word(text: str) -> int:
+    """How many letters make a word where most words of ``text`` are in scripts without spaces; else 1."""
+    if not _has_unspaced(text):
+        return 1
+    found = {count: len(letters.findall(text)) for letters, count in _LETTERS}
+    unspaced = sum(number / count for count, number in found.items())
+    others = (sum(map(str.isalpha, text)) - sum(found.values())) / SPACED_WORD
+    return max(found, key=found.__getitem__) if unspaced > others else 1
+
+
+def latin_length(text: str) -> int:
+    """About how many characters ``text`` would have in a Latin script: a letter of Han counts as three, one of Kana or
+    a syllable of Hangul as two.
+    """
+    if text.isascii():
+        return len(text)
+    return len(text) + sum((count - 1) * len(letters.findall(text)) for letters, count in _DENSE)
+
+
+def _has_unspaced(text: str) -> bool:
+    return not text.isascii() and _UNSPACED.search(text) is not None

@@ -3,7 +3,7 @@
 Source: "Scaling Language Models: Methods, Analysis & Insights from Training Gopher", arXiv 2112.11446, section
 A.1.1. For a list of words and n:
 
-- *most frequent n-gram*: characters of the commonest n-gram, joined with spaces, times its count; of several
+- *most frequent n-gram*: characters of the commonest n-gram, joined with a gap (a space), times its count; of several
   equally common the one that comes first; 0 where the text has fewer than n words. A count of 1 counts too.
 - *repeated n-grams*: characters, without spaces, in n-grams that stood earlier in the text. ``greedy`` goes through
   the text once and jumps over each n-gram that it has met before; an n-gram that begins inside such a jump is never
@@ -30,9 +30,9 @@ _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _MIX = 0xD6E8FEB86659FD93  # spreads a hash over the low bits, which choose the place in the table
 
 
-def most_frequent_plain(words: Sequence[str], n: int) -> int:
+def most_frequent_plain(words: Sequence[str], n: int, gap: str = " ") -> int:
     """Characters in the most frequent ``n``-gram times its count."""
-    grams = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
+    grams = Counter(gap.join(words[i : i + n]) for i in range(len(words) - n + 1))
     if not grams:
         return 0
     gram = max(grams, key=grams.__getitem__)
@@ -55,10 +55,11 @@ def repeated_plain(words: Sequence[str], n: int, overlap: str) -> int:
 
 
 class Joined(NamedTuple):
-    """Words written one after the other: the characters' codes, where in them each word begins and the last ends,
-    and the hash sums that the compiled functions go by.
+    """Words written one after the other, ``gap`` characters between them: the characters' codes, where in them each
+    word begins and the last ends, and the hash sums that the compiled functions go by.
     """
 
+    gap: int
     codes: np.ndarray  # uint32, [characters]
     starts: np.ndarray  # int64, [words + 1]
     sums: np.ndarray  # uint64, [words + 1]
@@ -66,22 +67,22 @@ class Joined(NamedTuple):
 
 
 def join(words: Sequence[str], gap: str = "") -> Joined:
-    """``words`` with ``gap`` behind each: a space for :func:`most_frequent`, nothing for :func:`repeated`."""
+    """``words`` with ``gap`` behind each: a space, or nothing where the text has none; nothing for :func:`repeated`."""
     text = gap.join(words) + gap if words else ""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     starts = np.zeros(len(words) + 1, np.int64)
     np.cumsum(np.fromiter(map(len, words), np.int64, len(words)) + len(gap), out=starts[1:])
-    return Joined(codes, starts, *_prefixes(codes, starts))
+    return Joined(len(gap), codes, starts, *_prefixes(codes, starts))
 
 
 def most_frequent(joined: Joined, n: int) -> int:
-    """:func:`most_frequent_plain`, of words joined with a space."""
+    """:func:`most_frequent_plain`, of words joined with its gap."""
     return int(_most_frequent(*joined, n))
 
 
 def repeated(joined: Joined, n: int, overlap: str) -> int:
     """:func:`repeated_plain`, of words joined with nothing."""
-    return int(_repeated(*joined, n, overlap == "greedy"))
+    return int(_repeated(*joined[1:], n, overlap == "greedy"))
 
 
 # -- compiled: unsigned 64-bit sums wrap around, as they are meant to --------------------------------------------------
@@ -141,7 +142,7 @@ def _earlier(table, keys, codes, starts, i, n):  # type: ignore[no-untyped-def]
 
 
 @_compile
-def _most_frequent(codes, starts, sums, inverses, n):  # type: ignore[no-untyped-def]
+def _most_frequent(gap, codes, starts, sums, inverses, n):  # type: ignore[no-untyped-def]
     keys = _hashes(sums, inverses, n)
     table, counts = _empty_table(keys.size), np.zeros(keys.size, np.int64)
     for i in range(keys.size):
@@ -151,7 +152,7 @@ def _most_frequent(codes, starts, sums, inverses, n):  # type: ignore[no-untyped
     for i in range(keys.size):
         if counts[i] > most:
             best, most = i, counts[i]
-    return most * (starts[best + n] - starts[best] - 1) if keys.size > 0 else 0
+    return most * (starts[best + n] - starts[best] - gap) if keys.size > 0 else 0
 
 
 @_compile

@@ -4,7 +4,7 @@ On the resemblance and containment of documents (Broder 1997); the numbers that 
 appendix G.3) gives them are settings of :mod:`mickle.data.near_duplicates`.
 
 1. Text: lower case with one sigma, NFD, and each character is one of four things (:func:`kind_of`): part of a word,
-   dropped (punctuation, accents, what is not seen), a space, or, in Han and Kana, a word by itself.
+   dropped (punctuation, accents, what is not seen), a space, or, in scripts without spaces, a word by itself.
 2. Word: 64-bit FNV-1a of its UTF-8 bytes, mixed (:func:`mixed`). Shingle of n words w: mixed(sum w_j M^(n-1-j)),
    M odd, modulo 2^64: rolls from word to word. A text of fewer words has one shingle, made of all of them and
    their number, so it resembles only itself; a text without words has none.
@@ -20,6 +20,7 @@ Parameters are independent draws, those of function i the same whatever k. A kno
 
 from __future__ import annotations
 
+import re
 import string
 import unicodedata
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from functools import cache
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from mickle.kernels.scripts import UNSPACED
 
 Hashes = NDArray[np.uint64]
 Minima = NDArray[np.uint32]
@@ -40,8 +43,7 @@ _FOLD = 0x9E3779B97F4A7C15  # M above: 2^64 divided by the golden ratio, odd
 _SHORT = 0xD6E8FEB86659FD93  # times the number of words, added where they are too few for a shingle
 _BLOCK = 1024  # shingles at a time: 4 KiB stay in the first cache while all functions pass over them
 _SEEN = 4096  # places of the table of shingles seen last, 32 KiB
-# Letters of Han, Hiragana and Katakana, with their extensions.
-_ALONE = (0x3041, 0x30FF), (0x31F0, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, 0x3FFFF)
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 
 # -- the definition --------------------------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ def kind_of(code: int) -> int:
     category = unicodedata.category(character)
     if category[0] == "P" or category in ("Mn", "Cc", "Cf", "Cs") or character in string.punctuation:
         return DROPPED
-    return ALONE if category == "Lo" and any(first <= code <= last for first, last in _ALONE) else PART
+    return ALONE if category == "Lo" and _UNSPACED.match(character) else PART
 
 
 def normalise(text: str) -> str:

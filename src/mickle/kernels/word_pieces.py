@@ -19,9 +19,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana, ideographs with their extensions and variants.
-UNSPACED = "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-UNSPACED += "\U00020000-\U0003ffff"
+from mickle.kernels.scripts import UNSPACED
+
 CLASSES = (rf"[^\W\d_{UNSPACED}]", r"\d", r"[^\w\s]|_", r"\s", rf"(?=[^\W\d_])[{UNSPACED}]")
 LETTER, DIGIT, SIGN, SPACE, ALONE = range(5)
 PIECE = re.compile(" ?(?:{0})+| ?(?:{1})+| ?(?:{2})+| ?{4}|{3}+(?= {any})|{3}+".format(*CLASSES, any=r"\S"))
