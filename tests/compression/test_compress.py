@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -199,6 +200,17 @@ def test_budget_counts_and_corrects() -> None:
     budget.spend(first, 450)  # half as many again as predicted
     assert budget.left == 150
     assert budget.tau() > first
+
+
+def test_a_budget_spends_exactly_what_is_left_and_nothing_when_it_is_overdrawn() -> None:
+    counts = error_counts(np.sqrt(np.array([1e-3] * 3 + [1e-1] * 4)), 1.0)
+    above = {count: float(taus()[counts.index(count)]) for count in (7, 4, 0)}  # the smallest tau with so many
+    for left, expected in ((7, 7), (6, 4), (4, 4), (3, 0), (0, 0), (-5, 0)):
+        assert Budget(left, [counts]).tau() == above[expected], left
+    # From 50 predicted on, what they became corrects what is predicted: a tenth of them, so ten times as many fit.
+    assert Budget(1, [counts], predicted=50, spent=5).tau() == above[7]
+    assert Budget(1, [counts], predicted=49, spent=5).tau() == above[0]
+    assert Budget(1, [counts], predicted=50, spent=0).tau() == above[0]
 
 
 def test_experts_without_tokens_are_rounded_and_named(made: Path, tmp_path: Path) -> None:

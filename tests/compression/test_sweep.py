@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from torch import Tensor
 
+from mickle.compression.hessian import gather
 from mickle.compression.sweep import (
     SweepSettings,
     gptq,
@@ -171,6 +172,81 @@ def test_constant_and_zero_rows_come_back(kind: SweepSettings) -> None:
     assert relative_error(weight, found.dequantized(), hessian) < 0.12  # three bits for a tile's 16 scales
     zeros = quantize_layer(torch.zeros(20, 40), hessian, kind)
     assert not zeros.dequantized().any()
+
+
+def hard(what: str) -> Tensor:
+    """[20, 40], so that groups of 16 do not divide a row, nor strips of 16 the rows."""
+    weight = torch.randn(20, 40, generator=torch.Generator().manual_seed(2))
+    if what == "a group of zeros":
+        weight[:, 16:32] = 0
+    elif what == "a group of one value":
+        weight[3, :16] = -0.7
+    elif what == "nearly one value":
+        weight = 100 + 0.05 * weight
+    elif what == "denormals":
+        weight = weight.sign() * 1e-42
+    elif what == "below what 16 bits hold":
+        weight *= 1e-8
+    elif what == "one large":
+        weight[5, 7] = 60_000.0
+    return weight
+
+
+WHATS = [
+    "a group of zeros", "a group of one value", "nearly one value", "denormals", "below what 16 bits hold", "one large",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize(("bits", "group"), [(3, 16), (2, 0), (4, 32)])
+def test_hard_groups_come_back_within_half_a_step(what: str, bits: int, group: int) -> None:
+    """Half a step of the group's range, and what 16 bits round of its scale and zero (2^-11 of the size, and below the
+    smallest scale that 16 bits hold the group is lost).
+    """
+    weight = hard(what)
+    back = quantize_layer(weight, None, rounding(bits, group)).dequantized()
+    for members, found in zip(weight.split(group or 40, 1), back.split(group or 40, 1), strict=True):
+        low, high = members.amin(1, keepdim=True), members.amax(1, keepdim=True)
+        size = torch.maximum(low.abs(), high.abs())
+        allowed = (high - low) / (2 * (2**bits - 1)) + 2**-10 * size + 2**bits * 2.0**-25
+        assert bool(((found - members).abs() <= allowed).all())
+
+
+@pytest.mark.parametrize("what", WHATS)
+@pytest.mark.parametrize("kind", [spqr(3, 0.2), spqr(2, math.inf), gptq(4, 16), SweepSettings(3, 16, False, 0.2)])
+def test_hard_groups_are_swept_to_finite_numbers(what: str, kind: SweepSettings) -> None:
+    weight, (_, hessian) = hard(what), problem(4, 40)
+    for plain in (False, True):
+        swept = sweep(prepare(weight, hessian, kind), kind, plain=plain)
+        assert torch.isfinite(swept.grouped.dequantized()).all() and math.isfinite(swept.loss)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e38, -65_505.0])
+@pytest.mark.parametrize("kind", [spqr(3, 0.2), gptq(4, 16), rounding(3, 16)])
+def test_one_number_that_16_bits_do_not_hold_is_an_error(value: float, kind: SweepSettings) -> None:
+    weight, (_, hessian) = hard("one large"), problem(4, 40)
+    weight[5, 7] = value
+    with pytest.raises(NumericError, match="not finite|65,504"):
+        quantize_layer(weight, hessian, kind)
+
+
+def test_the_published_sweep_leaves_what_it_is_given_as_it_was() -> None:
+    weight, hessian = problem(20, 40)
+    prepared = prepare(weight, hessian, spqr())
+    before = prepared.weight.copy(), prepared.upper.copy()
+    sweep(prepared, spqr(), plain=True)
+    assert np.array_equal(prepared.weight, before[0]) and np.array_equal(prepared.upper, before[1])
+
+
+def test_a_hessian_is_twice_the_mean_of_its_inputs_products() -> None:
+    first, second, other = (torch.nn.Linear(3, 2) for _ in range(3))
+    x = torch.tensor([[[1.0, 2.0, 0.0], [0.0, 1.0, 1.0]], [[2.0, 0.0, 0.0], [0.0, 0.0, 4.0]]])
+    with gather({"first": first, "second": second, "other": other}) as found:
+        first(x), second(x)
+        first(y := 2 * x), second(y)
+    expected = torch.tensor([[5.0, 2.0, 0.0], [2.0, 5.0, 1.0], [0.0, 1.0, 17.0]]).double() * (1 + 4) * 2 / 8
+    assert torch.equal(found.hessian("first"), expected) and torch.equal(found.hessian("second"), expected)  # type: ignore[arg-type]
+    assert found.leader["second"] == "first" and found.hessian("other") is None
 
 
 def test_dead_inputs_singular_hessians_and_few_tokens() -> None:

@@ -189,6 +189,13 @@ def test_a_layer_goes_through_its_tensors() -> None:
     assert layer.half().second.dtype == torch.float16  # type: ignore[union-attr]
 
 
+def test_a_row_without_outliers_is_sound() -> None:
+    layer = GroupedLinear(matrix(Layout(20, 48, 3, 16, True), 0.01)[0])
+    assert bool((layer.rows[1:] == layer.rows[:-1]).any()) and len(layer.values)  # type: ignore[arg-type]
+    again = GroupedLinear.from_tensors("l", layer.tensors("l"), layer.settings())
+    assert torch.equal(again.dequantized(), layer.dequantized())
+
+
 SPOILED: list[tuple[str, Any]] = [
     ("codes", lambda t: t.pop("l.codes")),
     ("codes", lambda t: t.update({"l.codes": t["l.codes"][:1]})),
@@ -196,6 +203,8 @@ SPOILED: list[tuple[str, Any]] = [
     ("second", lambda t: t.pop("l.second")),
     ("rows", lambda t: t.update({"l.rows": t["l.rows"].flip(0)})),
     ("outliers", lambda t: t["l.rows"].__setitem__(-1, 10**6)),
+    ("outliers", lambda t: t["l.rows"].__setitem__(0, 1)),
+    ("outliers", lambda t: t["l.rows"].__setitem__(3, t["l.rows"][5] + 1)),
     ("outliers", lambda t: t["l.columns"].fill_(48)),
     ("order", lambda t: t["l.order"].fill_(0)),
 ]

@@ -133,15 +133,14 @@ def _code(w: Tensor, scale: Tensor, zero: Tensor, top: int) -> Tensor:
 
 
 def _second_level(scale: Tensor, zero: Tensor, codes: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Statistics [outputs] as codes [2, rows] and second [strips, 4] give them; both are filled in."""
-    scale, zero = scale.clone(), zero.clone()
+    """Statistics [outputs] as codes [2, rows] and second [strips, 4] give them; all four are filled in."""
     for strip in range(len(second)):
         rows = slice(strip * STRIP, min((strip + 1) * STRIP, len(scale)))
         tile_scale, tile_zero = scale[rows], zero[rows]
         positive = tile_scale > 0
         if positive.any():
             smallest = torch.where(positive, tile_scale, float("inf")).argmin()
-            tile_scale[~positive], tile_zero[~positive] = (tile_scale[smallest].clone(), tile_zero[smallest].clone())
+            tile_scale[~positive], tile_zero[~positive] = tile_scale[smallest], tile_zero[smallest]
         else:
             tile_zero[:] = 0
         for level, values in enumerate((tile_scale, tile_zero)):
