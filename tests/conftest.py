@@ -19,6 +19,8 @@ import torch
 hypothesis.settings.register_profile("untimed", deadline=None)  # no test measures time
 hypothesis.settings.load_profile("untimed")
 
+sys.path.insert(0, str(Path(__file__).parent))  # for `faults`
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job ignores what tests of Ctrl-C send
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from faults import Faults, Killed
 
 from mickle.events import (
     Console,
@@ -12,6 +15,7 @@ from mickle.events import (
     JsonLines,
     Noted,
     Progressed,
+    Saving,
     Started,
     TensorBoard,
     Trained,
@@ -36,6 +40,32 @@ def test_metrics_hold_no_times_and_rewind_to_a_step(tmp_path: Path) -> None:
     for event in [EVENTS[2], Evaluated(3, {"loss": 1.0})]:
         sink(event)
     assert (tmp_path / "m.jsonl").read_text() == whole
+
+
+def test_a_kill_while_metrics_are_rewound_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = JsonLines(tmp_path / "m.jsonl")
+    for event in EVENTS:
+        sink(event)
+    whole = (tmp_path / "m.jsonl").read_text()
+    for n in range(1, 10):
+        with monkeypatch.context() as patch, Faults(patch, tmp_path, n, lasting=True) as disk, suppress(Killed):
+            sink.rewind(2)
+        if len(disk.calls) < n:
+            break
+        assert (tmp_path / "m.jsonl").read_text() in (whole, "".join(whole.splitlines(keepends=True)[:2]))
+        (tmp_path / "m.jsonl").write_text(whole)
+    assert n > 4
+
+
+def test_metrics_are_durable_before_the_checkpoint_that_counts_on_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, synced = JsonLines(tmp_path / "m.jsonl"), []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    sink(Saving(0))
+    for event in [*EVENTS, Saving(3)]:
+        sink(event)
+    assert synced == [str(tmp_path / "m.jsonl")]
 
 
 def test_console_without_a_terminal_prints_plain_lines() -> None:

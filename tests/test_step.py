@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from faults import Faults, Killed
 
-from mickle import storage
-from mickle.errors import ResourceError, UsageError
+from mickle import storage, verbs
+from mickle.errors import MickleError, ResourceError, UsageError
 from mickle.events import Event, ignore
-from mickle.step import execute, identity_hash
+from mickle.step import Step, execute, identity_hash
 
 
 def test_output_is_whole_and_done_once(toy: ModuleType, tmp_path: Path) -> None:
@@ -21,9 +24,118 @@ def test_output_is_whole_and_done_once(toy: ModuleType, tmp_path: Path) -> None:
     assert toy.Write.calls == ["write"]
     manifest = storage.open_folder(out, kind="words", check="hashes")
     assert manifest.meta["summary"]["count"] == 2
-    assert sorted(p.name for p in out.iterdir()) == ["manifest.json", "settings.yaml", "words.txt"]
+    assert sorted(p.name for p in out.iterdir()) == ["letters", "manifest.json", "settings.yaml", "words.txt"]
     assert sorted(os.listdir(tmp_path)) == ["w"]
     assert len(heard) == 2
+
+
+def quiet_digest(step: Step, out: Path) -> tuple[str, int]:
+    """The digest of a run that nothing disturbs, and how often it changes the disk."""
+    with pytest.MonkeyPatch.context() as patch, Faults(patch, out.parent) as disk:
+        return storage.content_digest(execute(step, out, ignore)), len(disk.calls)
+
+
+def goes_on_after(step: Step, out: Path, n: int, dead: bool, digest: str) -> None:
+    """Refuse the n-th change of the disk, then run again in peace: it ends as if nothing had been."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Faults(patch, out.parent, n, lasting=dead),
+        pytest.raises((Killed, MickleError)) as caught,
+    ):
+        execute(step, out, ignore)
+        raise Killed("the last call removes the lock, on which nothing depends")
+    assert isinstance(caught.value, Killed) or caught.value.exit_code == 3, str(caught.value)
+    if out.exists():
+        storage.open_folder(out, check="hashes")
+    execute(step, out, ignore)
+    assert storage.open_folder(out, check="hashes").digest == digest
+    assert not list(out.rglob(".tmp*"))
+
+
+@pytest.mark.parametrize("dead", [True, False], ids=["all calls fail from then on", "one call fails"])
+def test_a_step_goes_on_from_a_failure_at_any_call(toy: ModuleType, tmp_path: Path, dead: bool) -> None:
+    digest, calls = quiet_digest(toy.Write(), tmp_path / "quiet" / "w")
+    assert calls > 40
+    for n in range(1, calls + 1):
+        goes_on_after(toy.Write(), tmp_path / str(n) / "w", n, dead, digest)
+
+
+REAL = {
+    "curate": {"source": {"kind": "files", "path": "pages"}, "workers": 1},
+    "pretrain": {"data": "corpus", "size": 40_000, "steps": 4, "save_every": 2, "evaluate_every": 2},
+    "evaluate": {"model": "model"},
+    "sample": {"model": "model", "prompts": ["a"], "max_tokens": 4},
+    "tune": {"model": "model", "data": "rows.jsonl", "steps": 2, "save_every": 1, "samples": 1},
+    "compress": {"model": "model", "method": {"kind": "rtn"}, "evaluate": False},
+    "export": {"model": "model", "format": {"kind": "gguf"}},
+}
+
+
+@pytest.mark.parametrize("verb", REAL)
+def test_every_verb_goes_on_from_a_failure(
+    verb: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call of each run, another for each verb; all of them were tried by hand."""
+    monkeypatch.chdir(made)
+    (made / "rows.jsonl").write_text(
+        "".join(f'{{"prompt": "What is {i}?", "completion": "One more than {i - 1}."}}\n' for i in range(20))
+    )
+    step = verbs.step_class(verb)(**REAL[verb])
+    digest, calls = quiet_digest(step, tmp_path / "quiet" / "out")
+    place = list(REAL).index(verb)
+    goes_on_after(step, tmp_path / "again" / "out", calls * (4 + place) // 12, True, digest)
+
+
+def test_a_manifest_cut_by_a_kill_never_becomes_content(toy: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ResourceError):
+        execute(toy.Write(fail=True), tmp_path / "w", ignore)
+    for name in (".tmp-manifest.json", "letters/.tmp-count.npy", ".tmp6ds1YO"):
+        (tmp_path / "w.partial" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "w.partial" / name).write_text("{")
+    out = execute(toy.Write(fail=True), tmp_path / "w", ignore)
+    assert sorted(storage.open_folder(out, check="hashes").files) == ["letters/count.npy", "settings.yaml", "words.txt"]
+    assert sorted(os.listdir(out)) == ["letters", "manifest.json", "settings.yaml", "words.txt"]
+
+
+def test_a_folder_that_does_not_open_is_not_published(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = storage.seal
+
+    def seal(folder: Path, **meta: Any) -> None:
+        real(folder, **meta)
+        (folder / "words.txt").write_text("cut")
+
+    with monkeypatch.context() as patch, pytest.raises(UsageError, match="not whole"):
+        patch.setattr(storage, "seal", seal)
+        execute(toy.Write(), tmp_path / "w", ignore)
+    assert (tmp_path / "w.partial" / ".scratch").is_dir()
+    assert not (tmp_path / "w").exists()
+    execute(toy.Write(), tmp_path / "w", ignore)
+
+
+@pytest.mark.parametrize("what", ["long", "dangling", "file above", "read-only", "failing", "full"])
+def test_a_place_that_cannot_be_written_is_told_at_once(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    out = tmp_path / ("n" * 250 if what == "long" else "w")
+    if what == "dangling":
+        out.symlink_to(tmp_path / "nowhere")
+    if what == "file above":
+        (tmp_path / "file").write_text("")
+        out = tmp_path / "file" / "w"
+    number = {"read-only": errno.EROFS, "failing": errno.EIO, "full": errno.ENOSPC}.get(what)
+    if number:
+
+        def refused(function: Any, *arguments: Any) -> Any:
+            raise OSError(number, os.strerror(number), "w")
+
+        monkeypatch.setattr(storage, "_call", refused)
+    with pytest.raises(MickleError) as caught:
+        execute(toy.Write(), out, ignore)
+    assert caught.value.exit_code == (3 if what in ("failing", "full") else 2)
+    assert "bug" not in str(caught.value)
+    assert toy.Write.calls == []
 
 
 def test_other_settings_never_pass_for_done(toy: ModuleType, tmp_path: Path) -> None:

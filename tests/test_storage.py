@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from mickle import storage
-from mickle.errors import LockedError, ResourceError, UsageError
+from mickle.errors import LockedError, NumericError, ResourceError, UsageError
 
 
 def _save(path: Path, value: float) -> None:
@@ -52,7 +53,7 @@ def _count_calls(monkeypatch: pytest.MonkeyPatch, fail_at: int | None) -> list[s
     def counting(function: Callable[..., Any], *arguments: Any) -> Any:
         calls.append(getattr(function, "__name__", "?"))
         if fail_at is not None and len(calls) >= fail_at:  # a dead machine makes no further call
-            raise OSError(5, "injected")
+            raise OSError(errno.EIO, "injected")
         return real(function, *arguments)
 
     monkeypatch.setattr(storage, "_call", counting)
@@ -70,7 +71,7 @@ def test_failure_at_every_disk_call_leaves_old_or_new(tmp_path: Path, monkeypatc
         target = tmp_path / f"step-2-{n}"
         with monkeypatch.context() as patch:
             _count_calls(patch, n)
-            with pytest.raises(OSError, match="injected"):
+            with pytest.raises(ResourceError, match="the disk failed"):
                 _save(target, 2.0)
         assert storage.open_folder(tmp_path / "step-1", check="hashes").kind == "test"
         if target.exists():  # renamed already: then it must be whole
@@ -138,7 +139,7 @@ def test_json_takes_any_text(tmp_path: Path) -> None:
 
 
 def test_json_refuses_nan(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="JSON"):
+    with pytest.raises(NumericError, match="JSON"):
         storage.write_json(tmp_path / "x.json", float("nan"))
     assert not (tmp_path / "x.json").exists()
 

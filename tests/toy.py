@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
+from mickle import storage
 from mickle.config import Config, Input
 from mickle.errors import ResourceError, UsageError
 from mickle.events import Emit, Progressed, Started
@@ -47,7 +49,9 @@ class Write(Step):
             raise ResourceError("stopped half-way")
         if "bad" in self.words:
             raise UsageError("a bad word", where="words")
-        (work / "words.txt").write_text(" ".join(self.words))
+        storage.write_text(work / "words.txt", " ".join(self.words))
+        (work / "letters").mkdir(exist_ok=True)
+        storage.save_array(work / "letters" / "count.npy", np.array([len(word) for word in self.words]))
         emit(Progressed(len(self.words)))
         return {"count": len(self.words), "resumed": resumed, "text": "written"}
 

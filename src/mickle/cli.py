@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     code = 0
     try:
         run([a for a in given if a != "--debug"])
+        sys.stdout.flush()  # a pipe that is closed or a disk that is full is told here, not after the end
     except SystemExit as leaving:  # argparse's --help
         code = leaving.code if isinstance(leaving.code, int) else 0
     except KeyboardInterrupt:
@@ -81,8 +82,29 @@ def explain(error: Exception) -> MickleError:
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
         return ResourceError(f"out of memory: {text}", todo="choose a smaller size or batch (--dry-run forecasts both)")
-    if isinstance(error, PermissionError):
-        return UsageError(f"permission denied: {error.filename}", todo="choose a folder you may write to with --out")
+    if isinstance(error, OSError) and error.errno:
+        return _explain_disk(error) or _bug(error, text)
+    return _bug(error, text)
+
+
+def _explain_disk(error: OSError) -> MickleError | None:
+    """What the system refused; None for what only a bug can have asked."""
+    from mickle import storage
+
+    path = str(error.filename or "")
+    try:
+        with storage.disk_errors(path):
+            raise error
+    except MickleError as known:
+        return known
+    except OSError:
+        if isinstance(error, (FileNotFoundError, FileExistsError)) or not path:
+            return None
+    why = (error.strerror or str(error)).lower()
+    return UsageError(f"{why}: {path}", todo="check the path; results go to a folder you may write to with --out")
+
+
+def _bug(error: Exception, text: str) -> MickleError:
     return MickleError(
         f"this is a bug in Mickle: {type(error).__name__}: {text}",
         todo="run again with --debug and report what it prints",

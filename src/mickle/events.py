@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mickle import storage
 from mickle.errors import printable
 
 
@@ -64,6 +65,13 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True)
+class Saving(Event):
+    """A checkpoint is about to be written: what was heard until now must be as durable as it will be."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Saved(Event):
     """A checkpoint is whole on disk."""
 
@@ -109,6 +117,8 @@ class JsonLines:
         self._path = path
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Saving) and self._path.exists():
+            storage.fsync_path(self._path)
         if not isinstance(event, (Trained, Evaluated)):
             return
         values = {"event": type(event).__name__.lower(), **asdict(event)}
@@ -129,7 +139,7 @@ class JsonLines:
                     kept.append(line)
             except (ValueError, KeyError):  # the line that a kill cut in two
                 break
-        self._path.write_text("".join(kept), encoding="utf-8")
+        storage.write_text(self._path, "".join(kept))
 
 
 class TensorBoard:

@@ -25,6 +25,8 @@ from mickle.events import Emit, Noted
 from mickle.machine import Forecast
 from mickle.results import Finding, Section, Table, drawn, facts
 
+LONGEST_NAME = 240  # bytes; what is unfinished has a longer name than the folder, and systems end at 255
+
 
 class Step(Config):
     """Settings of a verb, and the verb itself.
@@ -121,31 +123,31 @@ def execute(step: Step, out: Path, emit: Emit) -> Path:
 
 def execute_alone(step: Step, out: Path, emit: Emit) -> Path:
     """:func:`execute` in the one process that writes."""
+    if len(os.fsencode(out.name)) > LONGEST_NAME:
+        raise UsageError(f"the folder's name is too long: {out.name}", expected=f"at most {LONGEST_NAME} bytes")
     identity = step.identity()
     if finished(out, identity):
         emit(Noted(f"{out} is done already"))
         return out
-    with storage.lock(out.parent / f".{out.name}.lock"), storage.disk_errors(out):
+    with storage.disk_errors(out), storage.lock(out.parent / f".{out.name}.lock"):
         if finished(out, identity):
             return out
         work = out.parent / f"{out.name}.partial"
-        if work.is_dir() and _sealed(work, identity):
-            _publish(work, out)
-            return out
-        resumed = _prepare(work, identity, step.resumable_changes)
-        if resumed:
-            emit(Noted(f"going on with {work}"))
-        try:
-            _run_and_publish(step, identity, work, out, emit, resumed)
-        except UsageError:
-            if not resumed:  # a corrected step is another step: what this one began is of no use to it
-                storage.remove(work)
-            raise
+        if not _sealed(work, identity):
+            _run_and_seal(step, identity, work, out, emit)
+        # Sealed first, seen to open second, scratch gone third, renamed last: a kill between any two leaves a whole
+        # folder to rename, and no work is thrown away for a folder that nobody can open.
+        storage.open_folder(work)
+        storage.remove(work / storage.SCRATCH)
+        storage.remove_temporary(work)
+        storage.publish(work, out)
     return out
 
 
 def finished(out: Path, identity: dict[str, Any]) -> bool:
     """Whether ``out`` is whole and was made by exactly this step. Something else there is an error."""
+    if out.is_symlink() and not out.exists():
+        raise UsageError(f"{out} is a link to nowhere: {os.readlink(out)}", todo="remove it, or choose another --out")
     if not out.exists():
         return False
     manifest = storage.read_manifest(out) if out.is_dir() else None
@@ -165,11 +167,8 @@ def finished(out: Path, identity: dict[str, Any]) -> bool:
 
 def _sealed(work: Path, identity: dict[str, Any]) -> bool:
     """Whether a kill came after the work was whole and before it had its name."""
-    try:
-        manifest = storage.open_folder(work, check="hashes")
-    except UsageError:
-        return False
-    return bool(manifest.meta.get("identity") == _plain(identity))
+    manifest = storage.whole(work)
+    return manifest is not None and bool(manifest.meta.get("identity") == _plain(identity))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
@@ -207,10 +206,18 @@ def _prepare(work: Path, identity: dict[str, Any], may_change: frozenset[str]) -
     return False
 
 
-def _run_and_publish(step: Step, identity: dict[str, Any], work: Path, out: Path, emit: Emit, resumed: bool) -> None:
+def _run_and_seal(step: Step, identity: dict[str, Any], work: Path, out: Path, emit: Emit) -> None:
+    resumed = _prepare(work, identity, step.resumable_changes)
+    if resumed:
+        emit(Noted(f"going on with {work}"))
     begun = time.time()
     machine.reset_peak_memory()
-    summary = step.run(work, emit)
+    try:
+        summary = step.run(work, emit)
+    except UsageError:
+        if not resumed:  # a corrected step is another step: what this one began is of no use to it
+            storage.remove(work)
+        raise
     storage.write_text(work / storage.SETTINGS, to_yaml(step))
     meta = {
         "identity": identity,
@@ -221,17 +228,11 @@ def _run_and_publish(step: Step, identity: dict[str, Any], work: Path, out: Path
         "resumed": resumed,
         "peak_memory_bytes": machine.peak_memory(),
         "command": command_line(),
+        "made_at": str(out.absolute()),
         "mickle": mickle.__version__,
         "machine": machine.describe(),
     }
     storage.seal(work, kind=step.kind, **meta)
-    _publish(work, out)
-
-
-def _publish(work: Path, out: Path) -> None:
-    # Sealed first, scratch gone second, renamed last: a kill between any two leaves a whole folder to rename.
-    storage.remove(work / storage.SCRATCH)
-    storage.publish(work, out)
 
 
 def command_line() -> str:

@@ -3,6 +3,7 @@
 A folder is opened only if its manifest is there and every file in it has the size (or the hash) the manifest names,
 so a killed, full-disk or powered-off run can never leave something that looks finished and is not.
 Every call that changes the disk goes through :func:`_call`; the crash tests make the n-th one fail, for every n.
+What is being written has a temporary name until it is whole; temporary names are never content.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -23,17 +26,25 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from mickle.errors import LockedError, ResourceError, UsageError
+from mickle.errors import LockedError, NumericError, ResourceError, UsageError
 from mickle.untrusted.values import read_json as read_json
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.yaml"  # a record of what was asked, paths included; no part of a folder's content
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
+TEMPORARY = ".tmp"  # what such a name begins with; safetensors' own do too
 FORMAT = 1
 LARGEST_MANIFEST = 16 << 20  # bytes; some hundred thousand files
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+# What a manifest may say besides kind, format and files, and of which type.
+META: dict[str, type | tuple[type, ...]] = {
+    "identity": dict, "parents": dict, "summary": dict, "created": str, "seconds": (int, float), "resumed": bool,
+    "peak_memory_bytes": int, "command": str, "made_at": str, "mickle": str, "machine": dict,
+}  # fmt: skip
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -68,14 +79,15 @@ class Manifest:
 
 
 def seal(folder: Path, *, kind: str, **meta: Any) -> Manifest:
-    """Hash and fsync every file under ``folder``, then write its manifest, last."""
+    """Hash and fsync every file under ``folder``, then write its manifest, last; what a kill left half-written goes."""
+    remove_temporary(folder)
     files = {}
     for path in _walk(folder):
         _call(os.chmod, path, 0o666 & ~_UMASK)  # safetensors leaves 0600: another user's server could not read it
-        _fsync_path(path)
+        fsync_path(path)
         files[path.relative_to(folder).as_posix()] = File(path.stat().st_size, hash_file(path))
     for directory in [p for p in folder.rglob("*") if p.is_dir()]:
-        _fsync_path(directory)
+        fsync_path(directory)
     manifest = Manifest(kind, files, meta)
     write_json(
         folder / MANIFEST, {"kind": kind, "format": FORMAT, "files": {k: asdict(v) for k, v in files.items()}, **meta}
@@ -89,10 +101,10 @@ def write_folder(path: Path, *, kind: str, **meta: Any) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise UsageError(f"{path} exists already", todo="choose another folder, or remove it")
-    _call(os.makedirs, path.parent, 0o777, True)
-    temporary = path.parent / f".tmp-{path.name}"
-    remove(temporary)  # what a killed run left
+    temporary = _temporary(path)
     with disk_errors(path):
+        _call(os.makedirs, path.parent, 0o777, True)
+        remove(temporary)  # what a killed run left
         _call(os.mkdir, temporary)
         try:
             yield temporary
@@ -104,28 +116,53 @@ def write_folder(path: Path, *, kind: str, **meta: Any) -> Iterator[Path]:
             raise
 
 
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}-{path.name}")
+
+
 def publish(folder: Path, path: Path) -> None:
     """Rename a sealed folder to its final name and make the name itself durable."""
-    _fsync_path(folder)
+    fsync_path(folder)
     _call(os.rename, folder, path)
-    _fsync_path(path.parent)
+    fsync_path(path.parent)
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of a folder, or None where there is none. A torn one raises :class:`UsageError`."""
+    """The manifest of a folder, or None where there is none. A torn one, or one of a stranger that says what none can
+    say, raises :class:`UsageError`.
+    """
     file = Path(path) / MANIFEST
     if not file.is_file():
         return None
     values = read_json(file, LARGEST_MANIFEST)
-    try:
-        files = {str(name): File(int(f["bytes"]), str(f["xxh3"])) for name, f in values["files"].items()}
-        kind = str(values["kind"])
-        if int(values["format"]) > FORMAT:
-            raise UsageError("folder was written by a newer Mickle", where=str(file), todo="upgrade mickle")
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UsageError("manifest lacks its kind, format or files", where=str(file)) from None
+    if not isinstance(values, dict) or type(values.get("format")) is not int or type(values.get("kind")) is not str:
+        raise UsageError("manifest lacks its kind, format or files", where=str(file))
+    if values["format"] > FORMAT:
+        raise UsageError("folder was written by a newer Mickle", where=str(file), todo="upgrade mickle")
     meta = {k: v for k, v in values.items() if k not in ("kind", "format", "files")}
-    return Manifest(kind, files, meta)
+    for name, kind in META.items():
+        if name in meta and not isinstance(meta[name], kind):
+            raise UsageError(f"manifest's {name} is of the wrong kind: {str(meta[name])[:60]!r}", where=str(file))
+    return Manifest(values["kind"], _files(values.get("files"), file), meta)
+
+
+def _files(values: Any, file: Path) -> dict[str, File]:
+    if not isinstance(values, dict):
+        raise UsageError("manifest lacks its kind, format or files", where=str(file))
+    found = {}
+    for name, said in values.items():
+        size, xxh3 = (said.get("bytes"), said.get("xxh3")) if isinstance(said, dict) else (None, None)
+        if type(size) is not int or type(xxh3) is not str or not _nameable(name):
+            raise UsageError(f"manifest does not say size and hash of {name[:100]!r}", where=str(file))
+        found[name] = File(size, xxh3)
+    return found
+
+
+def _nameable(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def open_folder(path: Path, kind: str | None = None, check: str = "sizes") -> Manifest:
@@ -149,6 +186,14 @@ def open_folder(path: Path, kind: str | None = None, check: str = "sizes") -> Ma
     return manifest
 
 
+def whole(path: Path, kind: str | None = None) -> Manifest | None:
+    """The manifest of a folder of which every byte is as it was written; None where that is not so."""
+    try:
+        return open_folder(path, kind, check="hashes")
+    except UsageError:
+        return None
+
+
 def check_member(path: Path) -> None:
     """Refuse a file whose folder, or the folder above, has a manifest by which it has other bytes."""
     path = Path(path).absolute()
@@ -163,7 +208,7 @@ def _check_file(path: Path, folder: Path, file: File, check: str) -> None:
     again = f"remove {folder} and make it again"
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UsageError("manifest names a file outside its folder", where=str(path))
-    if not path.is_file():
+    if not os.path.isfile(path):  # of a name that is too long too
         raise UsageError("folder is not whole: a file is missing", where=str(path), todo=again)
     size = path.stat().st_size
     if size != file.bytes:
@@ -189,6 +234,8 @@ def content_digest(path: Path) -> str:
         raise UsageError(f"no such file or folder: {path}", todo="check the path")
     if path.is_file():
         return hash_file(path)
+    if not path.is_dir():
+        raise UsageError(f"neither a file nor a folder: {path}", todo="write what comes through it to a file first")
     manifest = read_manifest(path)
     if manifest is not None:
         return manifest.digest
@@ -199,8 +246,8 @@ def content_digest(path: Path) -> str:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file atomically: the old content or the new one, never a part."""
     path = Path(path)
-    temporary = path.parent / f".tmp-{path.name}"
-    with disk_errors(path):
+    temporary = _temporary(path)
+    with disk_errors(path, len(content)):
         descriptor = _call(os.open, temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
             view = memoryview(content)
@@ -210,7 +257,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         finally:
             os.close(descriptor)
         _call(os.rename, temporary, path)
-        _fsync_path(path.parent)
+        fsync_path(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -219,8 +266,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """:func:`write_bytes` of JSON; NaN and infinity are refused."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """:func:`write_bytes` of JSON; :class:`NumericError` for a number in it that is not finite."""
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    except ValueError as error:
+        raise NumericError(f"a number to be written is not finite: {error}", where=str(path)) from None
     write_bytes(path, text.encode("utf-8", "backslashreplace"))  # a lone surrogate becomes JSON's own escape
 
 
@@ -229,26 +279,35 @@ def read_state(path: Path) -> Any:
     return read_json(path, largest=1 << 30, most=1 << 27)
 
 
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """:func:`write_bytes` of an array as ``.npy``."""
+    import numpy as np
+
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    write_bytes(path, buffer.getvalue())
+
+
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors as safetensors, durable and readable by whoever the umask lets read."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    temporary = path.parent / f".tmp-{path.name}"
-    with disk_errors(path):
-        check_space(path.parent, sum(t.numel() * t.element_size() for t in contiguous.values()))
+    temporary, size = _temporary(path), sum(t.numel() * t.element_size() for t in contiguous.values())
+    with disk_errors(path, size):
+        check_space(path.parent, size)
         try:
             _call(save_file, contiguous, temporary, metadata)
         except OSError:
             raise
         except Exception as error:  # safetensors wraps the system's error in its own type
-            if "os error 28" in str(error) or "os error 27" in str(error) or "I/O error" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from None
+            if number := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(number[1]), str(error), str(path)) from None
             raise
         _call(os.chmod, temporary, 0o666 & ~_UMASK)
-        _fsync_path(temporary)
+        fsync_path(temporary)
         _call(os.rename, temporary, path)
-        _fsync_path(path.parent)
+        fsync_path(path.parent)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -268,27 +327,45 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def lock(path: Path) -> Iterator[None]:
     """Hold ``path`` (a lock file) for this process; :class:`LockedError` at once if another holds it.
 
-    The kernel drops the lock of a dead process, so a stale file never stands in the way.
+    The kernel drops the lock of a dead process, so a stale file never stands in the way. Whoever works in a folder
+    locks it first: here it shows whether the place can be written at all. :class:`UsageError` where it cannot.
     """
     path = Path(path)
-    os.makedirs(path.parent, exist_ok=True)
-    descriptor = _acquire(path)
     try:
-        note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(note).encode(), 0)
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+        with disk_errors(path):
+            descriptor = _acquire(path)
+    except OSError as error:
+        why = error.strerror or str(error)
+        todo = "choose another folder with --out"
+        raise UsageError(f"cannot write here: {why}", where=str(path.parent), todo=todo) from None
+    with open(descriptor, "rb"):  # closed in any case, which frees the lock
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):  # of a disk that died at work, the first failure is the one to tell
+                _call(os.unlink, path)
 
 
 def _acquire(path: Path) -> int:
+    """A descriptor of the lock file that holds the lock, with a note in it of who has it."""
+    _call(os.makedirs, path.parent, 0o777, True)
+    descriptor = _locked(path)
+    note = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    try:
+        _call(os.ftruncate, descriptor, 0)
+        _call(os.pwrite, descriptor, json.dumps(note).encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _locked(path: Path) -> int:
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = _call(os.open, path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.pread(descriptor, 4096, 0).decode(errors="replace")
             os.close(descriptor)
             raise LockedError(
@@ -316,16 +393,26 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path | str = "") -> Iterator[None]:
-    """Turn a full disk, quota or file-size limit into one clear :class:`ResourceError`."""
+def disk_errors(path: Path | str = "", needed: int = 0) -> Iterator[None]:
+    """Turn a full disk, quota or file-size limit, and a disk that fails, into one clear :class:`ResourceError`.
+
+    needed: bytes that were to be written, where they are known.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        if error.errno == errno.EIO:
+            raise ResourceError(
+                f"the disk failed ({os.strerror(errno.EIO)})",
+                where=str(error.filename or path),
+                todo="look at the disk (dmesg), then run the same command again: it goes on",
+            ) from None
+        if error.errno not in FULL:
             raise
         free = shutil.disk_usage(existing_parent(Path(path))).free
+        wanted = f"{needed / 1e6:,.1f} MB needed, " if needed else ""
         raise ResourceError(
-            f"the disk refused a write ({os.strerror(error.errno)}); {free / 1e6:,.1f} MB free",
+            f"the disk refused a write ({os.strerror(error.errno)}); {wanted}{free / 1e6:,.1f} MB free",
             where=str(path),
             todo="free some space and run the same command again: it goes on",
         ) from None
@@ -340,21 +427,35 @@ def existing_parent(path: Path) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder if it is there."""
+    """Delete a file or folder if it is there. A folder loses its name first: half of one is never found under it."""
     if path.is_dir() and not path.is_symlink():
+        if not path.name.startswith(TEMPORARY):
+            remove(_temporary(path))
+            publish(path, _temporary(path))
+            path = _temporary(path)
         _call(shutil.rmtree, path)
     elif path.exists() or path.is_symlink():
         _call(os.unlink, path)
 
 
+def remove_temporary(folder: Path) -> None:
+    """Delete what a kill left under a temporary name, the scratch left alone."""
+    for leftover in [path for path in folder.rglob(f"{TEMPORARY}*") if folder / SCRATCH not in path.parents]:
+        remove(leftover)
+
+
 def _walk(folder: Path) -> list[Path]:
-    """Every file of a folder in a stable order, its manifest and scratch left out."""
-    scratch = folder / SCRATCH
+    """Every file of a folder in a stable order, its manifest, scratch and temporary names left out."""
     found = (p for p in folder.rglob("*") if p.is_file() and p != folder / MANIFEST)
-    return sorted(p for p in found if scratch not in p.parents)
+    return sorted(p for p in found if not _passing(p.relative_to(folder).parts))
 
 
-def _fsync_path(path: Path) -> None:
+def _passing(parts: tuple[str, ...]) -> bool:
+    return parts[0] == SCRATCH or any(part.startswith(TEMPORARY) for part in parts)
+
+
+def fsync_path(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         _call(os.fsync, descriptor)

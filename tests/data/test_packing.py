@@ -5,6 +5,7 @@ import pytest
 
 from mickle.data.packing import NOT_TRAINED, TokenStream, open_stream, pack, stream_of
 from mickle.data.tokenizer import train_tokenizer
+from mickle.errors import UsageError
 
 TEXTS = [f"page {i} says that {i} follows {i - 1}, and so on; " * (1 + i % 3) for i in range(40)]
 TOKENIZER = train_tokenizer(TEXTS, 280)
@@ -63,11 +64,20 @@ def test_a_killed_packing_goes_on_and_gives_the_same_stream(tmp_path, killed_aft
 
     with pytest.raises(KeyboardInterrupt):
         pack(until_killed(), TOKENIZER, tmp_path / "killed")
-    assert len(list((tmp_path / "killed").glob("part-*"))) == killed_after
+    parts = sorted((tmp_path / "killed" / ".scratch").glob("part-*"))
+    assert len(parts) == killed_after
+    for part in parts[:1]:  # a bit that rots while the run lies there
+        content = bytearray(part.read_bytes())
+        content[content.index(b"tokens.npy") + 200] ^= 4
+        part.write_bytes(content)
     again = pack(batches(TEXTS, 7), TOKENIZER, tmp_path / "killed")
     assert np.array_equal(again.tokens, whole.tokens)
     assert np.array_equal(again.starts, whole.starts)
-    assert not list((tmp_path / "killed").glob("part-*"))
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == [
+        "manifest.json",
+        "starts.npy",
+        "tokens.npy",
+    ]
 
 
 def test_a_finished_stream_is_not_made_again(tmp_path):
@@ -78,3 +88,13 @@ def test_a_finished_stream_is_not_made_again(tmp_path):
         yield
 
     assert len(pack(untouched(), TOKENIZER, tmp_path)) == len(open_stream(tmp_path, MARK))
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "starts.npy", "manifest.json"])
+def test_a_page_that_a_power_cut_left_zero_is_never_trained_on(tmp_path, name):
+    whole = np.asarray(pack(batches(TEXTS, 7), TOKENIZER, tmp_path).tokens).copy()
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[:128] + bytes(64) + content[192:])
+    with pytest.raises(UsageError, match=r"corrupt|JSON"):
+        open_stream(tmp_path, MARK)
+    assert np.array_equal(pack(batches(TEXTS, 7), TOKENIZER, tmp_path).tokens, whole)

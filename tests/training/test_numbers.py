@@ -190,7 +190,7 @@ def test_back_stops_when_it_leads_nowhere(tmp_path: Path) -> None:
 def test_back_needs_something_to_return_to(tmp_path: Path) -> None:
     """A bad first batch: the weights that the run began with were saved."""
     _, events = run("logit", "back", tmp_path, batches=lambda step: poisoned(step, 0, 1))
-    assert isinstance(events[1], Saved)
+    assert isinstance(events[2], Saved)
     assert events[1].step == 0
 
 

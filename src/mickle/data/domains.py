@@ -21,7 +21,7 @@ import yaml
 from mickle.config import read_yaml
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started
-from mickle.storage import check_space, disk_errors, read_json, remove, write_json, write_text
+from mickle.storage import check_space, disk_errors, read_json, remove, whole, write_json, write_text
 
 if TYPE_CHECKING:
     from mickle.data.packing import TokenStream
@@ -192,12 +192,14 @@ def domain_streams(
     Given :class:`Weights`, their grouping is used and their names must be those of the pages. The corpus is tokenized
     once, as a whole, and then dealt out document by document.
     """
-    from mickle.data.packing import open_stream, pack
+    from mickle.data.packing import KIND, open_stream, pack
     from mickle.data.parquet import BATCH_ROWS
     from mickle.data.records import grouped
 
     index = folder / "domains.json"  # written last
-    if not index.is_file():
+    places = range(len(read_json(index))) if index.is_file() else ()
+    if not places or not all(whole(folder / f"{place:05d}", KIND) for place in places):
+        remove(index)
         asked = grouping.grouping if isinstance(grouping, Weights) else grouping
         sizes = domain_sizes(data, share, asked)
         if isinstance(grouping, Weights):
@@ -205,40 +207,37 @@ def domain_streams(
         total = sum(size.bytes for size in sizes.values())
         emit(Started("tokenizing", sum(size.pages for size in sizes.values()), "pages"))
         texts = grouped((text for _, text in _training_pages(data, share, asked)), BATCH_ROWS)
-        whole = pack(texts, tokenizer, folder / "whole", total, lambda pages: emit(Progressed(pages)))
+        everything = pack(texts, tokenizer, folder / "whole", total, lambda pages: emit(Progressed(pages)))
         names = list(sizes)
         number = {name: place for place, name in enumerate(names)}
         owners = np.array([number[name] for name, _ in _training_pages(data, share, asked)], dtype=np.int32)
-        check_space(folder, whole.tokens.nbytes)
+        check_space(folder, everything.tokens.nbytes)
         with disk_errors(folder):
-            _deal_out(whole, owners, len(names), folder)
+            _deal_out(everything, owners, len(names), folder)
         write_json(index, names)
         remove(folder / "whole")
     kept = read_json(index)
     return {name: open_stream(folder / f"{place:05d}", tokenizer.end) for place, name in enumerate(kept)}
 
 
-def _deal_out(whole: TokenStream, owners: np.ndarray, domains: int, folder: Path) -> None:
-    """Copy each document of ``whole`` to the stream of its owner (int [documents])."""
-    ends = np.append(whole.starts[1:], len(whole.tokens)) if len(whole.starts) else whole.starts
-    lengths = ends - whole.starts
-    for domain in range(domains):
-        mine = owners == domain
-        target = folder / f"{domain:05d}"
-        target.mkdir(exist_ok=True)
-        starts = np.cumsum(lengths[mine]) - lengths[mine]
-        np.save(target / "starts.npy", starts)
-        tokens = np.lib.format.open_memmap(
-            target / "tokens.npy", mode="w+", dtype=whole.tokens.dtype, shape=(int(lengths[mine].sum()),)
-        )
-        filled = 0
+def _deal_out(everything: TokenStream, owners: np.ndarray, domains: int, folder: Path) -> None:
+    """Copy each document of ``everything`` to the stream of its owner (int [documents])."""
+    from mickle.data.packing import write_stream
+
+    ends = np.append(everything.starts[1:], len(everything.tokens)) if len(owners) else everything.starts
+    lengths = ends - everything.starts
+
+    def pieces(mine: np.ndarray) -> Iterator[np.ndarray]:
         for first in range(0, len(owners), DOCUMENTS_AT_A_TIME):
             some = slice(first, min(first + DOCUMENTS_AT_A_TIME, len(owners)))
-            begin, end = int(whole.starts[first]), int(ends[some.stop - 1])
-            chosen = whole.tokens[begin:end][np.repeat(mine[some], lengths[some])]
-            tokens[filled : filled + len(chosen)] = chosen
-            filled += len(chosen)
-        tokens.flush()
+            begin, end = int(everything.starts[first]), int(ends[some.stop - 1])
+            yield everything.tokens[begin:end][np.repeat(mine[some], lengths[some])]
+
+    for domain in range(domains):
+        target = folder / f"{domain:05d}"
+        target.mkdir(exist_ok=True)
+        mine = owners == domain
+        write_stream(target, pieces(mine), lengths[mine], everything.tokens.dtype)
 
 
 def _training_pages(data: Path, share: float, grouping: Grouping) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 The stream is every document's tokens, one document after the other, in a memory-mapped ``tokens.npy`` (uint16
 while the vocabulary allows it), with ``starts.npy`` holding where each document begins. Nothing is padded and
-nothing is cut away.
+nothing is cut away. It is a sealed folder like any other: opened only if every byte is as it was written.
 
 A window is T + 1 tokens: T inputs, and the T tokens after them as labels. Attention stays inside a document
 (``documents``), and a label stays too: the last token of a document predicts the document's end and never the
@@ -10,18 +10,22 @@ first word of an unrelated text. Where end and start are one token, the label th
 input that opens the next, and every label counts.
 """
 
+import io
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mickle.data.tokenizer import TextTokenizer
-from mickle.storage import check_space, disk_errors, remove, write_json
+from mickle.storage import SCRATCH, check_space, disk_errors, open_folder, remove, save_array, seal, whole, write_bytes
 
 DOCUMENTS_AT_A_TIME = 512
+KIND = "tokens"
 NOT_TRAINED = -100
 
 
@@ -80,19 +84,33 @@ def pack(
 
     ``texts`` must give the same batches each time. ``expected_bytes`` of text is what the space check assumes.
     """
-    if not (folder / "stream.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
+    if whole(folder, KIND) is None:
+        parts = folder / SCRATCH
+        parts.mkdir(parents=True, exist_ok=True)
         check_space(folder, expected_bytes)  # about two bytes a token, twice, at some four bytes of text a token
         with disk_errors(folder):
-            _write_parts(texts, tokenizer, folder, progressed)
-            _join_parts(folder, tokenizer.size)
-        for part in folder.glob("part-*.npz"):
-            remove(part)
+            written = _write_parts(texts, tokenizer, parts, progressed)
+            lengths = np.concatenate([np.empty(0, np.int64), *(_member(part, "lengths") for part in written)])
+            write_stream(folder, (_member(part, "tokens") for part in written), lengths, _dtype(tokenizer.size))
+        remove(parts)
     return open_stream(folder, tokenizer.end)
 
 
+def write_stream(folder: Path, pieces: Iterable[np.ndarray], lengths: np.ndarray, dtype: Any) -> None:
+    """Leave the stream of documents of these ``lengths``, whose tokens come in ``pieces``, in ``folder``, sealed."""
+    starts = np.cumsum(lengths) - lengths
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (int(lengths.sum()),)}
+    with open(folder / "tokens.npy", "wb") as file:  # a mapped file would end a full disk with a signal
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece, dtype).data)
+    save_array(folder / "starts.npy", starts)
+    seal(folder, kind=KIND)
+
+
 def open_stream(folder: Path, end: int) -> TokenStream:
-    """The stream that ``pack`` left in ``folder``, memory-mapped."""
+    """The stream that ``write_stream`` left in ``folder``, memory-mapped; UsageError where a byte of it differs."""
+    open_folder(folder, KIND, check="hashes")
     tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
     starts = np.load(folder / "starts.npy", allow_pickle=False)
     return TokenStream(tokens, starts, end)
@@ -100,35 +118,30 @@ def open_stream(folder: Path, end: int) -> TokenStream:
 
 def _write_parts(
     texts: Iterable[list[str]], tokenizer: TextTokenizer, folder: Path, progressed: Callable[[int], None]
-) -> None:
-    done = 0
+) -> list[Path]:
+    """Tokens and lengths of each batch in a file of its own, in order; what is there and whole is not made again."""
+    done, parts = 0, []
     for index, batch in enumerate(texts):
-        part = folder / f"part-{index:06d}.npz"
-        if not part.is_file():
+        parts.append(folder / f"part-{index:06d}.npz")
+        if not _is_whole(parts[-1]):
             documents = tokenizer.encode_documents(batch)
             lengths = np.array([len(document) for document in documents], dtype=np.int64)
-            temporary = folder / ".tmp-part.npz"
             tokens = np.concatenate([*documents, np.empty(0, np.int64)]).astype(_dtype(tokenizer.size))
-            np.savez(temporary, tokens=tokens, lengths=lengths)
-            temporary.rename(part)  # scratch: a kill must not leave half a part; a power cut may cost the parts
+            buffer = io.BytesIO()
+            np.savez(buffer, tokens=tokens, lengths=lengths)
+            write_bytes(parts[-1], buffer.getvalue())
         done += len(batch)
         progressed(done)
+    return parts
 
 
-def _join_parts(folder: Path, vocabulary_size: int) -> None:
-    parts = sorted(folder.glob("part-*.npz"))
-    lengths = np.concatenate([_member(part, "lengths") for part in parts] or [np.empty(0, np.int64)])
-    ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
-    whole = np.lib.format.open_memmap(folder / "tokens.npy", mode="w+", dtype=_dtype(vocabulary_size), shape=(total,))
-    filled = 0
-    for part in parts:
-        tokens = _member(part, "tokens")
-        whole[filled : filled + len(tokens)] = tokens
-        filled += len(tokens)
-    whole.flush()
-    np.save(folder / "starts.npy", ends - lengths)
-    write_json(folder / "stream.json", {"tokens": total, "documents": len(lengths)})
+def _is_whole(part: Path) -> bool:
+    """Whether a part is there and its checksums, which a zip file has, are right."""
+    try:
+        with zipfile.ZipFile(part) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def _member(part: Path, name: str) -> np.ndarray:

@@ -6,7 +6,6 @@ a folder of their own: they are compared with and never written.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -115,17 +114,9 @@ def sign(path: Path, rules: Rules, seed: int) -> int:
     pages = chunks.read_kept(path)
     if rules.runs("near_duplicates"):
         bands = signatures([page.text for page in pages], rules.near_duplicates, seed)
-        _save(path.with_suffix(".bands.npy"), np.ascontiguousarray(bands.T))
-    _save(last, page_keys(pages))
+        storage.save_array(path.with_suffix(".bands.npy"), np.ascontiguousarray(bands.T))
+    storage.save_array(last, page_keys(pages))
     return len(pages)
-
-
-def _save(path: Path, values: NDArray[np.uint64]) -> None:
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.save(buffer, values)
-    storage.write_bytes(path, buffer.getvalue())
 
 
 def stored_keys(scratch: Scratch) -> Keys:

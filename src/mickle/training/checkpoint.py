@@ -27,7 +27,6 @@ from mickle.training.guard import refuse_not_finite
 KIND = "checkpoint"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 WAYS = ("fused", "foreach", "capturable")  # how a parameter group is computed, which is not what it computes
-_DOOMED = ".doomed"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -149,11 +148,9 @@ def best(folder: Path) -> Path | None:
 
 def prune(folder: Path, keep: int, also: int | None = None) -> None:
     """Delete all but the newest ``keep`` checkpoints and that of step ``also``."""
-    storage.remove(folder / _DOOMED)
     for path in saved(folder)[:-keep]:
         if step_of(path) != also:
-            storage.publish(path, folder / _DOOMED)  # a kill in the middle must not leave half a checkpoint
-            storage.remove(folder / _DOOMED)
+            storage.remove(path)
 
 
 def refuse_other_run(checkpoint: Checkpoint, identity: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from mickle import storage
 from mickle.config import Config
 from mickle.errors import UsageError
-from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Started, Trained, Warned
+from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Saving, Started, Trained, Warned
 from mickle.training import checkpoint, distributed
 from mickle.training.closure import Closure, derived_seed, seeded
 from mickle.training.dropout import set_dropout
@@ -128,7 +128,7 @@ def fit(
         with another identity is refused. Steps, evaluation, saving, accumulation, device and number of
         processes may change.
 
-    Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saved, Warned, Noted.
+    Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saving, Saved, Warned, Noted.
     Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
     KeyboardInterrupt after a signal, when its checkpoint is whole.
     """
@@ -287,6 +287,7 @@ def _evaluate_and_save(run: _Fit, counters: _Counters, interrupted: bool) -> Ite
 
 def _save(run: _Fit, counters: _Counters) -> Iterator[Event]:
     assert run.checkpoints is not None
+    yield Saving(counters.step)
     path = checkpoint.save(run.checkpoints, counters.step, run.model, run.optimizer, asdict(counters), run.identity)
     if distributed.current().writes:
         checkpoint.prune(run.checkpoints, run.keep, counters.best_step)
