@@ -228,7 +228,6 @@ def _run_and_seal(step: Step, identity: dict[str, Any], work: Path, out: Path, e
         "resumed": resumed,
         "peak_memory_bytes": machine.peak_memory(),
         "command": command_line(),
-        "made_at": str(out.absolute()),
         "mickle": mickle.__version__,
         "machine": machine.describe(),
     }

@@ -43,7 +43,7 @@ FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # What a manifest may say besides kind, format and files, and of which type.
 META: dict[str, type | tuple[type, ...]] = {
     "identity": dict, "parents": dict, "summary": dict, "created": str, "seconds": (int, float), "resumed": bool,
-    "peak_memory_bytes": int, "command": str, "made_at": str, "mickle": str, "machine": dict,
+    "peak_memory_bytes": int, "command": str, "mickle": str, "machine": dict,
 }  # fmt: skip
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -142,7 +142,7 @@ def read_manifest(path: Path) -> Manifest | None:
     meta = {k: v for k, v in values.items() if k not in ("kind", "format", "files")}
     for name, kind in META.items():
         if name in meta and not isinstance(meta[name], kind):
-            raise UsageError(f"manifest's {name} is of the wrong kind: {str(meta[name])[:60]!r}", where=str(file))
+            raise UsageError(f"manifest holds what Mickle never writes: a {name} of another type", where=str(file))
     return Manifest(values["kind"], _files(values.get("files"), file), meta)
 
 
@@ -153,7 +153,7 @@ def _files(values: Any, file: Path) -> dict[str, File]:
     for name, said in values.items():
         size, xxh3 = (said.get("bytes"), said.get("xxh3")) if isinstance(said, dict) else (None, None)
         if type(size) is not int or type(xxh3) is not str or not _nameable(name):
-            raise UsageError(f"manifest does not say size and hash of {name[:100]!r}", where=str(file))
+            raise UsageError("manifest lacks the size or hash of a file, or a name that can be one", where=str(file))
         found[name] = File(size, xxh3)
     return found
 
