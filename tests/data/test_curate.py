@@ -19,9 +19,10 @@ import small_web as web
 from mickle import storage
 from mickle.config import validate
 from mickle.data import passes
+from mickle.data.card import Tally
 from mickle.data.curate import Curate
 from mickle.data.documentation import Module
-from mickle.data.records import read_corpus, read_removed
+from mickle.data.records import Removed, read_corpus, read_removed
 from mickle.data.rules import STAGES
 from mickle.data.sources import Documentation
 from mickle.data.warc import write_warc
@@ -188,6 +189,24 @@ def test_documentation_becomes_a_warc_and_a_corpus_and_is_the_same_twice(
     texts = {page.url: page.text for page in read_corpus(first)}
     assert "Text wrapping and filling." in texts["https://stdlib.pydoc.invalid/textwrap.html"]
     assert str(tmp_path) not in "".join(texts.values())
+
+
+def test_pages_of_one_address_removed_by_one_rule_are_counted(tmp_path: Path) -> None:
+    """Whatever else they have: other dates, other values, a text or none, pieces at one place."""
+    tally = Tally(STAGES)
+    for value, date, text in ((1.0, "2023", ""), (2.0, "2022", ""), (2.0, "", "x"), (0.0, "2024", ""), (2.0, "2022", "")):
+        for start in (-1, 7):
+            tally.add(Removed("https://a.org/", "", "", text, "urls", "hard word", value, date=date, start=start))
+    assert (tally.removed_pages, len(tally.samples())) == (5, 3)
+    old = [
+        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: https://a.org/sexcam\r\nWARC-Date: {year}-01-01T00:00:00Z\r\n"
+        "Content-Length: 0\r\n\r\n\r\n\r\n"
+        for year in range(2020, 2025)
+    ]
+    write_warc(tmp_path / "a.warc.gz", [("https://b.org/", html(ARTICLE))])
+    (tmp_path / "b.warc").write_text("".join(old), newline="")
+    out = execute(step("warc", tmp_path, stages=["urls", "length"]), tmp_path / "out", ignore)
+    assert storage.read_json(out / "card.json")["removed"]["urls"] == {"strict word": 5}
 
 
 def rows(path: Path, *texts: str) -> Path:

@@ -6,6 +6,7 @@ import heapq
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Tally:
         self.languages: Counter[str] = Counter()
         self.domains: dict[str, Counter[str]] = defaultdict(Counter)
         self.kept = self.kept_bytes = self.kept_words = self.removed_bytes = self.chained = 0
+        self._order = count()  # pages removed unread can be alike in all but this
         self._samples: dict[tuple[str, str], list[tuple[int, int, Removed]]] = defaultdict(list)
 
     @property
@@ -79,7 +81,7 @@ class Tally:
         self.chained += gone.stage == "near duplicates" and gone.value == 0
         shown = self._samples[gone.stage, gone.reason]
         # The least by a hash: a fixed choice, the same whatever the order, and not the first pages of one site.
-        entry = (-zlib.crc32(f"{gone.url}#{gone.start}".encode("utf-8", "replace")), -self.removed_bytes, gone)
+        entry = (-zlib.crc32(f"{gone.url}#{gone.start}".encode("utf-8", "replace")), -next(self._order), gone)
         if len(shown) < SAMPLES:
             heapq.heappush(shown, entry)
         elif entry[:2] > shown[0][:2]:

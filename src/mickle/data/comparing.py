@@ -8,6 +8,7 @@ of pages is the order of reading; of equal pages the first stays, so that the re
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
+_ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//|\s*www\.", re.IGNORECASE)
 BANDS_AT_ONCE = 16  # of all pages, in memory
 REASONS = {
     "exact_duplicates": "same text as a kept page",
@@ -105,12 +107,13 @@ def content_hash(text: str) -> bytes:
 
 
 def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:
-    """Keys of pages, uint64 [N, 4]: of the text with white space made single spaces, and of the address; a page
-    without an address is known by its text.
+    """Keys of pages, uint64 [N, 4]: of the text with white space made single spaces, and of the address; a page that
+    has a name instead, such as a file's path, is known by name and text: two folders may each have a README.
     """
     keys = np.empty((len(pages), 4), np.uint64)
     for row, page in enumerate(pages):
-        both = content_hash(page.text) + content_hash(url_key(page.url) or page.text)
+        address = url_key(page.url) if _ADDRESS.match(page.url) else f"{page.url}\n{page.text}"
+        both = content_hash(page.text) + content_hash(address)
         keys[row] = np.frombuffer(both, np.uint64)
     return keys
 
