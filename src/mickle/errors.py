@@ -1,5 +1,6 @@
 """Errors a person meets: what happened, where, what was expected, what to do. At most four lines."""
 
+import json
 import re
 
 # What a terminal obeys or that hides text: control characters, line separators, marks that turn the direction of
@@ -66,3 +67,17 @@ class ToldError(MickleError):
     def __init__(self, what: str, *, exit_code: int) -> None:
         super().__init__(what)
         self.exit_code = exit_code
+
+
+def written(error: Exception) -> str:
+    """An error as a line of JSON, for another process to raise; one of another kind as the fault of ours that it is."""
+    if not isinstance(error, MickleError):
+        error = MickleError(f"this is a bug in Mickle: {type(error).__name__}: {str(error)[:200]}", todo="report it")
+    return json.dumps([type(error).__name__, error.what, error.where, error.expected, error.todo])
+
+
+def read(line: str | bytes) -> MickleError:
+    """The error of a line from :func:`written`."""
+    name, what, where, expected, todo = json.loads(line)
+    kinds = {kind.__name__: kind for kind in (UsageError, ResourceError, LockedError, NumericError)}
+    return kinds.get(name, MickleError)(what, where=where, expected=expected, todo=todo)

@@ -194,13 +194,19 @@ def test_documentation_becomes_a_warc_and_a_corpus_and_is_the_same_twice(
 def test_pages_of_one_address_removed_by_one_rule_are_counted(tmp_path: Path) -> None:
     """Whatever else they have: other dates, other values, a text or none, pieces at one place."""
     tally = Tally(STAGES)
-    for value, date, text in ((1.0, "2023", ""), (2.0, "2022", ""), (2.0, "", "x"), (0.0, "2024", ""), (2.0, "2022", "")):
+    for value, date, text in (
+        (1.0, "2023", ""),
+        (2.0, "2022", ""),
+        (2.0, "", "x"),
+        (0.0, "2024", ""),
+        (2.0, "2022", ""),
+    ):
         for start in (-1, 7):
             tally.add(Removed("https://a.org/", "", "", text, "urls", "hard word", value, date=date, start=start))
     assert (tally.removed_pages, len(tally.samples())) == (5, 3)
     old = [
-        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: https://a.org/sexcam\r\nWARC-Date: {year}-01-01T00:00:00Z\r\n"
-        "Content-Length: 0\r\n\r\n\r\n\r\n"
+        "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: https://a.org/sexcam\r\n"
+        f"WARC-Date: {year}-01-01T00:00:00Z\r\nContent-Length: 0\r\n\r\n\r\n\r\n"
         for year in range(2020, 2025)
     ]
     write_warc(tmp_path / "a.warc.gz", [("https://b.org/", html(ARTICLE))])

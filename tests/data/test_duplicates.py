@@ -41,7 +41,18 @@ def test_the_hash_has_128_bits_and_ignores_layout_only() -> None:
 
 def test_names_that_are_no_addresses_are_not_taken_for_one() -> None:
     """Rows without an address are FILE#ROW, files in folders such as C# have their path, rows of other tools an id."""
-    names = ["rows.jsonl#1", "rows.jsonl#2", "C#/kiln.md", "C#/wheel.md", "id?x#1", "id?x#2", "README.md", "readme.md", "", ""]
+    names = [
+        "rows.jsonl#1",
+        "rows.jsonl#2",
+        "C#/kiln.md",
+        "C#/wheel.md",
+        "id?x#1",
+        "id?x#2",
+        "README.md",
+        "readme.md",
+        "",
+        "",
+    ]
     addresses = ["https://a.org/x#1", "http://www.A.org/x/", "www.a.org/x#2", "//a.org/x"]
     keys = page_keys([Page(name, "", "en", f"text {i}") for i, name in enumerate([*names, *addresses])])
     assert len({tuple(key) for key in keys[: len(names), 2:].tolist()}) == len(names)

@@ -14,6 +14,7 @@ from mickle.data.records import Failure, Page, Removed, piece
 from mickle.data.refine import refine_page
 from mickle.data.rules import Outcome, Rules
 from mickle.data.workers import Crew, read_answer, receive, send, write_answer
+from mickle.errors import MickleError, UsageError
 from mickle.untrusted.child import Child
 
 RULES = Rules(stages=["length", "language"], minimum_characters=20)
@@ -71,6 +72,26 @@ def test_a_page_that_kills_its_worker_is_counted(monkeypatch: pytest.MonkeyPatch
         "",
         "extractor failed (RecursionError)",
     ]
+
+
+@pytest.mark.parametrize("languages", [["en"], ["de"]])  # the second take the page out that a worker tries itself with
+def test_what_is_wrong_with_the_settings_is_said_as_without_workers(languages: list[str], tmp_path: Path) -> None:
+    bad = tmp_path / "set.jsonl"
+    bad.write_text('{"text": "' + ENGLISH + '"}\nnonsense\n')
+    rules = Rules(stages=["language", "decontamination"], languages=languages, decontamination={"against": [bad]})
+    with pytest.raises(UsageError, match="not JSON") as caught, Crew(rules, 2) as crew:
+        list(crew.process(PAGES))
+    assert caught.value.where == f"{bad}:2"
+
+
+def test_a_fault_of_ours_is_not_called_a_lack_of_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    code = "import mickle.data.pages as p\ndef fail(*given, **named): raise KeyError('odd')\np.{} = fail\n"
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    for broken in ("decode", "removed_raw"):  # met at once; met by a page alone
+        (tmp_path / "sitecustomize.py").write_text(code.format(broken))
+        with pytest.raises(MickleError, match="this is a bug in Mickle: KeyError") as caught, Crew(RULES, 1) as crew:
+            list(crew.process([RawPage("u", "d", "text", b"")]))
+        assert caught.value.exit_code == 1
 
 
 def test_stopping_early_ends_the_workers() -> None:

@@ -6,7 +6,6 @@ nodes must see the working folder under the same path: functions leave what they
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 from collections import deque
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from mickle.errors import MickleError, ResourceError, UsageError
+from mickle import errors
+from mickle.errors import MickleError, UsageError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -90,14 +90,12 @@ def _on_ray(work: Callable[[T], R], items: Sequence[T], address: str) -> Iterato
                 failures.append("")
             except MickleError as error:
                 results.append(None)  # type: ignore[arg-type]
-                failures.append(json.dumps([type(error).__name__, error.what, error.where, error.expected, error.todo]))
+                failures.append(errors.written(error))
         return {"result": results, "failure": failures}
 
     numbers = [{"number": number} for number in range(len(items))]
     data = ray.data.from_items(numbers, override_num_blocks=len(items)).map_batches(row, batch_size=1)
     for found in data.iter_rows():
         if found["failure"]:
-            name, what, where, expected, todo = json.loads(found["failure"])
-            kind = {UsageError.__name__: UsageError, ResourceError.__name__: ResourceError}.get(name, MickleError)
-            raise kind(what, where=where, expected=expected, todo=todo)
+            raise errors.read(found["failure"])
         yield found["result"]

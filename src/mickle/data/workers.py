@@ -17,10 +17,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from typing import IO
 
+from mickle import errors
 from mickle.config import validate
-from mickle.data.pages import RawPage, Skipped, removed_raw
+from mickle.data.pages import RawPage, Skipped, extract, removed_raw
 from mickle.data.records import Page, Removed
-from mickle.data.refine import refine_page
+from mickle.data.refine import page_stages, refine_page
 from mickle.data.rules import Outcome, Rules
 from mickle.errors import MickleError
 from mickle.untrusted.child import READY, Child, allow, answers, ended_by
@@ -97,6 +98,8 @@ class _Worker(Child):
     def process_page(self, raw: RawPage) -> Answer:
         answer = self.ask(lambda stream: send(stream, raw))
         if isinstance(answer, bytes):
+            if answer.startswith(b'["'):
+                raise errors.read(answer)
             return read_answer(answer)
         if answer > 0 and not self.ended:  # no page's doing: pages are ended by signals
             raise MickleError(
@@ -137,13 +140,19 @@ def write_answer(answer: Answer) -> bytes:
 
 
 def _prepare(rules: Rules) -> bytes:
-    """Takes a page through every stage once, so that no page's time goes into loading; the line to say first."""
+    """Takes a page through every stage, so that no page's time goes into loading and bad settings are found; what to
+    say first.
+    """
     text = "The language model unpacks itself into a temporary file and the reader compiles what it needs. " * 20
     page = RawPage("", "", "html", f"<main><p>{text}</p><p>{text}</p></main>".encode())
     try:
-        refine_page(page, rules)
+        extract(page, rules.largest_page, rules.extraction)
+        for _, stage in page_stages(rules):
+            stage(Page("", "", "en", text))
     except (OSError, MemoryError) as error:
         return f"{type(error).__name__}: {error}\n".encode()
+    except Exception as error:
+        return errors.written(error).encode() + b"\n"
     return READY
 
 
@@ -151,18 +160,22 @@ def serve(rules: Rules) -> None:
     """The worker: pages from standard input, outcomes to standard output, one at a time."""
     output = answers()
     allow(0, MEMORY_BYTES)
-    output.write(_prepare(rules))
+    output.write(said := _prepare(rules))
     output.flush()
+    if said != READY:
+        return
     while (raw := receive(sys.stdin.buffer)) is not None:
         allow(rules.page_seconds, MEMORY_BYTES)
         seconds: dict[str, float] = {}
-        outcomes: list[Outcome]
         try:
-            outcomes = refine_page(raw, rules, seconds)
+            answer = write_answer((refine_page(raw, rules, seconds), seconds))
         except MemoryError:
-            outcomes = [removed_raw(raw, "ran out of memory", float(len(raw.content)), "extraction")]
+            gone = removed_raw(raw, "ran out of memory", float(len(raw.content)), "extraction")
+            answer = write_answer(([gone], seconds))
+        except Exception as error:
+            answer = errors.written(error).encode() + b"\n"
         signal.setitimer(signal.ITIMER_PROF, 0)
-        output.write(write_answer((outcomes, seconds)))
+        output.write(answer)
         output.flush()
 
 

@@ -1,7 +1,8 @@
 """A program of Mickle's own in a process beside this one, that a hostile text may kill but not stop.
 
-It is a module run as a program. It says ``ready`` once it can work, then reads what it is asked from its standard
-input and answers each time with one line. Limits are its own business: it asks the kernel to end it (:func:`allow`).
+It is a module run as a program. It says ``ready`` once it can work, or the error for which it cannot, then reads what
+it is asked from its standard input and answers each time with one line. Limits are its own business: it asks the kernel
+to end it (:func:`allow`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from mickle import errors
 from mickle.errors import ResourceError
 
 READY = b"ready\n"
@@ -87,6 +89,10 @@ class Child:
         except OSError:  # it is gone already, and the next line tells
             pass
         first = process.stdout.readline()
+        if first.startswith(b"["):
+            process.wait()
+            self._close()
+            raise errors.read(first)
         if first != READY and not self.ended:
             raise ResourceError(
                 f"a worker process could not start: {first.decode(errors='replace').strip() or 'it ended at once'}",
