@@ -9,6 +9,7 @@ import pytest
 from mickle.data.heldout import content_hash, read_pages, split, training_texts, write_pages
 from mickle.data.records import Page
 from mickle.errors import UsageError
+from mickle.training.pretrain_data import split_pages
 
 PAGES = [Page(f"u{i}", f"d{i % 2}", "en", f"page {i} has its own words {i * 7}") for i in range(400)]
 
@@ -28,6 +29,20 @@ def test_adding_pages_moves_none():
 
 def test_a_larger_share_holds_out_a_superset():
     assert {p.url for p in split([PAGES], 0.05).heldout} < {p.url for p in split([PAGES], 0.2).heldout}
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 40])
+def test_of_few_pages_one_is_held_out_where_no_share_is_given(tmp_path, count):
+    for first in range(0, 200, count):  # at a share of 0.1 none of 8 pages is held out in 43 of 100 cases
+        write_pages(PAGES[first : first + count], tmp_path / "pages.parquet")
+        if not 0 < len(split(read_pages(tmp_path), 0.1).heldout) < count:
+            sides, share = split_pages(tmp_path, None)
+            assert len(sides.heldout) == 1
+            assert sides.training_pages == count - 1
+            assert len([text for batch in training_texts(tmp_path, share) for text in batch]) == count - 1
+            break
+    else:
+        assert count == 40
 
 
 def test_copies_of_a_text_fall_on_one_side_even_with_other_white_space():

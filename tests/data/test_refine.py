@@ -130,6 +130,12 @@ def test_comparing_stages_equal_their_functions_one_after_the_other() -> None:
     piped = [o for o in refine(raws, rules) if isinstance(o, Page)]
     assert fates == [(type(o), o.url, o.text, getattr(o, "stage", ""), getattr(o, "twin", "")) for o in piped]
     assert {fate[3] for fate in fates} == {"", "exact duplicates", "near duplicates", "repeated text"}
+    plain = repeated_text(near_duplicates(exact_duplicates(single), rules.near_duplicates), rules.repeated_text)
+    likeness = [
+        [round(o.value, 4) for o in all if getattr(o, "stage", "") == "near duplicates"] for all in (plain, piped)
+    ]
+    assert likeness[0] == likeness[1]  # the true Jaccard similarity
+    assert all(0 < value < 1 for value in likeness[0])
 
 
 def test_what_is_refined_once_stays_as_it_is(outcomes: list[Outcome]) -> None:

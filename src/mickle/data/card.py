@@ -20,6 +20,7 @@ DOMAINS_SHOWN = 50
 SAMPLES = 3  # shown of each rule
 SAMPLE_CHARACTERS = 300
 EXAMPLES, RULES = 12, 20  # of what was removed, and rows of the table of rules, in a report
+UNLIKE = 0.5  # the likeness to its twin below which a near-duplicate was removed through a chain of others
 UNREAD = ("reading", "rows")  # stages of what never was a page
 # Figure 2 of RefinedWeb: share of the crawl kept after each stage, documents up to lines, tokens after.
 PAPER = {
@@ -78,7 +79,7 @@ class Tally:
         self.words_removed[gone.stage] += len(gone.text.split())
         self.removed_bytes += len(gone.text.encode("utf-8", "replace"))
         self.domains[gone.domain].update(removed=1 if gone.start < 0 else 0)
-        self.chained += gone.stage == "near duplicates" and gone.value == 0
+        self.chained += gone.stage == "near duplicates" and gone.value < UNLIKE
         shown = self._samples[gone.stage, gone.reason]
         # The least by a hash: a fixed choice, the same whatever the order, and not the first pages of one site.
         entry = (-zlib.crc32(f"{gone.url}#{gone.start}".encode("utf-8", "replace")), -next(self._order), gone)

@@ -1,8 +1,9 @@
 """Stages that compare pages: which of all pages stay, and who is whose twin.
 
 A page is known by its keys (128 bits of its text and of its address, one 64-bit hash for each MinHash band); texts
-are read again only for exact substrings. Memory: about 120 bytes a page and what ``repeated_text`` states. The order
-of pages is the order of reading; of equal pages the first stays, so that the result does not depend on who worked.
+are read again for exact substrings and for the likeness of near-duplicates alone. Memory: about 120 bytes a page, the
+texts of 16,384 pages, and what ``repeated_text`` states. The order of pages is the order of reading; of equal pages the
+first stays, so that the result does not depend on who worked.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mickle.data.near_duplicates import NearDuplicates, clusters, signatures
+from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, similarity
 from mickle.data.parallel import each
 from mickle.data.records import Failure, Page, Removed, remove
 from mickle.data.repeated_text import Range, Repeated, find_repeated, settle
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 _ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//|\s*www\.", re.IGNORECASE)
 BANDS_AT_ONCE = 16  # of all pages, in memory
+TWINS_AT_ONCE = 1 << 14  # pages kept for others, whose texts are in memory
 REASONS = {
     "exact_duplicates": "same text as a kept page",
     "near_duplicates": "nearly the same text as a kept page",
@@ -138,7 +140,7 @@ def decide(
             "near_duplicates",
             partial(_near, keys, texts, rules.near_duplicates, workers, ray, progress),
         )
-        _measure_likeness(verdicts, keys, rules.near_duplicates)
+        _measure_likeness(verdicts, texts, rules.near_duplicates)
     if rules.runs("repeated_text"):
         _find_repeated(verdicts, keys, texts, rules, scratch, workers, progress)
     if rules.runs("url_duplicates"):
@@ -203,18 +205,20 @@ def _columns(keys: Keys, settings: NearDuplicates, progress: Progress) -> Iterat
         yield from keys.bands(first, min(first + BANDS_AT_ONCE, settings.bands))
 
 
-def _measure_likeness(verdicts: Verdicts, keys: Keys, settings: NearDuplicates) -> None:
-    """The Jaccard index of each removed page with its twin as their bands show it; 0: removed through a chain.
-
-    A band agrees with probability s^rows, so the share of bands that agree estimates it.
+def _measure_likeness(verdicts: Verdicts, texts: Texts, settings: NearDuplicates) -> None:
+    """The Jaccard similarity of each removed page with its twin, which was read before it; all texts are read again
+    for so many twins at a time.
     """
-    gone = np.flatnonzero(verdicts.stage == COMPARING.index("near_duplicates"))
-    if not len(gone):
-        return
-    agreeing = np.zeros(len(gone))
-    for column in _columns(keys, settings, no_progress):
-        agreeing += column[gone] == column[verdicts.twin[gone]]
-    verdicts.value[gone] = np.round((agreeing / settings.bands) ** (1 / settings.rows), 4)
+    near = verdicts.stage == COMPARING.index("near_duplicates")
+    twins = np.unique(verdicts.twin[near])
+    for first in range(0, len(twins), TWINS_AT_ONCE):
+        wanted = set(twins[first : first + TWINS_AT_ONCE].tolist())
+        kept: dict[int, str] = {}
+        for index, page in enumerate(texts.pages()):
+            if index in wanted:
+                kept[index] = page.text
+            elif near[index] and (twin := int(verdicts.twin[index])) in kept:
+                verdicts.value[index] = round(similarity(kept[twin], page.text, settings.shingle), 4)
 
 
 def _find_repeated(

@@ -5,6 +5,7 @@ of a text can never lie on both sides. Seeds of training do not enter, so that r
 on the same pages.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,12 @@ def content_hash(text: str) -> int:
 def is_heldout(text: str, share: float) -> bool:
     """Whether a page is held out when ``share`` of all possible texts are."""
     return content_hash(text) < share * 2**64
+
+
+def least_share(pages: Iterable[list[Page]]) -> float:
+    """The smallest share at which one of the pages is held out; of none, 1."""
+    keys = (content_hash(page.text) for batch in pages for page in batch)
+    return math.nextafter(min(keys, default=2**64 - 1) / 2**64, 1.0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from torch import nn
 
 from mickle.data.domains import Weights, domain_streams, read_weights
-from mickle.data.heldout import Split, page_count, read_pages, split, training_texts
+from mickle.data.heldout import Split, least_share, page_count, read_pages, split, training_texts
 from mickle.data.mixture import DomainMixture, Mixture
 from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
 from mickle.data.records import Page
@@ -121,13 +121,17 @@ def read_text(
 
 
 def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
-    """Read all pages once and split them; the share that was used comes with it.
+    """Read all pages once and split them; the share that was used comes with it. Of few pages, one is held out where
+    no share is given and the usual one leaves a side empty.
 
     Raises UsageError where a side is empty: no pages, one page, copies of one page, an unlucky or extreme share.
     """
-    if share is None:
-        share = derived_share(page_count(data))
+    derived = share is None
+    share = derived_share(page_count(data)) if share is None else share
     sides = split(read_pages(data), share)
+    if derived and sides.distinct > 1 and not (sides.heldout and sides.training_pages):
+        share = least_share(read_pages(data))
+        sides = split(read_pages(data), share)
     without = "or set heldout_share to 0 to train without held-out pages"
     if sides.distinct == 0:
         raise UsageError("There is no page with text here.", where=str(data), todo="check what `curate` removed")
