@@ -148,3 +148,28 @@ def test_a_missing_model(tmp_path):
 def test_a_stride_longer_than_the_window(model, tmp_path):
     with pytest.raises(UsageError, match="stride"):
         execute(Evaluate(model=model, task={"kind": "loss", "length": 8, "stride": 9}), tmp_path / "out", ignore)
+
+
+@pytest.mark.parametrize("task", [{"kind": "loss"}, {"kind": "masked"}, {"kind": "compare"}])
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_length_beyond_a_table_of_positions_is_refused(task, ours, tmp_path):
+    """Ours with learned positions, and a GPT-2 or BERT of transformers, at one token more than they have."""
+    causal, folder = task["kind"] != "masked", tmp_path / "model"
+    tokenizer = train_tokenizer([page.text for page in PAGES], 265, mask=True)
+    if ours:
+        shape = DecoderConfig(tokenizer.size, 16, 1, 2, 2, 8, 32, 32, position="learned", causal=causal)
+        save_model(Decoder(shape), folder, tokenizer)
+    else:
+        import transformers
+
+        common = {"vocab_size": tokenizer.size, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                  "max_position_embeddings": 32, "intermediate_size": 32}  # fmt: skip
+        kind = "GPT2" if causal else "Bert"
+        config = getattr(transformers, f"{kind}Config")(**common)
+        getattr(transformers, "GPT2LMHeadModel" if causal else "BertForMaskedLM")(config).save_pretrained(folder)
+        tokenizer.save(folder)
+    write_pages([Page("u", "", "en", "birds and trees " * 40)], folder / "heldout.parquet")
+    others = {"others": [folder]} if task["kind"] == "compare" else {}
+    with pytest.raises(UsageError, match="positions for 32 tokens, not for 33"):
+        execute(Evaluate(model=folder, task={**task, **others, "length": 33}), tmp_path / "out", ignore)
+    execute(Evaluate(model=folder, task={**task, **others, "length": 32}), tmp_path / "out", ignore)

@@ -286,6 +286,9 @@ def test_oracle_10_a_state_dict_round_trip_continues_bit_for_bit() -> None:
         resumed = copy.deepcopy(model)
         second = make(resumed.parameters())
         second.load_state_dict(copy.deepcopy(first.state_dict()))
+        figures = {k: v for k, v in first.statistics().items() if not k.startswith("unclipped")}  # of the step itself
+        assert {"curvature_p50", "sampled_gradient_norm", "skipped_steps"} <= figures.keys()
+        assert figures == second.statistics()
         trained(resumed, second, stop, 20)
         assert torch.equal(resumed.weight, straight.weight), stop
 

@@ -22,7 +22,7 @@ from pydantic import Field
 
 from mickle.config import Input
 from mickle.errors import UsageError
-from mickle.evaluation.measure import Measure, longest_text, open_to_measure
+from mickle.evaluation.measure import Measure, open_to_measure, text_length
 from mickle.events import Emit
 from mickle.figures import COLOURS, Figure, Line, Panel, Rule
 from mickle.machine import Forecast
@@ -68,7 +68,7 @@ class Compare(Measure):
                     f"this model knows {model.vocab_size:,} tokens, the reference {reference.vocab_size:,}",
                     where=str(other),
                 )
-            length = self.length or min(longest_text(m) for m in (reference, model))
+            length = min(text_length(m, self.length) for m in (reference, model))
             sums = compare(reference, model, texts, length=length, emit=emit)
             if not rows:
                 rows.append({"name": names[0], **_size(folder, reference), **_figures(sums.reference, sums, texts)})

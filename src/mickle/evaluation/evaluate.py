@@ -20,7 +20,7 @@ from mickle.errors import UsageError
 from mickle.evaluation.comparison import Compare
 from mickle.evaluation.length import Length
 from mickle.evaluation.masked import Masked
-from mickle.evaluation.measure import Measure, longest_text, open_to_measure, pages_to_measure
+from mickle.evaluation.measure import Measure, open_to_measure, pages_to_measure, text_length
 from mickle.evaluation.pairs import Pairs
 from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, INK, Bars, Figure, Line, Panel
@@ -57,7 +57,7 @@ class Loss(Measure):
                 expected="causal",
                 todo="measure how it fills in hidden tokens, with --task masked, or --task pairs",
             )
-        length = self.length or longest_text(model)
+        length = text_length(model, self.length)
         stride = self.stride or max(1, length // 2)
         measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
         training, left_out = training_texts_for(self.baselines_from, pages)

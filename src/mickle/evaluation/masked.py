@@ -20,7 +20,7 @@ from pydantic import Field
 
 from mickle.config import Input
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.measure import Measure, batches, longest_text, open_to_measure, pages_to_measure
+from mickle.evaluation.measure import Measure, batches, open_to_measure, pages_to_measure, text_length
 from mickle.events import Emit, Started, ignore
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.results import Result, Table
@@ -57,7 +57,7 @@ class Masked(Measure):
                 where=str(folder),
                 todo=f"mickle evaluate {folder} --task loss",
             )
-        length = self.length or longest_text(model, LENGTH_UNKNOWN)
+        length = text_length(model, self.length, LENGTH_UNKNOWN)
         scores = [
             {"rate": rate, **summarise(score(model, tokenizer, pages, rate=rate, length=length, emit=emit), seed)}
             for rate in sorted(set(self.rates))

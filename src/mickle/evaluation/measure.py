@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mickle.config import Config
 from mickle.errors import UsageError
+from mickle.evaluation.length_scores import learned_table
 from mickle.events import Emit, Progressed, ignore
 from mickle.machine import Forecast
 from mickle.results import Result
@@ -91,3 +92,20 @@ def open_to_measure(folder: Path) -> tuple[Any, TextTokenizer]:
 def longest_text(model: Any, unknown: int = LENGTH_UNKNOWN) -> int:
     """Tokens of the longest text that a model was made for; ``unknown`` where it does not say."""
     return unknown if model.trained_length is None else int(model.trained_length)
+
+
+def text_length(model: Any, asked: int | None, unknown: int = LENGTH_UNKNOWN) -> int:
+    """Tokens of the texts that are measured: those asked for, or as many as the model was made for.
+
+    UsageError where it has a table of positions, and not so many. Rotary positions go on beyond any length.
+    """
+    if asked is None:
+        return longest_text(model, unknown)
+    most = model.length_limit if learned_table(model) else None
+    if most is not None and asked > most:
+        raise UsageError(
+            f"The model has positions for {most:,} tokens, not for {asked:,}.",
+            where="task.length",
+            expected=f"at most {most:,}",
+        )
+    return asked

@@ -248,9 +248,15 @@ class Sophia(torch.optim.Optimizer):
             state["curvature"] = empty
         return state
 
+    def state_dict(self) -> dict[str, Any]:
+        """torch's, and what the log says of the last refresh and of all: a run that goes on says it again."""
+        return {**super().state_dict(), "figures": {"refresh": self._refresh_figures, "totals": self._totals}}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """torch's, which casts states to the parameters' dtype: float32 states of bfloat16 weights are kept here."""
-        super().load_state_dict(state_dict)
+        super().load_state_dict({name: value for name, value in state_dict.items() if name != "figures"})
+        figures = state_dict.get("figures", {"refresh": {}, "totals": self._totals})  # none in states of others
+        self._refresh_figures, self._totals = dict(figures["refresh"]), dict(figures["totals"])
         saved = [key for group in state_dict["param_groups"] for key in group["params"]]
         own = [parameter for group in self.param_groups for parameter in group["params"]]
         for key, parameter in zip(saved, own):
