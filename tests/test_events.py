@@ -20,6 +20,7 @@ from mickle.events import (
     TensorBoard,
     Trained,
     Warned,
+    as_warnings,
     several,
 )
 
@@ -96,6 +97,16 @@ def test_the_console_obeys_no_text_that_it_shows() -> None:
     for event in (Started("x\x1b[2J", 0, "y"), Warned("\x1b[31mred"), Noted("\x9b\u202ex")):
         console(event)
     assert stream.getvalue().splitlines() == [r"x\x1b[2J", r"warning: \x1b[31mred", r"  \x9b\u202ex"]
+
+
+def test_warnings_are_said_to_the_quiet_and_to_callers_from_python() -> None:
+    stream = io.StringIO()
+    for event in (Started("training", 3, "steps"), *EVENTS, Noted("n"), Warned("beware")):
+        Console(stream, every=0.0, quiet=True)(event)
+    assert stream.getvalue() == "warning: beware\n"
+    with pytest.warns(UserWarning, match="beware"):
+        as_warnings(Warned("beware"))
+    as_warnings(Noted("n"))
 
 
 def test_several_readers_hear_all() -> None:

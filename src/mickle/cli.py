@@ -169,24 +169,23 @@ def _common(parser: Any) -> None:
         "--dry-run", action="store_true", help="show resolved settings, forecast and a preview; do nothing"
     )
     group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    group.add_argument("--quiet", action="store_true", help="no progress, warnings only")
     group.add_argument("--schema", action="store_true", help="print the JSON Schema of the settings, for editors")
     group.add_argument("--debug", action="store_true", help="full traceback on errors")
 
 
 def _with_console(options: Any, work: Callable[[Any], str]) -> str:
     """What ``work`` has to say in the end, when the live lines are finished."""
-    from mickle.events import Console, Emit, TensorBoard, ignore, several
+    from mickle.events import Console, Emit, TensorBoard, several
 
-    console = None if options.quiet else Console()
-    readers: list[Emit] = [console or ignore]
+    console = Console(quiet=options.quiet)
+    readers: list[Emit] = [console]
     if options.tensorboard:
         readers.append(TensorBoard(options.tensorboard))
     try:
         return work(several(*readers))
     finally:
-        if console is not None:
-            console.close()
+        console.close()
 
 
 def _execute(step: Any, out: Path, emit: Any) -> str:
@@ -246,7 +245,7 @@ def _other(name: str, arguments: list[str]) -> None:
         parser.add_argument("--seed", type=int, metavar="N", help="seed of every step that names none")
         parser.add_argument("--dry-run", action="store_true", help="each step with its state and forecast; do nothing")
         parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
-        parser.add_argument("--quiet", action="store_true", help="no progress")
+        parser.add_argument("--quiet", action="store_true", help="no progress, warnings only")
         _run_recipe(parser.parse_args(arguments))
     elif name == "show":
         parser.add_argument(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -100,6 +101,12 @@ def ignore(event: Event) -> None:
     """Hear nothing."""
 
 
+def as_warnings(event: Event) -> None:
+    """Hear warnings alone, as Python's own: what those hear who call a verb from Python."""
+    if isinstance(event, Warned):
+        warnings.warn(event.message, stacklevel=3)
+
+
 def several(*readers: Emit) -> Emit:
     """One emit that tells every reader."""
 
@@ -167,13 +174,16 @@ class TensorBoard:
 
 
 class Console:
-    """One live line per piece of work (rate, time left, loss) on a terminal; a plain line now and then elsewhere."""
+    """One live line per piece of work (rate, time left, loss) on a terminal; a plain line now and then elsewhere.
 
-    def __init__(self, stream: IO[str] | None = None, every: float = 10.0) -> None:
+    quiet: no progress and no notes; warnings are said all the same.
+    """
+
+    def __init__(self, stream: IO[str] | None = None, every: float = 10.0, quiet: bool = False) -> None:
         from rich.console import Console as RichConsole
 
         self._console = RichConsole(file=stream or sys.stderr, highlight=False)
-        self._every = every
+        self._every, self._quiet = every, quiet
         self._progress: Any = None
         self._work = Started("", 0, "")
         self._begun = self._said = time.monotonic()
@@ -181,6 +191,10 @@ class Console:
 
     def __call__(self, event: Event) -> None:
         match event:
+            case Warned():
+                self._print(f"[yellow]warning:[/] {_escape(event.message)}")
+            case _ if self._quiet:
+                return
             case Started():
                 self._start(event)
             case Progressed():
@@ -191,8 +205,6 @@ class Console:
             case Evaluated():
                 shown = " · ".join(f"{k} {v:.4g}" for k, v in event.values.items())
                 self._print(f"  step {event.step}: {shown}")
-            case Warned():
-                self._print(f"[yellow]warning:[/] {_escape(event.message)}")
             case Noted():
                 self._print(f"  {_escape(event.message)}")
 

@@ -65,9 +65,9 @@ def call(
     emit: Emit | None = None,
     **settings: Any,
 ) -> Path:
-    """Run a verb from Python: settings by name, the finished folder back."""
+    """Run a verb from Python: settings by name, the folder back. Without ``emit``, warnings are Python's own."""
     from mickle.config import Config, load, validate
-    from mickle.events import ignore
+    from mickle.events import as_warnings
     from mickle.step import execute
 
     cls = step_class(name)
@@ -75,4 +75,4 @@ def call(
     if config is not None:
         given = {**load(cls, config).model_dump(exclude_unset=True), **given}
     step = validate(cls, given, where=f"mickle.{name}(...)")
-    return execute(step, Path(out) if out is not None else default_out(name, step), emit or ignore)
+    return execute(step, Path(out) if out is not None else default_out(name, step), emit or as_warnings)

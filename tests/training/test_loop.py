@@ -140,7 +140,7 @@ def test_events_of_a_run(tmp_path: Path) -> None:
     # 2 and 4 were each the best so far, 6 is the last; 4 stays beside the newest because it is the best.
     assert [e.step for e in events if isinstance(e, Saved)] == [2, 4, 6]
     assert steps_saved(tmp_path) == [4, 6]
-    assert checkpoint.best(tmp_path) == tmp_path / "step-00000004"
+    assert checkpoint.best(tmp_path)[0] == tmp_path / "step-00000004"
 
 
 def test_evaluation_sees_a_quiet_model_and_leaves_no_trace() -> None:
@@ -165,7 +165,7 @@ def test_best_weights_come_back(tmp_path: Path) -> None:
         return {"loss": next(values)}
 
     model, _ = train(steps=4, checkpoints=tmp_path, keep=1, evaluate=evaluate, evaluate_every=2)
-    path = checkpoint.best(tmp_path)
+    path, _ = checkpoint.best(tmp_path)
     assert path is not None
     checkpoint.load_weights(path, model)
     assert all(torch.equal(t, kept[0][name]) for name, t in model.state_dict().items())

@@ -161,8 +161,20 @@ def test_the_interval_of_paired_differences_covers_the_truth() -> None:
 
 @pytest.mark.parametrize(("low", "warned"), [(0.03, True), (0.02, False), (-0.1, False)])
 def test_only_a_clear_loss_on_general_text_is_a_warning(low: float, warned: bool) -> None:
-    assert bool(outcome.warning({"interval": [low, 0.5], "difference": 0.2})) is warned
-    assert outcome.warning(None) == ""
+    assert bool(outcome.warnings({"general": {"interval": [low, 0.5], "difference": 0.2}}, 4, Full())) is warned
+    assert outcome.warnings({"general": None, "task": None}, 4, Full()) == []
+
+
+@pytest.mark.parametrize(("low", "warned"), [(0.001, True), (0.0, False), (-0.1, False)])
+def test_a_task_that_became_worse_is_a_warning(low: float, warned: bool, tmp_path: Path) -> None:
+    """Wherever the whole interval is above 0, on the screen and in the report."""
+    task = {"before": 5.8, "after": 7.6, "difference": 1.8, "interval": [low, 2.0], "texts": 3, "tokens": 9}
+    said = outcome.warnings({"task": task, "general": None, "unit": "label"}, 4, Full())
+    assert [message[:64] for message in said] == [
+        "the tuning made the task worse: loss 5.8000 -> 7.6000 nats a lab"
+    ] * warned
+    made.write_rows(tmp_path / "samples.jsonl", [])
+    assert ("task worse" in outcome.tuning_section(tmp_path, {"warnings": said}).lead) is warned
 
 
 @pytest.mark.parametrize(
@@ -176,7 +188,7 @@ def test_only_a_clear_loss_on_general_text_is_a_warning(low: float, warned: bool
     ],
 )
 def test_the_warning_names_what_the_method_can_change(method: Any, said: str, unsaid: str) -> None:
-    message = outcome.warning({"interval": [0.3, 0.5], "difference": 0.4}, method)
+    (message,) = outcome.warnings({"general": {"interval": [0.3, 0.5], "difference": 0.4}}, 4, method)
     assert said in message
     assert unsaid not in message
 

@@ -376,6 +376,23 @@ def test_forgetting_is_warned_of(home: Path, tmp_path: Path) -> None:
     assert any("forgot" in event.message for event in heard if isinstance(event, Warned))
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("full", 30.0), ("lora", 30.0), ("mezo", 3.0)])
+def test_a_tuning_that_only_ruins_keeps_the_model_as_it_came(
+    kind: str, rate: float, home: Path, tmp_path: Path
+) -> None:
+    """No step is better than none: then those are the best weights, the journal has no step, and it is said."""
+    method = {"kind": kind, **({"learning_rate": rate} if kind == "mezo" else {})}
+    more = {"method": method, "learning_rate": rate, "steps": 2, "evaluate_every": 1, "save_every": 1, "samples": 0}
+    heard: list[Event] = []
+    out = tune(home, tmp_path / "out", heard.append, **more)
+    found = summary(out)
+    assert found["kept_step"] == 0
+    assert found["task"]["before"] == found["task"]["after"]
+    assert any(e.message.startswith("no step was better") for e in heard if isinstance(e, Warned))
+    assert "no step was better" in Tune.section(out, found).lead
+    assert kind != "mezo" or found["journal"]["steps"] == 0
+
+
 def test_general_text_is_the_models_own_held_out_pages(home: Path, tmp_path: Path) -> None:
     made.general(made.decoder_folder(tmp_path / "model") / "heldout.parquet")
     found = summary(tune(home, tmp_path / "out", model=tmp_path / "model", general=None, steps=1))

@@ -138,12 +138,12 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def best(folder: Path) -> Path | None:
-    """The checkpoint whose evaluation was the lowest, as the newest whole one remembers it."""
+def best(folder: Path) -> tuple[Path, float] | None:
+    """The checkpoint whose evaluation was the lowest, as the newest whole one remembers it, and that value."""
     found, _ = newest(folder)
     step = found.counters.get("best_step") if found else None
     path = folder / f"step-{step:08d}" if step is not None else None
-    return path if path and path.is_dir() else None
+    return (path, found.counters["best_value"]) if found and path and path.is_dir() else None
 
 
 def prune(folder: Path, keep: int, also: int | None = None) -> None:

@@ -196,6 +196,8 @@ class TrainingRun:
 
     log: the file of its events. measure: of held-out data, for the evaluations of the run.
     weights: which are kept, the best by ``measure`` or the last; None where nobody asks.
+    start: what ``measure`` gives before the first step, where that is known; the best may then be the weights as they
+    came.
     """
 
     plan: TrainingPlan
@@ -210,6 +212,7 @@ class TrainingRun:
     dropout: Schedule | None = None
     measure: Measure | None = None
     weights: Literal["best", "last"] | None = None
+    start: float = math.inf
     keep: int = KEPT_CHECKPOINTS
     on_bad_numbers: Literal["stop", "skip", "back"] = "stop"
     watch_loss: bool = True
@@ -248,13 +251,15 @@ def train(
     optimizer = optimizer_of(distributed.shard(model))
     last = record(run.events(model, optimizer), run.log, emit)
     best = run.weights == "best" and run.measure is not None
-    chosen = checkpoint.best(run.checkpoints) if best else None
-    if distributed.current().world > 1:
+    found = checkpoint.best(run.checkpoints) if best else None
+    chosen, lowest = found or (None, math.inf)
+    untouched = best and run.start < math.inf and run.start <= lowest
+    if distributed.current().world > 1 or untouched:
         model, chosen = again(), chosen or checkpoint.saved(run.checkpoints)[-1]
-    if chosen is not None:
+    if chosen is not None and not untouched:
         checkpoint.load_weights(chosen, model)
     distributed.wait_for_all()  # the first process will delete the checkpoints: not before all have read theirs
-    step = run.plan.steps if chosen is None else checkpoint.step_of(chosen)
+    step = 0 if untouched else run.plan.steps if chosen is None else checkpoint.step_of(chosen)
     if run.weights is not None:
         emit(Noted(f"weights of step {step:,} of {run.plan.steps:,} are kept ({run.weights} by held-out loss)"))
     return Outcome(model, optimizer, step, last)

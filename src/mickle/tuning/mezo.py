@@ -180,8 +180,8 @@ class Mezo(TuningMethod):
         assert isinstance(optimizer, MeZO)
         journal = journal_of_tuning(self, optimizer, model, optimizer.rule.seed, base)
         state = checkpoints / f"step-{kept:08d}" / STATE
-        if state.is_file():
-            steps = len(storage.read_state(state)["optimizer"]["rest"]["history"]["rates"])
+        if kept == 0 or state.is_file():
+            steps = len(storage.read_state(state)["optimizer"]["rest"]["history"]["rates"]) if kept else 0
             journal = cut(journal, steps, journal.runs[-1].tuned)
         write_journal(journal, work / JOURNAL)
         return {"journal": {"steps": journal.steps, "bytes": (work / JOURNAL).stat().st_size}}

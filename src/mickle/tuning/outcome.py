@@ -14,7 +14,7 @@ from mickle.evaluation.loss import bootstrap_ratio
 from mickle.results import Section, Table, drawn, facts, json_lines
 from mickle.sampling.sample import answers
 from mickle.storage import write_text
-from mickle.tuning.methods import Full, TuningMethod
+from mickle.tuning.methods import TuningMethod
 
 TABLE, FIGURE, SAMPLES = "table.md", "tune.svg", "samples.jsonl"
 LOST_CLEARLY = 0.02  # nats per token of general text that are worth a warning
@@ -73,16 +73,26 @@ def _shown(found: dict[str, Any]) -> tuple[str, ...]:
     return *losses, f"{low:+.4f} to {high:+.4f}", f"{found['texts']:,}", f"{found['tokens']:,}"
 
 
-def warning(general: dict[str, Any] | None, method: TuningMethod | None = None) -> str:
-    """A sentence where the model clearly lost on general text, with what forgets less than ``method``; "" where it did
-    not.
+def warnings(results: dict[str, Any], kept_step: int, method: TuningMethod) -> list[str]:
+    """A sentence each: no step was better than none, the task became worse, the model clearly lost on general text; and
+    what does less harm than ``method``.
     """
-    if not general or general["interval"][0] <= LOST_CLEARLY:
-        return ""
-    return (
-        f"the model forgot: general text costs {general['difference']:.3f} nats a token more than before; "
-        f"{(method or Full()).learns.milder} forget less"
-    )
+    said, milder = [], method.learns.milder
+    task, general = results.get("task"), results.get("general")
+    if kept_step == 0:
+        said.append(f"no step was better on held-out examples than the model as it came, which is kept; try {milder}")
+    if task and task["interval"][0] > 0:
+        before, after, change, interval, *_ = _shown(task)
+        said.append(
+            f"the tuning made the task worse: loss {before} -> {after} nats a {results.get('unit', 'token')} "
+            f"({change}; 95 % over texts: {interval}); try {milder}"
+        )
+    if general and general["interval"][0] > LOST_CLEARLY:
+        said.append(
+            f"the model forgot: general text costs {general['difference']:.3f} nats a token more than before; "
+            f"{milder} forget less"
+        )
+    return said
 
 
 def as_table(results: dict[str, Any]) -> str:
@@ -148,4 +158,5 @@ def tuning_section(folder: Path, summary: dict[str, Any]) -> Section:
         f"{summary.get('training_examples', 0):,} examples taught {summary.get('trained_parameters', 0):,} of "
         f"{summary.get('parameters', 0):,} parameters ({summary.get('method', '')})."
     )
+    lead = " ".join([lead, *(f"Warning: {message}." for message in summary.get("warnings", []))])
     return Section("The tuning", lead, drawn(folder), tables, answers(folder / SAMPLES))

@@ -8,6 +8,7 @@ and on general text before and after, samples, peak memory against the forecast.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run 
 class Tune(TrainingStep):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
-    version: ClassVar[int] = 3  # 3: writes the ends of texts that were taught, and the type that the model came in
+    version: ClassVar[int] = 4  # 3: ends of texts that were taught, types that came in; 4: step 0 may be the best
     kind: ClassVar[str] = "tuned"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
@@ -147,9 +148,9 @@ class Tune(TrainingStep):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.training import distributed
-        from mickle.tuning import outcome
+        from mickle.tuning import measures, outcome
         from mickle.tuning.general import general_pages
-        from mickle.tuning.tune_run import measure, open_model_to_tune, round_as_given, runs_on, save_tuned
+        from mickle.tuning.tune_run import mean_scores, measure, open_model_to_tune, round_as_given, runs_on, save_tuned
 
         scratch, writes = work / SCRATCH, distributed.current().writes
         if (why := self.method.one_process) and distributed.current().world > 1:
@@ -171,7 +172,9 @@ class Tune(TrainingStep):
             return found
 
         before = distributed.after_first(lambda: measured("before", model))
-        done = self._train(model, known, plan, work, emit)
+        scored = measures.from_lists(before["task"])[: known.task.first(QUICK_TOKENS)]
+        start = mean_scores(scored)["heldout_loss"] if len(scored) else math.inf
+        done = self._train(model, known, plan, start, work, emit)
         if not writes:
             return {}
         dtype = round_as_given(known, done.model) if self.method.stored_as_given else None
@@ -185,9 +188,10 @@ class Tune(TrainingStep):
         outcome.write(work, results, work / METRICS, texts)
         for line in outcome.lines(results):
             emit(Noted(line))
-        for message in (outcome.warning(results["general"], self.method), runs_on(known, work)):
-            if message:
-                emit(Warned(message))
+        warnings = outcome.warnings(results, done.step, self.method)
+        warnings += [message] if (message := runs_on(known, work)) else []
+        for message in warnings:
+            emit(Warned(message))
         return {
             "method": self.method.kind,
             "form": known.task.form,
@@ -200,6 +204,7 @@ class Tune(TrainingStep):
             "tokens_read": plan.steps * plan.batch_tokens,
             "kept_step": done.step,
             "last_evaluation": done.last,
+            "warnings": warnings,
             **results,
             **journal,
             "forecast": asdict(forecast),
@@ -235,8 +240,8 @@ class Tune(TrainingStep):
             emit(Warned("held-out examples are among the training examples: their loss says little"))
         return known, plan, forecast
 
-    def _train(self, model: nn.Module, known: Known, plan: TunePlan, work: Path, emit: Emit) -> Outcome:
-        """Train in place."""
+    def _train(self, model: nn.Module, known: Known, plan: TunePlan, start: float, work: Path, emit: Emit) -> Outcome:
+        """Train in place. ``start``: the held-out loss before the first step."""
         from mickle.tuning.tune_run import open_model_to_tune, quick_measure
 
         task, scratch = known.task, work / SCRATCH
@@ -253,6 +258,7 @@ class Tune(TrainingStep):
             identity=self.identity(),
             measure=quick_measure(task, plan.sequence_length, QUICK_TOKENS) if task.heldout_lengths else None,
             weights=self.weights,
+            start=start,
             on_bad_numbers=self.on_bad_numbers,
             watch_loss=not task.leaps,
         )

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -154,11 +155,13 @@ def _widen(model: nn.Module) -> None:
 def quick_measure(task: Task, length: int, tokens: int) -> Callable[[nn.Module], dict[str, float]]:
     """A measure for the run: mean loss of the first held-out examples, some ``tokens`` of them."""
 
-    def measured(model: nn.Module) -> dict[str, float]:
-        nats, count, right = task.scores(model, length, tokens).sum(0)
-        return {"heldout_loss": nats / max(count, 1), "heldout_accuracy": right / max(count, 1)}
+    return lambda model: mean_scores(task.scores(model, length, tokens))
 
-    return measured
+
+def mean_scores(scores: np.ndarray) -> dict[str, float]:
+    """Mean loss and share of right guesses, of the scores [n, 3] of some held-out examples."""
+    nats, count, right = scores.sum(0)
+    return {"heldout_loss": nats / max(count, 1), "heldout_accuracy": right / max(count, 1)}
 
 
 def measure(known: Known, plan: TunePlan, model: nn.Module, pages: Sequence[Page], samples: int) -> dict[str, Any]:
