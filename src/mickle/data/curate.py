@@ -264,7 +264,7 @@ class Curate(Rules, Step):
             if tally.chained > CHAINED * count:
                 emit(
                     Warned(
-                        f"{tally.chained:,} of {count:,} near-duplicates are less than half like the page kept for them: "
+                        f"{tally.chained:,} of {count:,} near-duplicates are not half like the page kept for them: "
                         "clusters are chains; --near-duplicates.verify 0.8 asks for true likeness"
                     )
                 )

@@ -11,8 +11,9 @@ fails is the reason:
 5. *strict word*: one stands anywhere in a word of it, or is several whole words: in "essex/campus" is no "sexcam".
 
 Departures from datatrove 0.10.1, which the paper's authors wrote after it: both sides are in lower case (there a
-capital letter in an address hides a word), ``%70`` is read as the letter it stands for, letters of every
-alphabet are letters, a strict word does not begin in one word and end in another, and a list's entry holds for all hosts below it, so that no list of public suffixes is needed.
+capital letter in an address hides a word), ``%70`` is read as the letter it stands for, letters of every alphabet are
+letters, a strict word does not begin in one word and end in another, and a list's entry holds for all hosts below it,
+so that no list of public suffixes is needed.
 
 The paper's list has 4.6 million sites and is not ours to ship: give it, or a category of the UT1 lists, as
 ``blocked``. Sites are kept as 64-bit hashes, 8 bytes each: 37 MB for 4.6 million, with one wrong removal in 10^12
