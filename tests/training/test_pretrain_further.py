@@ -81,6 +81,22 @@ def test_a_model_of_ours_goes_on_from_its_weights(encoder, corpus, tmp_path):  #
     assert summaries[0]["parameters"] == summaries[1]["parameters"]
 
 
+def test_a_model_that_goes_on_keeps_its_ends_its_template_and_its_small_files(corpus, tmp_path):  # noqa: F811
+    from mickle.models.folder import end_tokens
+
+    start = execute(Pretrain(data=corpus, **{**SMALL, "steps": 2}), tmp_path / "start", ignore)
+    (start / "manifest.json").unlink()
+    (start / "generation_config.json").write_text('{"eos_token_id": [7, 9], "temperature": 0.5}')
+    (start / "chat_template.jinja").write_text("{{ messages }}")
+    (start / "tokenizer.model").write_bytes(b"pieces")
+    end = json.loads((start / "config.json").read_text())["eos_token_id"]
+    out = execute(further(corpus, start, steps=2), tmp_path / "model", ignore)
+    assert end_tokens(out) == [7, 9, end]
+    assert json.loads((out / "generation_config.json").read_text())["temperature"] == 0.5
+    for name in ("chat_template.jinja", "tokenizer.model"):
+        assert (out / name).read_bytes() == (start / name).read_bytes()
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """A BERT folder as transformers writes it, with a WordPiece tokenizer."""

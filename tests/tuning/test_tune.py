@@ -232,9 +232,9 @@ def test_transformers_ends_an_answer_where_the_examples_end(after: str, kind: st
 
 
 def test_an_end_that_transformers_would_not_take_is_warned_of(home: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    from mickle.tuning import tune_run
+    from mickle.models import folder_files
 
-    monkeypatch.setattr(tune_run, "write_end_tokens", lambda *_: None)
+    monkeypatch.setattr(folder_files, "write_end_tokens", lambda *_: None)
     heard: list[Event] = []
     tune(home, tmp_path / "out", heard.append, model=made.chat_folder(tmp_path / "base"), method={"kind": "full"})
     assert any("does not end a text at [" in event.message for event in heard if isinstance(event, Warned))

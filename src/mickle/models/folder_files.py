@@ -38,6 +38,7 @@ KEPT = (
     "chat_template.jinja",
     GENERATION,
 )
+WRITTEN = ("tokenizer.json", "tokenizer_config.json")  # by a tokenizer itself
 LARGEST_KEPT = 64 << 20  # bytes
 
 
@@ -96,6 +97,17 @@ def keep_files(folders: Sequence[Path], work: Path, names: Sequence[str] = KEPT)
         storage.write_bytes(work / name, path.read_bytes())
         kept.append(name)
     return kept
+
+
+def keep_words(folder: Path, work: Path, taught: Sequence[int]) -> None:
+    """Keep what belongs to the words of a model that was trained further, the tokenizer's own files aside; texts end
+    as before, and at the tokens that were ``taught`` as ends.
+    """
+    keep_files([folder], work, [name for name in KEPT if name not in WRITTEN])
+    ends = end_tokens(folder)
+    more = [token for token in taught if token not in ends]
+    if more:
+        write_end_tokens(work, [*ends, *more])
 
 
 def open_tokenizer(path: Path) -> Tokenizer:

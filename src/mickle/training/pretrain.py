@@ -64,6 +64,7 @@ class Ready:
 class Pretrain(TrainingStep):
     """Train a small language model on pages, from nothing or from a model folder."""
 
+    version: ClassVar[int] = 2  # 2: a model that goes on keeps its ends, template and small files
     kind: ClassVar[str] = "model"
     positional: ClassVar[str] = "data"
     example: ClassVar[str] = "mickle pretrain corpus --size tiny --out model"
@@ -161,6 +162,7 @@ class Pretrain(TrainingStep):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.models.folder import save_model
+        from mickle.models.folder_files import keep_words
         from mickle.training import distributed
 
         ready = distributed.after_first(lambda: self._ready(work, emit))
@@ -168,6 +170,8 @@ class Pretrain(TrainingStep):
         if not distributed.current().writes:
             return {}
         save_model(done.model, work, ready.tokenizer)
+        if self.start is not None and self.tokenizer is None:
+            keep_words(self.start, work, [ready.tokenizer.end] if self.objective.causal else [])
         plan, split = ready.plan, ready.split
         return {
             "parameters": plan.parameters,

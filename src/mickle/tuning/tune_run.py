@@ -21,7 +21,7 @@ from mickle.errors import NumericError, UsageError
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
 from mickle.models.folder_check import check_tokenizer, inspect_folder, is_adapter, read_config
-from mickle.models.folder_files import KEPT, keep_files, write_end_tokens
+from mickle.models.folder_files import keep_words
 from mickle.models.language import Description, LanguageModel, check_vocabulary
 from mickle.models.linear_layers import is_linear
 from mickle.models.lora import LoraLinear
@@ -34,7 +34,6 @@ from mickle.tuning.tune_labels import read_labels
 from mickle.tuning.tune_plan import LONGEST, TunePlan
 from mickle.tuning.weights import Weights, weigh
 
-WRITTEN = ("tokenizer.json", "tokenizer_config.json")  # by the tokenizer itself
 OPENING = 16  # tokens
 TEMPLATE = "chat_template.jinja"
 
@@ -193,9 +192,7 @@ def save_tuned(known: Known, model: nn.Module, work: Path) -> None:
     """A plain model folder, or an adapter folder in PEFT's form; tokenizer, chat template and the ends of texts too."""
     template = known.task.template
     known.method.learns.save(model, work, known.folder, known.tokenizer)
-    keep_files([known.folder], work, [name for name in KEPT if name not in WRITTEN])
-    if known.ends != end_tokens(known.folder):
-        write_end_tokens(work, known.ends)
+    keep_words(known.folder, work, known.task.ends)
     if template is not None and template.builtin:
         storage.write_text(work / TEMPLATE, template.source)
 
