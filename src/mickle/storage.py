@@ -38,6 +38,7 @@ SETTINGS = "settings.yaml"  # a record of what was asked, paths included; no par
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 TEMPORARY = ".tmp"  # what such a name begins with; safetensors' own do too
 FORMAT = 1
+ANY_SIZE, MOST_HOLES = 64 << 20, 200  # bytes that may be a hole; beyond that, bytes to one that was written
 LARGEST_MANIFEST = 16 << 20  # bytes; some hundred thousand files
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # What a manifest may say besides kind, format and files, and of which type.
@@ -222,9 +223,25 @@ def hash_file(path: Path) -> str:
     """xxh3-128 of a file's content, in hex."""
     hasher = xxhash.xxh3_128()
     with open(path, "rb", buffering=0) as stream:
+        _refuse_holes(stream.fileno(), path)
         while chunk := stream.read(1 << 22):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def _refuse_holes(descriptor: int, path: Path) -> None:
+    """A file of gigabytes that takes none of the disk would be read for hours before anyone looks at what it says."""
+    size, place, written = os.fstat(descriptor).st_size, 0, 0
+    try:
+        while place < size and size > ANY_SIZE + MOST_HOLES * written:
+            start = os.lseek(descriptor, place, os.SEEK_DATA)
+            place = os.lseek(descriptor, start, os.SEEK_HOLE)
+            written += place - start
+    except OSError as error:
+        place = size if error.errno == errno.ENXIO else 0  # no more data; or a disk that does not say
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    if place >= size > ANY_SIZE + MOST_HOLES * written:
+        raise UsageError(f"this file has {size:,} bytes, of which {written:,} were written", where=str(path))
 
 
 def content_digest(path: Path) -> str:

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from template_families import FAMILIES, QWEN3, TURNS, Family
 
+from mickle.data import template_sandbox
 from mickle.data.answer_spans import EARLIER, LEFT_OUT, NO_END, lay_out, trained_spans
 from mickle.data.chat_template import PLAIN, ChatTemplate, open_template
 from mickle.data.conversations import Message
 from mickle.data.template_program import TODAY
+from mickle.data.template_sandbox import Rendering
 from mickle.data.tokenizer import END_OF_DOCUMENT, train_tokenizer
 from mickle.errors import UsageError
 
@@ -226,6 +228,8 @@ HOSTILE = {
     "lorem": "{{ lipsum(n=99999) }}",
     "date": "{{ strftime_now('%A' * 99999) }}",
     "bytes": "{{ (1).to_bytes(999999999, 'big') }}",
+    "rounding": "{{ 1|round(99999999,'ceil') }}",
+    "rounding in a loop": LOOP + "{{ (7 + i)|round(9999999,'floor') }}" + END,
     "deep": "{{ " + "(" * 20000 + "1" + ")" * 20000 + " }}",
     "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
     "class by attr": "{{ ('' | attr('__class__')).__mro__ }}",
@@ -272,6 +276,16 @@ def test_a_template_that_was_stopped_costs_nothing_but_itself():
         with pytest.raises(UsageError, match="runs for too long"):
             endless.render(turns(CONVERSATION))
         assert fine.render(turns(CONVERSATION)) == CONVERSATION[0][1]
+
+
+def test_a_template_that_is_stopped_again_and_again_is_asked_no_more(monkeypatch):
+    monkeypatch.setattr(template_sandbox, "MOST_STOPS", 2)
+    template = ChatTemplate("{# again #}" + HOSTILE["endless"])
+    asked = [Rendering(0, 1)]
+    for _ in range(2):
+        assert len(template.render_all([turns(CONVERSATION)], asked)) == 1
+    with pytest.raises(UsageError, match="stopped 2 times before"):
+        template.render_all([turns(CONVERSATION)], asked)
 
 
 def test_a_template_may_take_long_texts():

@@ -213,6 +213,11 @@ def rewritten(data: bytes, change: Any) -> bytes:
         (lambda h: h["runs"][0]["rule"].update(variant=3), "variant: .* got 3"),
         (lambda h: h["runs"][0]["rule"].update(betas=[0.9]), "betas.1: .*required"),
         (lambda h: h["runs"][0]["rule"].pop("seed"), "has the fields"),
+        (
+            lambda h: h["runs"][0]["rule"].update(variant="adam", betas=[1 - 1e-12, 0.9]),
+            "remembers more than 7,000 steps",
+        ),
+        (lambda h: h["runs"][0].update(added=[[]] * 1_000_000), "too many values"),
         (lambda h: h["runs"][0].update(tensors=[]), "trains no tensor"),
         (lambda h: h["runs"][0]["tensors"].append(h["runs"][0]["tensors"][0]), "names a tensor twice"),
         (lambda h: h["runs"][0]["tensors"][0].__setitem__(1, [2**40, 2**40]), "no possible shape"),

@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
+from mickle.untrusted.values import MOST_VALUES, count_values
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
 LARGEST_JSON = 1 << 30  # bytes of a JSON array, which is read whole
@@ -130,7 +131,10 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: 
 
 def _parsed(line: bytes, where: str) -> Row:
     try:
-        value = _DECODER.decode(line.decode("utf-8-sig"))
+        text = line.decode("utf-8-sig")
+        if count_values(text) > MOST_VALUES:
+            return Row(where=where, problem=f"row holds more than {MOST_VALUES:,} values")
+        value = _DECODER.decode(text)
     except UnicodeDecodeError:
         return Row(where=where, problem="not UTF-8")
     except json.JSONDecodeError as error:

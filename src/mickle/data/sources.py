@@ -25,6 +25,7 @@ from mickle.data.records import Removed, domain_of
 from mickle.data.rows import bounded_lines
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError
+from mickle.untrusted.values import MOST_VALUES, count_values
 
 Found = RawPage | Removed | Skipped
 Advance = Callable[[int], None]  # told how many more bytes of the source have been read
@@ -252,7 +253,10 @@ class _Bounded(io.RawIOBase):
 
 def _parse(line: bytes) -> Any:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        text = line.decode("utf-8-sig")
+        if count_values(text) > MOST_VALUES:
+            return "too many values"
+        value = json.loads(text)
     except UnicodeDecodeError:
         return "not UTF-8"
     except (ValueError, RecursionError):

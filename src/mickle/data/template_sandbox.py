@@ -20,6 +20,8 @@ _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Noncharacters that stand around {% generation %} blocks where they are looked for.
 OPENS, CLOSES = "\ufdd0", "\ufdd1"
 _LOCK = threading.Lock()
+MOST_STOPS = 20  # by the kernel; then no further text is asked of such a template
+_STOPPED: dict[str, int] = {}
 
 
 class Refused(UsageError):
@@ -48,7 +50,8 @@ def render(
 ) -> list[str | UsageError]:
     """The texts of the template ``source`` for turns of ``chats`` (role and content each) and ``variables``, in the
     order ``asked``; in their place the UsageError where the template is none, refuses, fails, asks for what it may
-    not, or asks for too much time, memory or text. ``where`` names its file.
+    not, or asks for too much time, memory or text. ``where`` names its file. It is raised where a template was stopped
+    for too many texts.
 
     All renderings are asked for at once, since the way to the other process takes longer than most of them.
     """
@@ -57,6 +60,9 @@ def render(
         answer = _child(os.getpid()).ask(lambda stream: stream.write(question))
     if isinstance(answer, int):
         cause = "it runs for too long" if answer == -signal.SIGPROF else f"its process was {ended_by(answer)}"
+        _STOPPED[source] = _STOPPED.get(source, 0) + 1
+        if _STOPPED[source] > MOST_STOPS:
+            raise UsageError(f"chat template was stopped {MOST_STOPS} times before: {cause}", where=where)
         return [UsageError(f"chat template was stopped: {cause}", where=where)] * len(asked)
     return [said if kind == "text" else _problem(kind, said[:300], where) for kind, said in json.loads(answer)]
 

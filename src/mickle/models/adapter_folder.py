@@ -30,6 +30,7 @@ HOW: dict[str, Any] = {
     "block": int,
     "skip": list,
 }  # arguments of `models.quantized.quantize_model`
+MOST_PATTERNS = 2000  # each is held to the name of each layer
 KINDS = ("LORA", "PREFIX_TUNING")
 # Settings that say how an adapter was begun or is held, not what it computes.
 HARMLESS = {
@@ -242,8 +243,8 @@ def base_note(folder: Path) -> dict[str, Any]:
 def _patterns(values: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
     """A table by regular expressions, each short and without what makes matching take for ever."""
     table = values.get(key) or {}
-    if not isinstance(table, dict):
-        raise UsageError(f"{key} is no table", where=str(path))
+    if not isinstance(table, dict) or len(table) > MOST_PATTERNS:
+        raise UsageError(f"{key} is no table of at most {MOST_PATTERNS:,} layers", where=str(path))
     for pattern in table:
         repeats = len(re.findall(r"[*+{]", pattern))
         if len(pattern) > 1000 or repeats > 4 or re.search(r"\)[*+{]", pattern):

@@ -21,6 +21,7 @@ adapter was trained on, or onto the W that What came from: outputs then differ b
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -234,11 +235,16 @@ def target_names(names: list[str], targets: str | Sequence[str]) -> list[str]:
     return chosen
 
 
+@lru_cache(4096)
+def _ends_in(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
+
+
 def matched(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
     """The value of the first pattern that matches the end of `name`, from the beginning of a part of it."""
     for pattern, value in patterns.items():
         try:
-            if re.match(rf"(.*\.)?({pattern})$", name):
+            if _ends_in(pattern).match(name):
                 return value
         except re.error as error:
             raise UsageError(f"pattern is no regular expression: {error}", where=pattern[:100]) from None

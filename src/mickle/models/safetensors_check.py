@@ -18,8 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mickle.errors import NumericError, UsageError
+from mickle.untrusted.values import count_values
 
-LARGEST_HEADER = 25 << 20  # bytes; 100,000 tensors need about 15 MB
+LARGEST_HEADER = 8 << 20  # bytes of a file's header
+MOST_VALUES = 500_000  # in it: some 60,000 tensors
 LONGEST_NAME = 1024
 
 
@@ -46,10 +48,12 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
         if length > LARGEST_HEADER or length > size - 8:
             _refuse(path, f"header claims {length:,} bytes, the file has {size:,}")
         header = stream.read(length)
+    if (count := count_values(header.decode("latin-1"))) > MOST_VALUES:
+        _refuse(path, f"header holds {count:,} values, more than {MOST_VALUES:,}")
     try:
         with safe_open(path, "pt"):
             pass
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError) as error:  # the last where it is too large to be mapped
         _refuse(path, str(error)[:200])
     values = json.loads(header)
     values.pop("__metadata__", None)

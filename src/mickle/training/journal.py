@@ -33,14 +33,15 @@ from mickle import storage
 from mickle.errors import UsageError
 from mickle.kernels.philox import MOST_ELEMENTS
 from mickle.training.mezo_rule import MOST_DRAWS, MezoRule, from_codes
+from mickle.untrusted.values import MOST_VALUES, count_values
 
 if TYPE_CHECKING:
     from mickle.training.mezo import MeZO
 
 MAGIC, FORMAT = b"MEZO", 1
 GENERATOR = "philox4x32-10/1"  # the directions of kernels/philox.py; the number rises if one bit of them changes
-LARGEST = 256 << 20  # bytes of a file: a hundred million steps
-LARGEST_HEADER = 16 << 20  # unpacked; what would unfold without end stops here
+LARGEST = 16 << 20  # bytes of a file: eight million steps
+LARGEST_HEADER = 8 << 20  # unpacked; what would unfold without end stops here
 ADAPTERS = ("lora", "prefix")
 MOST_RUNS, MOST_MEASURED = 10_000, 10_000
 _START = struct.Struct("<4sHI")
@@ -237,6 +238,8 @@ def _header(compressed: bytes) -> dict[str, Any]:
         text = unpacker.decompress(compressed, LARGEST_HEADER)
         if not unpacker.eof:
             raise _broken("its header is too large or cut")
+        if count_values(text.decode("latin-1")) > MOST_VALUES:
+            raise _broken("its header holds too many values")
         header = json.loads(text)
     except (zlib.error, ValueError, RecursionError):
         raise _broken("its header cannot be read") from None

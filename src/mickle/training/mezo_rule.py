@@ -37,6 +37,7 @@ Variant = Literal["plain", "momentum", "adam", "fzoo"]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 FORGOTTEN = 1e-3  # a projection with less than this share of its first weight no longer counts
 ADAM_EPS = 1e-8  # as in Adam itself
+LONGEST_WINDOW = 7000  # steps that each step goes through again
 MOST_PROBES = 1024  # a journal from elsewhere must not ask for any amount of memory
 MOST_DRAWS = 1 << 32  # a draw is one word of the generator's counter
 
@@ -56,7 +57,16 @@ class MezoRule(Config):
     def _agree(self) -> Self:
         if self.variant == "fzoo" and self.probes < 2:
             raise ValueError(f"probes: {self.probes}, not 2 to {MOST_PROBES}, which fzoo needs")
+        if self.window > LONGEST_WINDOW:
+            raise ValueError(f"betas: {self.betas[0]} remembers more than {LONGEST_WINDOW:,} steps; at most 0.999")
         return self
+
+    @property
+    def window(self) -> int:
+        """How many steps a step's move is made of."""
+        if self.variant not in ("momentum", "adam") or self.betas[0] == 0:
+            return 1
+        return max(1, math.ceil(math.log(FORGOTTEN) / math.log(self.betas[0])))
 
     @property
     def stream(self) -> Stream:
@@ -87,10 +97,7 @@ class Updates:
     def __init__(self, rule: MezoRule) -> None:
         self.rule = rule
         self.step = 0
-        window = 1
-        if rule.variant in ("momentum", "adam") and rule.betas[0] > 0:
-            window = max(1, math.ceil(math.log(FORGOTTEN) / math.log(rule.betas[0])))
-        self._past: deque[tuple[int, list[float]]] = deque(maxlen=window)  # (step, projections), counted ones only
+        self._past: deque[tuple[int, list[float]]] = deque(maxlen=rule.window)  # (step, projections), counted ones only
         self._square, self._counted = 0.0, 0
 
     def push(self, rate: float, projections: Sequence[float]) -> Update:
