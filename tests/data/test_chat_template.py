@@ -11,7 +11,17 @@ from hypothesis import strategies as st
 from template_families import FAMILIES, QWEN3, TURNS, Family
 
 from mickle.data import template_sandbox
-from mickle.data.answer_spans import EARLIER, LEFT_OUT, NO_END, lay_out, trained_spans
+from mickle.data.answer_spans import (
+    CUT,
+    CUT_BEFORE,
+    EARLIER,
+    LEFT_OUT,
+    NO_END,
+    NOT_SHOWN,
+    NotLaidOut,
+    lay_out,
+    trained_spans,
+)
 from mickle.data.chat_template import PLAIN, ChatTemplate, open_template
 from mickle.data.conversations import Message
 from mickle.data.template_program import TODAY
@@ -108,9 +118,62 @@ def test_a_template_that_leaves_a_turn_out_is_said():
     assert found.notes == [LEFT_OUT] and [found.text[a:b] for a, b in found.trained] == ["Four.\n\nOr 4.<|im_end|>"]
 
 
+THOUGHT = "<think>It is deep.</think>Deep."
+TURN = "<s>{{ m.role }} {{ %s }}<e>"
+EACH = "{%% for m in messages %s %%}" + TURN + "{%% endfor %%}"
+LAST = "m.content.split('</think>')[-1].strip() if m.role == 'assistant' else m.content"
+NO_SYSTEM = "if m.role != 'system'"
+
+
+@pytest.mark.parametrize(
+    ("source", "notes"),
+    [
+        (EACH % ("", "m.content"), []),
+        (EACH % ("", "m.content | replace('.', ' .') | replace(' .', '.')"), []),
+        (EACH % ("", LAST), [CUT]),
+        (EACH % (NO_SYSTEM, LAST), [LEFT_OUT, CUT]),
+        (EACH % ("", "m.content | truncate(30, true, '')"), [CUT]),
+        (EACH % ("", "m.content | replace('<', '&lt;')"), [CUT]),
+        (EACH % ("", "m.content | replace('soup', 'stew')"), [CUT_BEFORE]),
+        (EACH % (NO_SYSTEM, "m.content | replace('soup', 'stew')"), [LEFT_OUT, CUT_BEFORE]),
+    ],
+)
+def test_what_a_template_leaves_out_is_said(source, notes):
+    messages = turns([("system", "One word."), ("user", "A bowl for soup?"), ("assistant", THOUGHT + " So it is.")])
+    found = lay_out(ChatTemplate(source, specials=("<s>", "<e>")), messages)
+    assert found.notes == notes
+    assert found.text[slice(*found.trained[0])].endswith("<e>")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "falcon"])
+def test_an_answer_marked_as_not_learnt_from_is_shown_and_not_trained(name):
+    family = FAMILIES[name]
+    said = turns([("user", "1 and 1?"), ("assistant", "3, WRONG."), ("user", "Again."), ("assistant", "2.")])
+    said[1] = Message("assistant", "3, WRONG.", trained=False)
+    found = lay_out(template_of(family), said)
+    assert [found.text[a:b] for a, b in found.trained] == ["2." + family.end]
+    assert "3, WRONG." in found.text and not found.notes
+
+
+TOOLS = [{"type": "function", "function": {"name": "kiln_heat"}}]
+TOLD = "{% if tools %}{% for tool in tools %}{{ tool | tojson }}{% endfor %}{% endif %}"
+
+
+def test_tools_and_documents_reach_the_template_and_one_that_does_not_show_them_is_said():
+    plain = FAMILIES["chatml"].source
+    both = {"tools": TOOLS, "documents": [{"title": "kilns", "text": "hot"}]}
+    shown = lay_out(ChatTemplate(TOLD + "{{ documents }}" + plain, specials=TURNS), turns(CONVERSATION[:3]), "", both)
+    assert shown.text.startswith('{"type": "function", "function": {"name": "kiln_heat"}}[{') and not shown.notes
+    assert [shown.text[a:b] for a, b in shown.trained] == ["Four.\n\nOr 4.<|im_end|>"]
+    half = lay_out(ChatTemplate(TOLD + plain, specials=TURNS), turns(CONVERSATION[:3]), "", both)
+    assert half.notes == [NOT_SHOWN.format("documents")]
+    none = lay_out(ChatTemplate(plain, specials=TURNS), turns(CONVERSATION[:3]), "", {"tools": TOOLS})
+    assert none.notes == [NOT_SHOWN.format("tools")]
+
+
 def test_an_answer_that_is_not_shown_is_refused_with_its_example():
     source = "{% for m in messages %}{{ m.role if m.role == 'assistant' else m.content }}\n{% endfor %}"
-    with pytest.raises(UsageError, match="no answer of this example") as found:
+    with pytest.raises(NotLaidOut, match="no answer of this example") as found:
         lay_out(ChatTemplate(source), turns(CONVERSATION[:3]), "chats.jsonl:7")
     assert "chats.jsonl:7" in found.value.where
 
@@ -302,7 +365,7 @@ def test_a_template_that_wants_more_than_a_question_can_be_opened():
 
 
 def test_what_the_template_says_reaches_the_person():
-    with pytest.raises(UsageError, match="refuses the conversation: System role not supported") as found:
+    with pytest.raises(NotLaidOut, match="refuses the conversation: System role not supported") as found:
         lay_out(template_of(FAMILIES["gemma"]), turns(CONVERSATION), "a.jsonl:3")
     assert found.value.where == "here; a.jsonl:3"
     with pytest.raises(UsageError, match="cannot be read") as found:

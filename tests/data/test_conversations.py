@@ -52,6 +52,11 @@ def read_one(folder, row):
     return example
 
 
+def marked(**more):
+    """A conversation whose answer has more keys."""
+    return {"messages": [*turns((U, "Hi")), {"role": A, "content": "x", **more}]}
+
+
 # (form, row, what comes out): messages where the row is used in spite of what is odd about it, else the reason
 IMAGE = [{"type": "text", "text": "see"}, {"type": "image_url", "image_url": "x"}]
 MEGABYTE = "word " * 200_000
@@ -80,6 +85,16 @@ OUTCOMES = [
     ("alpaca", {"instruction": "Hi", "output": "Hello", "input": None}, CHAT),
     ("alpaca", {"instruction": "Hi", "response": "Hello", "system": "S"}, [(S, "S"), *CHAT]),
     ("alpaca", {"instruction": "Hi", "input": "", "output": "Hello", "text": "Hi Hello"}, CHAT),
+    ("messages", messages(*CHAT, tools=[], history=[], context="", weight=1, train=True, label=True), CHAT),
+    ("messages", messages(*CHAT, history=[["q", "a"]]), [(U, "q"), (A, "a"), *CHAT]),
+    ("messages", messages(*CHAT, history=turns((S, "S"), (U, "q"), (A, "a"))), [(S, "S"), (U, "q"), (A, "a"), *CHAT]),
+    ("messages", {"messages": [{"role": U, "content": "Hi", "train": False, "weight": 1}, {"role": A, "content": "Hello", "weight": 1}]}, CHAT),
+    ("sharegpt", sharegpt(("human", "Hi"), ("gpt", "Hello"), system_prompt="S"), [(S, "S"), *CHAT]),
+    ("alpaca", {"instruction": "Hi", "output": "Hello", "system": "S", "history": [["q", "a"], ["r", "b"]]},
+     [(S, "S"), (U, "q"), (A, "a"), (U, "r"), (A, "b"), *CHAT]),
+    ("alpaca", {"instruction": "Add", "context": "1 2", "response": "3"}, [(U, "Add\n\n1 2"), (A, "3")]),
+    ("exchange", {"prompt": turns((U, "Hi")), "completion": turns((A, "Hello")), "history": '[["q", "a"]]'},
+     [(U, "q"), (A, "a"), *CHAT]),
     # messages that are not used
     ("messages", {"messages": [{"content": "Hi"}, {"role": A, "content": "Hello"}]}, "a message has no role"),
     ("messages", messages((None, "Hi"), (A, "Hello")), "a message has no role"),
@@ -111,11 +126,21 @@ OUTCOMES = [
     ("messages", {"messages": "[{cut"}, "messages are no list"),
     ("messages", {"messages": {"role": U, "content": "Hi"}}, "messages are no list"),
     ("messages", {"messages": ["Hi", "Hello"]}, "a message is no object"),
-    ("messages", {"messages": [*turns((U, "Hi")), {"role": A, "content": "x", "tool_calls": [{"id": 1}]}]},
-     "tool calls and reasoning fields are not kept"),
-    ("messages", {"messages": [*turns((U, "Hi")), {"role": A, "content": "x", "reasoning_content": "hm"}]},
-     "tool calls and reasoning fields are not kept"),
-    ("messages", {"messages": [*turns((U, "Hi")), {"role": A, "content": "x", "weight": 0}]}, "weights of messages are not kept"),
+    ("messages", marked(tool_calls=[{"id": 1}]), "a message with tool_calls, which is not kept"),
+    ("messages", marked(reasoning_content="hm"), "a message with reasoning_content, which is not kept"),
+    ("messages", marked(reasoning_details=[{"text": "hm"}]), "a message with reasoning_details, which is not kept"),
+    ("messages", marked(train_detail=[{"train": False}]), "a message with train_detail, which is not kept"),
+    ("messages", marked(weight=0.5), "a mark of what is learnt from is neither true nor false"),
+    ("messages", marked(train="perhaps"), "a mark of what is learnt from is neither true nor false"),
+    ("messages", {"messages": [{"role": U, "content": "Hi", "train": True}, *turns((A, "x"))]},
+     "a turn that is no answer is marked as learnt from"),
+    ("messages", messages(*CHAT, weight=0.5), "a weight other than 0 and 1 is not kept"),
+    ("messages", messages(*CHAT, context="a passage"), "a row with context, which is not kept"),
+    ("messages", messages(*CHAT, images=["a.png"]), "a row with images, which is not kept"),
+    ("messages", messages(*CHAT, tools={"name": "f"}), "tools are no list of objects"),
+    ("messages", messages(*CHAT, tools="f, g"), "tools are no list of objects"),
+    ("messages", messages(*CHAT, documents=["a", "b"]), "documents are no list of objects"),
+    ("messages", messages(*CHAT, history="before"), "history is no list"),
     ("messages", {"messages": None}, "no messages"),
     ("messages", messages((U, "Hi\0"), (A, "Hello")), "text holds a NUL"),
     ("messages", messages((U, "Hi \ud800"), (A, "Hello")), "text holds bytes that are no UTF-8, or half a surrogate pair"),
@@ -132,6 +157,12 @@ OUTCOMES = [
     ("alpaca", {"instruction": "Hi", "input": 3, "output": "Hello"}, "input is not text"),
     ("alpaca", {"instruction": "Hi", "input": "", "output": ["Hello"]}, "answer is not text"),
     ("alpaca", {"instruction": "Hi", "input": ""}, "no output or response"),
+    ("alpaca", {"instruction": "Hi", "input": "a", "context": "b", "output": "Hello"}, "an input and a context"),
+    ("alpaca", {"instruction": "Hi", "output": "Hello", "history": [["q", "a", "b"]]},
+     "history is no list of questions with their answers"),
+    ("alpaca", {"instruction": "Hi", "output": "Hello", "history": [["q", ""]]}, "an empty answer"),
+    ("completion", {"prompt": "Hi", "completion": "Hello", "context": "a passage"}, "a row with context, which is not kept"),
+    ("text", {"text": "Hi", "weight": 2.5}, "a weight other than 0 and 1 is not kept"),
     ("exchange", {"prompt": turns((U, "Hi")), "completion": turns((U, "Hello"))}, "no answer"),
     ("exchange", {"prompt": turns((U, "Hi"), (A, "x")), "completion": turns((A, "y"))}, "two answers in a row"),
     ("completion", {"prompt": "", "completion": "Hello"}, "an empty prompt"),
@@ -169,6 +200,96 @@ def test_each_odd_row_has_its_outcome(tmp_path, form, row, outcome):
         assert not reading.dropped
         assert reading.examples[-1].messages == tuple(Message(*pair) for pair in outcome)
         assert reading.examples[-1].where == f"{path}:11"
+
+
+RIGHT = [(U, "1 and 1?"), (A, "3, WRONG."), (U, "Again."), (A, "2, RIGHT.")]
+MARKS = [("train", False), ("training", False), ("trainable", 0), ("loss", False), ("loss_mask", 0), ("weight", 0),
+         ("weight", 0.0), ("masked", True), ("ignore", "true"), ("train", "False")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mark", "value"), MARKS)
+def test_an_answer_that_is_marked_is_kept_and_not_learnt_from(tmp_path, mark, value):
+    row = messages(*RIGHT)
+    row["messages"][1][mark] = value
+    example = read_one(tmp_path, row)
+    assert [turn.trained for turn in example.messages] == [True, False, True, True]
+    assert not example.unused and [turn.content for turn in example.messages] == [said for _, said in RIGHT]
+    assert write_messages(tmp_path / "again.jsonl", [example]) == 1
+    assert read_conversations(tmp_path / "again.jsonl").examples[0].messages == example.messages
+
+
+@pytest.mark.parametrize(
+    ("form", "mark", "value"),
+    [
+        ("completion", "label", False),
+        ("completion", "label", "False"),
+        ("alpaca", "kto_tag", "false"),
+        ("messages", "label", False),
+        ("messages", "train", False),
+        ("sharegpt", "weight", 0),
+        ("text", "masked", True),
+    ],
+)
+def test_a_row_that_is_marked_is_left_out_and_counted(tmp_path, form, mark, value):
+    rows = [GOOD[form], {**GOOD[form], mark: value}] * 6
+    reading = read_conversations(written(tmp_path, rows))
+    assert (reading.rows, len(reading.examples), reading.dropped) == (12, 6, {})
+    reason = f"{mark} is {str(value).lower()}"
+    assert reading.left_out == {reason: 6} and reading.lines()[-1] == f"left out, as the rows ask: {reason} (6)"
+    with pytest.raises(UsageError, match=f"of 1 rows all ask to be left out: {reason}"):
+        read_conversations(written(tmp_path, rows[1:2]))
+
+
+def test_an_example_none_of_whose_answers_is_learnt_from_is_left_out(tmp_path):
+    reading = read_conversations(written(tmp_path, [GOOD["messages"], marked(train=False)]))
+    assert len(reading.examples) == 1 and reading.left_out == {"every answer is marked as not learnt from": 1}
+
+
+def test_a_class_is_no_judgement(tmp_path):
+    """Texts with the label 0, and prompts with classes, are examples like others."""
+    for row in ({"text": "Hi", "label": False}, {**GOOD["completion"], "label": 0}, {**GOOD["alpaca"], "label": "cat"}):
+        reading = read_conversations(written(tmp_path, [row]))
+        assert len(reading.examples) == 1 and reading.unused == {"label": 1}
+
+
+def test_what_nothing_was_done_with_is_said_once_with_its_count(tmp_path):
+    named = {"role": U, "content": "Hi", "name": "Ann"}
+    rows = [
+        {"messages": [named, *turns((A, "Hello"))], "id": 0, "source": ""},
+        messages(*CHAT, id=1, source="web", prompt="Hi", mask="user"),
+    ]
+    reading = read_conversations(written(tmp_path, rows))
+    assert reading.unused == {"id": 2, "name of a message": 1, "source": 1, "prompt": 1, "mask": 1}
+    assert reading.lines()[-1].startswith("not used: id (2); ")
+    both = read_conversations(written(tmp_path, [{**GOOD["alpaca"], "response": "x"}, {**GOOD["alpaca"], "tools": []}]))
+    assert both.unused == {"response": 1}
+    assert read_conversations(written(tmp_path, [{"text": "Hi", "system": "x", "context": "y"}])).unused == {
+        "system": 1,
+        "context": 1,
+    }
+
+
+def test_prompts_with_a_system_turn_or_turns_before_are_conversations_all_of_them(tmp_path):
+    rows = [{**GOOD["completion"], **more} for more in ({}, {"system": "S"}, {"system": ""}, {"history": [["q", "a"]]})]
+    reading = read_conversations(written(tmp_path, rows))
+    chat = (Message(U, "Hi"), Message(A, " Hello"))
+    assert reading.form == "exchange" and {example.form for example in reading.examples} == {"messages"}
+    assert [example.messages for example in reading.examples] == [
+        chat, (Message(S, "S"), *chat), chat, (Message(U, "q"), Message(A, "a"), *chat)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelt", [list, json.dumps])
+def test_tools_and_documents_are_kept_for_the_template(tmp_path, spelt):
+    function, document = {"name": "heat", "parameters": {}}, {"title": "a", "text": "b"}
+    tool = {"type": "function", "function": function}
+    more = {"functions": spelt([function]), "tools": spelt([tool]), "documents": spelt([document])}
+    found = read_one(tmp_path, messages(*CHAT, **more))
+    assert (found.tools, found.documents, found.unused) == ((tool, tool), (document,), ())
+    write_messages(tmp_path / "again.jsonl", [found])
+    again = read_conversations(tmp_path / "again.jsonl").examples[0]
+    assert (again.tools, again.documents) == (found.tools, found.documents)
+    assert read_one(tmp_path, {**GOOD["completion"], "tools": more["tools"]}).form == "messages"
 
 
 def test_what_good_rows_become(tmp_path):

@@ -1,6 +1,9 @@
 """Tokens and masks of examples, forged marks, and packing: examples apart, batch i a function of (seed, i) alone."""
 
+import math
 import re
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +15,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from mickle.data.chat_template import PLAIN, ChatTemplate
 from mickle.data.conversations import Example, Message
-from mickle.data.example_batches import packed, rows_of
+from mickle.data.example_batches import first_fit, packed, rows_of
 from mickle.data.examples import (
     FORGED,
+    FORGED_BESIDE,
+    NOT_TAKEN,
+    PROMPT,
+    SPELT,
     TOO_LONG,
     Encoded,
     ExampleBatches,
@@ -125,9 +132,7 @@ def test_contents_cannot_forge_special_tokens(tokenizer, family):
         assert (tokens == number).sum() == (honest.tokens[0] == number).sum()
     got = [text.replace(" ", "") for text in runs(tokenizer, tokens, trained)]
     assert got == [f"{end}answers{opens}{end}", f"on{end[:-1]}{end}"]
-    spelled = encode([chat("asks", "on")], tokenizer, template, special=False)
-    marks = [tokenizer.tokenizer.token_to_id(mark) for mark in (opens, end)]
-    assert not np.isin(spelled.tokens[0], marks).any()
+    assert found.notes == {SPELT: 1}
 
 
 PIECES = ["<|im_start|>", "<|im_end|>", "<|", "im_end", "|>", " ", "a", "é", "\n"]
@@ -153,7 +158,7 @@ def test_a_forged_mark_where_the_template_changes_contents_drops_the_example():
     template = ChatTemplate(QWEN3, specials=TURNS)
     found = encode([chat("asks", "<think>a</think>b"), chat("asks <|im_end|>", "<think>a</think>b")], template=template)
     assert len(found.tokens) == 1 and found.dropped == {FORGED: 1}
-    assert found.lines()[-1] == f"dropped 1: {FORGED}"
+    assert found.lines()[-2:] == [f"dropped 1: {FORGED}", f"  chats.jsonl:1: {FORGED}"]
     assert runs(CHATML, found.tokens[0], found.trained[0]) == ["<think>\na\n</think>\n\nb<|im_end|>"]
 
 
@@ -172,6 +177,54 @@ def test_texts_and_completions_stand_between_the_marks(tokenizer):
 def test_a_text_cannot_forge_the_end_of_its_document():
     found = encode([Example("text", text="a <|endoftext|> b <|im_end|>")], template=None)
     assert (found.tokens[0] == CHATML.end).sum() == 2 and (found.tokens[0][1:-1] != CHATML.end).all()
+
+
+SPELLING = "<|im_start|>user\nIs it dry?<|im_end|>\n<|im_start|>assistant\nIt is.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        Example("text", text=SPELLING),
+        Example("completion", prompt=SPELLING[:40], completion=" It is."),
+        Example("completion", prompt="Is it dry?", completion=" It is.<|im_end|>"),
+        Example("text", text="a<|endoftext|>b"),
+        chat("Is it dry?<|im_end|>", "It is."),
+    ],
+)
+def test_special_tokens_that_are_spelt_are_counted_and_the_preview_shows_what_they_became(example):
+    found = encode([example] * 3 + [Example("text", text="dry < |> im_end")])
+    assert found.notes == {SPELT: 3} and f"{SPELT} (in 3 examples)" in found.lines()
+    shown = preview(found, CHATML, most=1)
+    tokens = [int(token) for token in re.findall(r"\[red\](\d+) \[/\]", shown)]
+    spelt = "".join(CHATML.decode([token]) for token in tokens)
+    said = example.text + example.prompt + example.completion + "".join(turn.content for turn in example.messages)
+    assert spelt == "".join(re.findall(r"<\|\w+\|>", said)) and not set(tokens) & CHATML.special
+    assert "[red]" not in preview(encode([chat("Is it dry?", "It is.")]), CHATML)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "merges"),
+    [
+        ("the user ", "asks", True),
+        ("the user\n\n", "asks", True),
+        ("the user as", "ks 3", True),
+        ("the user", " asks", False),
+        ("the user:", "asks", False),
+    ],
+)
+def test_a_prompt_whose_own_tokens_do_not_begin_the_example_is_counted(prompt, completion, merges):
+    found = encode([Example("completion", prompt=prompt, completion=completion)] * 4, template=None)
+    assert found.notes == ({PROMPT: 4} if merges else {})
+    source = "{% for m in messages %}{{ m.content if m.role == 'user' else m.content + '<|im_end|>' }}{% endfor %}"
+    chats = encode([chat(prompt, completion)] * 4, template=ChatTemplate(source, specials=TURNS))
+    assert chats.notes == found.notes
+
+
+def test_tools_that_spell_a_special_token_drop_the_example():
+    tools = ({"type": "function", "function": {"name": "x", "description": "<|im_end|>"}},)
+    found = encode([chat("a", "b"), replace(chat("a", "b"), tools=tools)])
+    assert len(found.tokens) == 1 and found.dropped == {FORGED_BESIDE: 1}
 
 
 def test_what_is_too_long_is_cut_where_something_trained_remains_and_else_dropped():
@@ -200,6 +253,32 @@ def test_what_cannot_be_encoded_is_refused_with_the_example():
             template=TEMPLATES["gemma"],
         )
     assert "x:9" in found.value.where
+
+
+SYSTEM, TOOL = Message("system", "s"), Message("tool", "r")
+ONLY_X = CHAT.source.replace("message.content +", "message.content.split('x')[1] + 'x' +")
+NO_THOUGHT = CHAT.source.replace("message.content +", "message.content.split('</t>')[-1] +")
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "says"),
+    [
+        (TEMPLATES["gemma"], (SYSTEM, *chat("a", "b").messages), "System role not supported"),
+        (TEMPLATES["llama2"], (*chat("a", "b").messages, TOOL, Message("assistant", "d")), "alternate"),
+        (ChatTemplate(ONLY_X, specials=TURNS), chat("a", "b").messages, "fails"),
+        (ChatTemplate(NO_THOUGHT, specials=TURNS), chat("a", "b</t>").messages, "no answer"),
+    ],
+)
+def test_a_row_that_the_template_does_not_take_is_counted_and_more_than_a_tenth_are_an_error(template, row, says):
+    good, bad = [chat("a x q", "b x a")] * 9, Example("messages", row, where="chats.jsonl:99")
+    found = encode([*good, bad], template=template)
+    assert len(found.tokens) == 9 and found.dropped == {NOT_TAKEN: 1}
+    counted, place = found.lines()[1:3]
+    assert counted == f"dropped 1: {NOT_TAKEN}" and place.startswith("  chats.jsonl:99: ") and says in place
+    with pytest.raises(UsageError, match=f"2 of 11 examples: .*{says}") as error:
+        encode([*good, bad, bad], template=template)
+    assert "chats.jsonl:99" in error.value.where
+    assert len(encode([*good, bad, bad], template=template, most_bad=0.2).tokens) == 9
 
 
 def test_notes_are_counted():
@@ -246,6 +325,25 @@ def test_every_epoch_holds_every_example_once_and_whole(lengths, rows, length, s
     n = len(lengths)
     assert sorted(seen[:n]) == sorted(seen[n : 2 * n]) == sorted(seen[2 * n : 3 * n]) == list(range(n))
     assert batches.steps_an_epoch == pytest.approx(batches.steps(1), abs=1)
+
+
+@pytest.mark.parametrize(("draw", "count", "seed"), [(4, 1100, 0), (0, 1500, 0), (7, 3000, 5)])
+def test_three_epochs_are_every_example_three_times_whatever_the_seed(draw, count, seed):
+    """Rows of an epoch follow from the lengths alone: the plan counts those of one epoch and one seed."""
+    lengths = np.clip(np.random.default_rng(draw).lognormal(4, 0.8, count).astype(int), 2, 256)
+    encoded = Encoded([np.arange(length) for length in lengths], [np.ones(length, bool) for length in lengths])
+    planned = math.ceil(3 * ExampleBatches(encoded, 256, 2, 0).steps_an_epoch)
+    batches = ExampleBatches(encoded, 256, 2, seed)
+    read = Counter(example for step in range(2 * planned) for example in batches._row(step))
+    assert min(read[example] for example in range(count)) == 3 and batches.steps(3) == planned
+
+
+@given(lengths=st.lists(st.integers(1, 30), max_size=60), length=st.integers(30, 60))
+def test_first_fit_is_the_first_row_with_room(lengths, length):
+    room = [length] * len(lengths)
+    for needed, row in zip(lengths, first_fit(lengths, length), strict=True):
+        assert row == next(at for at, left in enumerate(room) if left >= needed)
+        room[row] -= needed
 
 
 def test_batch_i_depends_on_seed_and_i_alone():

@@ -13,38 +13,48 @@ character, and a content that spells a special token cannot be taken for one (``
 Departures, each counted and said. A template without a generation prompt of its own (Llama 2), or one whose prompt
 is not in the text (reasoning models open a thought in it): the span begins with the content. A template that shows
 earlier answers otherwise than the last (it drops their reasoning): U_i is no beginning of W, and only the later
-answers are trained. Where a template marks its answers (``{% generation %}``), the marks must say the same, white
-space aside.
+answers are trained. A template that leaves out a turn, part of one, or the tools: what it shows is trained. Where a
+template marks its answers (``{% generation %}``), the marks must say the same, white space aside.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from mickle.data.chat_template import ChatTemplate
 from mickle.data.conversation_forms import Message
-from mickle.data.template_sandbox import CLOSES, OPENS, Rendering
+from mickle.data.template_sandbox import CLOSES, OPENS, Failed, Refused, Rendering
 from mickle.errors import UsageError
 
 Span = tuple[int, int]
 STAND_INS = [chr(code) for code in range(0xFDD2, 0xFDF0)]  # noncharacters: no text has them by right
 EARLIER = "the template shows earlier answers in another way than the last: only later ones are trained"
 LEFT_OUT = "the template leaves out a turn"
+CUT = "the template leaves out or changes part of an answer"
+CUT_BEFORE = "the template leaves out or changes part of a turn that is no answer"
 NO_END = "the template puts no end mark after an answer: the model does not learn where to stop"
+NOT_SHOWN = "the template does not show the {}"
+
+
+class NotLaidOut(UsageError):
+    """An example that its template refuses, or fails with, or of which it shows no answer; others may be fine."""
 
 
 @dataclass(frozen=True)
 class Layout:
     """A conversation as text. ``trained``: the assistant's spans; ``contents``: what people and assistant wrote, None
-    where the template changes it so that its place is not known; ``notes`` that a person should read.
+    where the template changes it so that its place is not known; ``notes`` that a person should read; ``asked``: where
+    the text ends that the model is given for the last trained answer, None where it is not in this text.
     """
 
     text: str
     trained: list[Span]
     contents: list[Span] | None
     notes: list[str]
+    asked: int | None = None
 
 
 def trained_spans(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[Span]]:
@@ -53,50 +63,84 @@ def trained_spans(template: ChatTemplate, messages: Sequence[Message]) -> tuple[
     return found.text, found.trained
 
 
-def lay_out(template: ChatTemplate, messages: Sequence[Message], where: str = "") -> Layout:
-    """Render a conversation and find what is trained in it.
+def lay_out(
+    template: ChatTemplate,
+    messages: Sequence[Message],
+    where: str = "",
+    beside: Mapping[str, Sequence[Any]] | None = None,
+) -> Layout:
+    """Render a conversation and find what is trained in it. ``beside``: its tools and documents, by these names.
 
-    Raises UsageError, with the place ``where`` of the example, for a conversation that the template refuses, that
-    leaves nothing to train, or whose answers the template's own marks put elsewhere.
+    Raises NotLaidOut, with the place ``where`` of the example, for a conversation that the template refuses or that
+    leaves nothing to train; UsageError for a template that cannot be used, or whose own marks put answers elsewhere.
     """
-    texts = _Renderings(template, messages)
     try:
-        text = texts.text(len(messages))
+        texts = _Renderings(template, messages, beside or {})
+        text, sketch = texts.text(len(messages)), texts.sketch()
+        matched = _match(text, sketch, messages)
+        spans, notes = _spans(texts, text, matched)
+        notes += texts.not_shown(text)
     except UsageError as error:
-        raise UsageError(
-            error.what,
-            where=f"{error.where}; {where}" if where else error.where,
-            todo="mend the example, or the template",
-        ) from None
-    contents: list[Span] | None = None
-    places: list[Span | None] = [None] * len(messages)
-    notes: list[str] = []
-    matched = _match(text, texts.sketch(), messages)
-    if matched is not None:
-        contents = [(start, end) for _, start, end in matched]
-        places = [_only(matched, number) for number in range(len(messages))]
-        if len({number for number, _, _ in matched}) < len(messages):
-            notes.append(LEFT_OUT)
-    spans = []
-    for number, turn in enumerate(messages):
-        if turn.role == "assistant" and (matched is None or places[number] is not None):
-            span = _span(texts, number, text, places[number], notes)
-            spans += [] if span is None else [span]
-    if not spans:
-        raise UsageError(
+        kind = NotLaidOut if isinstance(error, (Refused, Failed)) else UsageError
+        at = f"{error.where}; {where}" if where else error.where
+        raise kind(error.what, where=at, todo="mend the example, or the template") from None
+    trained = {number: span for number, span in spans.items() if messages[number].trained}
+    if not trained:
+        raise NotLaidOut(
             "no answer of this example can be trained: the template shows it in a way that its beginning does not have",
             where=f"{where or 'example'}: {text[:200]!r}",
         )
     if template.marks_answers:
-        _compare_marks(texts, text, spans, where)
-    return Layout(text, spans, contents, notes)
+        _compare_marks(texts, text, list(spans.values()), where)
+    known = matched is not None and all(item.exact for item in matched)
+    contents = [(item.start, item.end) for item in matched or ()] if known else None
+    notes += _losses(text, sketch, matched, messages, trained)
+    prompt = texts.text(max(trained), prompt=True)
+    asked = len(prompt) if text.startswith(prompt) and len(prompt) <= trained[max(trained)][0] else None
+    return Layout(text, list(trained.values()), contents, list(dict.fromkeys(notes)), asked)
+
+
+def _spans(texts: _Renderings, text: str, matched: list[Shown] | None) -> tuple[dict[int, Span], list[str]]:
+    """Where each answer stands, also those that are marked as not learnt from, and notes on those that are."""
+    spans, notes = dict[int, Span](), list[str]()
+    for number, turn in enumerate(texts.messages):
+        place = None if matched is None else _only(matched, number)
+        if turn.role != "assistant" or (matched is not None and place is None):
+            continue
+        span, note = _span(texts, number, text, place)
+        spans |= {number: span} if span else {}
+        notes += [note] if note and turn.trained else []
+    return spans, notes
+
+
+def _losses(
+    text: str, sketch: list[str], matched: list[Shown] | None, messages: Sequence[Message], trained: Mapping[int, Span]
+) -> Iterator[str]:
+    """Notes on what of the conversation is not in the text, white space aside; untrained answers are passed over."""
+    shown = set(map(int, sketch[1::2])) if sketch else set(range(len(messages)))
+    if len(shown) < len(messages):
+        yield LEFT_OUT
+    places = {number: trained.get(number, (0, len(text))) for number in shown if number < len(messages)}
+    if matched is not None:
+        places = {item.message: (item.start, item.end) for item in matched if not item.exact}
+    for number, (start, end) in sorted(places.items()):
+        turn = messages[number]
+        passed = turn.role == "assistant" and number not in trained
+        if not passed and _without_space(turn.content) not in _without_space(text[start:end]):
+            yield CUT if turn.role == "assistant" else CUT_BEFORE
+
+
+def _without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 class _Renderings:
     """The texts that a conversation's layout is found from, all asked of the template at once."""
 
-    def __init__(self, template: ChatTemplate, messages: Sequence[Message]) -> None:
-        self.template, self.messages = template, messages
+    def __init__(
+        self, template: ChatTemplate, messages: Sequence[Message], beside: Mapping[str, Sequence[Any]]
+    ) -> None:
+        self.template, self.messages, self.beside = template, messages, beside
         whole = len(messages)
         free = [mark for mark in STAND_INS if not any(mark in turn.content for turn in messages)]
         self.marks = free[:2] if len(free) > 1 else []
@@ -108,7 +152,7 @@ class _Renderings:
             if turn.role == "assistant":
                 asked += [Rendering(0, number, prompt=True), Rendering(0, number + 1)]
         asked = list(dict.fromkeys(asked))  # up to the last answer is often the whole
-        self.found = dict(zip(asked, template.render_all([messages, sketched], asked), strict=True))
+        self.found = dict(zip(asked, template.render_all([messages, sketched], asked, beside), strict=True))
 
     def text(self, turns: int, prompt: bool = False, marking: bool = False) -> str:
         """The text of the first turns; what the template has against it is raised."""
@@ -124,27 +168,33 @@ class _Renderings:
         drawn = self.found[Rendering(1, len(self.messages))]
         return [] if isinstance(drawn, UsageError) or not self.marks else re.split("(\\d+)".join(self.marks), drawn)
 
+    def not_shown(self, text: str) -> list[str]:
+        """Notes on tools and documents without which the text is the same."""
+        whole, found = [Rendering(0, len(self.messages))], []
+        for name in (name for name, items in self.beside.items() if items):
+            (other,) = self.template.render_all([self.messages], whole, {**self.beside, name: ()})
+            found += [NOT_SHOWN.format(name)] if other == text else []
+        return found
 
-def _span(texts: _Renderings, number: int, text: str, place: Span | None, notes: list[str]) -> Span | None:
-    """Where answer ``number`` stands in the text, from what the model is given to the end of turn."""
+
+def _span(texts: _Renderings, number: int, text: str, place: Span | None) -> tuple[Span | None, str]:
+    """Where answer ``number`` stands in the text, from what the model is given to the end of turn; a note on it."""
     template, prompt, upto = texts.template, texts.text(number, prompt=True), texts.text(number + 1)
     agreed = _agreement(upto, text)
     begins = text.startswith(prompt) and (place is None or len(prompt) <= place[0])
     if place is None and not begins:
-        _note(notes, EARLIER)
-        return None
+        return None, EARLIER
     start = len(prompt) if begins and (place is None or template.prompts) else place[0]  # type: ignore[index]
     after = start if place is None else place[1]
     if agreed < after:
-        _note(notes, EARLIER)
-        return None
+        return None, EARLIER
     end, marked = _end(template, text[after:agreed])
     if place is None and not marked and agreed < len(upto.rstrip()):
-        _note(notes, EARLIER)
-        return None
-    if not marked:
-        _note(notes, NO_END)
-    return (start, after + end) if after + end > start else None
+        return None, EARLIER
+    written = template.without_marks(text[start : after + end]) if place is None else text[slice(*place)]
+    if not written.strip():
+        return None, CUT
+    return (start, after + end), "" if marked else NO_END
 
 
 def _end(template: ChatTemplate, tail: str) -> tuple[int, bool]:
@@ -165,35 +215,46 @@ def _agreement(one: str, other: str) -> int:
     return low
 
 
-def _note(notes: list[str], note: str) -> None:
-    if note not in notes:
-        notes.append(note)
-
-
 # -- which characters are content --------------------------------------------------------------------------------
 
 
-def _match(text: str, sketch: list[str], messages: Sequence[Message]) -> list[tuple[int, int, int]] | None:
-    """(message, start, end) of every content in the text; None where text and sketch do not go together.
+class Shown(NamedTuple):
+    """Where a message's content stands in the text; exact: as it was written, white space at its ends aside."""
 
-    Templates may strip white space from contents; whatever else they do to them is not followed.
+    message: int
+    start: int
+    end: int
+    exact: bool
+
+
+def _match(text: str, sketch: list[str], messages: Sequence[Message]) -> list[Shown] | None:
+    """Every content in the text; None where text and sketch do not go together.
+
+    Templates may strip white space from contents. One that is changed in another way ends where the template goes on
+    with something that was not in it.
     """
     if not sketch or not text.startswith(sketch[0]):
         return None
-    at, found = len(sketch[0]), []
+    at, found = len(sketch[0]), list[Shown]()
     for number, part in zip(map(int, sketch[1::2]), sketch[2::2], strict=True):
         content = messages[number].content if number < len(messages) else ""
         forms = (content, content.strip(), content.rstrip(), content.lstrip(), content.strip("\n"))
         shown = next((form for form in forms if text.startswith(form + part, at)), None)
-        if shown is None:
+        end = at + len(shown) if shown is not None else _next(text, part, at, content)
+        if end < 0:
             return None
-        found.append((number, at, at + len(shown)))
-        at += len(shown) + len(part)
+        found.append(Shown(number, at, end, shown is not None))
+        at = end + len(part)
     return found if at == len(text) else None
 
 
-def _only(matched: list[tuple[int, int, int]], number: int) -> Span | None:
-    places = [(start, end) for message, start, end in matched if message == number]
+def _next(text: str, part: str, at: int, content: str) -> int:
+    """Where the template's ``part`` follows a content that it has changed; -1 where that is not certain."""
+    return text.find(part, at) if part.strip() and part.strip() not in content else -1
+
+
+def _only(matched: list[Shown], number: int) -> Span | None:
+    places = [(item.start, item.end) for item in matched if item.message == number]
     return places[0] if len(places) == 1 else None
 
 

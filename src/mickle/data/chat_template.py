@@ -11,7 +11,7 @@ Where a folder has none, a plain one is used that any reader understands; ``sour
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -68,9 +68,18 @@ class ChatTemplate:
             raise found
         return found
 
-    def render_all(self, chats: Sequence[Sequence[Message]], asked: list[Rendering]) -> list[str | UsageError]:
-        """Many texts at once, which is quicker: beginnings of ``chats``, in the order ``asked``, or their errors."""
-        variables: dict[str, Any] = {**self.variables, "tools": None, "documents": None}
+    def render_all(
+        self,
+        chats: Sequence[Sequence[Message]],
+        asked: list[Rendering],
+        beside: Mapping[str, Sequence[Any]] | None = None,
+    ) -> list[str | UsageError]:
+        """Many texts at once, which is quicker: beginnings of ``chats``, in the order ``asked``, or their errors.
+
+        beside: the conversation's tools and documents, by these names.
+        """
+        shown = {name: list(items) for name, items in (beside or {}).items() if items}
+        variables: dict[str, Any] = {**self.variables, "tools": None, "documents": None, **shown}
         turns = [[{"role": turn.role, "content": turn.content} for turn in messages] for messages in chats]
         return render(self.source, self.where, variables, turns, asked)
 
@@ -91,8 +100,17 @@ class ChatTemplate:
     @cached_property
     def special_pattern(self) -> re.Pattern[str] | None:
         """Finds special tokens' spellings, the longest first; None where there are none."""
-        spellings = sorted({mark for mark in self.specials if mark}, key=lambda mark: (-len(mark), mark))
-        return re.compile("|".join(map(re.escape, spellings))) if spellings else None
+        return pattern_of(self.specials)
+
+    def without_marks(self, text: str) -> str:
+        """A text without special tokens' spellings."""
+        return self.special_pattern.sub("", text) if self.special_pattern else text
+
+
+def pattern_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
+    """Finds any of the spellings, the longest first; None where there are none."""
+    ordered = sorted(filter(None, set(spellings)), key=lambda mark: (-len(mark), mark))
+    return re.compile("|".join(map(re.escape, ordered))) if ordered else None
 
 
 def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: str = "default") -> ChatTemplate:
@@ -119,7 +137,7 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
             for name in tokenizer.configuration
             if name.endswith("_token") and (mark := mark_of(tokenizer.configuration, name))
         },
-        tuple(sorted(_spellings(tokenizer))),
+        tuple(sorted(spellings_of(tokenizer))),
     )
     template.prompts  # noqa: B018 - what is wrong with a template is said when it is opened
     return template
@@ -153,7 +171,8 @@ def _find(folder: Path, name: str) -> tuple[str | None, str]:
     return found, str(file)
 
 
-def _spellings(tokenizer: TextTokenizer) -> set[str]:
+def spellings_of(tokenizer: TextTokenizer) -> set[str]:
+    """How a tokenizer's special tokens are spelt."""
     added = tokenizer.tokenizer.get_added_tokens_decoder()
     found = {token.content for token in added.values() if token.special}
     marks = (tokenizer.tokenizer.id_to_token(mark) for mark in (tokenizer.start, tokenizer.end))

@@ -4,18 +4,22 @@
     print("\\n".join(reading.lines()))
 
 The rows that were dropped are never silent: their number, their reasons and the first three places are in the
-:class:`Reading`, and more bad rows than ``most_bad`` are an error. Forms and rules are in ``conversation_forms.py``.
+:class:`Reading`, as are columns that nothing was done with, and more bad rows than ``most_bad`` are an error. Forms and
+rules are in ``conversation_forms.py``.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
-from mickle.data.conversation_forms import FORMS, BadRow, Example, Message, form_of, has_form, read_row
+from mickle.data.conversation_columns import BadRow, LeftOut
+from mickle.data.conversation_forms import FORMS, Example, Message, form_of, has_form, read_row
 from mickle.data.rows import Row, read_rows
 from mickle.errors import UsageError
 from mickle.storage import write_text
@@ -29,68 +33,74 @@ SHOWN = 3  # bad rows that are named
 
 @dataclass(frozen=True)
 class Reading:
-    """What a file gave. ``rows`` = examples + all that was dropped; ``first``: the first bad rows with their places."""
+    """What a file gave. ``rows`` = examples + all that was dropped + all that ask to be left out; ``first``: the first
+    bad rows with their places; ``unused``: in how many rows something stood that nothing was done with, by its name.
+    """
 
     form: str
     examples: list[Example]
     rows: int
     dropped: dict[str, int] = field(default_factory=dict)
     first: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    unused: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """What was detected and what was dropped and why, for a person."""
+        """What was detected, dropped and passed over and why, for a person."""
         columns = ", ".join(" or ".join(names) for names in FORMS[self.form])
         said = [f"form {self.form} (columns {columns}): {len(self.examples):,} of {self.rows:,} rows"]
         if self.dropped:
-            reasons = "; ".join(f"{reason} ({count:,})" for reason, count in self.dropped.items())
-            said.append(f"dropped {sum(self.dropped.values()):,}: {reasons}")
+            said.append(f"dropped {sum(self.dropped.values()):,}: {counted(self.dropped)}")
             said += [f"  {place}" for place in self.first]
-        return said
+        said += [f"left out, as the rows ask: {counted(self.left_out)}"] if self.left_out else []
+        return said + ([f"not used: {counted(self.unused)}"] if self.unused else [])
+
+
+def counted(found: Mapping[str, int]) -> str:
+    """Reasons or names with their counts."""
+    return "; ".join(f"{name} ({count:,})" for name, count in found.items())
 
 
 def read_conversations(path: Path, *, most_bad: float = MOST_BAD) -> Reading:
     """Read every row of a file or folder (``data/rows.py``) as an example of the one form that the file has.
 
+    Where some rows of prompt and completion have turns, tools or documents beside them, all rows are conversations.
+
     most_bad: share of rows that may be bad. Raises UsageError, with counts and the first three places, where more
     are; where the first rows have no known form; where a row is of another form than the file; where nothing is left.
     """
     path = Path(path)
-    form, early, rows = "", list[Row](), 0
-    examples: list[Example] = []
-    reasons: Counter[str] = Counter()
-    first: list[str] = []
-
-    def take(row: Row) -> None:
-        try:
-            examples.append(_example(row, form))
-        except BadRow as bad:
-            reasons[bad.reason] += 1
-            if len(first) < SHOWN:
-                first.append(f"{row.where}: {bad}")
-
-    for row in read_rows(path):
-        rows += 1
-        if not form:
-            early.append(row)
-            form = form_of(row.values)
-            if not form and rows >= FIRST_ROWS:
-                raise _no_form(early, path)
-            for waiting in early if form else []:
-                take(waiting)
-        else:
-            take(row)
+    source = read_rows(path)
+    early, rows = list(islice(source, FIRST_ROWS)), 0
+    form = next(filter(None, (form_of(row.values) for row in early)), "")
     if not form:
         raise _no_form(early, path)
-    bad = rows - len(examples)
-    dropped = dict(reasons.most_common())
-    if bad > most_bad * rows or not examples:
+    examples: list[Example] = []
+    bad, left_out, unused = Counter[str](), Counter[str](), Counter[str]()
+    first: list[str] = []
+    for row in chain(early, source):
+        rows += 1
+        try:
+            examples.append(_example(row, form))
+        except LeftOut as asked:
+            left_out[asked.reason] += 1
+        except BadRow as problem:
+            bad[problem.reason] += 1
+            first += [f"{row.where}: {problem}"] if len(first) < SHOWN else []
+        else:
+            unused.update(examples[-1].unused)
+    if bad.total() > most_bad * rows or not examples:
+        why = "; ".join(first) or f"all ask to be left out: {counted(left_out)}"
         raise UsageError(
-            f"{bad:,} of {rows:,} rows are bad: {'; '.join(first)}",
+            f"{bad.total():,} of {rows:,} rows are bad: {why}" if bad else f"of {rows:,} rows {why}",
             where=str(path),
             expected=f"at most {most_bad:.0%}" if examples else "a row that can be used",
             todo="mend the rows, or allow more with most_bad" if examples else "mend the rows",
         )
-    return Reading(form, examples, rows, dropped, first)
+    if form == "completion" and any(example.form == "messages" for example in examples):
+        form, examples = "exchange", [example.as_conversation() for example in examples]
+    dropped, asked_for, passed = (dict(counts.most_common()) for counts in (bad, left_out, unused))
+    return Reading(form, examples, rows, dropped, first, asked_for, passed)
 
 
 def _example(row: Row, form: str) -> Example:
@@ -131,14 +141,16 @@ def write_messages(path: Path, examples: Iterable[Example]) -> int:
     A completion becomes a question and an answer. Raises UsageError for text and preferences, which are no
     conversations.
     """
-    lines = []
-    for example in examples:
-        turns = example.messages
-        if example.form == "completion":
-            turns = (Message("user", example.prompt), Message("assistant", example.completion))
-        elif example.form != "messages":
-            raise UsageError(f"an example of form {example.form} is no conversation", where=example.where)
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
+    lines = [json.dumps(_row(example.as_conversation()), ensure_ascii=False) for example in examples]
     write_text(Path(path), "".join(f"{line}\n" for line in lines))
     return len(lines)
+
+
+def _row(example: Example) -> dict[str, Any]:
+    """The columns of a conversation, those that are empty left out."""
+    turns = [
+        {"role": turn.role, "content": turn.content} | ({} if turn.trained else {"train": False})
+        for turn in example.messages
+    ]
+    beside = {"tools": example.tools, "documents": example.documents}
+    return {"messages": turns} | {name: items for name, items in beside.items() if items}

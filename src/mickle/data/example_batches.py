@@ -1,14 +1,16 @@
 """Batches of whole examples packed into rows, without one seeing another.
 
 A row holds whole examples, kept apart by their numbers in ``documents``; no example is cut by the packing and no
-label lies across two. Each epoch shuffles the examples, takes them some at a time, the longest first, into the
-first row with room (first-fit decreasing), and shuffles the rows. Batch i is a function of (seed, i).
+label lies across two. Each epoch shuffles the examples, takes them, the longest first, into the first row with room
+(first-fit decreasing), and shuffles the rows. How many rows that makes follows from the lengths alone, so every epoch
+has as many, and batch i is a function of (seed, i).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor
 from mickle.data.packing import NOT_TRAINED
 from mickle.errors import UsageError
 
-WINDOW = 1024  # examples that are sorted by length and packed together
+SHOWN = 3  # dropped examples that are named
 
 Batch = dict[str, Tensor]
 
@@ -26,22 +28,28 @@ Batch = dict[str, Tensor]
 @dataclass(frozen=True)
 class Encoded:
     """``tokens`` int64 [n] and ``trained`` bool [n] of each example kept; how many were ``cut`` and why others were
-    ``dropped``; ``notes``: what a person should know of the template, with how many examples it concerns.
+    ``dropped``, the ``first`` of them with their places; ``notes``: what a person should know of the template, with how
+    many examples it concerns.
     """
 
     tokens: list[np.ndarray]
     trained: list[np.ndarray]
     cut: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, int] = field(default_factory=dict)
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    first: list[str] = field(default_factory=list)
 
-    def lines(self) -> list[str]:
-        """Counts of tokens, and everything that was cut, dropped or is odd, for a person."""
+    def lines(self, *others: Encoded) -> list[str]:
+        """Counts of tokens, and everything that was cut, dropped or is odd, for a person; in ``others`` as well."""
         total, trained = sum(map(len, self.tokens)), sum(int(mask.sum()) for mask in self.trained)
         said = [f"{len(self.tokens):,} examples, {total:,} tokens, {trained:,} of them trained"]
-        said += [f"{self.cut:,} examples are longer than the limit and were cut"] if self.cut else []
-        said += [f"dropped {count:,}: {reason}" for reason, count in self.dropped.items()]
-        return said + [f"{note} (in {count:,} examples)" for note, count in self.notes.items()]
+        every = (self, *others)
+        if cut := sum(one.cut for one in every):
+            said.append(f"{cut:,} examples are longer than the limit and were cut")
+        dropped, notes = (sum((getattr(one, name) for one in every), Counter[str]()) for name in ("dropped", "notes"))
+        said += [f"dropped {count:,}: {reason}" for reason, count in dropped.items()]
+        said += [f"  {place}" for one in every for place in one.first][:SHOWN]
+        return said + [f"{note} (in {count:,} examples)" for note, count in notes.items()]
 
 
 class ExampleBatches:
@@ -60,8 +68,8 @@ class ExampleBatches:
             raise UsageError(
                 f"an example has {self.lengths.max():,} tokens, a row holds {length:,}", where="sequence_length"
             )
-        self._ends: list[int] = []  # rows of all epochs up to and including each
         self._packed: tuple[int, list[list[int]]] = (-1, [])  # the epoch looked at last
+        self.epoch_rows = len(self._epoch(0))
 
     def __call__(self, index: int) -> Batch:
         """input_ids, labels (the token after each; -100 where not trained), documents (-1 is padding), each [B, T]."""
@@ -70,16 +78,8 @@ class ExampleBatches:
 
     def _row(self, place: int) -> list[int]:
         """The examples of row ``place``, counted through all epochs."""
-        while not self._ends or place >= self._ends[-1]:
-            self._end(len(self._ends))
-        epoch = bisect_right(self._ends, place)
-        return self._epoch(epoch)[place - (self._ends[epoch - 1] if epoch else 0)]
-
-    def _end(self, epoch: int) -> int:
-        while len(self._ends) <= epoch:
-            before = self._ends[-1] if self._ends else 0
-            self._ends.append(before + len(self._epoch(len(self._ends))))
-        return self._ends[epoch]
+        epoch, row = divmod(place, self.epoch_rows)
+        return self._epoch(epoch)[row]
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if self._packed[0] != epoch:
@@ -88,31 +88,41 @@ class ExampleBatches:
 
     @property
     def steps_an_epoch(self) -> float:
-        """Batches in which the first epoch is read."""
-        return self._end(0) / self.rows
+        """Batches in which every example is read once."""
+        return self.epoch_rows / self.rows
 
-    def steps(self, epochs: int) -> int:
+    def steps(self, epochs: float) -> int:
         """Batches after which every example has been read at least ``epochs`` times."""
-        return -(-self._end(epochs - 1) // self.rows)
+        return math.ceil(epochs * self.steps_an_epoch)
 
 
 def packed(lengths: np.ndarray, length: int, generator: np.random.Generator) -> list[list[int]]:
     """Examples of ``lengths`` in rows of at most ``length`` tokens: all of them once, in random order."""
     order = generator.permutation(len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
     rows: list[list[int]] = []
-    for first in range(0, len(order), WINDOW):
-        some = order[first : first + WINDOW]
-        some = some[np.argsort(-lengths[some], kind="stable")]
-        room = np.full(len(some), length)  # of a row for each, if need be
-        filled: list[list[int]] = []
-        for example in some:
-            row = int(np.argmax(room >= lengths[example]))
-            if row == len(filled):
-                filled.append([])
-            filled[row].append(int(example))
-            room[row] -= lengths[example]
-        rows += filled
+    for example, row in zip(order.tolist(), first_fit(lengths[order].tolist(), length), strict=True):
+        rows += [[]] if row == len(rows) else []
+        rows[row].append(example)
     return [rows[place] for place in generator.permutation(len(rows))]
+
+
+def first_fit(lengths: Sequence[int], length: int) -> Iterator[int]:
+    """Of each length in turn, the first row of ``length`` with room for it; every row is opened when it is needed.
+
+    A tree holds the most room below each node, so that the row is found in as many steps as the tree is deep.
+    """
+    leaves = 1 << max(0, len(lengths) - 1).bit_length()
+    most = [length] * (2 * leaves)
+    for needed in lengths:
+        node = 1
+        while node < leaves:
+            node = 2 * node if most[2 * node] >= needed else 2 * node + 1
+        yield node - leaves
+        most[node] -= needed
+        while node > 1:
+            node //= 2
+            most[node] = max(most[2 * node], most[2 * node + 1])
 
 
 def rows_of(encoded: Encoded, rows: Sequence[Sequence[int]]) -> Batch:

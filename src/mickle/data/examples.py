@@ -8,22 +8,26 @@
 
 A token is trained if its last character stands in a trained span: the token of " answer" after "[/INST]" is,
 whichever side the space is on. Special tokens are recognised in what the template wrote and never in what people
-wrote: a message that spells an end mark gets ordinary tokens. What is too long is cut at the right; where nothing
-trained would remain, the example is dropped and counted.
+wrote: a message or text that spells an end mark gets ordinary tokens, and is counted. What is too long is cut at the
+right; where nothing trained would remain, or the template refuses it, the example is dropped and counted.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 
-from mickle.data.answer_spans import Layout, lay_out
-from mickle.data.chat_template import ChatTemplate
+from mickle.data.answer_spans import Layout, NotLaidOut, lay_out
+from mickle.data.chat_template import ChatTemplate, pattern_of, spellings_of
 from mickle.data.conversation_forms import Example
-from mickle.data.example_batches import Encoded, ExampleBatches
+from mickle.data.conversations import MOST_BAD
+from mickle.data.example_batches import SHOWN, Encoded, ExampleBatches
 from mickle.data.tokenizer import TextTokenizer, coloured
 from mickle.errors import UsageError
 
@@ -32,6 +36,12 @@ __all__ = ["Encoded", "ExampleBatches", "encode_examples", "preview"]
 AT_A_TIME = 256  # examples tokenized together
 TOO_LONG = "too long: nothing trained is left within the limit"
 FORGED = "a message spells a special token, and the template changes its text"
+FORGED_BESIDE = "tools or documents spell a special token"
+NOT_TAKEN = "the chat template does not take it, or shows no answer that can be trained"
+SPELT = "what was written spells special tokens of this model, which become letters: give conversations as `messages`"
+PROMPT = "the prompt alone has other tokens than in the example: a space at its end belongs to the answer"
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 def encode_examples(
@@ -40,49 +50,51 @@ def encode_examples(
     template: ChatTemplate | None = None,
     *,
     longest: int,
-    special: bool = True,
+    most_bad: float = MOST_BAD,
 ) -> Encoded:
     """Tokens and masks of examples, at most ``longest`` tokens each.
 
-    template: needed for conversations. special: whether the template's special tokens are single tokens; else all
-    of a conversation is ordinary text. Raises UsageError showing the example whose mask is empty or, in a
-    conversation, full; and for preferences, which have two answers.
+    template: needed for conversations. most_bad: share of examples that it may refuse. Raises UsageError showing the
+    example whose mask is empty or, in a conversation, full; the first that the template refuses, where there are more;
+    and for preferences, which have two answers.
     """
-    encoded = Encoded([], [])
-    dropped: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    cut = 0
-    for first in range(0, len(examples), AT_A_TIME):
-        some = examples[first : first + AT_A_TIME]
-        for example, pair in zip(some, _encode(some, tokenizer, template, special, notes), strict=True):
-            if pair is None:
-                dropped[FORGED] += 1
+    found = Encoded([], [])
+    refused, cut = list[NotLaidOut](), 0
+    for begin in range(0, len(examples), AT_A_TIME):
+        some = examples[begin : begin + AT_A_TIME]
+        for example, pair in zip(some, _encode(some, tokenizer, template, found.notes), strict=True):
+            if isinstance(pair, UsageError):
+                refused += [pair] if isinstance(pair, NotLaidOut) else []
+                _drop(found, NOT_TAKEN if isinstance(pair, NotLaidOut) else pair.what, pair.what, example)
                 continue
             tokens, trained = pair
             _check_mask(example, trained, tokens, tokenizer)
-            if len(tokens) > longest:
-                tokens, trained = tokens[:longest], trained[:longest]
-                if not trained[1:].any():
-                    dropped[TOO_LONG] += 1
-                    continue
-                cut += 1
-            encoded.tokens.append(tokens)
-            encoded.trained.append(trained)
-    return Encoded(encoded.tokens, encoded.trained, cut, dict(dropped), dict(notes))
+            if not trained[1:longest].any():
+                _drop(found, TOO_LONG, TOO_LONG, example)
+                continue
+            found.tokens.append(tokens[:longest])
+            found.trained.append(trained[:longest])
+            cut += len(tokens) > longest
+    if len(refused) > most_bad * len(examples):
+        what = f"{len(refused):,} of {len(examples):,} examples: {refused[0].what}"
+        raise UsageError(what, where=refused[0].where, todo=refused[0].todo)
+    return replace(found, cut=cut)
 
 
-Pair = tuple[np.ndarray, np.ndarray]
+def _drop(found: Encoded, reason: str, why: str, example: Example) -> None:
+    found.dropped[reason] += 1
+    if len(found.first) < SHOWN:
+        found.first.append(f"{example.where or 'example'}: {why}")
 
 
 def _encode(
     examples: Sequence[Example],
     tokenizer: TextTokenizer,
     template: ChatTemplate | None,
-    special: bool,
     notes: Counter[str],
-) -> list[Pair | None]:
-    """Tokens and mask of each example; None where a message forges a special token and cannot be told from template."""
-    plain, chats, found = {}, {}, dict[int, Pair | None]()
+) -> list[Pair | UsageError]:
+    """Tokens and mask of each example, or why it cannot be used."""
+    plain, chats, found = {}, {}, dict[int, Pair | UsageError]()
     for number, example in enumerate(examples):
         if example.form == "preference":
             raise UsageError(
@@ -95,50 +107,62 @@ def _encode(
             continue
         if template is None:
             raise UsageError("a conversation needs a chat template to become text", where=example.where)
-        layout = lay_out(template, example.messages, example.where)
+        try:
+            layout = _laid_out(example, template)
+        except (NotLaidOut, _Forged) as error:
+            found[number] = error
+            continue
         notes.update(layout.notes)
-        marks = _marks(template, layout) if special else []
-        if marks is None:
-            if layout.contents is None and _spells(template, example):
-                found[number] = None
-                continue
+        if not _marks_are_the_template_s(template, layout):
+            notes.update([SPELT] if _spells(template.special_pattern, example) else [])
             found[number] = _in_pieces(layout, template, tokenizer)
         else:
             chats[number] = layout
-    found |= _wholes(chats, tokenizer, special)
-    found |= _documents(plain, tokenizer)
+    found |= _wholes(chats, tokenizer, notes)
+    found |= _documents(plain, tokenizer, notes)
     return [found[number] for number in range(len(examples))]
 
 
-def _documents(examples: dict[int, Example], tokenizer: TextTokenizer) -> dict[int, Pair | None]:
+def _documents(examples: dict[int, Example], tokenizer: TextTokenizer, notes: Counter[str]) -> dict[int, Pair]:
     """Texts and completions, between the document's marks."""
     texts = [example.text or example.prompt + example.completion for example in examples.values()]
     encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
-    found: dict[int, Pair | None] = {}
-    for (number, example), text, encoding in zip(examples.items(), texts, encodings, strict=True):
+    prompts = tokenizer.encode([example.prompt for example in examples.values()])
+    pattern = pattern_of(spellings_of(tokenizer))
+    found: dict[int, Pair] = {}
+    for (number, example), text, encoding, prompt in zip(examples.items(), texts, encodings, prompts, strict=True):
         span = (0 if example.form == "text" else len(example.prompt), len(text))
         inner = _mask(encoding.offsets, [span], len(text))
         tokens = np.array([tokenizer.start, *encoding.ids, tokenizer.end], dtype=np.int64)
         found[number] = tokens, np.concatenate([[False], inner, [True]])
+        notes.update([SPELT] if _spells(pattern, example) else [])
+        notes.update([PROMPT] if _begins_otherwise(encoding.ids, prompt) else [])
     return found
 
 
-def _wholes(layouts: dict[int, Layout], tokenizer: TextTokenizer, special: bool) -> dict[int, Pair | None]:
+def _wholes(layouts: dict[int, Layout], tokenizer: TextTokenizer, notes: Counter[str]) -> dict[int, Pair]:
     """Conversations in which only the template spells special tokens: tokenized in one piece, as the model is asked."""
     texts = [layout.text for layout in layouts.values()]
-    with _special_tokens(tokenizer, special):
+    with _special_tokens(tokenizer):
         encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
-    return {
-        number: (np.array(encoding.ids, dtype=np.int64), _mask(encoding.offsets, layout.trained, len(layout.text)))
-        for (number, layout), encoding in zip(layouts.items(), encodings, strict=True)
-    }
+        prompts = tokenizer.encode([layout.text[: layout.asked or 0] for layout in layouts.values()])
+    found: dict[int, Pair] = {}
+    for (number, layout), encoding, prompt in zip(layouts.items(), encodings, prompts, strict=True):
+        trained = _mask(encoding.offsets, layout.trained, len(layout.text))
+        found[number] = np.array(encoding.ids, dtype=np.int64), trained
+        notes.update([PROMPT] if _begins_otherwise(encoding.ids, prompt) else [])
+    return found
+
+
+def _begins_otherwise(ids: Sequence[int], prompt: np.ndarray) -> bool:
+    return list(ids[: len(prompt)]) != prompt.tolist()
 
 
 @contextmanager
-def _special_tokens(tokenizer: TextTokenizer, wanted: bool) -> Iterator[None]:
+def _special_tokens(tokenizer: TextTokenizer) -> Iterator[None]:
     """Special tokens' spellings are recognised inside, as they are nowhere else (``data/tokenizer.py``)."""
     before = tokenizer.tokenizer.encode_special_tokens
-    tokenizer.tokenizer.encode_special_tokens = not wanted
+    tokenizer.tokenizer.encode_special_tokens = False
     try:
         yield
     finally:
@@ -157,22 +181,37 @@ def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], 
 # -- contents that spell special tokens ------------------------------------------------------------------------------
 
 
-def _marks(template: ChatTemplate, layout: Layout) -> list[tuple[int, int]] | None:
-    """Where the template spells special tokens; None where a content spells one, alone or with what is beside it."""
+class _Forged(UsageError):
+    """What was written spells a special token, and cannot be told from what the template wrote."""
+
+
+def _laid_out(example: Example, template: ChatTemplate) -> Layout:
+    """The conversation as text. Raises NotLaidOut and _Forged."""
+    beside = {"tools": example.tools, "documents": example.documents}
+    layout = lay_out(template, example.messages, example.where, beside)
+    pattern = template.special_pattern
+    if layout.contents is None and _spells(pattern, example):
+        raise _Forged(FORGED, where=example.where)
+    if pattern and any(pattern.search(json.dumps(items, ensure_ascii=False)) for items in beside.values() if items):
+        raise _Forged(FORGED_BESIDE, where=example.where)
+    return layout
+
+
+def _marks_are_the_template_s(template: ChatTemplate, layout: Layout) -> bool:
+    """Whether no content spells a special token, alone or with what is beside it."""
     if template.special_pattern is None:
-        return []
-    marks = [match.span() for match in template.special_pattern.finditer(layout.text)]
+        return True
     if layout.contents is None:
-        return None
+        return False
     inside = np.zeros(len(layout.text), dtype=bool)
     for start, end in layout.contents:
         inside[start:end] = True
-    return None if any(inside[start:end].any() for start, end in marks) else marks
+    return not any(inside[mark.start() : mark.end()].any() for mark in template.special_pattern.finditer(layout.text))
 
 
-def _spells(template: ChatTemplate, example: Example) -> bool:
-    pattern = template.special_pattern
-    return pattern is not None and any(pattern.search(turn.content) for turn in example.messages)
+def _spells(pattern: re.Pattern[str] | None, example: Example) -> bool:
+    texts = (example.text, example.prompt, example.completion, *(turn.content for turn in example.messages))
+    return pattern is not None and any(map(pattern.search, texts))
 
 
 def _in_pieces(layout: Layout, template: ChatTemplate, tokenizer: TextTokenizer) -> Pair:
@@ -217,11 +256,32 @@ def _check_mask(example: Example, trained: np.ndarray, tokens: np.ndarray, token
 
 
 def preview(encoded: Encoded, tokenizer: TextTokenizer, most: int = 3, longest: int = 400) -> str:
-    """The first examples as Rich markup: trained tokens on a coloured ground, the others dim."""
+    """The first examples as Rich markup: trained tokens on a coloured ground, the others dim.
+
+    Where a special token is only spelt, the numbers of the tokens that it became stand in its place, so that it cannot
+    be taken for one.
+    """
     shown = []
     for tokens, trained in list(zip(encoded.tokens, encoded.trained, strict=True))[:most]:
         counts = trained.copy()
         counts[:1] = False  # nothing stands before the first token, so it is never predicted
         rest = "" if len(tokens) <= longest else f"[dim] ... {len(tokens) - longest:,} more tokens[/]"
-        shown.append("".join(coloured(tokenizer, tokens[:longest].tolist(), counts[:longest].tolist())) + rest)
+        ids = tokens[:longest].tolist()
+        spelt = _spelt(tokenizer, ids)
+        pieces = coloured(tokenizer, ids, counts[:longest].tolist())
+        marked = (f"[red]{number} [/]" if at in spelt else piece for at, (number, piece) in enumerate(zip(ids, pieces)))
+        shown.append("".join(marked) + rest)
     return "\n\n".join(shown)
+
+
+def _spelt(tokenizer: TextTokenizer, ids: list[int]) -> set[int]:
+    """Places of the ordinary tokens that spell a special one together."""
+    texts = ["\0" if token in tokenizer.special else tokenizer.decode([token]) for token in ids]
+    ends = np.cumsum([len(text) for text in texts])
+    pattern = pattern_of(spellings_of(tokenizer))
+    marks = pattern.finditer("".join(texts)) if pattern else ()
+    return {
+        at
+        for mark in marks
+        for at in range(int(np.searchsorted(ends, mark.start(), "right")), int(np.searchsorted(ends, mark.end())) + 1)
+    }

@@ -28,6 +28,10 @@ class Refused(UsageError):
     """What a template says with ``raise_exception``: it is not made for such a conversation."""
 
 
+class Failed(UsageError):
+    """A template that meets something in a conversation that it cannot work with."""
+
+
 def marks_answers(source: str) -> bool:
     """Whether a template has ``{% generation %}`` blocks."""
     return _GENERATION.search(source) is not None
@@ -76,7 +80,7 @@ def _problem(kind: str, said: str, where: str) -> UsageError:
     if kind == "forbidden":
         return UsageError(f"chat template asks for what it may not: {said}", where=where)
     if kind == "failed":
-        return UsageError(f"chat template fails: {said}", where=where)
+        return Failed(f"chat template fails: {said}", where=where)
     return UsageError(f"chat template cannot be read: {said}", where=f"{where}, {kind}")
 
 

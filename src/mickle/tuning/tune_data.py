@@ -47,8 +47,7 @@ class ExampleTask(Task):
         lengths = self.lengths
         length = row_length(asked.sequence_length, max(lengths), most)
         rows = batch_rows(asked.batch_tokens, length, lengths)
-        epoch = ExampleBatches(self.training, length, rows, 0).steps_an_epoch
-        return Batching(length, rows, epoch, len(lengths))
+        return Batching(length, rows, ExampleBatches(self.training, length, rows).steps_an_epoch, len(lengths))
 
     def objective_and_batches(
         self, plan: TunePlan, seed: int, counts_answers: bool
@@ -111,9 +110,10 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
     if template is not None and template.builtin:
         lines.append("the model has no chat template: a plain one is used, and written beside the weights")
     encode = partial(encode_examples, tokenizer=tokenizer, template=template, longest=longest)
-    found, held = encode(sides.training), encode(sides.heldout)
+    found = encode(sides.training, most_bad=sources.most_bad)
+    held = encode(sides.heldout, most_bad=sources.most_bad if sources.heldout else 1.0)
     _refuse_empty(found, sources.data, longest)
-    lines += [*found.lines(), sides.shared.line()]
+    lines += [*found.lines(held), sides.shared.line()]
     kind = ExampleTask if causal else HiddenTask
     return kind(
         form=forms[0],
