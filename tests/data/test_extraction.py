@@ -13,7 +13,7 @@ from known_articles import articles
 
 from mickle.data import extraction
 from mickle.data.extraction import Extraction, main_text, tidy
-from mickle.data.extraction_blocks import is_hint
+from mickle.data.extraction_names import is_hint
 from mickle.studies.blocks import truth
 from mickle.studies.templates import HELDOUT, TUNING, wrap
 
@@ -324,3 +324,145 @@ def test_lines_of_code_that_are_an_element_each_stay_lines() -> None:
     page = f'<html><body><div class="contents">{around}</div></body></html>'
     assert "\n".join(lines) in main_text(page)
     assert "if (a)" not in main_text(page, Extraction(code=False))
+
+
+def paragraphs(first: int, count: int) -> str:
+    """Paragraphs of three sentences each, which speak of numbers from ten times ``first`` on."""
+    return "".join(f"<p>{sentences(10 * i, 3)}</p>" for i in range(first, first + count))
+
+
+MENU = "<ul>" + "".join(f'<li><a href="/{i}">Menu entry {i}</a></li>' for i in range(12)) + "</ul>"
+BODY = paragraphs(1, 3)
+INSIDE = ("number 10 ", "number 20 ", "number 30 ")
+WORDY = (
+    "<ul>" + "<li>This department offers courses for beginners and for masters of the river alike</li>" * 30 + "</ul>"
+)
+TABLE = "<table><tr><th>River</th><th>Mouth</th></tr><tr><td>Rhine</td><td>Sea</td></tr></table>"
+PLACES = {
+    "standfirst before the frame": f"""<header><h1>On boats</h1><p class="teaser-text">What a boat may carry depends
+        on the water under it, says the ferryman.</p></header>{MENU}<div class="article-body">{BODY}</div>""",
+    "noscript": f"<noscript><div>{BODY}</div></noscript>",
+    "open noscript": f"<article><noscript><img src=x>{BODY}</article>",
+    "open nav": f"<nav>{MENU}<div>{BODY}</div>",
+    "aside": f"{MENU}<aside>{BODY}</aside>",
+    "beside a wordy menu": f"<div>{WORDY}</div><main>{BODY}</main>",
+    "after an early end": f"<article>{paragraphs(1, 1)}</body></html>{paragraphs(2, 2)}</article>",
+    "after an end before the beginning": f"</html><body>{BODY}",
+    "table first": f"<article><h1>On boats</h1><div>{TABLE}</div>{BODY}</article>",
+    "row of links beside": f"""<div><div class="card"><p><a href="/1">One</a></p><p><a href="/2">Two</a></p></div>
+        <h1>On boats</h1>{BODY}</div>""",
+    "section of a document": f'<section id="share-of-the-sea"><h2>On boats</h2>{BODY}</section>',
+    "old section": f'<div class="section" id="skip-stones"><h2>On boats</h2>{BODY}</div>',
+    "its heading's words": f'<div id="price-list"><h2>Price list</h2>{BODY}</div><p>{sentences(90, 9)}</p>',
+    **{
+        f"{n} {tag} deep": f"<{tag}>" * n + BODY + f"</{tag}>" * n for n in (260, 1500, 5000) for tag in ("div", "font")
+    },
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_text_is_found_wherever_it_stands(name: str) -> None:
+    text = main_text(f"<html><body>{PLACES[name]}</body></html>")
+    assert [sentence for sentence in INSIDE if sentence not in text] == []
+    assert "Menu entry" not in text
+    wanted = {"standfirst before the frame": "On boats\n\nWhat a boat", "table first": "River | Mouth\nRhine | Sea"}
+    assert wanted.get(name, "") in text
+
+
+LISTED = "for oar in boat:\n    if oar.dry:\n        oar.dip()\n"
+
+
+@pytest.mark.parametrize(
+    "listing",
+    [
+        f'<div class="language-py box"><div><pre class="prism-code">{LISTED}</pre></div></div>',
+        f'<div class="code-toolbar"><pre>{LISTED}</pre><div class="toolbar">Copy</div></div>',
+        f'<div class="price-widget"><pre><code>{LISTED}</code></pre></div>',
+        "<pre>" + LISTED.replace("\n", "<br>") + "</pre>",
+        "<pre>" + "".join(f"<div>{line}</div>" for line in LISTED.splitlines()) + "</pre>",
+        "<pre><code><ol>" + "".join(f"<li>{line}</li>" for line in LISTED.splitlines()) + "</ol></code></pre>",
+        "<pre>" + "".join(f'<span class="code-line">{line}</span>' for line in LISTED.splitlines()) + "</pre>",
+        "<pre>" + "\n".join(f'<span class="line">{line}</span>' for line in LISTED.splitlines()) + "</pre>",
+    ],
+)
+def test_code_keeps_its_lines_however_they_are_marked(listing: str) -> None:
+    text = main_text(f"<body><article>{paragraphs(1, 1)}{listing}{paragraphs(2, 1)}</article></body>")
+    assert text == f"{sentences(10, 3)}\n\n{LISTED.strip()}\n\n{sentences(20, 3)}"
+
+
+def test_empty_lines_of_code_stay() -> None:
+    for empty in ("a<br><br>b", "<div>a</div><div></div><div>b</div>", "<p>a\n</p><p>\n</p><p>b</p>"):
+        assert "a\n\nb" in main_text(f"<body>{BODY}<pre>{empty}</pre>{BODY}</body>")
+
+
+def test_lines_of_a_cell_are_words_apart() -> None:
+    table = "<table><tr><td>Boat<br>Oar</td><td><p>1</p><p>2</p></td></tr><tr><td>Sail</td><td>3</td></tr></table>"
+    assert "Boat Oar | 1 2\nSail | 3" in main_text(f"<body>{BODY}{table}{BODY}</body>")
+
+
+@pytest.mark.parametrize(
+    "heading", ["Related crafts", "More on boats", "Reviews in history", "Search and rescue", "Contents of a hold"]
+)
+def test_a_heading_that_only_begins_like_another_sites_opens_a_section_of_the_text(heading: str) -> None:
+    page = f"<body><h1>Boats</h1>{paragraphs(1, 6)}<h2>{heading}</h2>{paragraphs(7, 1)}<h2>Oars</h2>{paragraphs(8, 6)}"
+    assert f"{heading}\n\n{sentences(70, 3)}" in main_text(page)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "By dusk the boat was dry.",
+        "Share the oar.",
+        "Powered by water, the mill never stops.",
+        "Log in the water, said he.",
+        "3 views of the sea hang there.",
+        "Subscribe the letter with your name.",
+        "她说：“等一等。”",
+    ],
+)
+def test_a_sentence_is_no_label_whatever_it_begins_with(line: str) -> None:
+    assert line in main_text(f"<body><article>{paragraphs(1, 1)}<p>{line}</p>{paragraphs(2, 1)}</article></body>")
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["陶工每年春天到河边挖土。", "泥土要在水里泡一个冬天。", "搅拌的人不能说话。", "秋天在集市上卖碗。"],
+        ["陶工が今朝、窯に火を入れた。", "碗は秋の市で売られる。", "村の人々は煙を見る。"],
+        ["도공은 봄마다 강가에서 흙을 판다.", "흙은 겨울을 물속에서 난다.", "가을에는 장에서 그릇을 판다."],
+        ["कुम्हार हर वसंत में मिट्टी खोदता है।", "मिट्टी सर्दी भर पानी में रहती है।", "पतझड़ में कटोरे बिकते हैं।"],
+        ["هل رأيت النهر في الربيع؟", "يحفر الخزاف الطين كل ربيع.", "تباع الأوعية في الخريف."],
+        ["She said: “Wait.”", "(Bowls are sold in autumn.)", "«Nobody stirs the glaze!»"],
+    ],
+)
+def test_short_sentences_of_any_script_are_a_text(lines: list[str]) -> None:
+    page = "<body><article>" + "".join(f"<p>{line}</p>" for line in lines) + "</article></body>"
+    assert main_text(page) == "\n\n".join(lines)
+
+
+def test_readings_beside_characters_are_no_text() -> None:
+    page = (
+        "<body><p>" + "<ruby>漢<rp>(</rp><rt>かん</rt><rp>)</rp></ruby>字を学ぶ子どもは毎日書く。" * 3 + "</p></body>"
+    )
+    assert main_text(page) == "漢字を学ぶ子どもは毎日書く。" * 3
+
+
+TEX = '<math><semantics><mi>p</mi><annotation encoding="application/x-tex">p=2r</annotation></semantics></math>'
+
+
+@pytest.mark.parametrize(
+    "formula",
+    [
+        TEX,
+        '<math alttext="p=2r"><mi>p</mi></math>',
+        "<math><mi>p</mi><mo>=</mo><mn>2</mn><mi>r</mi></math>",
+        f'<span class="katex"><span class="katex-mathml">{TEX}</span><span aria-hidden="true">p=2r</span></span>',
+        f'<span class="mwe"><span class="mwe-a11y" style="display: none;">{TEX}</span><img alt="p=2r"></span>',
+        '<script type="math/tex">p=2r</script>',
+        '<span class="MathJax_Preview">p</span><span class="MathJax"><math><mi>p</mi></math></span>'
+        '<script type="math/tex; mode=display">p=2r</script>',
+    ],
+)
+def test_a_formula_stands_in_its_sentence_once(formula: str) -> None:
+    page = f"<body><article>{BODY}<p>A rim measures {formula}, which every potter knows.</p>{BODY}</article></body>"
+    assert "A rim measures p=2r, which every potter knows." in main_text(page)

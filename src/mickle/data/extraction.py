@@ -42,6 +42,8 @@ from mickle.data.extraction_rules import select
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
+PAGE_ENDS = re.compile(r"</(?:body|html)\s*>", re.IGNORECASE)
+NESTING = re.compile(r"</?(?!(?:p|h[1-6]|br|hr|a|pre|script|style)\b)[a-z][^<>]*>", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 ADDRESS = re.compile(r"[ \t]?(?:\bhttps?://|\bwww\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
 DOUBT_SHARE = 0.4  # of a page's visible text
@@ -113,23 +115,59 @@ def fast(html: str, settings: Extraction) -> tuple[str, bool]:
 
 
 def parse(html: str) -> _Element | None:
-    """A page's tree by libxml2, which stops at 255 elements inside each other; none where there is no element."""
+    """A page's tree by libxml2; none where there is no element. What follows an early end of the page belongs to it, as
+    in browsers. It stops at 2048 elements inside each other: such a page is read without those that nest.
+    """
     from lxml import etree
 
-    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, collect_ids=False)
+    parser = etree.HTMLParser(
+        encoding="utf-8", remove_comments=True, remove_pis=True, collect_ids=False, huge_tree=True
+    )
+    html = PAGE_ENDS.sub("", html.replace("\0", ""))
     try:
-        root: _Element | None = etree.fromstring(html.replace("\0", "").encode("utf-8", "replace"), parser)
+        root: _Element | None = etree.fromstring(html.encode("utf-8", "replace"), parser)
+        error = parser.error_log.last_error
+        if error and error.type_name == "ERR_RESOURCE_LIMIT":
+            root = etree.fromstring(NESTING.sub(" ", html).encode("utf-8", "replace"), parser)
     except etree.XMLSyntaxError:
         return None
     if root is not None:
-        etree.strip_elements(root, "script", "style", "noscript", "template", with_tail=False)
+        if "<math" in html or "math/" in html:
+            spell_formulas(root)
+        etree.strip_elements(root, "script", "style", "template", with_tail=False)
     return root
+
+
+def spell_formulas(root: _Element) -> None:
+    """Makes each formula a word: its TeX, or what its signs are, once, whatever a page holds to draw it."""
+    for formula in list(root.iter("script")):
+        if (formula.get("type") or "").startswith("math/tex"):
+            for drawn in formula.itersiblings(preceding=True):
+                if not (drawn.get("class") or "").startswith("MathJax"):
+                    break
+                drawn.clear(keep_tail=True)
+            set_word(formula, formula.text or "")
+    for formula in list(root.iter("math")):
+        notes = {note.get("encoding", ""): note.text for note in formula.iter("annotation", "annotation-xml")}
+        signs = " ".join("".join(formula.itertext()).split())
+        set_word(formula, notes.get("application/x-tex") or formula.get("alttext") or signs)
+
+
+def set_word(element: _Element, text: str) -> None:
+    """An element as nothing but text, also where it stands hidden, for programs that read pages aloud."""
+    element.clear(keep_tail=True)
+    element.tag, element.text = "span", text
+    around = element.getparent()
+    if around is not None and around.tag == "span":
+        around.attrib.clear()
 
 
 def is_doubtful(root: _Element, reader: Reader, chosen: Sequence[Block]) -> bool:
     """Whether two views of the page, with and without the hints of names and roles, disagree; see rule 6."""
     size = sum(block.size for block in chosen)
-    if size >= DOUBT_SHARE * sum(len(text.strip()) for text in root.itertext()):
+    total = sum(block.size for block in reader.blocks) + reader.passed
+    least = (0.5 if size < DOUBT_SHORT else 0.2) * total  # the other view cannot find more than there is
+    if size >= min(least, DOUBT_SHARE * total):
         return False
     other = Reader(False, reader.tables, reader.code)
     other.page(root)

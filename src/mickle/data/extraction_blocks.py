@@ -1,67 +1,58 @@
 """A parsed page as a row of blocks: headings, paragraphs, list items, table rows and code, each with what tells main
-text from boilerplate: its length, how much of it is links, and where it stands.
+text from boilerplate: its length, how much of it is links, where it stands, and what its elements are called.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
+
+from mickle.data.extraction_names import HEADINGS, meaning
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-DEEPEST = 300  # elements inside each other; libxml2 itself stops at 255
+DEEPEST = 200  # elements inside each other that are told apart; what is deeper is read as one row of lines
 
 Kind = Literal["heading", "text", "item", "row", "code", "term"]
+Sort = Literal["unseen", "break", "inline", "link", "holder", "furniture", "line", "heading", "listing"]
 
 # fmt: off
-UNSEEN = frozenset((
-    "script", "style", "noscript", "template", "head", "title", "svg", "math", "canvas", "iframe", "frame", "frameset",
-    "object", "embed", "applet", "audio", "video", "select", "option", "button", "input", "textarea", "nav", "footer",
-    "aside", "menu", "dialog", "label", "map", "link", "meta", "param", "source", "datalist", "figcaption",
-    "marquee"))
-HEADINGS = frozenset(("h1", "h2", "h3", "h4", "h5", "h6"))
-CONTAINERS = frozenset((
+UNSEEN = (
+    "script", "style", "template", "head", "title", "svg", "canvas", "iframe", "frame", "frameset", "object", "embed",
+    "applet", "audio", "video", "select", "option", "button", "input", "textarea", "label", "map", "link", "meta",
+    "param", "rp", "rt", "source", "datalist", "marquee", "img")
+FURNITURE = ("nav", "footer", "aside", "menu", "dialog", "figcaption")
+HOLDERS = (
     "html", "body", "div", "section", "article", "main", "td", "th", "tr", "table", "tbody", "thead", "tfoot", "center",
-    "form", "fieldset", "details", "dl", "blockquote", "ul", "ol", "hgroup", "header", "figure", "address"))
-LINES = frozenset(("p", "li", "dt", "dd", "caption", "summary", "hr", "legend", "noframes"))
-NEVER_HINTED = frozenset(("html", "body", "main", "article", "h1", "h2", "h3", "code", "em", "strong", "b", "i", "pre"))
-HINTS = frozenset((
-    "ad", "ads", "adsbygoogle", "advert", "advertisement", "advertising", "sponsor", "sponsored", "promo", "promotion",
-    "nav", "navbar", "navbox", "navigation", "subnav", "menu", "submenu", "topnav", "sidenav", "breadcrumb",
-    "breadcrumbs", "crumbs", "crumb", "pagination", "pager", "paging", "paginator", "toc", "sidebar", "sphinxsidebar",
-    "footer", "foot", "pagefooter", "siteinfo", "colophon", "copyright", "masthead", "topbar", "toolbar",
-    "comment", "comments", "commentlist", "disqus", "respond", "reply", "replies", "reviews", "review", "rating",
-    "ratings", "votes", "vote", "share", "sharing", "shares", "sharedaddy", "social", "follow", "likes", "related",
-    "relatedposts", "recommended", "recommendations", "upsell", "popular", "trending", "teaser",
-    "teasers", "cookie", "cookies", "consent", "gdpr", "newsletter", "subscribe", "subscription", "signup", "login",
-    "signin", "modal", "popup", "search", "searchbox", "searchform", "byline", "author", "postprofile",
-    "profile", "userinfo", "entrymeta", "postmeta", "tags", "tagcloud", "taglist", "catlinks",
-    "widgets", "skip", "invisible", "noprint", "printfooter", "editsection", "headerlink",
-    "signature", "cart", "basket", "price", "wishlist", "language", "languages", "dropdown", "jumpbox", "tooltip"))
-CONTENT = frozenset(("content", "body", "article", "main", "text", "story", "post"))
-WELCOME = frozenset((
-    "articlebody", "entry-content", "post-content", "article-content", "article-body", "post-body", "story-body",
-    "bodycontent", "mw-content-text", "page-content", "main-content", "postbody", "markdown-body", "entry", "post"))
-# fmt: on
+    "form", "fieldset", "details", "dl", "blockquote", "ul", "ol", "hgroup", "header", "figure", "address")
+LINES = ("p", "li", "dt", "dd", "caption", "summary", "hr", "legend", "noframes")
+LISTINGS = ("pre", "listing", "xmp", "plaintext")
+SORTS: dict[object, Sort] = {
+    "br": "break", "a": "link", **dict.fromkeys(UNSEEN, "unseen"), **dict.fromkeys(FURNITURE, "furniture"),
+    **dict.fromkeys(HEADINGS, "heading"), **dict.fromkeys(HOLDERS, "holder"), **dict.fromkeys(LINES, "line"),
+    **dict.fromkeys(LISTINGS, "listing")}
+NEVER_HINTED = frozenset(("html", "body", "main", "article", "code", "em", "strong", "b", "i", *HEADINGS, *LISTINGS))
 TEXTS = frozenset(("div", "td", "th", "body", "section", "article", "main"))
-LISTINGS = frozenset(("pre", "listing", "xmp", "plaintext"))
+# fmt: on
 LAYOUT = ("table", "tr", "td", "h1", "h2", "h3", "h4", "pre", "form", "li", "script")
 LONGEST_CELL = 600  # characters of a cell of data
 KINDS: dict[str, Kind] = {"li": "item", "dd": "item", "dt": "term", **dict.fromkeys(HEADINGS, "heading")}
-HINTED_ROLES = frozenset(("navigation", "search", "dialog", "alertdialog", "contentinfo", "banner", "complementary"))
 BREAK = "\0"  # stands for a line break inside a block; pages are parsed without NULs
-WORD = re.compile(r"(?<![^\W_])[a-zA-Z]+(?![^\W_])")
-CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
-LONGEST_NAMES = 300  # characters of class and id looked at
+DENSE = re.compile(
+    "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]+"
+)
+DENSITY = 3  # letters of an alphabet that say as much as a character of Chinese, Japanese or Korean
+CODE_LINE = re.compile(r"(?:^|[\s_-])line(?:\s|$)")
+LITTLE = 200  # of a text outside links: what a tag calls furniture and holds no more is not looked into
 
 
 @dataclass(slots=True)
 class Block:
-    """A piece of a page. ``links`` of its ``size`` characters stand in links; ``container`` numbers the list, table
-    or other element that holds it; ``level`` is a heading's, 1 to 6.
+    """A piece of a page. Of its ``size`` (see :func:`measure`) ``links`` stand in links; ``container`` numbers the
+    list, table or other element that holds it; ``level`` is a heading's, 1 to 6; ``region`` is 0, or the container
+    around it whose tag, such as ``aside``, says that it is furniture.
     """
 
     kind: Kind
@@ -70,6 +61,7 @@ class Block:
     links: int
     container: int
     level: int = 0
+    region: int = 0
 
     @property
     def is_listed(self) -> bool:
@@ -77,28 +69,16 @@ class Block:
         return self.kind in ("item", "row", "term")
 
 
-@lru_cache(maxsize=4096)
-def is_hint(names: str) -> bool:
-    """Whether class and id say that an element is no main text: one of them, its first or its last word (also of
-    ``camelCase``) is in ``HINTS``, unless another such as "article-body" ends in one of ``CONTENT``. A name with a
-    digit in its words is a build tool's and says nothing.
-    """
-    hint = False
-    for name in names.split():
-        words = [part.lower() for word in WORD.findall(name) for part in CAMEL.findall(word)]
-        if not words:
-            continue
-        if words[0] in HINTS or words[-1] in HINTS or "".join(words) in HINTS:
-            hint = True
-        elif words[-1] in CONTENT and len(words) > 1:
-            return False
-    return hint
+def measure(text: str) -> int:
+    """How much a text says, in letters of an alphabet; a character of Chinese, Japanese or Korean says more."""
+    return len(text) if text.isascii() else len(text) + (DENSITY - 1) * sum(map(len, DENSE.findall(text)))
 
 
 class Reader:
     """One walk over a page in document order. ``blocks`` is what it found. Containers are numbered as they open, 0
     being the page: ``parent`` of each, and the ``last`` container inside each; ``welcome`` are those whose tag or
-    name says that they hold the main text. With ``hints`` it passes over what :func:`is_hint`.
+    name says that they hold the main text. With ``hints`` it passes over what tags, names, roles and styles call
+    furniture; ``passed`` characters of it.
     """
 
     def __init__(self, hints: bool, tables: bool, code: bool) -> None:
@@ -107,9 +87,9 @@ class Reader:
         self.parent, self.last = [0], [0]
         self.welcome: set[int] = set()
         self.spine: set[_Element] = set()
-        self.container = 0
+        self.container = self.region = self.passed = 0
         self.words: list[str] = []  # of the block that is open
-        self.links = 0  # of its characters, those in links
+        self.links = 0  # of its size, that in links
         self.kind: Kind = "text"
 
     def page(self, root: _Element) -> None:
@@ -118,6 +98,13 @@ class Reader:
         self.read(root, 0, False)
         self.close()
         self.last[0] = len(self.parent) - 1
+
+    def add(self, text: str | None, in_link: bool) -> None:
+        """Text for the open block."""
+        if text:
+            self.words.append(text)
+            if in_link:
+                self.links += measure(text.strip())
 
     def close(self, level: int = 0) -> None:
         """Ends the open block, if it has text."""
@@ -128,75 +115,82 @@ class Reader:
                 text = (" " if level else "\n").join(line for line in lines if line)
             else:
                 text = " ".join(text.split())
-            if text:
-                links = min(self.links, len(text))
-                self.blocks.append(Block(self.kind, text, len(text), links, self.container, level))
+            self.put(self.kind, text, self.links, level)
             self.words = []
         self.links = 0
+
+    def put(self, kind: Kind, text: str, links: int, level: int = 0) -> None:
+        """A finished block, if it has text."""
+        if text:
+            size = measure(text)
+            self.blocks.append(Block(kind, text, size, min(links, size), self.container, level, self.region))
 
     def read(self, element: _Element, depth: int, in_link: bool) -> None:
         """Reads an element's text and children, not its tail."""
         if text := element.text:
-            self.words.append(text)
-            if in_link:
-                self.links += len(text.strip())
+            self.add(text, in_link)
         broken = False
         for child in element:
-            tag = child.tag
-            if tag == "br":
+            sort = SORTS.get(child.tag, "inline")
+            if sort == "break":
                 if broken:
                     self.close()
                 else:
                     self.words.append(BREAK)
-            elif self.is_seen(child, tag) and depth < DEEPEST:
-                self.visit(child, tag, depth + 1, in_link)
+            elif sort != "unseen":
+                self.visit(child, sort, depth + 1, in_link)
             text = child.tail
-            broken = tag == "br" and not (text and text.strip())
+            broken = sort == "break" and not (text and text.strip())
             if text:
-                self.words.append(text)
-                if in_link:
-                    self.links += len(text.strip())
+                self.add(text, in_link)
 
-    def is_seen(self, element: _Element, tag: object) -> bool:
-        """Whether an element is looked into: not where its tag, or with hints its names, role or style, say that
-        it is no main text.
-        """
-        if tag in UNSEEN or not isinstance(tag, str):
-            return False
-        if not self.hints or tag in NEVER_HINTED or not element.attrib or element in self.spine:
-            return True
-        return not has_hint(element)
-
-    def visit(self, element: _Element, tag: str, depth: int, in_link: bool) -> None:
-        """Reads an element according to its tag."""
-        if tag == "a":
+    def visit(self, element: _Element, sort: Sort, depth: int, in_link: bool) -> None:
+        """Reads an element according to its tag and names, if these do not call it furniture."""
+        tag, outer = element.tag, self.region
+        hint, welcome = meaning(element) if element.keys() else (False, False)
+        if hint and self.hints and not outer and self.is_furniture(element):
+            self.passed += sum(map(len, element.itertext()))
+            return
+        if sort == "furniture" and not outer:
+            size = sum(map(len, element.itertext()))
+            if size - link_size(element) < LITTLE:
+                self.passed += size
+                return
+            self.region = len(self.parent)
+        if depth > DEEPEST:
+            self.flat(element)
+        elif sort == "inline":
+            self.read(element, depth, in_link)
+        elif sort == "link":
             address = element.get("href")
             # A heading's link to itself makes no teaser of it.
             is_link = address is not None and not (self.kind == "heading" and address.startswith("#"))
             self.read(element, depth, in_link or is_link)
-        elif tag == "div" and (lines := code_lines(element)):
-            self.listing(element, "\n".join(lines))
-        elif tag in CONTAINERS:
-            self.inside(element, tag, depth, in_link)
-        elif tag in LINES or tag in HEADINGS:
+        elif sort == "listing" or element.get("class") == "fragment":  # Doxygen's listings
             self.close()
-            outer, self.kind = self.kind, KINDS.get(tag, self.kind)
+            self.listing(element)
+        elif sort in ("line", "heading"):
+            self.close()
+            kind, self.kind = self.kind, KINDS.get(tag, self.kind)
             self.read(element, depth, in_link)
-            self.close(int(tag[1]) if tag in HEADINGS else 0)
-            self.kind = outer
-        elif tag in LISTINGS:
-            self.listing(element, "".join(element.itertext()))
+            self.close(int(tag[1]) if sort == "heading" else 0)
+            self.kind = kind
         else:
-            self.read(element, depth, in_link)
+            self.close()
+            self.inside(element, tag, depth, in_link, (welcome and tag != "body") or tag in ("article", "main"))
+        self.region = outer
 
-    def inside(self, element: _Element, tag: str, depth: int, in_link: bool) -> None:
+    def is_furniture(self, element: _Element) -> bool:
+        """Whether an element's names, which call it furniture, are believed."""
+        return not (element.tag in NEVER_HINTED or element in self.spine or is_code(element))
+
+    def inside(self, element: _Element, tag: str, depth: int, in_link: bool, welcome: bool) -> None:
         """Reads an element that holds blocks."""
-        self.close()
         outer, kind = self.container, self.kind
         self.parent.append(outer)
         self.last.append(0)
         here = self.container = len(self.parent) - 1
-        if is_welcome(element, tag):
+        if welcome:
             self.welcome.add(here)
         rows = data_rows(element) if tag == "table" else None
         if rows is None:
@@ -209,21 +203,63 @@ class Reader:
         self.last[here] = len(self.parent) - 1
         self.container, self.kind = outer, kind
 
-    def listing(self, element: _Element, text: str) -> None:
+    def flat(self, element: _Element) -> None:
+        """Reads an element's lines without its structure: Python's calls inside each other end somewhere."""
+        for line in lines_of(element):
+            self.close()
+            self.words.append(line)
+
+    def listing(self, element: _Element) -> None:
         """Code, or other text whose line breaks count."""
-        self.close()
-        text = text.strip("\n")
-        if self.code and text.strip():
-            links = min(link_size(element), len(text))
-            self.blocks.append(Block("code", text, len(text), links, self.container))
+        if self.code:
+            text = "\n".join(lines_of(element)).strip("\n")
+            self.put("code", text if text.strip() else "", link_size(element))
 
     def rows(self, rows: list[_Element]) -> None:
         """The rows of a table of data, a block each."""
         for row in rows:
-            cells = [" ".join("".join(cell.itertext()).split()) for cell in row if isinstance(cell.tag, str)]
-            if size := sum(map(len, cells)):
-                links = min(link_size(row), size)
-                self.blocks.append(Block("row", " | ".join(cells), size, links, self.container))
+            cells = [" ".join(" ".join(lines_of(cell)).split()) for cell in row if isinstance(cell.tag, str)]
+            if any(cells):
+                self.put("row", " | ".join(cells), link_size(row))
+
+
+def lines_of(element: _Element) -> list[str]:
+    """An element's text, cut where elements and ``br`` begin and end a line; as written between."""
+    from lxml.etree import iterwalk
+
+    if not len(element):
+        return [element.text or ""]
+    pieces: list[str] = []
+    is_new = True  # at the beginning of a line
+    for event, node in iterwalk(element, events=("start", "end")):
+        if node is element and event == "end":
+            break
+        ends = event == "end"
+        is_line = is_own_line(node) and node is not element and (ends or node.tag != "br")
+        if is_line and (not is_new or (ends and not node.text and not len(node))):
+            pieces.append(BREAK)
+            is_new = True
+        text = node.tail if ends else node.text
+        if text and is_line and ends and is_new:
+            text = text.removeprefix("\n")  # the source's, beside the element's
+        if text:
+            pieces.append(text)
+            is_new = text.endswith("\n")
+    return [line.removesuffix("\n") for line in "".join(pieces).removesuffix(BREAK).split(BREAK)]
+
+
+def is_own_line(element: _Element) -> bool:
+    """Whether an element stands in a line of its own, or is a ``br``."""
+    sort = SORTS.get(element.tag, "inline")
+    if sort == "inline":
+        return element.tag == "span" and bool(CODE_LINE.search(element.get("class", "")))
+    return sort not in ("link", "unseen")
+
+
+def is_code(element: _Element) -> bool:
+    """Whether most of an element's text is code: then its names speak of a language, or of the buttons beside."""
+    size = sum(len(text) for code in element.iter("pre") for text in code.itertext())
+    return size > 0 and 2 * size > sum(map(len, element.itertext()))
 
 
 def spine(root: _Element) -> set[_Element]:
@@ -237,40 +273,9 @@ def spine(root: _Element) -> set[_Element]:
     return found
 
 
-def has_hint(element: _Element) -> bool:
-    """Whether an element's names, role or style say that it is no main text."""
-    get = element.get
-    names = f"{get('class') or ''} {get('id') or ''}"
-    if names != " " and is_hint(names[:LONGEST_NAMES]):
-        return True
-    if get("role") in HINTED_ROLES or get("aria-hidden") == "true":
-        return True
-    style = get("style")
-    return bool(style) and "display:none" in style.replace(" ", "").lower()
-
-
-def is_welcome(element: _Element, tag: str) -> bool:
-    """Whether a container's tag, role or names say that it holds the main text."""
-    if tag in ("article", "main"):
-        return True
-    if not element.attrib:
-        return False
-    if element.get("role") in ("main", "article") or element.get("itemprop") == "articleBody":
-        return True
-    names = f"{element.get('class') or ''} {element.get('id') or ''}".lower()
-    return any(name in WELCOME for name in names.split())
-
-
-def code_lines(element: _Element) -> list[str]:
-    """The lines of a listing in which each is an element, as Doxygen writes them; none of another element."""
-    if element.get("class") != "fragment":
-        return []
-    return ["".join(line.itertext()) for line in element if line.tag == "div"]
-
-
 def link_size(element: _Element) -> int:
-    """Characters in links inside an element."""
-    return sum(len(text) for link in element.iter("a") if link.get("href") for text in link.itertext())
+    """How much of an element's text stands in links."""
+    return sum(measure(text) for link in element.iter("a") if link.get("href") for text in link.itertext())
 
 
 def data_rows(table: _Element) -> list[_Element] | None:

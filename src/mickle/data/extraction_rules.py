@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Literal
 
 from mickle.data.extraction_blocks import Block, Reader
 
 Verdict = Literal["strong", "good", "short", "bad", "heading"]
 
-# Characters: of a sentence; of a list's mean item that is none; of no sentence at all; of a paragraph; of a teaser.
-SENTENCE, SHORT, FEW, STRONG, TEASER = 60, 30, 15, 100, 500
-PHRASE_SIZE, NOTICE_SIZE = 160, 600  # characters: a longer block is no phrase, no notice
+# Sizes (:func:`measure`) of a sentence; a list's mean item that is none; no sentence at all; a paragraph.
+SENTENCE, SHORT, FEW, STRONG = 60, 30, 15, 100
+TEASER, TEASER_LINE = 500, 250  # of what stands below a headline that is a link, and of one line of a row of such
+PHRASE_SIZE, NOTICE_SIZE, TITLE_SIZE = 160, 600, 300  # a longer block is no phrase, no notice, no heading
 FRAME_SHARE, WELCOME_SHARE, RIVAL_SHARE, SECTION_SHARE = 0.9, 0.5, 0.2, 0.3
+OVERRULED = 2  # times the sentences of all the rest in an element show that its tag is wrong, or was never closed
 
+ENDED = re.compile(
+    "[.!?:;\u2026\u3002\uff01\uff1f\uff1a\uff1b\uff0e\uff61\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4\u0589]"
+    "[\"'\u00bb\u201c\u201d\u2019\u203a)\\]}\u300d\u300f\uff09\u3011\u300b]*$"
+)
 PHRASES = re.compile(
     r"^\W*(?:"
     r"\d+\s+(?:likes?|shares?|comments?|views?|replies|followers|votes?|retweets?|stars)\b"
@@ -24,20 +31,29 @@ PHRASES = re.compile(
     r"|read (?:more|the full)|continue reading|see also:?$|click here|jump to|skip to|page \d+"
     r"|(?:log|sign) ?(?:in|up|out)\b|subscribe\b|register\b"
     r"|(?:posted|published|written|updated|last (?:updated|modified)|by) (?:on |by |in )?.{0,60}$"
-    r"|(?:copyright|©|\(c\)).{0,120}|.{0,120}all rights reserved"
     r"|(?:tags?|categor(?:y|ies)|filed under|labels?|posts|joined|location|share this)\s*:"
     r"|add(?:ed)? to (?:cart|basket|wishlist)|in stock|(?:you are )?visitor\b|powered by"
-    r"|(?:created|generated) (?:by|using|with|on)|bookmark the|permalink|this entry was posted"
-    r"|(?:we|this (?:web)?site) uses? cookies|your email address|leave a (?:reply|comment)|was this\b.{0,30}\bhelpful"
+    r"|(?:created|generated) (?:by|using|with|on)|permalink"
     r")",
     re.IGNORECASE,
 )
-NOTICE = re.compile(r"(?:\bwe|\bsite|\bby (?:using|continuing)|\byou)\b.{0,120}\bcookies\b", re.IGNORECASE | re.DOTALL)
+SPOKEN = re.compile(
+    r"\w+\W+\w+\W+\w.*(?<!\.\.)[.?\u3002][\"'\u201d\u2019)]*$", re.DOTALL
+)  # a sentence, whatever it begins with
+NOTICES = re.compile(
+    r"^\W*(?:(?:copyright|\u00a9|\(c\)).{0,120}$|.{0,120}all rights reserved|bookmark the|this entry was posted"
+    r"|your email address|leave a (?:reply|comment)|was this\b.{0,30}\bhelpful)",
+    re.IGNORECASE,
+)
+COOKIES = re.compile(r"(?:\bwe|site|\bby (?:using|continuing)|\byou)\b.{0,120}\bcookies\b", re.IGNORECASE | re.DOTALL)
 SECTIONS = re.compile(
-    r"^\W*(?:\d+\s+)?(?:related|comments?\b|leave a|you (?:may|might)|recommended|most (?:read|popular)"
-    r"|more (?:from|on|in|stories)|share this|customers? (?:also|reviews?)|reviews?$|recent (?:posts|comments)"
-    r"|newsletter|navigation|(?:table of )?contents$|search$|join our|about the author|popular|trending|tags$"
-    r"|categories$|archives?$|meta$|who is online|(?:thoughts|responses|replies) (?:on|to))",
+    r"^\W*(?:\d+\s+)?(?:(?:related|recommended|popular|trending|recent|latest|similar|more)"
+    r"(?: (?:articles?|posts?|stories|news|topics?|content|links?|reading|videos?|products?|pages?|comments?|for you"
+    r"|like this|from (?:this )?(?:author|site|us)|on this (?:topic|story)))*"
+    r"|comments?|leave a (?:reply|comment)|you (?:may|might) (?:also )?(?:like|enjoy|be interested in).{0,20}"
+    r"|most (?:read|popular)|share this(?: \w+)?|customers? (?:also|reviews?).{0,20}|reviews?"
+    r"|newsletter|navigation|(?:table of )?contents|search|join our .{0,20}|about the author|tags"
+    r"|categories|archives?|meta|who is online|(?:thoughts|responses|replies) (?:on|to).{0,80})\W*(?:\d+\W*)?$",
     re.IGNORECASE,
 )
 
@@ -53,21 +69,23 @@ def weight(block: Block) -> float:
 
 
 class Sums:
-    """Sums over all blocks inside each container: ``weight``; ``welcome``, the weight in containers that are said to
-    hold main text; ``size`` and ``links`` in characters; ``count`` of texts and headings, and of those the
+    """Sums over blocks inside each container: ``weight``; ``welcome``, the weight in containers that are said to
+    hold main text; ``size`` and ``links``; how many ``blocks``; ``count`` of texts and headings, and of those the
     ``teasers``, which are nothing but links.
     """
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, blocks: Sequence[Block], reader: Reader) -> None:
         containers = len(reader.parent)
         self.weight, self.welcome = [0.0] * containers, [0.0] * containers
         self.size, self.links = [0.0] * containers, [0.0] * containers
         self.count, self.teasers = [0.0] * containers, [0.0] * containers
-        for block in reader.blocks:
+        self.blocks = [0.0] * containers
+        for block in blocks:
             place = block.container
             self.weight[place] += weight(block)
             self.size[place] += block.size
             self.links[place] += block.links
+            self.blocks[place] += 1
             if block.kind in ("text", "heading"):
                 self.count[place] += 1
                 self.teasers[place] += block.links > 0.8 * block.size
@@ -75,7 +93,7 @@ class Sums:
             if place in reader.welcome:
                 self.welcome[place] = self.weight[place]
             above = reader.parent[place]
-            for sums in (self.weight, self.welcome, self.size, self.links, self.count, self.teasers):
+            for sums in (self.weight, self.welcome, self.size, self.links, self.blocks, self.count, self.teasers):
                 sums[above] += sums[place]
 
     def is_teasers(self, place: int) -> bool:
@@ -86,16 +104,50 @@ class Sums:
 
 def select(reader: Reader) -> list[Block]:
     """Blocks of the main text, in order."""
-    sums = Sums(reader)
+    seen = without_furniture(reader.blocks)
+    sums = Sums(seen, reader)
     place = frame(reader, sums)
-    blocks = without_sections(reader, sums, place)
-    return keep(blocks, judge(blocks, reader, sums, place), homes(blocks, reader))
+    blocks = without_sections([b for b in seen if place <= b.container <= reader.last[place]], reader, sums, place)
+    kept = keep(blocks, judge(blocks, reader, sums, place), homes(blocks, reader, sums), reader, place)
+    return lead(seen, kept) + kept
 
 
-def homes(blocks: Sequence[Block], reader: Reader) -> list[int]:
+def without_furniture(blocks: Sequence[Block]) -> list[Block]:
+    """Blocks less those in elements that a tag calls furniture. It is not believed where its element holds
+    most of the page's sentences.
+    """
+    weights: dict[int, float] = defaultdict(float)
+    for block in blocks:
+        weights[block.region] += weight(block)
+    limit = OVERRULED * weights[0]
+    seen = {region for region, held in weights.items() if region > 0 and held > limit} | {0}
+    return [block for block in blocks if block.region in seen]
+
+
+def lead(seen: Sequence[Block], kept: Sequence[Block]) -> list[Block]:
+    """A title and its standfirst that stand before the frame: from the last heading of the first rank on, what is
+    neither a label, a link nor said again. A title alone is the page's name, not its text.
+    """
+    if not kept or any(block.level == 1 for block in kept):
+        return []
+    first = next(place for place, block in enumerate(seen) if block is kept[0])
+    title = max((place for place in range(first) if seen[place].level == 1), default=-1)
+    if title < 0 or not is_prose(seen[title]):
+        return []
+    there = {block.text for block in kept}
+    standfirst = [
+        block
+        for block in seen[title + 1 : first]
+        if block.kind != "code" and block.size > SENTENCE and block.text not in there and is_prose(block)
+    ]
+    return [seen[title], *standfirst] if standfirst else []
+
+
+def homes(blocks: Sequence[Block], reader: Reader, sums: Sums) -> list[int]:
     """The container that each block belongs to: where it is alone in an element, the one around that."""
-    counts = Counter(block.container for block in blocks)
-    return [reader.parent[block.container] if counts[block.container] == 1 else block.container for block in blocks]
+    return [
+        reader.parent[block.container] if sums.blocks[block.container] == 1 else block.container for block in blocks
+    ]
 
 
 def frame(reader: Reader, sums: Sums) -> int:
@@ -105,27 +157,35 @@ def frame(reader: Reader, sums: Sums) -> int:
         above = reader.parent[place]
         if above not in heaviest or sums.weight[place] > sums.weight[heaviest[above]]:
             heaviest[above] = place
-    here = 0
-    while here in heaviest:
-        best = heaviest[here]
-        held, total = sums.weight[best], sums.weight[0]
+    here = place = 0
+    while place in heaviest:
+        place = heaviest[place]
+        held, total = sums.weight[place], sums.weight[0]
         # What other welcome containers hold; inside one that is welcome itself that cannot be told apart.
-        rivals = 0.0 if here in reader.welcome else sums.welcome[here] - sums.welcome[best]
-        named = best in reader.welcome and held >= WELCOME_SHARE * total and rivals <= RIVAL_SHARE * held
-        if not named and held < FRAME_SHARE * total:
-            break
-        here = best
+        rivals = 0.0 if here in reader.welcome else sums.welcome[here] - sums.welcome[place]
+        named = place in reader.welcome and held >= WELCOME_SHARE * total and rivals <= RIVAL_SHARE * held
+        if named or held >= FRAME_SHARE * total:
+            here = place
+    if reader.welcome and not sums.welcome[here] and not reader.welcome.intersection(ancestors(here, reader)):
+        best = max(reader.welcome, key=sums.weight.__getitem__)
+        here = best if sums.weight[best] > SENTENCE else here
     return here
 
 
-def without_sections(reader: Reader, sums: Sums, place: int) -> list[Block]:
-    """Blocks inside the container ``place``, less sections that a heading calls something else, and less teasers: a
+def ancestors(place: int, reader: Reader) -> Iterator[int]:
+    """A container and those around it, from the inside out."""
+    while place:
+        yield place
+        place = reader.parent[place]
+
+
+def without_sections(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> list[Block]:
+    """Blocks of the frame ``place``, less sections that a heading calls something else, and less teasers: a
     heading that is a link, with little text below.
     """
-    blocks = [block for block in reader.blocks if place <= block.container <= reader.last[place]]
     kept: list[Block] = []
     start, end, level = 0, -1, 0  # containers of the section that is left out, and its heading's rank
-    for number, (block, around) in enumerate(zip(blocks, homes(blocks, reader), strict=True)):
+    for number, (block, around) in enumerate(zip(blocks, homes(blocks, reader, sums), strict=True)):
         if not start <= block.container <= end or (block.kind == "heading" and block.level <= level):
             end = -1
         is_title = block.kind == "heading" or (block.kind == "text" and block.size < SENTENCE)
@@ -174,11 +234,14 @@ def judge(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> li
             lists[block.container].append(block)
     of_lists = {container: judge_list(listed) for container, listed in lists.items()}
     verdicts: list[Verdict] = []
+    since = TEASER  # how much stands between a block and the last that is nothing but a link
     for block in blocks:
         around = (block.container, reader.parent[block.container])
+        if not block.is_listed:
+            since = 0 if block.links > 0.8 * block.size else since + block.size
         if block.is_listed:
             verdict = of_lists[block.container]
-        elif block.kind != "code" and block.size < 250 and any(c != place and sums.is_teasers(c) for c in around):
+        elif block.kind != "code" and since < TEASER_LINE and any(c > place and sums.is_teasers(c) for c in around):
             verdict = "bad"
         else:
             verdict = judge_text(block)
@@ -190,9 +253,15 @@ def judge(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> li
 
 def is_phrase(block: Block) -> bool:
     """Whether a block is one of the things that stand on every site."""
-    if block.size < PHRASE_SIZE and PHRASES.match(block.text):
+    label = PHRASES.match(block.text) and not SPOKEN.match(block.text)
+    if block.size < PHRASE_SIZE and (label or NOTICES.match(block.text)):
         return True
-    return block.size < NOTICE_SIZE and "cookies" in block.text and bool(NOTICE.search(block.text))
+    return block.size < NOTICE_SIZE and "cookies" in block.text and bool(COOKIES.search(block.text))
+
+
+def is_prose(block: Block) -> bool:
+    """Whether a block is text, and neither links nor a phrase."""
+    return block.links <= 0.5 * block.size and not is_phrase(block)
 
 
 def judge_list(listed: Sequence[Block]) -> Verdict:
@@ -206,34 +275,38 @@ def judge_list(listed: Sequence[Block]) -> Verdict:
 
 def judge_text(block: Block) -> Verdict:
     """The verdict on a block that stands for itself."""
-    if block.kind == "heading":
-        return "heading" if block.size < 300 else "bad"
+    if block.kind == "heading" and block.size < TITLE_SIZE:
+        return "heading"
     if block.kind == "code":
         return "strong" if block.links < 0.6 * block.size else "bad"
     if block.links > 0.5 * block.size:
         return "bad"
-    if block.size < FEW or (block.size < SENTENCE and not block.text.endswith((".", "!", "?", ":", ";"))):
+    if block.size < FEW or (block.size < SENTENCE and not ENDED.search(block.text)):
         return "short"
     return "strong" if block.size > STRONG else "good"
 
 
-def keep(blocks: Sequence[Block], verdicts: Sequence[Verdict], places: Sequence[int]) -> list[Block]:
+def keep(
+    blocks: Sequence[Block], verdicts: Sequence[Verdict], places: Sequence[int], reader: Reader, frame: int
+) -> list[Block]:
     """Blocks that stay: the strong ones, and others by where they stand towards them."""
     wanted = "strong" if "strong" in verdicts else "good"
-    pillars = [place for place, verdict in enumerate(verdicts) if verdict == wanted]
+    pillars = [number for number, verdict in enumerate(verdicts) if verdict == wanted]
     if not pillars:
         return []
     first, last = pillars[0], pillars[-1]
-    inhabited = {places[place] for place in pillars}
+    inhabited = {places[number] for number in pillars}
+    body = frame if frame in reader.welcome else -1  # where nothing else is expected, also before the first paragraph
     kept: list[Block] = []
-    for place, (block, verdict) in enumerate(zip(blocks, verdicts, strict=True)):
-        inside, home = first < place < last, places[place] in inhabited
+    for number, (block, verdict, place) in enumerate(zip(blocks, verdicts, places, strict=True)):
+        inside, home = first < number < last, place in inhabited
+        near = number > first or not inhabited.isdisjoint(islice(ancestors(place, reader), 3))
         stays = {
             "strong": True,
             "bad": False,
-            "heading": place < last or home,
+            "heading": number < last or home,
             "good": inside or home or block.is_listed,
-            "short": place > first if block.is_listed else inside and home,
+            "short": near if block.is_listed else home and (inside or place == body),
         }[verdict]
         if stays:
             kept.append(block)

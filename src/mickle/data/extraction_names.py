@@ -1,0 +1,111 @@
+"""What the names of an element, its role and its style say of it: furniture of the site, or its main text."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lxml.etree import _Element
+
+Said = Literal["nothing", "furniture", "body", "post", "part"]
+HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
+
+# fmt: off
+HINTS = frozenset((
+    "ad", "ads", "adsbygoogle", "advert", "advertisement", "advertising", "sponsor", "sponsored", "promo", "promotion",
+    "nav", "navbar", "navbox", "navigation", "subnav", "menu", "submenu", "topnav", "sidenav", "breadcrumb",
+    "breadcrumbs", "crumbs", "crumb", "pagination", "pager", "paging", "paginator", "toc", "sidebar", "sphinxsidebar",
+    "footer", "foot", "pagefooter", "siteinfo", "colophon", "copyright", "masthead", "topbar", "toolbar",
+    "comment", "comments", "commentlist", "disqus", "respond", "reply", "replies", "reviews", "review", "rating",
+    "ratings", "votes", "vote", "share", "sharing", "shares", "sharedaddy", "social", "follow", "likes", "related",
+    "relatedposts", "recommended", "recommendations", "upsell", "popular", "trending",
+    "teasers", "cookie", "cookies", "consent", "gdpr", "newsletter", "subscribe", "subscription", "signup", "login",
+    "signin", "modal", "popup", "search", "searchbox", "searchform", "byline", "author", "postprofile",
+    "profile", "userinfo", "entrymeta", "postmeta", "tags", "tagcloud", "taglist", "catlinks",
+    "widgets", "skip", "invisible", "noprint", "printfooter", "editsection", "headerlink", "signature", "caption",
+    "captions", "cart", "basket", "price", "wishlist", "language", "languages", "dropdown", "jumpbox", "tooltip"))
+CONTENT = frozenset(("content", "body", "article", "main", "text", "story", "post"))
+WELCOME = frozenset((
+    "articlebody", "entry-content", "post-content", "article-content", "article-body", "post-body", "story-body",
+    "bodycontent", "mw-content-text", "page-content", "main-content", "postbody", "markdown-body", "entry", "post"))
+# fmt: on
+NO_SECTIONS = frozenset(("comment", "comments", "related", "sidebar", "footer"))
+ENDINGS = ("content", "body", "text")
+SUBJECTS = frozenset(("article", "post", "entry", "story", "news", "main", "blog"))
+HINTED_ROLES = frozenset(("navigation", "search", "dialog", "alertdialog", "contentinfo", "banner", "complementary"))
+CAMEL = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+HIDDEN = re.compile(r"display\s*:\s*none", re.IGNORECASE)
+PHRASE = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+){2,}")
+SECTION = re.compile(r"(?:^|\s)(?:section|sect\d|level\d)(?:\s|$)")
+LONGEST_NAMES = 300  # characters of class and id looked at
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a class or id, also of ``camelCase``. One with a digit is a build tool's and left out."""
+    parts = [part for part in name.replace("_", "-").split("-") if part.isalpha()]
+    return parts if name.islower() else [word.lower() for part in parts for word in CAMEL.findall(part)]
+
+
+@lru_cache(maxsize=1 << 14)
+def said_by(name: str) -> Said:
+    """What a single class or id says of its element: "furniture" where its first or last word is in ``HINTS``,
+    "body" or "post" where it is known to hold the main text, in several words or one, "part" where it ends so.
+    """
+    words = words_of(name)
+    if not words:
+        return "nothing"
+    if words[0] in HINTS or words[-1] in HINTS or "".join(words) in HINTS:
+        return "furniture"
+    if name.lower() in WELCOME or (words[-1] in ENDINGS and not SUBJECTS.isdisjoint(words)):
+        return "body" if len(words) > 1 else "post"
+    return "part" if len(words) > 1 and words[-1] in CONTENT else "nothing"
+
+
+def is_hint(names: str) -> bool:
+    """Whether class and id say that an element is no main text: one of them says so, and none the contrary."""
+    said = [said_by(name) for name in names.split()]
+    return "furniture" in said and "body" not in said and "part" not in said
+
+
+def meaning(element: _Element) -> tuple[bool, bool]:
+    """Whether an element's attributes say that it is no main text, and whether that it holds it."""
+    names = identity = ""
+    hint = welcome = False
+    for key, value in element.items():
+        if key == "class":
+            names = value[:LONGEST_NAMES]
+        elif key == "id":
+            identity = value[:LONGEST_NAMES]
+        elif key == "role":
+            hint, welcome = value in HINTED_ROLES, value in ("main", "article")
+        elif key == "itemprop" and value == "articleBody":
+            welcome = True
+        elif (key == "aria-hidden" and value == "true") or (key == "style" and HIDDEN.search(value)):
+            hint = True
+    if not names and not identity:
+        return hint, welcome
+    both = f"{names} {identity}"
+    if not hint and is_hint(both):
+        hint = is_hint(names) or not is_address(identity, element)
+    return hint, welcome or any(said_by(name) in ("body", "post") for name in both.split())
+
+
+def is_address(identity: str, element: _Element) -> bool:
+    """Whether an id is there to be linked to and says nothing of its element: a phrase of three words and more, the
+    words of the first heading inside, or the id of a document's section, which begins with its heading.
+    """
+    if PHRASE.fullmatch(identity):
+        return True
+    first = next(iter(element), None)
+    if first is not None and first.tag in HEADINGS and is_section(element):
+        return identity.lower() not in NO_SECTIONS
+    heading = next(element.iter(*HEADINGS), None)
+    words = re.findall(r"[^\W_]+", identity.lower())
+    return heading is not None and re.findall(r"\w+", "".join(heading.itertext()).lower()) == words
+
+
+def is_section(element: _Element) -> bool:
+    """Whether an element is a section of a document, as HTML, docutils and pandoc mark them."""
+    return element.tag == "section" or bool(SECTION.search(element.get("class", "")))
