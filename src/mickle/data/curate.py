@@ -49,7 +49,7 @@ AnySource = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="
 class Curate(Rules, Step):
     """Pages to a corpus by the stages of RefinedWeb; whatever is removed is kept beside it with its reason."""
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     kind: ClassVar[str] = "corpus"
     example: ClassVar[str] = "mickle curate --source.kind warc --source.path crawl/ --out corpus"
 

@@ -7,15 +7,18 @@ of repeated paragraphs is emptied for every page, since otherwise a page's text 
 
 ``fast`` is ours. It reads a page into blocks (``extraction_blocks``) and chooses among them (``extraction_rules``):
 
-1. Elements whose tag, role, class or id says that they are no main text are passed over, unless the page's title or its
-   ``<main>`` is inside or another of their names, such as "article-body", says the contrary.
+1. Elements whose tag, role, class or id says that they are furniture are passed over, unless the page's title or its
+   ``<main>`` is inside, most of their text is code, or another of their names, such as "article-body", says the
+   contrary. An id that is an address (of a section, of several words) says nothing. A tag is not believed where its
+   element, never closed perhaps, holds twice the sentences of all the rest.
 2. The *frame* is the innermost container with nine tenths of the page's sentences, or half of them where its tag
-   or name says that it holds the main text and no other such container rivals it.
-3. What follows a heading such as "Related articles" is left out up to the next heading of its rank or its container's
-   end, unless that were more than three tenths of the frame; so is a heading that is a link, with what little
-   stands below it.
-4. A block is *strong* (a long one), *good* (a sentence), *short*, or *bad*: mostly links, a phrase such as "3 likes" or
-   "read more", a teaser. Lists and tables are judged whole by their share of links.
+   or name says that it holds the main text and no other such container rivals it. Where such containers hold
+   sentences, it is not outside all of them. A standfirst before the frame is taken with its title.
+3. What follows a heading that is "Related articles" or the like is left out up to the next heading of its rank or its
+   container's end, unless that were more than three tenths of the frame; so is a heading that is a link, with what
+   little stands below it.
+4. A block is *strong* (a long one), *good* (a sentence), *short*, or *bad*: mostly links, a label such as "3 likes" or
+   "read more", a teaser. Lists and tables are judged whole by their share of links. Lengths are those of Latin scripts.
 5. Strong blocks stay, bad ones go; good ones stay between strong ones or in the same container; short ones only
    with both. Headings stay where text follows.
 6. The page is *doubtful* where this took less than ``DOUBT_SHARE`` of its visible text and, told to ignore names

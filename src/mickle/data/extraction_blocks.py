@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from mickle.data.extraction_names import HEADINGS, meaning
+from mickle.data.words import latin_length
 
 if TYPE_CHECKING:
     from lxml.etree import _Element
@@ -40,19 +41,15 @@ LAYOUT = ("table", "tr", "td", "h1", "h2", "h3", "h4", "pre", "form", "li", "scr
 LONGEST_CELL = 600  # characters of a cell of data
 KINDS: dict[str, Kind] = {"li": "item", "dd": "item", "dt": "term", **dict.fromkeys(HEADINGS, "heading")}
 BREAK = "\0"  # stands for a line break inside a block; pages are parsed without NULs
-DENSE = re.compile(
-    "[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]+"
-)
-DENSITY = 3  # letters of an alphabet that say as much as a character of Chinese, Japanese or Korean
 CODE_LINE = re.compile(r"(?:^|[\s_-])line(?:\s|$)")
 LITTLE = 200  # of a text outside links: what a tag calls furniture and holds no more is not looked into
 
 
 @dataclass(slots=True)
 class Block:
-    """A piece of a page. Of its ``size`` (see :func:`measure`) ``links`` stand in links; ``container`` numbers the
-    list, table or other element that holds it; ``level`` is a heading's, 1 to 6; ``region`` is 0, or the container
-    around it whose tag, such as ``aside``, says that it is furniture.
+    """A piece of a page. ``size`` and ``links``, the part of it that stands in links, are Latin lengths; ``container``
+    numbers the list, table or other element that holds it; ``level`` is a heading's, 1 to 6; ``region`` is 0, or the
+    container around it whose tag, such as ``aside``, says that it is furniture.
     """
 
     kind: Kind
@@ -67,11 +64,6 @@ class Block:
     def is_listed(self) -> bool:
         """Whether it is one of a list's items or a table's rows."""
         return self.kind in ("item", "row", "term")
-
-
-def measure(text: str) -> int:
-    """How much a text says, in letters of an alphabet; a character of Chinese, Japanese or Korean says more."""
-    return len(text) if text.isascii() else len(text) + (DENSITY - 1) * sum(map(len, DENSE.findall(text)))
 
 
 class Reader:
@@ -104,7 +96,7 @@ class Reader:
         if text:
             self.words.append(text)
             if in_link:
-                self.links += measure(text.strip())
+                self.links += latin_length(text.strip())
 
     def close(self, level: int = 0) -> None:
         """Ends the open block, if it has text."""
@@ -122,7 +114,7 @@ class Reader:
     def put(self, kind: Kind, text: str, links: int, level: int = 0) -> None:
         """A finished block, if it has text."""
         if text:
-            size = measure(text)
+            size = latin_length(text)
             self.blocks.append(Block(kind, text, size, min(links, size), self.container, level, self.region))
 
     def read(self, element: _Element, depth: int, in_link: bool) -> None:
@@ -275,7 +267,7 @@ def spine(root: _Element) -> set[_Element]:
 
 def link_size(element: _Element) -> int:
     """How much of an element's text stands in links."""
-    return sum(measure(text) for link in element.iter("a") if link.get("href") for text in link.itertext())
+    return sum(latin_length(text) for link in element.iter("a") if link.get("href") for text in link.itertext())
 
 
 def data_rows(table: _Element) -> list[_Element] | None:

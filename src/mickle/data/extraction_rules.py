@@ -12,7 +12,7 @@ from mickle.data.extraction_blocks import Block, Reader
 
 Verdict = Literal["strong", "good", "short", "bad", "heading"]
 
-# Sizes (:func:`measure`) of a sentence; a list's mean item that is none; no sentence at all; a paragraph.
+# Latin lengths of a sentence; a list's mean item that is none; no sentence at all; a paragraph.
 SENTENCE, SHORT, FEW, STRONG = 60, 30, 15, 100
 TEASER, TEASER_LINE = 500, 250  # of what stands below a headline that is a link, and of one line of a row of such
 PHRASE_SIZE, NOTICE_SIZE, TITLE_SIZE = 160, 600, 300  # a longer block is no phrase, no notice, no heading
