@@ -81,6 +81,28 @@ def test_two_documents_in_a_cached_row_are_refused(tmp_path: Path) -> None:
         model(IDS, documents=PACKED, cache=model.new_cache())
 
 
+@pytest.mark.parametrize(
+    ("name", "lacks", "expected"),
+    [
+        ("BertModel", "'cls.predictions.bias' is missing", "BertForMaskedLM"),
+        ("BertForSequenceClassification", "'cls.predictions.bias' is missing", "BertForMaskedLM"),
+        ("GPTNeoXModel", "'lm_head.weight' is missing", "GPTNeoXForCausalLM"),
+        ("LlamaModel", "'lm_head.weight', the head that predicts tokens", None),
+        ("T5ForConditionalGeneration", "t5 is no language model", "continues texts"),
+        ("ViTModel", "vit is no language model", "continues texts"),
+    ],
+)
+def test_a_folder_without_its_head_says_what_to_do(name: str, lacks: str, expected: str | None, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_heads": 2, "num_layers": 2, "vocab_size": 60}
+    kind(kind.config_class(**(sizes if name.startswith("T5") else SMALL))).save_pretrained(tmp_path)
+    with pytest.raises(UsageError) as found:
+        open_model(tmp_path)
+    assert lacks in found.value.what and found.value.todo.startswith("take ")
+    assert expected is None or expected in found.value.expected
+
+
 def test_weights_that_lack_a_tensor_are_named(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 

@@ -81,7 +81,13 @@ def checked_frame(files: ModelFiles) -> Any:
     missing = sorted(wanted.keys() - files.tensors.keys())
     if missing or extra:
         name = missing[0] if missing else sorted(extra)[0]
-        raise UsageError(f"weights {'lack' if missing else 'have an unknown'} tensor {name[:100]!r}", where=where)
+        headless = "lm_head.weight" in missing
+        raise UsageError(
+            f"weights {'lack' if missing else 'have an unknown'} tensor {name[:100]!r}"
+            f"{', the head that predicts tokens' if headless else ''}",
+            where=where,
+            todo="take the folder of the whole language model" if headless else "",
+        )
     for name, size in wanted.items():
         entry = files.tensors[name][1]
         if entry.shape != size or entry.dtype not in ("F32", "F16", "BF16", "F64"):

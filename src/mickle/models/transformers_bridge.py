@@ -120,6 +120,14 @@ def open_wrapped(files: ModelFiles, tensors: dict[str, Tensor]) -> WrappedModel:
         model, info = model_class.from_pretrained(
             None, config=config, state_dict=tensors, output_loading_info=True, local_files_only=True
         )
+    lacked = sorted(map(str, info["missing_keys"]))
+    if lacked and not any(name.startswith(f"{model.base_model_prefix}.") for name in lacked):
+        raise UsageError(
+            f"these weights have no head that predicts tokens: {lacked[0][:120]!r} is missing",
+            where=where,
+            expected=" or ".join(_language_models(config)),
+            todo="take the folder of the whole language model",
+        )
     for problem in ("missing_keys", "mismatched_keys"):
         if info[problem]:
             name = str(sorted(info[problem], key=str)[0])[:120]
@@ -173,14 +181,31 @@ def _model_class(values: dict[str, Any], where: str) -> tuple[Any, Any]:
     """The language model that these settings are for, masked or causal, and its configuration."""
     kind = values["model_type"]
     if kind not in transformers.CONFIG_MAPPING:
-        raise UsageError(f"transformers {transformers.__version__} has no model type {kind[:60]!r}", where=where)
+        raise UsageError(
+            f"transformers {transformers.__version__} has no model type {kind[:60]!r}",
+            where=where,
+            todo="install a transformers that has it, or take another model",
+        )
     values = transformers.PretrainedConfig._decode_special_floats(values)  # infinity, as its JSON has it
     config = AutoConfig.for_model(kind, **{name: value for name, value in values.items() if name != "model_type"})
     auto = AutoModelForMaskedLM if fills_masks(values.get("architectures")) else AutoModelForCausalLM
     mapping = auto._model_mapping
     if type(config) not in mapping:
-        raise UsageError(f"{kind} is no language model of transformers {transformers.__version__}", where=where)
+        others = _language_models(config)
+        raise UsageError(
+            f"{kind} {'does not continue texts' if others else 'is no language model'} in transformers "
+            f"{transformers.__version__}",
+            where=where,
+            expected=" or ".join(others) or "a model that continues texts, or fills in masks",
+            todo="take a decoder such as Llama or a masked encoder such as BERT; models such as T5 are neither",
+        )
     return mapping[type(config)], config
+
+
+def _language_models(config: Any) -> list[str]:
+    """The classes of transformers with these settings that predict tokens."""
+    mappings = [auto._model_mapping for auto in (AutoModelForCausalLM, AutoModelForMaskedLM)]
+    return [mapping[type(config)].__name__ for mapping in mappings if type(config) in mapping]
 
 
 @contextlib.contextmanager
