@@ -220,6 +220,18 @@ def rows(path: Path, *texts: str) -> Path:
     return path
 
 
+def test_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    rows(tmp_path / "a.jsonl", ARTICLE)
+    (tmp_path / "b.csv").write_text("text\nx\n")
+    (tmp_path / "c.docx").write_bytes(b"PK")
+    events: list[Event] = []
+    out = execute(step("rows", tmp_path), tmp_path.parent / "out-told", events.append)
+    notes = [event.message for event in events if isinstance(event, Noted)]
+    assert f"2 files of {tmp_path} are not read by this kind of source: *.csv (1), *.docx (1)" in notes
+    assert storage.read_json(out / "card.json")["skipped"] == {"file named *.csv": 1, "file named *.docx": 1}
+    assert "no page: file named *.csv" in (out / "README.md").read_text().replace("\\", "")
+
+
 def test_nothing_left_is_one_sentence_with_the_commonest_reasons(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no page is left of 2 records") as caught:
         execute(step("rows", rows(tmp_path / "a.jsonl", "Hi.", GERMAN)), tmp_path / "out", ignore)

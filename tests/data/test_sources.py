@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow
@@ -14,6 +15,7 @@ from mickle.config import validate
 from mickle.data.pages import RawPage, Skipped, extract
 from mickle.data.records import Page, Removed
 from mickle.data.sources import Files, Found, Rows, Warc
+from mickle.data.warc import write_warc
 from mickle.errors import UsageError
 
 LARGEST = 10_000
@@ -40,6 +42,22 @@ def test_files_are_read_in_order_with_their_paths_as_addresses(tmp_path: Path) -
     assert [(page.url, page.domain, page.form) for page in found] == [
         ("a.txt", "", "text"), ("b/x.html", "b", "html"), ("b/y.MD", "b", "text"), ("d.rst", "", "text"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("source", [Files, Rows, Warc])
+def test_files_that_are_not_read_are_counted_by_their_endings(
+    source: type[Files | Rows | Warc], tmp_path: Path
+) -> None:
+    (tmp_path / "deep" / ".git").mkdir(parents=True)
+    for name in ("x.PDF", "deep/y.pdf", "deep/.git/config", "z.tar.gz"):
+        (tmp_path / name).write_bytes(b"\0")
+    write_warc(tmp_path / "a.WARC.gz", [])
+    (tmp_path / "a.TXT").write_text("x")
+    parquet.write_table(pyarrow.table({"text": ["x"]}), tmp_path / "a.PARQUET")
+    reasons = Counter(found.reason for found in read(source(path=tmp_path)) if isinstance(found, Skipped))
+    assert (reasons["file named *.pdf"], reasons["file named *"]) == (2, 1)
+    assert sum(count for why, count in reasons.items() if why.startswith("file")) == 6
+    assert len([found for found in read(source(path=tmp_path)) if not isinstance(found, Skipped)]) == (source != Warc)
 
 
 def test_a_file_that_is_too_large_is_never_read(tmp_path: Path) -> None:

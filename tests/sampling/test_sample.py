@@ -16,7 +16,7 @@ from mickle.errors import UsageError
 from mickle.events import ignore
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import save_model
-from mickle.sampling.sample import Sample, read_prompts, readable
+from mickle.sampling.sample import Sample, answers, read_prompts, readable
 from mickle.step import execute
 
 
@@ -70,6 +70,18 @@ def test_prompts_come_from_files_too(model: Path, tmp_path: Path) -> None:
     assert read_prompts(records) == ["on\ne", ""]
     step = Sample(model=model, prompts=("first",), prompt_file=plain, max_tokens=1)
     assert [row["prompt"] for row in lines(execute(step, tmp_path / "out", ignore))] == ["first", "one", "  two"]
+
+
+def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    """U+2028, U+0085, form feeds and their kin stand inside lines of text and of JSON."""
+    odd = "one\u2028two\x85three\x0cfour\x1cfive"
+    plain, records, samples = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
+    plain.write_text(f"{odd}\r\n{odd}\n", encoding="utf-8", newline="")
+    assert read_prompts(plain) == [odd, odd]
+    records.write_text(json.dumps({"prompt": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_prompts(records) == [odd]
+    samples.write_text(json.dumps({"prompt": odd, "text": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [text for *_, text in answers(samples)] == [odd, odd]
 
 
 def test_what_a_terminal_would_obey_is_shown_instead() -> None:

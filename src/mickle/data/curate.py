@@ -8,6 +8,7 @@ same bytes, whatever the number of workers.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from functools import partial
@@ -26,7 +27,7 @@ from mickle.data.parallel import each
 from mickle.data.passes import Scratch
 from mickle.data.refine import refused
 from mickle.data.rules import COMPARING, PLAIN, WEB, Rules, StageName
-from mickle.data.sources import Documentation, Files, Rows, Source, Warc
+from mickle.data.sources import OTHER_FILE, Documentation, Files, Rows, Source, Warc
 from mickle.data.warc import write_warc
 from mickle.data.workers import Crew
 from mickle.errors import UsageError
@@ -306,6 +307,10 @@ def _stage_progress(emit: Emit) -> Callable[[str, int, int], None]:
 
 
 def _say_what_is_left(tally: Tally, source: str, emit: Emit) -> None:
+    others = Counter({why: n for why, n in tally.skipped.items() if why.startswith(OTHER_FILE)})
+    if others:
+        named = ", ".join(f"*{why.removeprefix(OTHER_FILE)} ({n:,})" for why, n in others.most_common(8))
+        emit(Noted(f"{others.total():,} files of {source} are not read by this kind of source: {named}"))
     if not tally.kept:
         raise UsageError(
             f"no page is left of {tally.records:,} records",

@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.data.pages import PAGES, RawPage, Skipped, record_page, removed_raw
 from mickle.data.parquet import EXPANSION, open_parquet, read_batches
-from mickle.data.records import Removed, domain_of
+from mickle.data.records import Removed, domain_of, grouped
 from mickle.data.rows import bounded_lines
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError
@@ -33,12 +33,12 @@ Advance = Callable[[int], None]  # told how many more bytes of the source have b
 HEADER_ROOM = 1 << 20  # bytes that a record's HTTP header and codings may add to its page
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", ".rst")
-WARC_SUFFIXES = (".warc", ".warc.gz", ".wet", ".wet.gz")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz")
 ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
 TEXT_FIELDS = ("text", "content", "raw_content")  # of most corpora; of RefinedWeb; of RedPajama
 DATE_FIELDS = ("date", "timestamp")
 FILES_IN_A_PART = 500
+OTHER_FILE = "file named *"  # and its ending: one that the source does not read
 BAD_ROWS = 0.1  # a file with a larger share of bad rows is refused
 BAD_ROWS_FROM = 1000  # rows after which a file may be refused before its end
 
@@ -51,83 +51,89 @@ class Documentation(Config):
     tests: bool = Field(False, description="document test modules too")
 
 
-class Warc(Config):
+class _Folder(Config):
+    """One file, or those of a folder and all below it whose names end as they should."""
+
+    endings: ClassVar[tuple[str, ...]]
+    files_in_a_part: ClassVar[int] = 1
+    path: Input = Field(description="file or folder")
+
+    def files(self) -> list[Path]:
+        """Files in order of their paths. :class:`UsageError` if there are none."""
+        return find_files(self.path, self.endings)
+
+    def parts(self) -> list[list[Path]]:
+        """The files in pieces of work, at the end those that are not read: none is passed over uncounted."""
+        files = self.files()
+        others = sorted(_files_under(self.path) - set(files)) if self.path.is_dir() else []
+        return [*grouped(files, self.files_in_a_part), *grouped(others, FILES_IN_A_PART)]
+
+    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
+        """The pages of files, as found."""
+        for path in files:
+            if path == self.path or path.name.lower().endswith(self.endings):
+                yield from self.read_file(path, largest, advance)
+            else:
+                yield Skipped(f"{OTHER_FILE}{path.suffix.lower()}")
+
+    def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
+        """The pages of one file."""
+        raise NotImplementedError
+
+
+class Warc(_Folder):
     """A web crawl: one .warc, .warc.gz or .wet.gz file, or a folder of them."""
 
     kind: Literal["warc"] = "warc"
-    path: Input = Field(description="file or folder")
+    endings: ClassVar[tuple[str, ...]] = (".warc", ".warc.gz", ".wet", ".wet.gz")
 
     def files(self) -> list[Path]:
-        """WARC files in order of their names."""
-        return find_files(self.path, WARC_SUFFIXES, any_single=True)
+        """Files in order of their paths; one that is named itself may be called as it likes."""
+        return [self.path] if self.path.is_file() else super().files()
 
-    def parts(self) -> list[list[Path]]:
-        """Each file on its own."""
-        return [[path] for path in self.files()]
-
-    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
-        """Pages of the files, still inside their records."""
-        for path in files:
-            yield from read_warc(path, largest, advance)
+    def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
+        """Its pages, still inside their records."""
+        return read_warc(path, largest, advance)
 
 
-class Files(Config):
+class Files(_Folder):
     """A folder of .html, .htm, .xhtml, .md, .markdown, .txt and .rst files (or one such file)."""
 
     kind: Literal["files"] = "files"
-    path: Input = Field(description="file or folder")
+    endings: ClassVar[tuple[str, ...]] = HTML_SUFFIXES + TEXT_SUFFIXES
+    files_in_a_part: ClassVar[int] = FILES_IN_A_PART
 
-    def files(self) -> list[Path]:
-        """Files in order of their paths."""
-        return find_files(self.path, HTML_SUFFIXES + TEXT_SUFFIXES)
-
-    def parts(self) -> list[list[Path]]:
-        """Some hundred files each."""
-        files = self.files()
-        return [files[i : i + FILES_IN_A_PART] for i in range(0, len(files), FILES_IN_A_PART)]
-
-    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
-        """One page per file; its url is the path inside the folder, its domain the first folder of that path."""
-        for path in files:
-            name = path.relative_to(self.path).as_posix() if path != self.path else path.name
-            form = "html" if path.suffix.lower() in HTML_SUFFIXES else "text"
-            page = RawPage(name, name.partition("/")[0] if "/" in name else "", form, b"")
-            try:
-                size = path.stat().st_size
-                advance(size)
-                if size > largest:
-                    yield removed_raw(page, "page is too large", float(size), limit=largest)
-                else:
-                    yield RawPage(page.url, page.domain, form, path.read_bytes())
-            except OSError as error:
-                yield removed_raw(page, f"file cannot be read ({type(error).__name__})", 0.0)
+    def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
+        """The file as a page; its url is the path inside the folder, its domain the first folder of that path."""
+        name = path.relative_to(self.path).as_posix() if path != self.path else path.name
+        form = "html" if path.suffix.lower() in HTML_SUFFIXES else "text"
+        page = RawPage(name, name.partition("/")[0] if "/" in name else "", form, b"")
+        try:
+            size = path.stat().st_size
+            advance(size)
+            if size > largest:
+                yield removed_raw(page, "page is too large", float(size), limit=largest)
+            else:
+                yield replace(page, content=path.read_bytes())
+        except OSError as error:
+            yield removed_raw(page, f"file cannot be read ({type(error).__name__})", 0.0)
 
 
-class Rows(Config):
+class Rows(_Folder):
     """A table with a text in every row: JSON Lines (.jsonl, also .gz and .zst) or Parquet, one file or a folder."""
 
     kind: Literal["rows"] = "rows"
-    path: Input = Field(description="file or folder")
+    endings: ClassVar[tuple[str, ...]] = ROW_SUFFIXES
     text: str = Field(
         "", description=f"name of the field that holds the text; the first of {', '.join(TEXT_FIELDS)} if not given"
     )
     url: str = Field("url", description="field that holds the address, where there is one")
 
-    def files(self) -> list[Path]:
-        """Files in order of their names."""
-        return find_files(self.path, ROW_SUFFIXES)
-
-    def parts(self) -> list[list[Path]]:
-        """Each file on its own."""
-        return [[path] for path in self.files()]
-
-    def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
+    def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad rows."""
-        for path in files:
-            rows = (
-                _parquet_rows(path, self, advance) if path.suffix == ".parquet" else _json_rows(path, largest, advance)
-            )
-            yield from _good_rows((self._page(path, number, row, largest) for number, row in rows), path)
+        is_parquet = path.suffix.lower() == ".parquet"
+        rows = _parquet_rows(path, self, advance) if is_parquet else _json_rows(path, largest, advance)
+        return _good_rows((self._page(path, number, row, largest) for number, row in rows), path)
 
     def text_fields(self) -> tuple[str, ...]:
         """Where the text may stand."""
@@ -166,21 +172,21 @@ def _text_in(row: dict[str, Any], names: Sequence[str]) -> str:
 Source = Warc | Files | Rows
 
 
-def find_files(path: Path, suffixes: tuple[str, ...], any_single: bool = False) -> list[Path]:
-    """``path`` itself, or the files under it with one of the suffixes, in order. :class:`UsageError` if there
-    are none.
-    """
+def find_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
+    """``path`` itself, or the files under it whose names end so, in order. :class:`UsageError` if there are none."""
     if not path.exists():
         raise UsageError(f"no such file or folder: {path}", where="source.path", todo="check the path")
-    if path.is_file():
-        found = [path] if any_single or path.name.lower().endswith(suffixes) else []
-    else:
-        found = sorted(p for p in path.rglob("*") if p.is_file() and p.name.lower().endswith(suffixes))
+    files = [path] if path.is_file() else sorted(_files_under(path))
+    found = [file for file in files if file.name.lower().endswith(endings)]
     if not found:
         raise UsageError(
-            f"nothing to read in {path}", where="source.path", expected="files named *" + ", *".join(suffixes)
+            f"nothing to read in {path}", where="source.path", expected="files named *" + ", *".join(endings)
         )
     return found
+
+
+def _files_under(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
 
 
 def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
@@ -206,7 +212,7 @@ def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int
             if line is None:
                 yield number, "line is too long"
                 continue
-            advance(len(line) if path.suffix not in COMPRESSED else 0)
+            advance(len(line) if path.suffix.lower() not in COMPRESSED else 0)
             if line.strip():
                 yield number, _parse(line)
 
@@ -219,7 +225,7 @@ def _open_rows(path: Path) -> Iterator[IO[bytes]]:
     """The file's lines, decompressed; what is no such file, is cut off, or expands without end is refused."""
     import pyarrow
 
-    codec = COMPRESSED.get(path.suffix)
+    codec = COMPRESSED.get(path.suffix.lower())
     if codec is None:
         with open(path, "rb") as stream:
             yield stream

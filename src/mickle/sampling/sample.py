@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -157,7 +158,7 @@ def read_prompts(path: Path) -> list[str]:
     if path.stat().st_size > LARGEST_PROMPTS:
         raise UsageError(f"prompt file has {path.stat().st_size:,} bytes", where=str(path), expected="at most 16 MB")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # and at no other sign, which a text may hold
     except UnicodeDecodeError as error:
         raise UsageError("prompt file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
     if path.suffix != ".jsonl":
@@ -194,7 +195,9 @@ def readable(rows: list[dict[str, Any]]) -> str:
 def answers(file: Path) -> list[tuple[str, str, str]]:
     """The first texts of a file of samples, each under its prompt, for a section."""
     texts: list[tuple[str, str, str]] = []
-    for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()[:6]):
+    with open(file, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in islice(lines, 6)]
+    for row in rows:
         texts.append(("prompt", "prompt", row["prompt"] or "(a new document)"))
         if "untrained" in row:
             texts.append(("before training", "before", row["untrained"][:LONGEST_TEXT]))
