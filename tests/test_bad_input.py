@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mickle import cli
+from mickle import cli, storage
 
 Prepare = Callable[[Path], None]
 
@@ -81,6 +81,8 @@ CASES: list[tuple[str, Prepare, str]] = [
     ("pretrain corpus", _remove(SHARD), "missing"),
     ("pretrain corpus/pages", _cut(SHARD), "parquet"),
     ("pretrain corpus/pages", _write(SHARD, b"PAR1"), "parquet"),
+    ("pretrain pipe", lambda here: os.mkfifo(here / "pipe"), "neither a file nor a folder"),
+    ("pretrain /dev/null", _nothing, "neither a file nor a folder"),
     ("pretrain corpus --tokenizer broken.json", _write("broken.json", "{"), "broken.json"),
     # evaluate
     ("evaluate none", _nothing, "none"),
@@ -166,6 +168,32 @@ def test_a_corpus_of_one_token(here: Path, capsys: pytest.CaptureFixture[str]) -
     said = capsys.readouterr().err
     assert "no page is left of 1 records" in said
     assert "rows.jsonl" in said
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("evaluate model", "nan"),
+        ("sample model --prompts a", "inf"),
+        ("tune model --data rows.jsonl", "nan"),
+        ("compress model --method rtn", "inf"),
+        ("export model --format gguf", "nan"),
+        ("pretrain corpus --start model", "nan"),
+    ],
+)
+def test_a_number_that_is_not_finite_ends_every_verb_with_code_5(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, number: str
+) -> None:
+    _pages(*(f"Page {number}. {LONG}" for number in range(20)))(here)
+    tensors = storage.load_tensors(here / WEIGHTS)
+    next(iter(tensors.values())).view(-1)[3] = float(number)
+    storage.save_tensors(here / WEIGHTS, tensors, {"format": "pt"})
+    (here / "model" / "manifest.json").unlink()
+    code = _main([*command.split(), "--out", "out", "--quiet"])
+    said = capsys.readouterr().err
+    assert code == 5, said
+    assert "not finite" in said
     assert not (here / "out").exists()
 
 

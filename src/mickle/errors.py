@@ -61,6 +61,10 @@ class NumericError(MickleError):
     exit_code = 5
 
 
+class SpoiledError(NumericError, UsageError):
+    """A number that is not finite in what was given: what was begun on it is of no use."""
+
+
 class ToldError(MickleError):
     """How the first of several processes ended, in another one: said and shown there already."""
 

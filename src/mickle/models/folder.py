@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from mickle.errors import UsageError
+from mickle.errors import NumericError, SpoiledError, UsageError
 from mickle.models import folder_check
 from mickle.models.architectures import architecture_of, description_of
 from mickle.models.folder_check import is_adapter
@@ -24,14 +24,17 @@ def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch
     """The model of a folder, in evaluation mode: one of ours where it can compute it, else a `WrappedModel`.
 
     All take `model(input_ids, documents=, cache=, head=)` (`models/language.py`). `dtype` None keeps the dtype of the
-    files. Raises UsageError for a folder that is not whole, not safe or not a language model, and NumericError for
+    files. Raises UsageError for a folder that is not whole, not safe or not a language model, and SpoiledError for
     weights that are not finite; both name the file or tensor.
     """
-    if is_adapter(Path(path)):
-        from mickle.models.adapters import open_adapter
+    try:
+        if is_adapter(Path(path)):
+            from mickle.models.adapters import open_adapter
 
-        return open_adapter(Path(path), dtype=dtype, device=device)
-    return open_base(Path(path), dtype, device)
+            return open_adapter(Path(path), dtype=dtype, device=device)
+        return open_base(Path(path), dtype, device)
+    except NumericError as error:
+        raise SpoiledError(error.what, where=error.where, todo="take an earlier copy of this model") from None
 
 
 def describe(path: Path) -> Description:

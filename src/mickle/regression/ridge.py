@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mickle.errors import UsageError
+from mickle.errors import SpoiledError, UsageError
 
 Array = NDArray[np.float64]
 LARGEST = 1e150  # inputs beyond it have squares that are no float64 numbers
@@ -110,5 +110,5 @@ def numbers(values: ArrayLike, name: str) -> Array:
     if suspicious and not np.isfinite(array).all():
         place = np.argwhere(~np.isfinite(array))[0]
         where = ", ".join(f"{word} {number}" for word, number in zip(("row", "column"), place))
-        raise UsageError(f"{name} hold {array[tuple(place)]}", where=where, expected="finite numbers")
+        raise SpoiledError(f"{name} hold {array[tuple(place)]}", where=where, expected="finite numbers")
     return array

@@ -107,7 +107,7 @@ def stream(
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
     """The next token of each row: logits [B, V] -> [B] int64. Row b draws one number from generator b."""
-    if bool(torch.isnan(logits).any()):
+    if not bool(logits.amax(dim=-1).isfinite().all()):  # -inf leaves a token out, but not all of them
         raise NumericError("the model's next-token scores are not numbers", todo="use an earlier checkpoint")
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)

@@ -101,7 +101,7 @@ def fit(
     watch_loss: bool = True,
     compile: bool = False,
     identity: Mapping[str, Any] | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Train ``model`` in place for ``steps`` optimizer steps; iterate over the events to make it happen.
 
     batches: step ``i``, from 0 -> the whole effective batch, tensors with rows first. It is split over the
@@ -163,7 +163,7 @@ def fit(
     ))  # fmt: skip
 
 
-def _train(run: _Fit) -> Iterator[Event]:
+def _train(run: _Fit) -> Generator[Event, None, None]:
     counters = _Counters()
     with ExitStack() as stack:
         interruption = Interruption()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -217,7 +218,7 @@ class TrainingRun:
     on_bad_numbers: Literal["stop", "skip", "back"] = "stop"
     watch_loss: bool = True
 
-    def events(self, model: nn.Module, optimizer: Optimizer) -> Iterator[Event]:
+    def events(self, model: nn.Module, optimizer: Optimizer) -> Generator[Event, None, None]:
         """Train the model in place, event by event."""
         from mickle.training.loop import fit
 
@@ -249,7 +250,8 @@ def train(
 
     machine.seed_everything(run.seed)
     optimizer = optimizer_of(distributed.shard(model))
-    last = record(run.events(model, optimizer), run.log, emit)
+    with closing(run.events(model, optimizer)) as events:  # however it ends, its lock goes at once
+        last = record(events, run.log, emit)
     best = run.weights == "best" and run.measure is not None
     found = checkpoint.best(run.checkpoints) if best else None
     chosen, lowest = found or (None, math.inf)

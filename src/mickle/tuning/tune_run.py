@@ -17,7 +17,7 @@ from mickle import machine, storage
 from mickle.data.label_prompts import LabelPrompt
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
-from mickle.errors import NumericError, UsageError
+from mickle.errors import UsageError
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
 from mickle.models.folder_check import check_tokenizer, inspect_folder, is_adapter, read_config
@@ -115,10 +115,7 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
     It is opened in its files' own precision, so that a model of 16 bits is never held in 32 when most of it is frozen.
     """
     learns = known.method.learns
-    try:
-        model = open_model(known.folder, device=machine.device())
-    except NumericError as error:  # here it is the folder that is wrong, and nothing has been begun
-        raise UsageError(error.what, where=error.where, todo="take an earlier copy of this model") from None
+    model = open_model(known.folder, device=machine.device())
     check_vocabulary(model, known.tokenizer.size, known.folder)
     prepared = learns.prepare(model, seed)
     if learns.whole:
