@@ -206,14 +206,18 @@ def test_the_folder_measures_as_the_run_said(kind: str, home: Path, tmp_path: Pa
     assert nats / tokens == pytest.approx(summary(out)["general"]["after"], rel=1e-6)
 
 
-@pytest.mark.parametrize(("after", "kind"), [("\n", "full"), ("", "full"), ("\n", "lora")])
-def test_transformers_ends_an_answer_where_the_examples_end(after: str, kind: str, home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("after", "kind", "special"), [("\n", "full", True), ("", "full", False), ("\n", "lora", True)]
+)
+def test_transformers_ends_an_answer_where_the_examples_end(
+    after: str, kind: str, special: bool, home: Path, tmp_path: Path
+) -> None:
     """The mark that tuning taught is an end of texts in the folder, and in what is exported of it."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from mickle.exporting.export import Export
 
-    base, heard = made.chat_folder(tmp_path / "base", after), []
+    base, heard = made.chat_folder(tmp_path / "base", after, special=special), []
     out = tune(home, tmp_path / "out", heard.append, model=base, method={"kind": kind}, steps=40)
     assert not [event for event in heard if isinstance(event, Warned) and "generate" in event.message]
     if kind == "lora":

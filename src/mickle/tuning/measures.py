@@ -101,7 +101,11 @@ def written(
 
 
 def ends_taught(encoded: Encoded, tokenizer: TextTokenizer) -> list[int]:
-    """The special tokens that end what is trained, white space aside, in one run of a hundred at least."""
+    """The tokens that end what is trained, white space aside: special ones, in one run of a hundred at least, and those
+    that were added to the vocabulary without being called special, in half of them.
+    """
+    added = {number: 2 for number in tokenizer.tokenizer.get_added_tokens_decoder()}
+    shares = added | dict.fromkeys(tokenizer.special, 100)
     counts: Counter[int] = Counter()
     runs = 0
     for tokens, trained in zip(encoded.tokens[:MOST_LOOKED_AT], encoded.trained, strict=False):
@@ -111,7 +115,7 @@ def ends_taught(encoded: Encoded, tokenizer: TextTokenizer) -> list[int]:
         for place in last:
             written = (int(token) for token in tokens[max(0, place - 3) : place + 1][::-1])
             counts.update(token for token in islice(dropwhile(lambda t: _blank(t, tokenizer), written), 1))
-    return sorted(token for token, count in counts.items() if token in tokenizer.special and 100 * count >= runs)
+    return sorted(token for token, count in counts.items() if count * shares.get(token, 0) >= max(runs, 1))
 
 
 def _blank(token: int, tokenizer: TextTokenizer) -> bool:
