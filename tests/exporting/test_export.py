@@ -280,13 +280,29 @@ def grown(base: Path, mark: str = "<pad>") -> Path:
 def test_a_tokenizer_with_ids_that_have_no_row_is_refused_by_their_names(
     form: dict[str, str], base: Path, tmp_path: Path, run: Any
 ) -> None:
-    with pytest.raises(UsageError, match="2 tokens that the model has no row for: '<pad>', '<call>'"):
+    with pytest.raises(UsageError, match="no row for 2 of the tokenizer's tokens: '<pad>', '<call>'"):
         run(grown(base), format=form)
-    shutil.copytree(base, tmp_path / "sound")
     adapter = make_adapter(make_base(tmp_path / "under"), tmp_path / "adapter")
     shutil.copy(base / "tokenizer.json", adapter)
-    with pytest.raises(UsageError, match="no row for: '<pad>'"):
+    with pytest.raises(UsageError, match="no row for 2 .*: '<pad>'"):
         run(adapter, format=form)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("tokenizer_config.json", {"pad_token": "<pad>"}),
+        ("special_tokens_map.json", {"pad_token": "<pad>"}),
+        ("added_tokens.json", {"<pad>": 300}),
+    ],
+)
+def test_a_token_that_transformers_would_add_without_a_row_is_refused(
+    file: str, values: dict[str, Any], base: Path, run: Any
+) -> None:
+    known = json.loads((base / file).read_text()) if (base / file).exists() else {}
+    (base / file).write_text(json.dumps({**known, **values}))
+    with pytest.raises(UsageError, match="no row for 1 of the tokenizer's tokens: '<pad>'"):
+        run(base)
 
 
 OWN = "{% for m in messages %}<s># {{ m.content }}{% endfor %}"

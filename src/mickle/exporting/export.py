@@ -116,6 +116,8 @@ class Export(Step):
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.exporting.huggingface import refuse_missing_rows, write_huggingface
         from mickle.exporting.source import runs_on
+        from mickle.models.folder import open_tokenizer
+        from mickle.models.folder_check import TOKENIZER
 
         source = self.source()
         check_format(self.format, source)
@@ -126,7 +128,8 @@ class Export(Step):
             write_json(work / RESULTS, {"journal": moved, "notes": [how]})
             return {"type": "adapter", **moved}
         model, how = source.open_moved() if source.journal else (source.open(), "")
-        refuse_missing_rows(source, model.vocab_size)
+        if (home := source.tokenizer_home) is not None:
+            refuse_missing_rows(open_tokenizer(home).get_vocab(), model.vocab_size, home / TOKENIZER)
         if how:
             emit(Noted(how))
         merged = merge(model, source, self.format, emit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ from mickle.exporting.source import (
     token_settings,
 )
 from mickle.models.adapters import open_adapter, save_adapter
-from mickle.models.folder import end_tokens, open_tokenizer, save_model
-from mickle.models.folder_check import CONFIG, TOKENIZER
+from mickle.models.folder import describe, end_tokens, open_tokenizer, save_model
+from mickle.models.folder_check import CONFIG
 from mickle.models.folder_files import KEPT, keep_files, write_end_tokens
 
 if TYPE_CHECKING:
@@ -50,20 +50,16 @@ def keep_words(source: Source, work: Path) -> None:
         storage.write_text(work / TEMPLATE, chat_template(source))
 
 
-def refuse_missing_rows(source: Source, size: int) -> None:
-    """UsageError that names the tokens of the tokenizer for which a model of ``size`` tokens has no row."""
-    home = source.tokenizer_home
-    if home is None:
-        return
-    vocabulary = open_tokenizer(home).get_vocab(with_added_tokens=True)
+def refuse_missing_rows(vocabulary: Mapping[str, int], size: int, where: Path) -> None:
+    """UsageError that names the tokens of a tokenizer for which a model of ``size`` tokens has no row."""
     rowless = sorted((number, token) for token, number in vocabulary.items() if number >= size)
     if rowless:
         named = ", ".join(repr(token[:40]) for _, token in rowless[:5]) + (", ..." if len(rowless) > 5 else "")
         raise UsageError(
-            f"the tokenizer has {len(rowless):,} tokens that the model has no row for: {named}",
-            where=str(home / TOKENIZER),
+            f"the model has no row for {len(rowless):,} of the tokenizer's tokens: {named}",
+            where=str(where),
             expected=f"ids below {size:,}",
-            todo="use the tokenizer that belongs to the model",
+            todo="use the tokenizer that belongs to the model, or take what names them out of its files",
         )
 
 
@@ -93,8 +89,13 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any
 
 
 def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> None:
-    """Tokenizer, chat template and end tokens of the export must be those of the source."""
+    """Tokenizer, chat template and end tokens of the export must be those of the source, and every token that
+    transformers reads in the tokenizer's files have a row.
+    """
+    from mickle.models.transformers_bridge import vocabulary_by_transformers
+
     if source.tokenizer_home is not None:
+        refuse_missing_rows(vocabulary_by_transformers(work), describe(work).vocab_size, work)
         before, after = open_tokenizer(source.tokenizer_home), open_tokenizer(work)
         for prompt in prompts:
             if before.encode(prompt).ids != after.encode(prompt).ids:

@@ -27,6 +27,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoTokenizer,
     GenerationConfig,
     GenerationMixin,
     PreTrainedModel,
@@ -167,6 +168,15 @@ def read_by_transformers(folder: Path, texts: Sequence[Sequence[int]], tokens: i
         outputs = [model.generate(row, max_new_tokens=tokens, do_sample=False)[0, row.shape[1] :] for row in rows]
     ends = [] if named is None else named if isinstance(named, list) else [named]
     return Read(logits, [output.tolist() for output in outputs], ends)
+
+
+def vocabulary_by_transformers(folder: Path) -> dict[str, int]:
+    """Tokens and ids as transformers' tokenizer has them, which adds the marks that any of its files name. UsageError
+    where it cannot be opened.
+    """
+    with _quiet(str(folder)):
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
+    return dict(found)
 
 
 def empty_frame(files: ModelFiles) -> WrappedModel:

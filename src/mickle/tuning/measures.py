@@ -104,7 +104,7 @@ def ends_taught(encoded: Encoded, tokenizer: TextTokenizer) -> list[int]:
     """The tokens that end what is trained, white space aside: special ones, in one run of a hundred at least, and those
     that were added to the vocabulary without being called special, in half of them.
     """
-    added = {number: 2 for number in tokenizer.tokenizer.get_added_tokens_decoder()}
+    added = dict.fromkeys(tokenizer.tokenizer.get_added_tokens_decoder(), 2)
     shares = added | dict.fromkeys(tokenizer.special, 100)
     counts: Counter[int] = Counter()
     runs = 0
