@@ -261,6 +261,8 @@ def test_what_nothing_was_done_with_is_said_once_with_its_count(tmp_path):
     reading = read_conversations(written(tmp_path, rows))
     assert reading.unused == {"id": 2, "name of a message": 1, "source": 1, "prompt": 1, "mask": 1}
     assert reading.lines()[-1].startswith("not used: id (2); ")
+    part = {"type": "text", "text": "Hi", "train": False}
+    assert read_one(tmp_path, messages((U, [part]), (A, "Hello"))).unused == ("train of a content",)
     both = read_conversations(written(tmp_path, [{**GOOD["alpaca"], "response": "x"}, {**GOOD["alpaca"], "tools": []}]))
     assert both.unused == {"response": 1}
     assert read_conversations(written(tmp_path, [{"text": "Hi", "system": "x", "context": "y"}])).unused == {

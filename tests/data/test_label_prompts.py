@@ -52,7 +52,9 @@ def test_reading(tmp_path: Path) -> None:
     assert found.dropped == {"label without a word": 1, "no field 'text'": 1}
     said = "\n".join(found.lines())
     assert "by class: 10, 10" in said
-    assert "a.jsonl:21" in said
+    assert "a.jsonl:21" in said and "not used" not in said
+    weighted = [{**row, "weight": 0.5, "id": ""} for row in rows]
+    assert list(read_labelled(write(tmp_path / "b.jsonl", weighted), PROMPT).lines())[-1] == "not used: weight (20)"
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,9 @@ def test_answers_of_conversations_are_what_is_scored(tmp_path):
     ]  # fmt: skip
     chats = [{"messages": [{"role": "user", "content": "the cats"}, {"role": "assistant", "content": "see"}]}] * 2
     data.write_text("\n".join(map(json.dumps, chats)))
-    (first, _) = texts_to_score(data, None, reference, TOKENIZER)
+    said = []
+    (first, _) = texts_to_score(data, None, reference, TOKENIZER, said.append)
+    assert said[0].message == "form messages (columns messages): 2 of 2 rows"
     assert TOKENIZER.decode(first.tokens[first.scored]) == "see<|endoftext|>" and first.bytes == len("see<|endoftext|>")
     data.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     plain = texts_to_score(data, 20, reference, TOKENIZER)

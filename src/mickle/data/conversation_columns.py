@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 SYSTEM, EXTRA = ("system", "system_prompt"), ("input", "context")
@@ -24,6 +25,7 @@ NOT_KEPT = {  # of a message, of a row; what is lost with them changes what is l
     "message": ("tool_calls", "function_call", "prefix", "train_detail", *REASONING, *MEDIA),
     "row": ("context", "chat_template_kwargs", "tool_calls", *REASONING, *MEDIA),
 }
+CONTENT = ("content", "value")  # of a message, any one
 LISTS = ("messages", "conversations", "conversation", "history", *SHOWN)
 MESSAGES = {"exchange": ("prompt", "completion", "response"), "preference": ("prompt", "chosen", "rejected")}
 
@@ -125,11 +127,28 @@ def beside(values: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
 
 
 def unused(values: dict[str, Any], form: str, own: Sequence[str]) -> tuple[str, ...]:
-    """What stands in a row and was not read, keys of messages as "name of a message"; ``own``: the form's columns."""
+    """What stands in a row and was not read; ``own``: the form's columns.
+
+    Keys of messages are named "name of a message", those of the parts of a content "name of a content".
+    """
     more = {"text": (), "alpaca": BESIDE + EXTRA, "preference": (*BESIDE, "prompt")}.get(form, BESIDE)
     read = {*own, *more, *_row_marks(values, form)}
     columns = [name for name, value in values.items() if is_given(value) and name not in read]
     lists = [value for name in sorted(read) if isinstance(value := values.get(name), list) and name not in SHOWN]
-    keys = {key for items in lists for item in items if isinstance(item, dict) for key in item if is_given(item[key])}
-    keys -= {"role", "from", "content", "value", *LEARNT, *MASKED}
-    return (*columns, *(f"{key} of a message" for key in sorted(keys)))
+    keys = _keys(itertools.chain(*lists)) - {"role", "from", *CONTENT, *LEARNT, *MASKED}
+    contents = [item.get(name) for items in lists for item in items if isinstance(item, dict) for name in CONTENT]
+    parts = _keys(part for content in contents if isinstance(content, list) for part in content) - {"type", "text"}
+    return (
+        *columns,
+        *(f"{key} of a message" for key in sorted(keys)),
+        *(f"{key} of a content" for key in sorted(parts)),
+    )
+
+
+def _keys(items: Iterable[Any]) -> set[str]:
+    return {key for item in items if isinstance(item, dict) for key in item if is_given(item[key])}
+
+
+def counted(found: Mapping[str, int]) -> str:
+    """Reasons or names with their counts."""
+    return "; ".join(f"{name} ({count:,})" for name, count in found.items())

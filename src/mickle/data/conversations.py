@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mickle.data.conversation_columns import BadRow, LeftOut
+from mickle.data.conversation_columns import BadRow, LeftOut, counted
 from mickle.data.conversation_forms import FORMS, Example, Message, form_of, has_form, read_row
 from mickle.data.rows import Row, read_rows
 from mickle.errors import UsageError
@@ -54,11 +54,6 @@ class Reading:
             said += [f"  {place}" for place in self.first]
         said += [f"left out, as the rows ask: {counted(self.left_out)}"] if self.left_out else []
         return said + ([f"not used: {counted(self.unused)}"] if self.unused else [])
-
-
-def counted(found: Mapping[str, int]) -> str:
-    """Reasons or names with their counts."""
-    return "; ".join(f"{name} ({count:,})" for name, count in found.items())
 
 
 def read_conversations(path: Path, *, most_bad: float = MOST_BAD) -> Reading:

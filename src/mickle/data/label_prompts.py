@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, model_validator
 
 from mickle.config import Config
+from mickle.data.conversation_columns import counted, is_given
 from mickle.errors import UsageError
 
 if TYPE_CHECKING:
@@ -91,12 +92,15 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was read: examples, rows in all, and the dropped ones by reason, the first of them in words."""
+    """What was read: examples, rows in all, and the dropped ones by reason, the first of them in words; in how many of
+    the others something stood that nothing was done with, by its name.
+    """
 
     examples: tuple[LabelledText, ...]
     rows: int
     dropped: dict[str, int]
     first: tuple[str, ...]
+    unused: dict[str, int]
 
     def lines(self) -> Iterator[str]:
         """What to tell a person."""
@@ -106,6 +110,8 @@ class Labelled:
         if self.dropped:
             why = "; ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
             yield f"{sum(self.dropped.values()):,} of {self.rows:,} rows dropped: {why}. {' '.join(self.first)}"
+        if self.unused:
+            yield f"not used: {counted(self.unused)}"
 
 
 def read_labelled(path: Path, prompt: LabelPrompt, *, most_bad: float = 0.1) -> Labelled:
@@ -116,7 +122,8 @@ def read_labelled(path: Path, prompt: LabelPrompt, *, most_bad: float = 0.1) -> 
     from mickle.data.rows import read_rows
 
     examples: list[LabelledText] = []
-    dropped: Counter[str] = Counter()
+    dropped, unused = Counter[str](), Counter[str]()
+    read = {*prompt.fields, prompt.label_field}
     first: list[str] = []
     rows = 0
     for row in read_rows(path):
@@ -131,6 +138,7 @@ def read_labelled(path: Path, prompt: LabelPrompt, *, most_bad: float = 0.1) -> 
         label = prompt.class_of(row.values[prompt.label_field])
         assert label is not None
         examples.append(LabelledText(before, after, label, row.where))
+        unused.update(name for name, value in row.values.items() if name not in read and is_given(value))
     bad = sum(dropped.values())
     if bad > most_bad * rows or not examples:
         raise UsageError(
@@ -140,7 +148,7 @@ def read_labelled(path: Path, prompt: LabelPrompt, *, most_bad: float = 0.1) -> 
         )  # fmt: skip
     if len({example.label for example in examples}) < 2:
         raise UsageError("all rows are of one class: there is nothing to learn", where=str(path))
-    return Labelled(tuple(examples), rows, dict(dropped), tuple(first))
+    return Labelled(tuple(examples), rows, dict(dropped), tuple(first), dict(unused))
 
 
 @dataclass(frozen=True)

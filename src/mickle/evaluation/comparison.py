@@ -55,7 +55,7 @@ class Compare(Measure):
         from mickle.evaluation.paired import compare, refuse_other_tokens, texts_to_score
 
         reference, tokenizer = open_to_measure(folder)
-        texts = texts_to_score(self.data, self.tokens, folder, tokenizer)
+        texts = texts_to_score(self.data, self.tokens, folder, tokenizer, emit)
         _refuse_both_sides(reference, folder)
         names = _names([folder, *self.others])
         rows: list[dict[str, Any]] = []

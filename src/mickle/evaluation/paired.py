@@ -21,7 +21,7 @@ from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.loss import Window, window_batch, windows_of
 from mickle.evaluation.measure import batches, pages_to_measure
-from mickle.events import Emit, Started, ignore
+from mickle.events import Emit, Noted, Started, ignore
 
 BATCH_TOKENS = 4096
 LOGITS_BYTES = 128 << 20  # of one model's float32 logits in a batch, where the model makes them all itself
@@ -37,17 +37,19 @@ class ScoredText:
     bytes: int
 
 
-def texts_to_score(data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer) -> list[ScoredText]:
+def texts_to_score(
+    data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer, emit: Emit = ignore
+) -> list[ScoredText]:
     """Pages with all their tokens, or conversations and completions with their answers.
 
-    most: tokens to score; the first texts that hold them are taken.
+    most: tokens to score; the first texts that hold them are taken. emit: what was found in rows, and what was dropped.
     """
     if _holds_pages(data):
         pages = [page.text for page in pages_to_measure(data, folder)]
         found = _pages(pages, tokenizer)
     else:
         assert data is not None
-        found = _answers(data, folder, tokenizer)
+        found = _answers(data, folder, tokenizer, emit)
     found = [text for text in found if text.scored.any()]
     if not found:
         raise UsageError("there is nothing to score here", where=str(data or folder))
@@ -83,18 +85,22 @@ def _pages(pages: Sequence[str], tokenizer: TextTokenizer) -> list[ScoredText]:
     return found
 
 
-def _answers(data: Path, folder: Path, tokenizer: TextTokenizer) -> list[ScoredText]:
+def _answers(data: Path, folder: Path, tokenizer: TextTokenizer, emit: Emit) -> list[ScoredText]:
     from mickle.data.chat_template import open_template
     from mickle.data.conversations import read_conversations
     from mickle.data.examples import encode_examples
     from mickle.models.adapters import tokenizer_folder
 
     reading = read_conversations(data)
+    for line in reading.lines():
+        emit(Noted(line))
     if reading.form == "text":
         return _pages([example.text for example in reading.examples], tokenizer)
     chats = any(example.form == "messages" for example in reading.examples)
     template = open_template(tokenizer_folder(folder), tokenizer) if chats else None
     encoded = encode_examples(reading.examples, tokenizer, template, longest=1 << 30)
+    for line in encoded.lines():
+        emit(Noted(line))
     found = []
     for tokens, trained in zip(encoded.tokens, encoded.trained, strict=True):
         trained = trained.copy()
