@@ -235,3 +235,36 @@ def test_a_mask_needs_room():
     with pytest.raises(UsageError, match="too small") as caught:
         train_tokenizer(TEXTS, 257, mask=True)
     assert "258" in caught.value.expected
+
+
+@pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram", "BPE"])
+def test_what_the_vocabulary_lacks_is_counted_by_its_bytes(tmp_path, kind):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {"<unk>": 0, "</s>": 1, "clay": 2, "a": 3, "b": 4}
+    model = {
+        "WordLevel": lambda: models.WordLevel(words, unk_token="<unk>"),
+        "WordPiece": lambda: models.WordPiece(words, unk_token="<unk>"),
+        "Unigram": lambda: models.Unigram([(word, -1.0) for word in words], unk_id=0),
+        "BPE": lambda: models.BPE({**words, "ab": 5}, [("a", "b")], unk_token="<unk>", fuse_unk=True),
+    }[kind]()
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["<unk>", "</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = open_text_tokenizer(tmp_path)
+    known = {"BPE": "ab"}.get(kind, "clay")
+    assert tokenizer.unknown == 0
+    assert tokenizer.unknown_bytes(f"{known} ςυ {known} ж").tolist() == [0, 4, 0, 2]
+    ids = tokenizer.encode([f"{known} ςυ {known} ж", f"{known} {known}"])
+    assert tokenizer.unknown_line(ids, "data").startswith("33.3% of the tokens are <unk>")
+    assert tokenizer.unknown_line(ids[1:], "data") == ""
+    with pytest.raises(UsageError, match=r"100.0% of the tokens are <unk>") as caught:
+        tokenizer.unknown_line(tokenizer.encode(["ςυ ж"]), "data")
+    assert caught.value.expected == "at most 50%"
+
+
+def test_a_byte_level_vocabulary_lacks_nothing():
+    tokenizer = train_tokenizer(TEXTS, 300)
+    assert tokenizer.unknown is None
+    assert tokenizer.unknown_line(tokenizer.encode(["ςυ ж"]), "data") == ""

@@ -125,7 +125,7 @@ def _not_sealed(model):
     [
         (_no_pages, "no held-out pages"),
         (_empty, "no page with text"),
-        (_corrupt, "cannot be read"),
+        (_corrupt, "not a whole Parquet file"),
         (_no_end_mark, "lacks an end"),
         (_larger_vocabulary, "The tokenizer has .* tokens, the model"),
         (_cut_weights, "."),

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mickle.data.records import Page
-from mickle.data.tokenizer import train_tokenizer
+from mickle.data.tokenizer import TextTokenizer, train_tokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.loss import Scored, bootstrap_ratio, by_position, score, summarise, token_nats, windows_of
+from mickle.events import Warned
 from mickle.models.decoder import Decoder
 from mickle.models.shape import DecoderConfig
 
@@ -40,6 +41,22 @@ def test_a_uniform_model_costs_log2_of_the_vocabulary_a_token():
     assert summary["bytes"] == sum(len(text.encode()) for text in TEXTS)
     expected = summary["tokens"] * math.log2(TOKENIZER.size) / summary["bytes"]
     assert summary["bits_per_byte"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_unknown_words_cost_their_bytes_besides_and_are_told():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "clay": 2, "bowl": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = TextTokenizer(words, 1, 1, {})
+    pages = [Page("", "", "el", "πηλός"), Page("", "", "en", "clay bowl clay")]
+    model, heard = Fixed(lambda ids: torch.zeros(*ids.shape, 4)), []
+    found = score(model, tokenizer, pages, length=8, stride=4, emit=heard.append)
+    assert [document.nats.sum() / math.log(2) for document in found] == pytest.approx([2 + 80, 6])
+    warned = [event.message for event in heard if isinstance(event, Warned)]
+    assert warned == [
+        "25.0% of the tokens are <unk>: text that the tokenizer does not know; its bytes are counted at 8 bits each"
+    ]
 
 
 def test_a_model_that_knows_the_text_costs_nothing():

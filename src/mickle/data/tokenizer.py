@@ -9,6 +9,7 @@ one document is also the start of the next, and the first token of a text is pre
 are such marks too. A tokenizer for masked training has a mask token besides.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +24,7 @@ from mickle.untrusted.tokenizer import failures, open_tokenizer
 
 END_OF_DOCUMENT = "<|endoftext|>"
 MASK = "<|mask|>"
+MOST_UNKNOWN = 0.5  # share of the tokens to train on
 SMALLEST_VOCABULARY = 257  # the bytes and the document mark
 LARGEST_SETTINGS = 4 << 20  # bytes
 USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "[SEP]")
@@ -92,6 +94,40 @@ class TextTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; document marks are shown as they are spelt."""
         return self.tokenizer.decode([int(i) for i in ids], skip_special_tokens=False)
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """The id that stands for text which the vocabulary lacks ("<unk>"); None where there is none."""
+        model = self.tokenizer.model
+        if isinstance(model, models.Unigram):
+            return json.loads(self.tokenizer.to_str())["model"]["unk_id"]
+        return None if model.unk_token is None else self.tokenizer.token_to_id(model.unk_token)
+
+    def unknown_bytes(self, text: str) -> np.ndarray:
+        """UTF-8 bytes of ``text`` that each of its tokens stands for without spelling them, int64 [n]: 0 but for
+        unknown ones.
+        """
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        lost = [text[slice(*span)] if i == self.unknown else "" for i, span in zip(encoding.ids, encoding.offsets)]
+        return np.array([len(piece.encode("utf-8", "replace")) for piece in lost], dtype=np.int64)
+
+    def unknown_line(self, tokens: Sequence[np.ndarray], where: str, most: float = MOST_UNKNOWN) -> str:
+        """How many tokens to train on are unknown, in a sentence; "" for none. UsageError where their share is
+        greater than ``most``.
+        """
+        if self.unknown is None:
+            return ""
+        count = sum(int(np.count_nonzero(ids == self.unknown)) for ids in tokens)
+        if not count:
+            return ""
+        share = count / sum(map(len, tokens))
+        mark = self.tokenizer.id_to_token(self.unknown)
+        said = f"{share:.1%} of the tokens are {mark}: text that the tokenizer does not know"
+        if share > most:
+            raise UsageError(
+                said, where=where, expected=f"at most {most:.0%}", todo="take a model that was made for such text"
+            )
+        return said
 
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``, which transformers' AutoTokenizer loads."""

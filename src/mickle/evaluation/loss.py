@@ -8,6 +8,9 @@ token of a text is predicted from the start mark and the tokens before it; the e
 A text longer than the model's length is read in windows that slide by ``stride`` tokens. Each token is scored
 once, by the first window that reaches it, with at least length - stride tokens of context or all of the text
 before it. A smaller stride costs more time, in proportion, and finds a little less loss.
+
+A token for text that the vocabulary lacks (<unk>) costs what its bytes do besides, 8 bits each: else a tokenizer that
+knows nothing would predict everything.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.measure import batches
-from mickle.events import Emit, Started, ignore
+from mickle.events import Emit, Started, Warned, ignore
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
@@ -100,7 +103,8 @@ def score(
     """
     if not 1 <= stride <= length:
         raise UsageError(f"A stride of {stride} does not go with windows of {length}.", expected=f"1 to {length}")
-    documents = [np.concatenate([[tokenizer.start], ids]) for ids in tokenizer.encode([page.text for page in pages])]
+    encoded = tokenizer.encode([page.text for page in pages])
+    documents = [np.concatenate([[tokenizer.start], ids]) for ids in encoded]
     nats = [np.zeros(len(document) - 1) for document in documents]
     windows = [w for number, ids in enumerate(documents) for w in windows_of(number, ids, length, stride)]
     device = next(model.parameters()).device
@@ -110,6 +114,9 @@ def score(
         found = _score_batch(model, rows, device)
         for window, values in zip(rows, found, strict=True):
             nats[window.document][window.at - 1 : window.at - 1 + window.scored] = values
+    if unknown := tokenizer.unknown_line(encoded, "data", most=1.0):
+        emit(Warned(f"{unknown}; its bytes are counted at 8 bits each"))
+        nats = [values + math.log(256) * tokenizer.unknown_bytes(page.text) for values, page in zip(nats, pages)]
     return [
         Scored(page.domain, len(page.text.encode("utf-8")), values) for page, values in zip(pages, nats, strict=True)
     ]

@@ -178,7 +178,7 @@ class Mix(TrainingStep):
         from mickle.training import mix_plan, mix_results
         from mickle.training.doremi import RobustRule
         from mickle.training.mix_round import Rounds
-        from mickle.training.pretrain_data import kept_tokenizer, split_pages
+        from mickle.training.pretrain_data import kept_tokenizer, split_pages, tell_unknown
         from mickle.training.pretrain_plan import PretrainPlan
 
         if isinstance(self.reference_weights, Path):
@@ -186,6 +186,7 @@ class Mix(TrainingStep):
         _, share = split_pages(self.data, self.heldout_share)
         tokenizer = kept_tokenizer(self.asked_tokenizer, self.data, share, scratch / "tokenizer", emit)
         streams = domain_streams(self.data, share, tokenizer, scratch / "streams", self.grouping, emit)
+        tell_unknown(streams, tokenizer, self.data, emit)
 
         def planned() -> tuple[PretrainPlan, Forecast]:
             tokens = [len(stream) for stream in streams.values()]

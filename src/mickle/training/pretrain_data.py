@@ -17,7 +17,7 @@ from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
-from mickle.events import Emit, Progressed, Started
+from mickle.events import Emit, Progressed, Started, Warned
 from mickle.training.objectives import Batch
 from mickle.training.pretrain_objectives import PretrainObjective
 from mickle.training.pretrain_plan import PretrainPlan, derived_share, derived_vocabulary
@@ -103,6 +103,7 @@ def look_at(asked: TokenizerAsked, data: Path, share: float) -> tuple[TextTokeni
             break
     tokenizer = asked.opened() or asked.trained(texts)
     documents = tokenizer.encode_documents(texts)
+    tokenizer.unknown_line(documents, str(data))
     size = sum(len(text.encode("utf-8")) for text in texts)
     return tokenizer, documents, sum(map(len, documents)) / size
 
@@ -113,11 +114,21 @@ def read_text(
     """Tokenize the training pages into ``folder``; a killed call, made again, goes on."""
     if mixture is not None:
         weights = read_weights(mixture)
-        return TrainingText(domain_streams(data, share, tokenizer, folder, weights, emit), weights)
-    emit(Started("tokenizing", sides.training_pages, "pages"))
-    texts = training_texts(data, share)
-    stream = pack(texts, tokenizer, folder, sides.training_bytes, lambda pages: emit(Progressed(pages)))
-    return TrainingText({"": stream})
+        text = TrainingText(domain_streams(data, share, tokenizer, folder, weights, emit), weights)
+    else:
+        emit(Started("tokenizing", sides.training_pages, "pages"))
+        texts = training_texts(data, share)
+        text = TrainingText(
+            {"": pack(texts, tokenizer, folder, sides.training_bytes, lambda pages: emit(Progressed(pages)))}
+        )
+    tell_unknown(text.streams, tokenizer, data, emit)
+    return text
+
+
+def tell_unknown(streams: dict[str, TokenStream], tokenizer: TextTokenizer, data: Path, emit: Emit) -> None:
+    """Warns of tokens that stand for text which the tokenizer does not know. UsageError where they are most of all."""
+    if line := tokenizer.unknown_line([stream.tokens for stream in streams.values()], str(data)):
+        emit(Warned(line))
 
 
 def split_pages(data: Path, share: float | None) -> tuple[Split, float]:

@@ -114,6 +114,9 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
     held = encode(sides.heldout, most_bad=sources.most_bad if sources.heldout else 1.0)
     _refuse_empty(found, sources.data, longest)
     lines += [*found.lines(held), sides.shared.line()]
+    answers = [ids[mask] for ids, mask in zip(found.tokens, found.trained, strict=True)]
+    tokenizer.unknown_line(answers, str(sources.data))
+    lines += filter(None, [tokenizer.unknown_line(found.tokens, str(sources.data))])
     kind = ExampleTask if causal else HiddenTask
     return kind(
         form=forms[0],
