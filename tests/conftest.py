@@ -44,26 +44,21 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def bounded() -> Callable[[Callable[[], object]], str]:
-    """Runs what must end in a UsageError, and soon: in a process that the kernel ends after three seconds of work, with
-    less than 200 MB of memory more than this one has. The error's words, which nothing raw of a terminal is in.
+def in_bounds() -> Callable[[Callable[[], object]], str]:
+    """Runs `work` in a process that the kernel ends after three seconds of work, with less than 200 MB of memory more
+    than this one has, and gives what it returns or raises as text.
     """
 
-    def refused(work: Callable[[], object]) -> str:
-        from mickle.errors import UsageError
-
+    def run(work: Callable[[], object]) -> str:
         before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
             resource.setrlimit(resource.RLIMIT_CPU, (3, 3))
-            said = "nothing was refused"
             try:
-                work()
-            except UsageError as error:
-                said = f"refused: {error}"
+                said = str(work())
             except BaseException as error:
-                said = repr(error)
+                said = f"{type(error).__name__}: {error}"
             os.write(writing, said.encode()[:4000])
             os._exit(0)
         os.close(writing)
@@ -71,11 +66,24 @@ def bounded() -> Callable[[Callable[[], object]], str]:
             said = stream.read().decode()
         _, status, used = os.wait4(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0, "it was ended by its limit of three seconds"
-        assert said.startswith("refused: "), said
         assert used.ru_maxrss * 1024 - before < 200 << 20
-        assert len(said.splitlines()) <= 4
-        assert said.replace("\n", "").isprintable(), said
         return said
+
+    return run
+
+
+@pytest.fixture
+def bounded(in_bounds: Callable[[Callable[[], object]], str]) -> Callable[[Callable[[], object]], str]:
+    """Runs what must end in an error for a person, in bounds; its words, in which nothing is that a terminal obeys."""
+
+    def refused(work: Callable[[], object]) -> str:
+        said = in_bounds(work)
+        kind, _, words = said.partition(": ")
+        assert kind in ("UsageError", "NumericError"), said
+        assert len(words.splitlines()) <= 4
+        assert len(words) < 1500
+        assert words.replace("\n", "").isprintable(), words
+        return words
 
     return refused
 

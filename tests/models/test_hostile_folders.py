@@ -9,11 +9,9 @@ import json
 import os
 import pickle
 import random
-import resource
 import shutil
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from mickle.models.folder import open_model, open_tokenizer, save_model
 WEIGHTS, CONFIG, INDEX = "model.safetensors", "config.json", "model.safetensors.index.json"
 SHARD = "model-00001-of-00001.safetensors"
 Change = Callable[[Path], object]
+Bounded = Callable[[Callable[[], object]], str]
 
 
 class Canary:
@@ -376,45 +375,30 @@ def folder(home: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whoever looks up a name or connects fails the test, even where the failure is swallowed."""
-    tried: list[Any] = []
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks up a name or connects ends the process, even where the failure would be swallowed."""
 
     def refuse(*arguments: Any, **_: Any) -> None:
-        tried.append(arguments)
-        raise OSError("no network in this test")
+        os._exit(99)
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    yield
-    assert tried == []
-
-
-def refused(call: Callable[[Path], Any], folder: Path) -> None:
-    """The promise: a typed error of at most four lines, under a second of work and 200 MB, and no code run."""
-    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    with pytest.raises((UsageError, NumericError)) as caught:
-        call(folder)
-    assert time.process_time() - begun < 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
-    message = str(caught.value)
-    assert len(message.splitlines()) <= 4
-    assert len(message) < 1500
-    assert not (folder / "canary").exists()
 
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", CASES)
-def test_a_hostile_folder_is_refused(name: str, folder: Path) -> None:
+def test_a_hostile_folder_is_refused(name: str, folder: Path, bounded: Bounded) -> None:
     CASES[name](folder)
-    refused(open_model, folder)
+    bounded(lambda: open_model(folder))
+    assert not (folder / "canary").exists()
 
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", TOKENIZER_CASES)
-def test_a_hostile_tokenizer_is_refused(name: str, folder: Path) -> None:
+def test_a_hostile_tokenizer_is_refused(name: str, folder: Path, bounded: Bounded) -> None:
     TOKENIZER_CASES[name](folder)
-    refused(open_tokenizer, folder)
+    bounded(lambda: open_tokenizer(folder))
+    assert not (folder / "canary").exists()
 
 
 def test_random_values_in_a_config_give_a_model_that_runs_or_a_typed_error(folder: Path) -> None:

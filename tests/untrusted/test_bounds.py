@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import pytest
 from mickle import storage
 from mickle.config import read_yaml
 from mickle.data.chat_template import open_template
+from mickle.data.pages import RawPage, extract
 from mickle.data.rows import read_rows
-from mickle.data.sources import Rows
+from mickle.data.sources import Files, Rows, Warc
 from mickle.data.tokenizer import train_tokenizer
 from mickle.errors import UsageError
 from mickle.models.adapter_folder import plain_lora, read_settings
@@ -28,13 +31,15 @@ Reads = Callable[[Path], object]
 LISTS = "[" + "[]," * 5_000_000 + "[]]"  # 15 MB, which would take 350 MB
 
 
-def file(name: str, content: str | bytes) -> Callable[[Path], Path]:
-    """A file with this content."""
+def file(name: str, *content: str | bytes | tuple[str, int]) -> Callable[[Path], Path]:
+    """A file of pieces; a pair is a text and how often it stands there."""
 
     def make(folder: Path) -> Path:
-        path = folder / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
+        with open(folder / name, "wb") as stream:
+            for piece in content:
+                text = piece[0] * piece[1] if isinstance(piece, tuple) else piece
+                stream.write(text.encode() if isinstance(text, str) else text)
+        return folder / name
 
     return make
 
@@ -142,3 +147,72 @@ def test_holes_that_are_small_or_written_over_are_nothing_special(tmp_path: Path
     assert storage.hash_file(path) == storage.hash_file(file("y", b"\0" * (1 << 20))(tmp_path))
     with pytest.raises(UsageError):
         storage.hash_file(holes("z", 1 << 30, b"x")(tmp_path))
+
+
+def record(body: bytes, length: int) -> bytes:
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + body
+    header = f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.org/\r\nContent-Length: {length}\r\n\r\n"
+    return header.encode() + http
+
+
+GOOD = record(b"<p>hello", 52) + b"\r\n\r\n"
+
+
+def bomb(folder: Path) -> Path:
+    """10 MB of gzip that hold 10 GB, and a record behind them."""
+    packing = zlib.compressobj(9, wbits=31)
+    opening = packing.compress(record(b"", 10 << 30)) + packing.flush(zlib.Z_FULL_FLUSH)
+    zeros = packing.compress(bytes(16 << 20)) + packing.flush(zlib.Z_FULL_FLUSH)
+    return file("x.warc.gz", opening + zeros * 640 + gzip.compress(GOOD))(folder)
+
+
+def endless_record(folder: Path) -> Path:
+    with open(folder / "x.warc", "wb") as stream:
+        stream.write(record(b"", 300 << 20))
+        stream.seek(300 << 20, os.SEEK_CUR)
+        stream.write(b"\r\n\r\n" + GOOD)
+    return folder / "x.warc"
+
+
+def found(path: Path) -> list[str]:
+    """Of each page of a crawl, a table or a folder: "page", or why there is none."""
+    kind = Warc if ".warc" in path.name else Rows if ".jsonl" in path.name else Files
+    pages = kind(path=path).read([path], 10 << 20, lambda count: None)
+    return [getattr(item, "reason", "page") for item in pages]
+
+
+def extracted(path: Path) -> str:
+    return getattr(extract(RawPage("u", "", "html", path.read_bytes()), 20 << 20), "reason", "page")
+
+
+LARGE: dict[str, tuple[Callable[[Path], Path], Reads, object]] = {
+    "10 GB in a member": (bomb, found, ["record is too large", "compressed data expands too far", "page"]),
+    "a record of 300 MB": (endless_record, found, ["record is too large", "page"]),
+    "a length that is wrong": (
+        file("x.warc", record(b"<p>a", 9) + b"\r\n\r\n" + GOOD), found, ["Content-Length is wrong", "page"]
+    ),
+    "a last member cut": (
+        file("x.warc.gz", gzip.compress(GOOD) * 2 + gzip.compress(GOOD)[:-20]),
+        found,
+        ["page", "page", "compressed data is cut off"],
+    ),
+    "a million tags": (file("x.html", "<body>", ("<div>", 1_000_000), "a"), extracted, "no main text"),
+    "a million open tags": (file("x.html", "<body>", ("<b><svg>", 500_000), "a"), extracted, "no main text"),
+    "a million attributes": (file("x.html", "<body><p ", ("a=b ", 1_000_000), ">a"), extracted, "no main text"),
+    "a row of 50 MB": (
+        file("x.jsonl", '{"text":"', ("a", 50 << 20), '"}\n{"text":"a"}\n'), found, ["page is too large", "page"]
+    ),
+    "a line of 50 MB": (holes("x.txt", 50 << 20), found, ["page is too large"]),
+    "a line of a table of 50 MB": (
+        file("x.csv", "a,b\n", ("x", 50 << 20), ",1\n2,3\n"),
+        lambda path: [row.problem for row in read_rows(path)],
+        ["row is larger than 16 MB", ""],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_what_is_too_large_is_counted_and_the_rest_is_read(name: str, tmp_path: Path, in_bounds: Bounded) -> None:
+    make, read, right = LARGE[name]
+    path = make(tmp_path)
+    assert in_bounds(lambda: read(path)) == str(right)
