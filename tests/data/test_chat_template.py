@@ -16,6 +16,7 @@ from mickle.data.answer_spans import (
     CUT_BEFORE,
     EARLIER,
     LEFT_OUT,
+    MARKED,
     NO_END,
     NOT_SHOWN,
     NotLaidOut,
@@ -145,6 +146,12 @@ def test_what_a_template_leaves_out_is_said(source, notes):
     assert found.text[slice(*found.trained[0])].endswith("<e>")
 
 
+def test_an_answer_that_is_shown_twice_is_trained_as_it_is_written():
+    source = FAMILIES["chatml"].source.replace("message.content +", "message.content + '|' + message.content +")
+    text, spans = trained_spans(ChatTemplate(source, specials=TURNS), turns(CONVERSATION[1:3]))
+    assert [text[a:b] for a, b in spans] == ["Four.\n\nOr 4.|Four.\n\nOr 4.<|im_end|>"]
+
+
 @pytest.mark.parametrize("name", [name for name in FAMILIES if name != "falcon"])
 def test_an_answer_marked_as_not_learnt_from_is_shown_and_not_trained(name):
     family = FAMILIES[name]
@@ -152,7 +159,7 @@ def test_an_answer_marked_as_not_learnt_from_is_shown_and_not_trained(name):
     said[1] = Message("assistant", "3, WRONG.", trained=False)
     found = lay_out(template_of(family), said)
     assert [found.text[a:b] for a, b in found.trained] == ["2." + family.end]
-    assert "3, WRONG." in found.text and not found.notes
+    assert "3, WRONG." in found.text and found.notes == [MARKED]
 
 
 TOOLS = [{"type": "function", "function": {"name": "kiln_heat"}}]

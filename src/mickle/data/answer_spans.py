@@ -36,6 +36,7 @@ LEFT_OUT = "the template leaves out a turn"
 CUT = "the template leaves out or changes part of an answer"
 CUT_BEFORE = "the template leaves out or changes part of a turn that is no answer"
 NO_END = "the template puts no end mark after an answer: the model does not learn where to stop"
+MARKED = "an answer is marked as not learnt from: it is shown, and not trained"
 NOT_SHOWN = "the template does not show the {}"
 
 
@@ -94,6 +95,7 @@ def lay_out(
         _compare_marks(texts, text, list(spans.values()), where)
     known = matched is not None and all(item.exact for item in matched)
     contents = [(item.start, item.end) for item in matched or ()] if known else None
+    notes += [MARKED] if len(trained) < len(spans) else []
     notes += _losses(text, sketch, matched, messages, trained)
     prompt = texts.text(max(trained), prompt=True)
     asked = len(prompt) if text.startswith(prompt) and len(prompt) <= trained[max(trained)][0] else None
@@ -103,8 +105,9 @@ def lay_out(
 def _spans(texts: _Renderings, text: str, matched: list[Shown] | None) -> tuple[dict[int, Span], list[str]]:
     """Where each answer stands, also those that are marked as not learnt from, and notes on those that are."""
     spans, notes = dict[int, Span](), list[str]()
+    places = {item.message: (item.start, item.end) for item in matched or ()}
     for number, turn in enumerate(texts.messages):
-        place = None if matched is None else _only(matched, number)
+        place = places.get(number)
         if turn.role != "assistant" or (matched is not None and place is None):
             continue
         span, note = _span(texts, number, text, place)
@@ -120,7 +123,7 @@ def _losses(
     shown = set(map(int, sketch[1::2])) if sketch else set(range(len(messages)))
     if len(shown) < len(messages):
         yield LEFT_OUT
-    places = {number: trained.get(number, (0, len(text))) for number in shown if number < len(messages)}
+    places = {number: trained.get(number, (0, len(text))) for number in shown}
     if matched is not None:
         places = {item.message: (item.start, item.end) for item in matched if not item.exact}
     for number, (start, end) in sorted(places.items()):
@@ -166,7 +169,10 @@ class _Renderings:
         where the template wants something of the contents.
         """
         drawn = self.found[Rendering(1, len(self.messages))]
-        return [] if isinstance(drawn, UsageError) or not self.marks else re.split("(\\d+)".join(self.marks), drawn)
+        if isinstance(drawn, UsageError) or not self.marks:
+            return []
+        found = re.split("([0-9]{1,9})".join(self.marks), drawn)
+        return found if all(int(number) < len(self.messages) for number in found[1::2]) else []
 
     def not_shown(self, text: str) -> list[str]:
         """Notes on tools and documents without which the text is the same."""
@@ -237,7 +243,7 @@ def _match(text: str, sketch: list[str], messages: Sequence[Message]) -> list[Sh
         return None
     at, found = len(sketch[0]), list[Shown]()
     for number, part in zip(map(int, sketch[1::2]), sketch[2::2], strict=True):
-        content = messages[number].content if number < len(messages) else ""
+        content = messages[number].content
         forms = (content, content.strip(), content.rstrip(), content.lstrip(), content.strip("\n"))
         shown = next((form for form in forms if text.startswith(form + part, at)), None)
         end = at + len(shown) if shown is not None else _next(text, part, at, content)
@@ -251,11 +257,6 @@ def _match(text: str, sketch: list[str], messages: Sequence[Message]) -> list[Sh
 def _next(text: str, part: str, at: int, content: str) -> int:
     """Where the template's ``part`` follows a content that it has changed; -1 where that is not certain."""
     return text.find(part, at) if part.strip() and part.strip() not in content else -1
-
-
-def _only(matched: list[Shown], number: int) -> Span | None:
-    places = [(item.start, item.end) for item in matched if item.message == number]
-    return places[0] if len(places) == 1 else None
 
 
 # -- the template's own marks --------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Loss(Measure):
 class Evaluate(Step):
     """Measure a model: loss on pages, the length at which it breaks, hidden tokens, minimal pairs, others beside it."""
 
-    version: ClassVar[int] = 2  # 2: unknown tokens cost their bytes
+    version: ClassVar[int] = 2  # 2: unknown tokens cost their bytes; columns of rows are obeyed
     kind: ClassVar[str] = "evaluation"
     title: ClassVar[str] = "The evaluation"
     positional: ClassVar[str] = "model"
