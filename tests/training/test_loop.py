@@ -29,7 +29,7 @@ from torch import nn
 
 from mickle import storage
 from mickle.errors import LockedError, UsageError
-from mickle.events import Evaluated, Progressed, Saved, Started, Trained
+from mickle.events import Evaluated, Event, Progressed, Saved, Started, Trained
 from mickle.training import checkpoint
 from mickle.training.closure import Closure, derived_seed
 from mickle.training.interruption import Interruption
@@ -196,6 +196,38 @@ def test_a_signal_saves_then_interrupts(number: int, tmp_path: Path) -> None:
     assert isinstance(told[-1], Saved)
     assert steps_saved(tmp_path) == [5]
     assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["between", "at the end"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_does_not_wait_for_an_evaluation_which_is_made_later(number: int, at: int, tmp_path: Path) -> None:
+    """RELIABILITY 8: an evaluation may take minutes. Nothing of it is lost, the best checkpoint neither."""
+
+    def run(folder: Path, signalled: int) -> tuple[nn.Module, list[Event]]:
+        calls = []
+
+        def evaluate(model: nn.Module) -> dict[str, float]:
+            calls.append(1)
+            if len(calls) == signalled:
+                os.kill(os.getpid(), number)
+                pytest.fail("the evaluation went on")
+            return {"loss": float(sum(p.abs().sum() for p in model.parameters()))}
+
+        often = {"evaluate_every": 4, "save_every": 4}
+        return train(steps=8, checkpoints=folder, evaluate=evaluate, stop_at=99, **often)
+
+    never, quiet = run(tmp_path / "quiet", 0)
+    _, before = run(tmp_path / "stopped", at)
+    assert isinstance(before[-1], Saved)
+    assert before[-1].step == 4 * at
+    resumed, after = run(tmp_path / "stopped", 0)
+    assert distance(never, resumed) == 0.0
+    values = [event.values for event in quiet if isinstance(event, Evaluated)]
+    assert [event.values for event in (*before, *after) if isinstance(event, Evaluated)] == values
+    one, two = (checkpoint.newest(tmp_path / name)[0] for name in ("quiet", "stopped"))
+    assert one is not None
+    assert two is not None
+    assert (one.counters["best_step"], one.step) == (two.counters["best_step"], two.step)
 
 
 def test_a_second_signal_does_what_it_always_did() -> None:

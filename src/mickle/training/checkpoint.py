@@ -58,6 +58,7 @@ def save(
     model_tensors, optimizer_tensors = _gathered(model_tensors), _gathered(optimizer_tensors)
     if distributed.current().writes:
         state = {"step": step, "optimizer": numbers, "counters": counters, "identity": _plain(identity)}
+        storage.remove(path)  # of a signal before the evaluation of this step, which has been made now
         with storage.write_folder(path, kind=KIND) as temporary:
             storage.save_tensors(temporary / MODEL, model_tensors)
             storage.save_tensors(temporary / OPTIMIZER, optimizer_tensors)

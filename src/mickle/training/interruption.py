@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -16,7 +18,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.signalled = False
+        self.signalled = self._ends = False
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -29,9 +31,23 @@ class Interruption:
     def __exit__(self, *error: object) -> None:
         self._put_back()
 
+    @contextmanager
+    def ends(self, wanted: bool = True) -> Iterator[None]:
+        """Where it is wanted, the first signal ends at once what is done inside: work that can be done again."""
+        self._ends = wanted
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self.signalled:
+                raise
+        finally:
+            self._ends = False
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signalled = True
         self._put_back()
+        if self._ends:
+            raise KeyboardInterrupt
 
     def _put_back(self) -> None:
         if threading.current_thread() is threading.main_thread():

@@ -76,6 +76,7 @@ class _Counters:
     dropped: list[int] = field(default_factory=list)
     best_step: int | None = None
     best_value: float | None = None
+    unmeasured: bool = False  # a signal came before the evaluation of this step: it is made when the run goes on
     watch: dict[str, Any] = field(default_factory=dict)
 
 
@@ -130,7 +131,7 @@ def fit(
 
     Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saving, Saved, Warned, Noted.
     Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
-    KeyboardInterrupt after a signal, when its checkpoint is whole.
+    KeyboardInterrupt after a signal, when its checkpoint is whole: within a step, whatever an evaluation takes.
     """
     least = {"steps": steps, "accumulate": accumulate - 1, "keep": keep - 1, "save_every": save_every}
     for name, value in {**least, "evaluate_every": evaluate_every}.items():
@@ -175,6 +176,8 @@ def _train(run: _Fit) -> Generator[Event, None, None]:
         yield Started("training", run.steps, "steps")
         if counters.step:
             yield Progressed(counters.step, "going on from a checkpoint")
+        if counters.unmeasured:
+            yield from _evaluate_and_save(run, counters, interruption)
         if run.on_bad_numbers == "back" and counters.step == 0:
             yield from _save(run, counters)  # something to return to
         while counters.step < run.steps:
@@ -185,10 +188,7 @@ def _train(run: _Fit) -> Generator[Event, None, None]:
                 continue
             if bad is not None:
                 yield Warned(_skip_or_stop(run, counters, bad))
-            interrupted = distributed.any_process(interruption.signalled)
-            yield from _evaluate_and_save(run, counters, interrupted)
-            if interrupted:
-                raise KeyboardInterrupt
+            yield from _evaluate_and_save(run, counters, interruption)
 
 
 def _one_step(run: _Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
@@ -271,18 +271,23 @@ def _go_on(run: _Fit) -> Generator[Event, None, _Counters]:
     return _Counters(**found.counters)
 
 
-def _evaluate_and_save(run: _Fit, counters: _Counters, interrupted: bool) -> Iterator[Event]:
+def _evaluate_and_save(run: _Fit, counters: _Counters, interruption: Interruption) -> Iterator[Event]:
     step, last = counters.step, counters.step == run.steps
     best = False
-    if run.evaluate is not None and (last or _due(step, run.evaluate_every)):
-        values = _evaluate(run, step)
+    due = run.evaluate is not None and (last or counters.unmeasured or _due(step, run.evaluate_every))
+    values = _evaluate(run, step, interruption) if due else None
+    counters.unmeasured = due and values is None
+    if values is not None:
         first = next(iter(values.values()))
         best = math.isfinite(first) and (counters.best_value is None or first < counters.best_value)
         if best:
             counters.best_step, counters.best_value = step, first
         yield Evaluated(step, values)
+    interrupted = distributed.any_process(interruption.signalled)
     if run.checkpoints is not None and (last or interrupted or best or _due(step, run.save_every)):
         yield from _save(run, counters)
+    if interrupted:
+        raise KeyboardInterrupt
 
 
 def _save(run: _Fit, counters: _Counters) -> Iterator[Event]:
@@ -294,16 +299,20 @@ def _save(run: _Fit, counters: _Counters) -> Iterator[Event]:
     yield Saved(counters.step, path)
 
 
-def _evaluate(run: _Fit, step: int) -> dict[str, float]:
+def _evaluate(run: _Fit, step: int, interruption: Interruption) -> dict[str, float] | None:
+    """What was measured; None where a signal came first. Several processes end an evaluation together or not at all."""
     assert run.evaluate is not None
+    if distributed.any_process(interruption.signalled):
+        return None
+    alone, values = distributed.current().world == 1, None
     device = next(run.model.parameters()).device
     run.model.eval()
     reduced = torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bfloat16")
-    with torch.no_grad(), seeded(derived_seed(run.seed, step, -2), device), reduced:
+    with torch.no_grad(), seeded(derived_seed(run.seed, step, -2), device), reduced, interruption.ends(alone):
         values = run.evaluate(run.model)
     distributed.forget_forward(run.model)
     run.model.train()
-    if not values:
+    if not values and not interruption.signalled:
         raise UsageError("the evaluation measured nothing", expected="at least one named value")
     return values
 
