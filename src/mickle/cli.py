@@ -79,8 +79,10 @@ def explain(error: Exception) -> MickleError:
     """Any failure as one that can be read: what, where, expected, to do."""
     if isinstance(error, MickleError):
         return error
+    from mickle.machine import is_out_of_memory
+
     text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return ResourceError(f"out of memory: {text}", todo="choose a smaller size or batch (--dry-run forecasts both)")
     if isinstance(error, OSError) and error.errno:
         return _explain_disk(error) or _bug(error, text)

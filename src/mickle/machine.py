@@ -9,10 +9,17 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mickle.errors import ResourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+
+T = TypeVar("T")
+RETRIES = 4  # where memory runs out, in pieces of half the size each time
 
 
 @dataclass(frozen=True)
@@ -86,12 +93,53 @@ def peak_memory() -> int:
     return peak if platform.system() == "Darwin" else peak * 1024
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's error, a GPU's, or that of torch's allocator for the CPU."""
+    said = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and any(words in str(error).lower() for words in said)
+    )
+
+
+def retried(work: Callable[[], T], smaller: Callable[[], bool]) -> T:
+    """What ``work`` gives. Where memory runs out, ``smaller`` cuts it into smaller pieces and it is done again.
+
+    ResourceError after RETRIES times, or where ``smaller`` gives False: it cannot be cut.
+    """
+    for left in range(RETRIES, -1, -1):
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            said = (str(error).splitlines() or [""])[0][:200]
+        # Only here, after the error is gone, are the frames that it held, and with them their tensors.
+        if not left or not smaller():
+            break
+    raise ResourceError(
+        f"Memory ran out, in the smallest pieces that were tried too: {said or 'no memory'}",
+        todo="end other programs, or choose a smaller batch, shorter texts or a smaller model",
+    )
+
+
 def reset_peak_memory() -> None:
     """Begin a new peak, where the kernel allows it (Linux)."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return
+
+
+def release_memory() -> None:
+    """Give back to the system what was freed: glibc keeps freed blocks below 32 MiB, hundreds of megabytes of them when
+    a model has been made smaller. Elsewhere nothing happens.
+    """
+    import ctypes
+    import gc
+
+    gc.collect()
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def matmul_flops(dtype: str = "float32", size: int = 1024, repeats: int = 5) -> float:

@@ -18,11 +18,11 @@ from mickle.evaluation.length_scores import (
     encode_examples,
     holds_to,
     judge,
-    learned_table,
     mean_accuracy,
     mean_reciprocal_rank,
     score,
 )
+from mickle.evaluation.measure import learned_table
 from mickle.events import ignore
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import save_model

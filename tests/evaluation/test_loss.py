@@ -11,7 +11,7 @@ from torch import nn
 
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
-from mickle.errors import NumericError, UsageError
+from mickle.errors import NumericError, ResourceError, UsageError
 from mickle.evaluation.loss import Scored, bootstrap_ratio, by_position, score, summarise, token_nats, windows_of
 from mickle.events import Warned
 from mickle.models.decoder import Decoder
@@ -121,6 +121,28 @@ def test_batches_do_not_change_the_result():
     many = score(model, TOKENIZER, PAGES, length=12, stride=6, batch_tokens=4096)
     for a, b in zip(one, many, strict=True):
         np.testing.assert_allclose(a.nats, b.nats, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_that_runs_out_lowers_the_batch_and_is_told():
+    """RELIABILITY 24: the same figures, a warning for each halving, and an error where one row is too much."""
+    model, heard = decoder(), []
+    whole = score(model, TOKENIZER, PAGES, length=12, stride=6)
+    plain, most = model.forward, 5
+
+    def short(ids, **options):
+        if len(ids) > most:
+            raise MemoryError
+        return plain(ids, **options)
+
+    model.forward = short
+    for a, b in zip(score(model, TOKENIZER, PAGES, length=12, stride=6, batch_tokens=240, emit=heard.append), whole):
+        np.testing.assert_allclose(a.nats, b.nats, rtol=1e-5, atol=1e-5)
+    assert [e.message.split(" are")[0] for e in heard if isinstance(e, Warned)] == [
+        f"memory ran out: {rows} rows of 13 tokens" for rows in (9, 4)
+    ]
+    most = 0
+    with pytest.warns(UserWarning, match="memory ran out"), pytest.raises(ResourceError):
+        score(model, TOKENIZER, PAGES, length=12, stride=6)
 
 
 def test_token_nats_leaves_out_and_chunks(monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mickle.errors import NumericError, UsageError
+from mickle.errors import NumericError, ResourceError, UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.wrapped import WrappedModel
 from mickle.sampling.text import Sampling, choose, generate, stream
@@ -51,6 +51,27 @@ def test_a_rows_text_does_not_depend_on_its_batch(name: Any, temperature: float)
     backwards = generate(model, PROMPTS[::-1], seed=7, **made)[::-1]  # type: ignore[arg-type]
     assert [backwards[row] for row in (0, 2, 4)] == [together[row] for row in (0, 2, 4)]
     assert (together[1] == together[3]) == (temperature == 0.0)  # equal prompts: drawn twice, each its own text
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(("rows", "after"), [(2, 0), (1, 4)])
+def test_memory_that_runs_out_writes_fewer_texts_at_a_time(temperature: float, rows: int, after: int) -> None:
+    """RELIABILITY 24: the same texts, in the middle of them too; told once for each halving."""
+    model, made = decoder("rotary"), {"max_tokens": 12, "decode": decode, "temperature": temperature, "seed": 7}
+    whole = generate(model, PROMPTS, **made)  # type: ignore[arg-type]
+    plain, heard, calls = model.forward, [], iter(range(10**6))
+
+    def short(ids: Tensor, **options: Any) -> Any:
+        if next(calls) >= after and len(ids) > rows:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 1 bytes")
+        return plain(ids, **options)
+
+    model.forward = short  # type: ignore[method-assign]
+    assert generate(model, PROMPTS, emit=heard.append, **made) == whole  # type: ignore[arg-type]
+    assert len(heard) == {2: 1, 1: 2}[rows]
+    rows = after = 0
+    with pytest.raises(ResourceError, match="1 texts"):
+        generate(model, PROMPTS, emit=heard.append, **made)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -28,13 +28,13 @@ from tiny_training import (
 from torch import nn
 
 from mickle import storage
-from mickle.errors import LockedError, UsageError
-from mickle.events import Evaluated, Event, Progressed, Saved, Started, Trained
+from mickle.errors import LockedError, ResourceError, UsageError
+from mickle.events import Evaluated, Event, Progressed, Saved, Started, Trained, Warned
 from mickle.training import checkpoint
 from mickle.training.closure import Closure, derived_seed
 from mickle.training.interruption import Interruption
 from mickle.training.loop import fit
-from mickle.training.objectives import classification, next_token
+from mickle.training.objectives import Batch, classification, next_token
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -46,6 +46,56 @@ def test_splits_of_a_batch_give_one_result(case: str) -> None:
         split, told_split = train(case, optimizer, model=still(case), accumulate=accumulate)
         assert losses(told_split) == pytest.approx(losses(told), rel=1e-6)
         assert distance(whole, split) < 1e-5
+
+
+NO_MEMORY = [
+    MemoryError(),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to allocate"
+    ),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+]
+
+
+class Short:
+    """An objective for which memory does not do for more than some rows at a time, from its n-th call on."""
+
+    def __init__(self, case: str, rows: int, error: Exception, after: int = 0) -> None:
+        self.objective, self.rows, self.error, self.left = CASES[case].objective, rows, error, after
+
+    def __call__(self, model: nn.Module, batch: Batch) -> Any:
+        total, count = self.objective(model, batch)
+        self.left -= 1
+        if self.left < 0 and len(batch["labels"]) > self.rows:
+            raise self.error
+        return total, count
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("optimizer", ["adamw", "sophia_g", "mezo"])
+def test_memory_that_runs_out_lowers_the_part_and_changes_nothing(
+    error: Exception, optimizer: str, tmp_path: Path
+) -> None:
+    """RELIABILITY 24: 5 rows, of which 2 fit: as if it had been begun in 4 parts; a run that goes on keeps them."""
+    case = "next_token"
+    model, told = train(case, optimizer, model=still(case), accumulate=4, steps=6)
+    short = Short(case, 2, error, after=3)
+    lowered, told_lowered = train(
+        case, optimizer, model=still(case), objective=short, steps=6, checkpoints=tmp_path, save_every=1
+    )
+    assert losses(told_lowered) == pytest.approx(losses(told), rel=1e-6)
+    assert distance(model, lowered) < 1e-6
+    said = [event.message for event in told_lowered if isinstance(event, Warned)]
+    assert len(said) == 1
+    assert "in 4 parts, with the same sums" in said[0]
+    _, on = train(case, optimizer, model=still(case), objective=short, steps=8, checkpoints=tmp_path)
+    assert [event for event in on if isinstance(event, Warned)] == []
+
+
+def test_memory_that_is_never_enough_is_an_error_and_other_errors_stay() -> None:
+    for error, raised in [(NO_MEMORY[0], ResourceError), (RuntimeError("shapes differ"), RuntimeError)]:
+        with pytest.raises(raised):
+            train("next_token", model=still("next_token"), objective=Short("next_token", 0, error))
 
 
 def test_padding_changes_nothing() -> None:

@@ -26,11 +26,10 @@ from mickle.evaluation.length_scores import (
     LengthScore,
     encode_examples,
     holds_to,
-    learned_table,
     mean_accuracy,
     score,
 )
-from mickle.evaluation.measure import Measure
+from mickle.evaluation.measure import Measure, learned_table
 from mickle.events import Emit, Warned
 from mickle.figures import Figure, Line, Panel
 from mickle.results import Result, Table

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mickle.data.length_tasks import Example
 from mickle.errors import UsageError
+from mickle.evaluation.measure import in_batches, learned_table
 from mickle.events import Emit, Progressed, Started
 
 if TYPE_CHECKING:
@@ -106,20 +107,25 @@ def judge(model: nn.Module, instances: Sequence[Encoded], end: int) -> list[Outc
     fits = [table is None or len(row.ids) - 1 <= table for row in instances]
     device = next(model.parameters()).device
     vocabulary = getattr(model.config, "vocab_size", 1 << 15)
-    outcomes: list[Outcome] = []
+    outcomes: dict[int, Outcome] = {}
     was_training = model.training
+
+    def predicted(rows: list[int]) -> list[list[int]]:
+        ids = torch.full((len(rows), max(len(instances[row].ids) for row in rows)), end, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, : len(instances[row].ids)] = torch.tensor(instances[row].ids)
+        found: list[list[int]] = _predict(model, ids[:, :-1].to(device)).tolist()
+        return found
+
     model.eval()
     try:
-        for rows in _chunks([row for row, fit in zip(instances, fits) if fit], vocabulary):
-            ids = torch.full((len(rows), max(len(row.ids) for row in rows)), end, dtype=torch.long)
-            for i, row in enumerate(rows):
-                ids[i, : len(row.ids)] = torch.tensor(row.ids)
-            predicted = _predict(model, ids[:, :-1].to(device))
-            outcomes += [_outcome(row, predicted[i].tolist(), end) for i, row in enumerate(rows)]
+        fitting = [row for row, fit in enumerate(fits) if fit]
+        most = LARGEST_LOGITS // vocabulary
+        for rows, answers in in_batches(fitting, lambda row: len(instances[row].ids), most, predicted):
+            outcomes |= {row: _outcome(instances[row], answer, end) for row, answer in zip(rows, answers, strict=True)}
     finally:
         model.train(was_training)
-    judged = iter(outcomes)
-    return [next(judged) if fit else Outcome("wrong_symbol", 0.0) for fit in fits]
+    return [outcomes.get(row, Outcome("wrong_symbol", 0.0)) for row in range(len(instances))]
 
 
 def _predict(model: nn.Module, ids: Tensor) -> Tensor:
@@ -148,13 +154,6 @@ def _outcome(row: Encoded, predicted: list[int], end: int) -> Outcome:
     return Outcome("ran_on" if first == len(wanted) - 1 else "wrong_symbol", share)
 
 
-def _chunks(instances: Sequence[Encoded], vocabulary: int) -> list[Sequence[Encoded]]:
-    """Instances in their order, as many to a pass as keep its logits small."""
-    longest = max((len(instance.ids) for instance in instances), default=1)
-    rows = max(1, LARGEST_LOGITS // (longest * vocabulary))
-    return [instances[i : i + rows] for i in range(0, len(instances), rows)]
-
-
 def _summarise(length: int, outcomes: Sequence[Outcome], seen: bool) -> LengthScore:
     def share(kind: str) -> float:
         return sum(outcome.kind == kind for outcome in outcomes) / len(outcomes)
@@ -169,18 +168,6 @@ def _summarise(length: int, outcomes: Sequence[Outcome], seen: bool) -> LengthSc
         tokens=sum(outcome.tokens for outcome in outcomes) / len(outcomes),
         seen=seen,
     )
-
-
-def learned_table(model: nn.Module) -> int | None:
-    """How many positions a model with learned ones knows; None for a model whose positions have no end."""
-    from torch import nn
-
-    for name, module in model.named_modules():
-        # Ours, GPT-2's and BERT's names for the table; OPT's has two rows that are no positions.
-        is_table = name.rsplit(".", 1)[-1] in ("embed_positions", "wpe", "position_embeddings")
-        if is_table and isinstance(module, nn.Embedding):
-            return module.num_embeddings - int(getattr(module, "offset", 0))
-    return None
 
 
 def mean_accuracy(scores: Sequence[LengthScore], seen: bool) -> float | None:

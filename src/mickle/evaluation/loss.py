@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.measure import batches
-from mickle.events import Emit, Started, Warned, ignore
+from mickle.evaluation.measure import in_batches
+from mickle.events import Emit, Started, Warned, as_warnings
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
@@ -95,7 +95,7 @@ def score(
     length: int,
     stride: int,
     batch_tokens: int = 8192,
-    emit: Emit = ignore,
+    emit: Emit = as_warnings,
 ) -> list[Scored]:
     """Nats of every token of every page.
 
@@ -110,8 +110,8 @@ def score(
     device = next(model.parameters()).device
     emit(Started("scoring pages", sum(window.scored for window in windows), "tokens"))
     model.eval()
-    for rows in batches(windows, lambda w: len(w.tokens), batch_tokens, emit, lambda w: w.scored):
-        found = _score_batch(model, rows, device)
+    work = partial(_score_batch, model, device=device)
+    for rows, found in in_batches(windows, lambda w: len(w.tokens), batch_tokens, work, emit, lambda w: w.scored):
         for window, values in zip(rows, found, strict=True):
             nats[window.document][window.at - 1 : window.at - 1 + window.scored] = values
     if unknown := tokenizer.unknown_line(encoded, "data", most=1.0):
@@ -138,7 +138,7 @@ def window_batch(windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def _score_batch(model: nn.Module, windows: list[Window], device: torch.device) -> list[np.ndarray]:
+def _score_batch(model: nn.Module, windows: Sequence[Window], device: torch.device) -> list[np.ndarray]:
     """Nats of each window's scored tokens."""
     inputs, labels = window_batch(windows)
     nats = model(inputs.to(device), head=partial(token_nats, labels=labels.to(device))).cpu().numpy()  # [B, T]

@@ -20,8 +20,8 @@ from pydantic import Field
 
 from mickle.config import Input
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.measure import Measure, batches, open_to_measure, pages_to_measure, text_length
-from mickle.events import Emit, Started, ignore
+from mickle.evaluation.measure import Measure, in_batches, open_to_measure, pages_to_measure, text_length
+from mickle.events import Emit, Started, as_warnings
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.results import Result, Table
 
@@ -73,7 +73,13 @@ class Masked(Measure):
 
 
 def score(
-    model: nn.Module, tokenizer: TextTokenizer, pages: Sequence[Page], *, rate: float, length: int, emit: Emit = ignore
+    model: nn.Module,
+    tokenizer: TextTokenizer,
+    pages: Sequence[Page],
+    *,
+    rate: float,
+    length: int,
+    emit: Emit = as_warnings,
 ) -> np.ndarray:
     """For each page: nats of its hidden tokens, how many the model's best guess got right, how many there are: [P, 3].
 
@@ -90,15 +96,21 @@ def score(
     device = next(model.parameters()).device
     emit(Started(f"scoring pages at {rate:g}", len(pieces), "pieces"))
     model.eval()
-    for some in batches(range(len(pieces)), lambda number: len(pieces[number][1]), BATCH_TOKENS, emit):
+
+    @torch.no_grad()
+    def scored(some: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The page that each hidden token is of, and [n, 3]: its nats, whether the best guess is right, 1."""
         batch = padded([pieces[number][1] for number in some], vocabulary.mask)
         batch = mask_batch(batch, np.array(some), rate, settings, vocabulary, EVALUATION_SEED)
-        chosen = batch["labels"] >= 0
-        if bool(chosen.any()):
-            with torch.no_grad():
-                nats, right = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            of_page = np.array([pieces[number][0] for number in some])[chosen.nonzero()[:, 0].numpy()]
-            np.add.at(found, of_page, np.stack([nats, right, np.ones_like(nats)], axis=1))
+        hidden = (batch["labels"] >= 0).nonzero()[:, 0].numpy()
+        if not len(hidden):
+            return hidden, np.zeros((0, 3))
+        nats, right = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        return np.array([pieces[number][0] for number in some])[hidden], np.stack([nats, right, np.ones_like(nats)], 1)
+
+    numbers = range(len(pieces))
+    for _, (of_page, values) in in_batches(numbers, lambda n: len(pieces[n][1]), BATCH_TOKENS, scored, emit):
+        np.add.at(found, of_page, values)
     if not np.isfinite(found).all():
         raise NumericError("The model's answer is not finite.", where="evaluation")
     return found

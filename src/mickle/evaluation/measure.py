@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mickle import machine
 from mickle.config import Config
 from mickle.errors import UsageError
-from mickle.evaluation.length_scores import learned_table
-from mickle.events import Emit, Progressed, ignore
+from mickle.events import Emit, Progressed, Warned, as_warnings
 from mickle.machine import Forecast
 from mickle.results import Result
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mickle.data.tokenizer import TextTokenizer
 
 Row = TypeVar("Row")
+Found = TypeVar("Found")
 LENGTH_UNKNOWN = 2048  # tokens of a window for a causal model whose settings name no limit
 
 
@@ -37,22 +38,37 @@ class Measure(Config):
         return f"mickle show {out}"
 
 
-def batches(
+def in_batches(
     rows: Iterable[Row],
     length: Callable[[Row], int],
     most: int,
-    emit: Emit = ignore,
+    work: Callable[[list[Row]], Found],
+    emit: Emit = as_warnings,
     counts: Callable[[Row], int] = lambda row: 1,
-) -> Iterator[list[Row]]:
-    """Rows from the longest to the shortest, as many at a time as have ``most`` tokens with padding, or one.
+) -> Iterator[tuple[list[Row], Found]]:
+    """Rows from the longest to the shortest, as many at a time as have ``most`` tokens with padding, or one; and what
+    ``work`` makes of them. Where memory runs out, half as many from there on (ResourceError where that is no help).
 
     When the next are asked for, ``emit`` hears how much is done: rows, or the sum of what ``counts`` says of each.
     """
     ordered = sorted(rows, key=lambda row: -length(row))
     first = done = 0
+
+    def chosen() -> list[Row]:
+        return ordered[first : first + max(1, most // length(ordered[first]))]
+
+    def smaller() -> bool:
+        nonlocal most
+        half, longest = len(chosen()) // 2, length(ordered[first])
+        most = half * longest
+        if half:
+            emit(Warned(f"memory ran out: {half} rows of {longest} tokens are measured at a time from here on"))
+        return half > 0
+
     while first < len(ordered):
-        some = ordered[first : first + max(1, most // length(ordered[first]))]
-        yield some
+        found = machine.retried(lambda: work(chosen()), smaller)
+        some = chosen()
+        yield some, found
         first += len(some)
         done += sum(map(counts, some))
         emit(Progressed(done))
@@ -77,7 +93,6 @@ def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
 
 def open_to_measure(folder: Path) -> tuple[Any, TextTokenizer]:
     """The model of a folder on the fastest device here, and its tokenizer, which fits it."""
-    from mickle import machine
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder import open_model
@@ -109,3 +124,15 @@ def text_length(model: Any, asked: int | None, unknown: int = LENGTH_UNKNOWN) ->
             expected=f"at most {most:,}",
         )
     return asked
+
+
+def learned_table(model: Any) -> int | None:
+    """How many positions a model with learned ones knows; None for a model whose positions have no end."""
+    from torch import nn
+
+    for name, module in model.named_modules():
+        # Ours, GPT-2's and BERT's names for the table; OPT's has two rows that are no positions.
+        is_table = name.rsplit(".", 1)[-1] in ("embed_positions", "wpe", "position_embeddings")
+        if is_table and isinstance(module, nn.Embedding):
+            return module.num_embeddings - int(getattr(module, "offset", 0))
+    return None

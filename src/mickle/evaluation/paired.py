@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.loss import Window, window_batch, windows_of
-from mickle.evaluation.measure import batches, pages_to_measure
-from mickle.events import Emit, Noted, Started, ignore
+from mickle.evaluation.measure import in_batches, pages_to_measure
+from mickle.events import Emit, Noted, Started, as_warnings
 
 BATCH_TOKENS = 4096
 LOGITS_BYTES = 128 << 20  # of one model's float32 logits in a batch, where the model makes them all itself
@@ -38,7 +39,7 @@ class ScoredText:
 
 
 def texts_to_score(
-    data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer, emit: Emit = ignore
+    data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer, emit: Emit = as_warnings
 ) -> list[ScoredText]:
     """Pages with all their tokens, or conversations and completions with their answers.
 
@@ -140,7 +141,7 @@ class Sums:
 
 
 def compare(
-    reference: nn.Module, other: nn.Module, texts: Sequence[ScoredText], *, length: int, emit: Emit = ignore
+    reference: nn.Module, other: nn.Module, texts: Sequence[ScoredText], *, length: int, emit: Emit = as_warnings
 ) -> Sums:
     """Both models over the same windows of at most ``length`` tokens, which slide by half of it.
 
@@ -158,8 +159,8 @@ def compare(
     reference.eval()
     other.eval()
     most = max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * reference.vocab_size)))
-    for rows in batches(windows, lambda w: len(w.tokens), most, emit, counted):
-        documents, values = _score_batch(reference, other, rows, texts)
+    work = partial(_score_batch, reference, other, texts=texts)
+    for _, (documents, values) in in_batches(windows, lambda w: len(w.tokens), most, work, emit, counted):
         for total, part in zip(totals, values, strict=True):
             np.add.at(total, documents, part)
     if not np.isfinite(totals).all():

@@ -26,8 +26,8 @@ from pydantic import Field
 
 from mickle.config import Input
 from mickle.errors import NumericError, UsageError
-from mickle.evaluation.measure import Measure, batches, longest_text, open_to_measure
-from mickle.events import Emit, Started, ignore
+from mickle.evaluation.measure import Measure, in_batches, longest_text, open_to_measure
+from mickle.events import Emit, Started, as_warnings
 from mickle.figures import Bars, Figure, Panel, Rule
 from mickle.results import Result, Table, json_lines
 
@@ -113,7 +113,9 @@ def _pair(row: Row, by: str | None) -> Pair:
     return Pair(good, bad, str(found), where)
 
 
-def score_pairs(model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], emit: Emit = ignore) -> np.ndarray:
+def score_pairs(
+    model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pair], emit: Emit = as_warnings
+) -> np.ndarray:
     """Scores in nats of the good and the bad sentence of every pair, float64 [pairs, 2]; higher is likelier.
 
     Raises UsageError, with its place, for a sentence that is longer than the model reads.
@@ -142,7 +144,7 @@ def _refuse_long(model: nn.Module, tokenizer: TextTokenizer, pairs: Sequence[Pai
 
 
 def log_likelihoods(
-    model: nn.Module, tokenizer: TextTokenizer, texts: Sequence[str], emit: Emit = ignore
+    model: nn.Module, tokenizer: TextTokenizer, texts: Sequence[str], emit: Emit = as_warnings
 ) -> np.ndarray:
     """log p of each text under a causal model, nats, float64 [n]; from the start mark on, the end left out."""
     import numpy as np
@@ -157,7 +159,7 @@ def log_likelihoods(
 
 
 def pseudo_log_likelihoods(
-    model: nn.Module, tokenizer: TextTokenizer, texts: Sequence[str], emit: Emit = ignore
+    model: nn.Module, tokenizer: TextTokenizer, texts: Sequence[str], emit: Emit = as_warnings
 ) -> np.ndarray:
     """PLL of each text under a masked model, nats, float64 [n]: a row for each token, in which it alone is masked.
 
@@ -177,14 +179,18 @@ def pseudo_log_likelihoods(
     device = next(model.parameters()).device
     emit(Started("scoring sentences", len(rows), "tokens"))
     model.eval()
-    for some in batches(rows, lambda row: len(documents[row[0]]), BATCH_TOKENS, emit):
+
+    @torch.no_grad()
+    def scored(some: list[tuple[int, int]]) -> np.ndarray:
         batch = padded([documents[number] for number, _ in some], mask)
         labels = torch.full_like(batch["input_ids"], -100)
         places = torch.arange(len(some)), torch.tensor([at for _, at in some])
         labels[places] = batch["input_ids"][places]
         batch["input_ids"][places] = mask
-        with torch.no_grad():
-            nats, _ = token_scores(model, {k: v.to(device) for k, v in {**batch, "labels": labels}.items()})
+        nats, _ = token_scores(model, {k: v.to(device) for k, v in {**batch, "labels": labels}.items()})
+        return nats
+
+    for some, nats in in_batches(rows, lambda row: len(documents[row[0]]), BATCH_TOKENS, scored, emit):
         np.subtract.at(scores, [number for number, _ in some], nats)
     return scores
 

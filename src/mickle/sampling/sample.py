@@ -63,7 +63,7 @@ class Sample(Step):
         rows: list[dict[str, Any]] = [{"prompt": prompt} for prompt in prompts]
         for done, (name, arm) in enumerate(arms.items()):
             for begin in range(0, len(prompts), BATCH):
-                written = self._continue(arm, tokenizer, prompts[begin : begin + BATCH])
+                written = self._continue(arm, tokenizer, prompts[begin : begin + BATCH], emit)
                 for row, completion in zip(rows[begin:], written):
                     row[name] = completion.text
                     if name == "text":
@@ -92,7 +92,7 @@ class Sample(Step):
         """The next sensible command."""
         return f"mickle show {out}"
 
-    def _continue(self, model: Any, tokenizer: TextTokenizer, prompts: list[str]) -> list[Completion]:
+    def _continue(self, model: Any, tokenizer: TextTokenizer, prompts: list[str], emit: Emit) -> list[Completion]:
         """One batch. Special tokens spelt in a prompt are ordinary text; the start mark stands before each."""
         from mickle.sampling.text import generate
 
@@ -107,6 +107,7 @@ class Sample(Step):
             top_p=self.top_p,
             stop=(*self._ends(tokenizer), *self.stop),
             seed=self.seed,
+            emit=emit,
         )
 
     def _ends(self, tokenizer: TextTokenizer) -> list[int]:

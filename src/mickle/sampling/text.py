@@ -14,7 +14,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mickle.errors import NumericError, UsageError
+from mickle import machine
+from mickle.errors import NumericError, ResourceError, UsageError
+from mickle.events import Emit, Warned, as_warnings
 
 Decode = Callable[[list[int]], str]
 
@@ -59,6 +61,7 @@ def generate(
     top_p: float = 1.0,
     stop: Sequence[int | str] = (),
     seed: int | Sequence[int] = 0,
+    emit: Emit = as_warnings,
 ) -> list[Completion]:
     """Continue each prompt until a stop token or string, or for `max_tokens` tokens.
 
@@ -67,7 +70,9 @@ def generate(
     """
     tokens: list[list[int]] = [[] for _ in prompts]
     sampling = Sampling(temperature, top_k, top_p)
-    for row, token in stream(model, prompts, sampling, max_tokens=max_tokens, decode=decode, stop=stop, seed=seed):
+    for row, token in stream(
+        model, prompts, sampling, max_tokens=max_tokens, decode=decode, stop=stop, seed=seed, emit=emit
+    ):
         tokens[row].append(token)
     return [_complete(row, decode, stop) for row in tokens]
 
@@ -81,28 +86,61 @@ def stream(
     decode: Decode,
     stop: Sequence[int | str] = (),
     seed: int | Sequence[int] = 0,
+    emit: Emit = as_warnings,
 ) -> Iterator[tuple[int, int]]:
-    """As `generate`, giving (row, token) as soon as each token is chosen. Closing the iterator ends the work."""
+    """As `generate`, giving (row, token) as soon as each token is chosen. Closing the iterator ends the work.
+
+    Where memory runs out, half as many rows go on, the others after them; four times at most, then ResourceError.
+    """
     _check(model, prompts, max_tokens)
     generators = [torch.Generator().manual_seed(s) for s in _row_seeds(prompts, seed)]
     written: list[list[int]] = [[] for _ in prompts]
-    active = set(range(len(prompts)))
+    done: set[int] = set()
+    together, halvings = len(prompts), 0
     training = model.training
     model.eval()
     try:
-        read = _reader(model, prompts)
-        chosen: list[int] | None = None
-        for _ in range(max_tokens):
-            chosen = choose(read(chosen), sampling, generators).tolist()
-            for row in sorted(active):
-                written[row].append(chosen[row])
-                yield row, chosen[row]
-                if _stopped(written[row], decode, stop):
-                    active.discard(row)
-            if not active:
-                return
+        while rows := [row for row in range(len(prompts)) if row not in done][:together]:
+            read = _reader(model, [[*prompts[row], *written[row]] for row in rows])
+            chosen: list[int] | None = None
+            while not done.issuperset(rows):
+                chosen = _chosen(read, chosen, sampling, [generators[row] for row in rows])
+                if chosen is None:
+                    break
+                for row, token in zip(rows, chosen, strict=True):
+                    if row not in done:
+                        written[row].append(token)
+                        yield row, token
+                        if len(written[row]) == max_tokens or _stopped(written[row], decode, stop):
+                            done.add(row)
+            else:
+                continue
+            together, halvings = len(rows) // 2, halvings + 1
+            if not together or halvings > machine.RETRIES:
+                raise ResourceError(
+                    f"Memory ran out while {len(rows)} texts were written at a time.",
+                    todo="end other programs, or ask for fewer tokens",
+                )
+            emit(Warned(f"memory ran out: {together} texts are written at a time from here on"))
     finally:
         model.train(training)
+
+
+def _chosen(
+    read: Callable[[list[int] | None], Tensor],
+    last: list[int] | None,
+    sampling: Sampling,
+    generators: Sequence[torch.Generator],
+) -> list[int] | None:
+    """The next token of each row; None where memory ran out, and then no random number was drawn."""
+    try:
+        logits = read(last)
+    except (MemoryError, RuntimeError) as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        return None
+    found: list[int] = choose(logits, sampling, generators).tolist()
+    return found
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:

@@ -12,16 +12,19 @@ import hashlib
 import math
 import struct
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from mickle import machine
 from mickle.errors import UsageError
 from mickle.training import distributed
 from mickle.training.distributed import local, rows_of
 from mickle.training.guard import BadNumbers, LossWatch, OutputWatch, first_not_finite
 from mickle.training.objectives import Batch, Objective
 
+T = TypeVar("T")
 NamedTensors = Callable[[], Iterator[tuple[str, Tensor]]]
 
 
@@ -87,9 +90,36 @@ class Closure:
         self._first_row = (torch.arange(rows).tensor_split(self.place.world)[self.place.rank])[0].item()
         self._seed, self._clip_norm, self._precision = seed, clip_norm, precision
         self._watch, self._state = watch, state
+        self.when_cut: Callable[[], object] = lambda: None  # what else must be done anew when there are more parts
 
     def __call__(self) -> float:
         """Raises :class:`BadNumbers`, before a weight changes, for a number not finite or a loss that jumps."""
+        return self.fitting(self._gradients)
+
+    def fitting(self, work: Callable[[], T]) -> T:
+        """What ``work`` makes of ``micro_batches``; where memory runs out, of twice as many, with the same sums.
+
+        ResourceError where that does not help, and for one of several processes, whose passes must stay as many.
+        """
+        begun = self.parts
+
+        def again() -> T:
+            if self.parts > begun:
+                self.when_cut()
+            return work()
+
+        return machine.retried(again, self._cut)
+
+    def _cut(self) -> bool:
+        """Make the batch in twice as many parts, if it has the rows and this process is alone."""
+        rows = min(len(tensor) for tensor in self.batch.values() if tensor.ndim)
+        if self.place.world > 1 or self.parts >= rows:
+            return False
+        self.parts = min(2 * self.parts, rows)
+        self.micro_batches = tuple(rows_of(self.batch, part, self.parts) for part in range(self.parts))
+        return True
+
+    def _gradients(self) -> float:
         for parameter in self.model.parameters():
             parameter.grad = None
         bad_state = first_not_finite(self._state())
@@ -113,6 +143,9 @@ class Closure:
 
         With ``watched`` False, no jump of it is looked for: the second loss of one batch is no second event.
         """
+        return self.fitting(lambda: self._loss_alone(watched))
+
+    def _loss_alone(self, watched: bool) -> float:
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         with torch.no_grad():
             for part, micro_batch in enumerate(self.micro_batches):

@@ -136,8 +136,16 @@ class RobustProxy(nn.Module):
         def before(optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             self._pending = self._of_all_parts = None
             closure = next((a for a in [*arguments, *options.values()] if isinstance(a, Closure)), None)
-            if closure is not None and closure.parts > 1:
+            if closure is None:
+                return
+
+            def decide() -> None:
+                self._of_all_parts = None
                 self._of_all_parts = self._pending = objective.update_of_parts(self, closure)
+
+            if closure.parts > 1:
+                closure.fitting(decide)
+            closure.when_cut = decide
 
         def after(optimizer: Optimizer, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
             self.commit()

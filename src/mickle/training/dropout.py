@@ -18,6 +18,8 @@ from pydantic import Field, model_validator
 from mickle.config import Config
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
 HELD_BY_CONFIG = ("attention_dropout", "dropout", "dropout_p", "activation_dropout", "hidden_dropout")
@@ -49,12 +51,22 @@ def set_dropout(model: nn.Module, rate: float) -> None:
 
     Models of transformers hold some rates (of attention weights, say) as plain numbers read at each call.
     """
+    for module, name in _rates(model):
+        setattr(module, name, rate)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether any dropout of ``model`` has a rate above 0: parts of a batch then draw units of their own."""
+    return any(getattr(module, name) for module, name in _rates(model))
+
+
+def _rates(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Modules that drop units, and the names of the numbers that say how many."""
     from torch import nn
 
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            module.p = rate
+            yield module, "p"
         else:
-            for name in HELD_BY_CONFIG:
-                if isinstance(module.__dict__.get(name), (int, float)):
-                    setattr(module, name, rate)
+            held = (name for name in HELD_BY_CONFIG if isinstance(module.__dict__.get(name), (int, float)))
+            yield from ((module, name) for name in held)

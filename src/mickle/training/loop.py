@@ -27,7 +27,7 @@ from mickle.errors import UsageError
 from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Saving, Started, Trained, Warned
 from mickle.training import checkpoint, distributed
 from mickle.training.closure import Closure, derived_seed, seeded
-from mickle.training.dropout import set_dropout
+from mickle.training.dropout import has_dropout, set_dropout
 from mickle.training.guard import BadNumbers, LossWatch
 from mickle.training.interruption import Interruption
 from mickle.training.objectives import Batch, Objective
@@ -78,6 +78,7 @@ class _Counters:
     best_value: float | None = None
     unmeasured: bool = False  # a signal came before the evaluation of this step: it is made when the run goes on
     watch: dict[str, Any] = field(default_factory=dict)
+    parts: int = 0  # of a batch, where memory ran out with fewer
 
 
 def fit(
@@ -128,6 +129,9 @@ def fit(
     identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint
         with another identity is refused. Steps, evaluation, saving, accumulation, device and number of
         processes may change.
+
+    Where memory runs out in a pass, the batch is made in twice as many parts, four times at most, and so are all after
+    it, also when the run goes on from a checkpoint.
 
     Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saving, Saved, Warned, Noted.
     Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
@@ -181,8 +185,11 @@ def _train(run: _Fit) -> Generator[Event, None, None]:
         if run.on_bad_numbers == "back" and counters.step == 0:
             yield from _save(run, counters)  # something to return to
         while counters.step < run.steps:
+            parts = counters.parts
             bad, event = _one_step(run, counters)
             yield event
+            if counters.parts > parts:
+                yield Warned(_in_more_parts(run, counters))
             if bad is not None and run.on_bad_numbers == "back":
                 counters = yield from _go_back(run, counters, bad)
                 continue
@@ -210,19 +217,21 @@ def _one_step(run: _Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]
         batch,
         step=step,
         seed=run.seed,
-        accumulate=run.accumulate,
+        accumulate=max(run.accumulate, counters.parts),
         clip_norm=run.clip_norm,
         precision=run.precision,
         watch=watch,
         state=partial(_watched, run.model, run.optimizer),
     )
     run.model.train()
-    bad = None
+    bad, parts = None, closure.parts
     try:
         run.optimizer.step(closure)
         counters.skipped_in_a_row = 0
     except BadNumbers as error:
         bad = error
+    if closure.parts > parts:
+        counters.parts = closure.parts
     if watch is not None:
         counters.watch = watch.state()
     counters.tokens += _tokens(batch)
@@ -232,6 +241,12 @@ def _one_step(run: _Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]
     return bad, Trained(
         step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra, closure.count
     )
+
+
+def _in_more_parts(run: _Fit, counters: _Counters) -> str:
+    """What a person is told when memory ran out and a step went well in more parts."""
+    same = "which draw dropout of their own" if has_dropout(run.model) else "with the same sums"
+    return f"memory ran out at step {counters.step}: batches are now made in {counters.parts} parts, {same}"
 
 
 def _skip_or_stop(run: _Fit, counters: _Counters, bad: BadNumbers) -> str:

@@ -144,7 +144,7 @@ class Sophia(torch.optim.Optimizer):
         if from_fit and self.refresh_due:
             # Before the gradients exist: the estimate needs the memory of one gradient, which is free now.
             with closure.forward_context(0):
-                self.refresh(closure.model, closure.micro_batches, objective=closure.objective)
+                closure.fitting(lambda: self.refresh(closure.model, closure.micro_batches, closure.objective))
         loss = None
         if closure is not None:
             with torch.enable_grad():

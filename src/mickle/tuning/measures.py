@@ -23,7 +23,7 @@ from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
 from mickle.evaluation import loss, masked
-from mickle.evaluation.measure import batches
+from mickle.evaluation.measure import in_batches
 from mickle.tuning.tune_plan import EVALUATION_TOKENS
 
 MASKING = Masking(rate=Constant(rate=0.15))  # of an encoder that is tuned on text
@@ -65,12 +65,18 @@ def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
     """Nats, number and right guesses of the trained tokens of the first ``count`` examples, one a row."""
     device = next(model.parameters()).device
     found = np.zeros((min(count, len(encoded.tokens)), 3))
-    for some in batches(range(len(found)), lambda i: len(encoded.tokens[i]), EVALUATION_TOKENS):
+
+    def scored(some: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """The example that each trained token is of, and [n, 3]: its nats, 1, whether the best guess is right."""
         batch = _rows(encoded, some)
         chosen = (batch["labels"] >= 0).nonzero()[:, 0].numpy()
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        nats, right = masked.token_scores(model, batch)
-        np.add.at(found, np.array(some)[chosen], np.stack([nats, np.ones_like(nats), right], axis=1))
+        nats, right = masked.token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        return np.array(some)[chosen], np.stack([nats, np.ones_like(nats), right], axis=1)
+
+    for _, (of_example, values) in in_batches(
+        range(len(found)), lambda i: len(encoded.tokens[i]), EVALUATION_TOKENS, scored
+    ):
+        np.add.at(found, of_example, values)
     if not np.isfinite(found).all():
         raise NumericError("The model's answer is not finite.", where="held-out examples")
     return found

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mickle import machine
 from mickle.data.label_prompts import (
     EncodedLabels,
     LabelBatches,
@@ -27,6 +28,7 @@ from mickle.data.label_prompts import (
 )
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
+from mickle.events import Warned, as_warnings
 from mickle.training.label_words import class_scores, label_words, wrong_labels
 from mickle.training.objectives import Batch, Objective
 from mickle.tuning.task import Sources, Task, two_sides
@@ -134,10 +136,21 @@ def _scores(model: nn.Module, encoded: EncodedLabels, count: int) -> torch.Tenso
     device = next(model.parameters()).device
     longest = max(map(len, encoded.tokens), default=1)
     rows = max(1, EVALUATION_TOKENS // (longest * (1 if encoded.single else encoded.classes)))
-    found, done = [], 0
-    for batch in in_order(encoded, rows):
-        if done >= count:
-            break
-        found.append(class_scores(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu())
-        done += len(batch["labels"])
-    return torch.cat(found)[:count] if found else torch.empty(0, 1)
+
+    def scored() -> torch.Tensor:
+        found, done = [], 0
+        for batch in in_order(encoded, rows):
+            if done >= count:
+                break
+            found.append(class_scores(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu())
+            done += len(batch["labels"])
+        return torch.cat(found)[:count] if found else torch.empty(0, 1)
+
+    def smaller() -> bool:
+        nonlocal rows
+        rows //= 2
+        if rows:
+            as_warnings(Warned(f"memory ran out: {rows} labelled rows are measured at a time"))
+        return rows > 0
+
+    return machine.retried(scored, smaller)

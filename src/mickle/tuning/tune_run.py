@@ -125,6 +125,7 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
         reduce_frozen(prepared, torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
     if plan.recompute:
         prepared.recompute_activations()
+    machine.release_memory()
     return prepared
 
 
@@ -168,6 +169,7 @@ def measure(known: Known, plan: TunePlan, model: nn.Module, pages: Sequence[Page
         general = measures.page_scores(model, pages, known.tokenizer, min(known.longest, length))
         told = samples and task.heldout_lengths
         written = task.samples(model, samples, known.ends, known.longest) if told else []
+    machine.release_memory()
     return {"task": measures.as_lists(scores), "general": measures.as_lists(general), "samples": written}
 
 
