@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from mickle.config import Config
-from mickle.data.extraction_blocks import Block, Reader
+from mickle.data.extraction_blocks import Block, Reader, outside_links, text_size
 from mickle.data.extraction_rules import select
 
 if TYPE_CHECKING:
@@ -48,8 +48,9 @@ if TYPE_CHECKING:
 PAGE_ENDS = re.compile(r"</(?:body|html)\s*>", re.IGNORECASE)
 NESTING = re.compile(r"</?(?!(?:p|h[1-6]|br|hr|a|pre|script|style)\b)[a-z][^<>]*>", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+MAY_ADDRESS = re.compile(r"://|www\.", re.IGNORECASE)  # quick, and in most texts nowhere
 ADDRESS = re.compile(r"[ \t]?(?:\bhttps?://|\bwww\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
-DOUBT_SHARE = 0.4  # of a page's visible text
+DOUBT_SHARE, DOUBT_SHORT_SHARE = 0.2, 0.5  # of a page's text outside links that was found, and of a short find
 DOUBT_SIZE, DOUBT_SHORT = 200, 500  # characters: outside links where nothing was found; of a short find
 DOUBT_LARGEST = 1 << 19  # characters of HTML: in a larger page ours decides, since trafilatura may take a minute
 DOUBT_CONTAINERS = 4000  # and so in a page of more lists, tables and divisions: it takes their square
@@ -75,7 +76,7 @@ DEFAULT = Extraction()
 def main_text(html: str, settings: Extraction = DEFAULT) -> str:
     """The main text of an HTML page, tidied; empty where there is none."""
     text = fast(html, settings)[0] if settings.method == "fast" else reference(html, settings)
-    return tidy(text if settings.addresses else ADDRESS.sub("", text))
+    return tidy(text if settings.addresses or not MAY_ADDRESS.search(text) else ADDRESS.sub("", text))
 
 
 def tidy(text: str) -> str:
@@ -137,7 +138,7 @@ def parse(html: str) -> _Element | None:
     if root is not None:
         if "<math" in html or "math/" in html:
             spell_formulas(root)
-        etree.strip_elements(root, "script", "style", "template", with_tail=False)
+        etree.strip_elements(root, "script", "style", "template", "svg", "select", "button", with_tail=False)
     return root
 
 
@@ -168,10 +169,11 @@ def set_word(element: _Element, text: str) -> None:
 def is_doubtful(root: _Element, reader: Reader, chosen: Sequence[Block]) -> bool:
     """Whether two views of the page, with and without the hints of names and roles, disagree; see rule 6."""
     size = sum(block.size for block in chosen)
-    total = sum(block.size for block in reader.blocks) + reader.passed
-    least = (0.5 if size < DOUBT_SHORT else 0.2) * total  # the other view cannot find more than there is
-    if size >= min(least, DOUBT_SHARE * total):
-        return False
+    rest = sum(block.size - block.links for block in reader.blocks)
+    least = DOUBT_SHORT_SHARE if size < DOUBT_SHORT else DOUBT_SHARE
+    for count in (text_size, outside_links):  # the first is quick, and mostly enough
+        if size >= least * (rest + sum(map(count, reader.passed))):
+            return False
     other = Reader(False, reader.tables, reader.code)
     other.page(root)
     if len(other.parent) > DOUBT_CONTAINERS:
@@ -179,8 +181,7 @@ def is_doubtful(root: _Element, reader: Reader, chosen: Sequence[Block]) -> bool
     if not chosen:
         total, links = sum(b.size for b in other.blocks), sum(b.links for b in other.blocks)
         return total - links > DOUBT_SIZE and links < 0.5 * total
-    share = size / max(sum(block.size for block in select(other)), 1)
-    return share < (0.5 if size < DOUBT_SHORT else 0.2)
+    return size < least * sum(block.size for block in select(other))
 
 
 def written(blocks: Sequence[Block]) -> str:

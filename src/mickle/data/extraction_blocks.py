@@ -70,7 +70,7 @@ class Reader:
     """One walk over a page in document order. ``blocks`` is what it found. Containers are numbered as they open, 0
     being the page: ``parent`` of each, and the ``last`` container inside each; ``welcome`` are those whose tag or
     name says that they hold the main text. With ``hints`` it passes over what tags, names, roles and styles call
-    furniture; ``passed`` characters of it.
+    furniture, the elements ``passed``.
     """
 
     def __init__(self, hints: bool, tables: bool, code: bool) -> None:
@@ -79,7 +79,8 @@ class Reader:
         self.parent, self.last = [0], [0]
         self.welcome: set[int] = set()
         self.spine: set[_Element] = set()
-        self.container = self.region = self.passed = 0
+        self.container = self.region = 0
+        self.passed: list[_Element] = []
         self.words: list[str] = []  # of the block that is open
         self.links = 0  # of its size, that in links
         self.kind: Kind = "text"
@@ -141,12 +142,11 @@ class Reader:
         tag, outer = element.tag, self.region
         hint, welcome = meaning(element) if element.keys() else (False, False)
         if hint and self.hints and not outer and self.is_furniture(element):
-            self.passed += sum(map(len, element.itertext()))
+            self.passed.append(element)
             return
         if sort == "furniture" and not outer:
-            size = sum(map(len, element.itertext()))
-            if size - link_size(element) < LITTLE:
-                self.passed += size
+            if outside_links(element) < LITTLE:
+                self.passed.append(element)
                 return
             self.region = len(self.parent)
         if depth > DEEPEST:
@@ -219,8 +219,8 @@ def lines_of(element: _Element) -> list[str]:
     """An element's text, cut where elements and ``br`` begin and end a line; as written between."""
     from lxml.etree import iterwalk
 
-    if not len(element):
-        return [element.text or ""]
+    if not any(map(is_own_line, element.iterdescendants())):
+        return [text_of(element)]
     pieces: list[str] = []
     is_new = True  # at the beginning of a line
     for event, node in iterwalk(element, events=("start", "end")):
@@ -250,8 +250,8 @@ def is_own_line(element: _Element) -> bool:
 
 def is_code(element: _Element) -> bool:
     """Whether most of an element's text is code: then its names speak of a language, or of the buttons beside."""
-    size = sum(len(text) for code in element.iter("pre") for text in code.itertext())
-    return size > 0 and 2 * size > sum(map(len, element.itertext()))
+    size = sum(map(text_size, element.iter("pre")))
+    return size > 0 and 2 * size > text_size(element)
 
 
 def spine(root: _Element) -> set[_Element]:
@@ -265,9 +265,26 @@ def spine(root: _Element) -> set[_Element]:
     return found
 
 
+def text_of(element: _Element) -> str:
+    """All text inside an element, as it stands in the source."""
+    from lxml.etree import tostring
+
+    return tostring(element, method="text", encoding="unicode", with_tail=False)
+
+
+def text_size(element: _Element) -> int:
+    """Characters inside an element."""
+    return len(text_of(element))
+
+
 def link_size(element: _Element) -> int:
     """How much of an element's text stands in links."""
-    return sum(latin_length(text) for link in element.iter("a") if link.get("href") for text in link.itertext())
+    return sum(latin_length(text_of(link)) for link in element.iter("a") if link.get("href"))
+
+
+def outside_links(element: _Element) -> int:
+    """How much of an element's text stands in no link, its spaces counted once."""
+    return len(" ".join(text_of(element).split())) - link_size(element)
 
 
 def data_rows(table: _Element) -> list[_Element] | None:

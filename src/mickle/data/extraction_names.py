@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from lxml.etree import _Element
 
-Said = Literal["nothing", "furniture", "body", "post", "part"]
+Said = Literal["nothing", "furniture", "teaser", "body", "post", "part"]
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 # fmt: off
@@ -51,7 +51,7 @@ def words_of(name: str) -> list[str]:
 @lru_cache(maxsize=1 << 14)
 def said_by(name: str) -> Said:
     """What a single class or id says of its element: "furniture" where its first or last word is in ``HINTS``,
-    "body" or "post" where it is known to hold the main text, in several words or one, "part" where it ends so.
+    "body" where it is known to hold the main text, "part" where it ends so; "post" may hold all that belongs to one.
     """
     words = words_of(name)
     if not words:
@@ -59,14 +59,22 @@ def said_by(name: str) -> Said:
     if words[0] in HINTS or words[-1] in HINTS or "".join(words) in HINTS:
         return "furniture"
     if name.lower() in WELCOME or (words[-1] in ENDINGS and not SUBJECTS.isdisjoint(words)):
-        return "body" if len(words) > 1 else "post"
+        return "post" if name == "post" else "body"
+    if "teaser" in (words[0], words[-1]):
+        return "teaser"
     return "part" if len(words) > 1 and words[-1] in CONTENT else "nothing"
 
 
-def is_hint(names: str) -> bool:
-    """Whether class and id say that an element is no main text: one of them says so, and none the contrary."""
-    said = [said_by(name) for name in names.split()]
-    return "furniture" in said and "body" not in said and "part" not in said
+@lru_cache(maxsize=1 << 14)
+def said_of(names: str) -> tuple[Said, bool]:
+    """Whether class and id say that an element is "furniture", or a "teaser", one of them and none the contrary; and
+    whether one says that it holds the main text.
+    """
+    said = {said_by(name) for name in names.split()}
+    welcome = not said.isdisjoint(("body", "post"))
+    if "body" in said or "part" in said:
+        return "nothing", welcome
+    return "furniture" if "furniture" in said else "teaser" if "teaser" in said else "nothing", welcome
 
 
 def meaning(element: _Element) -> tuple[bool, bool]:
@@ -86,10 +94,12 @@ def meaning(element: _Element) -> tuple[bool, bool]:
             hint = True
     if not names and not identity:
         return hint, welcome
-    both = f"{names} {identity}"
-    if not hint and is_hint(both):
-        hint = is_hint(names) or not is_address(identity, element)
-    return hint, welcome or any(said_by(name) in ("body", "post") for name in both.split())
+    said, body = said_of(f"{names} {identity}")
+    if said == "teaser" and not hint:
+        hint = next(element.iter("a"), None) is not None  # one without a link is the standfirst
+    elif said == "furniture" and not hint:
+        hint = said_of(names)[0] == said or not is_address(identity, element)
+    return hint, welcome or body
 
 
 def is_address(identity: str, element: _Element) -> bool:
