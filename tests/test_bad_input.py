@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from mickle import cli, storage
+from mickle.data.heldout import write_pages
+from mickle.data.records import Page
 
 Prepare = Callable[[Path], None]
 
@@ -144,22 +146,37 @@ def test_one_clear_error_and_nothing_half_written(
     assert not (here / "out.partial").exists()
 
 
-@pytest.mark.parametrize(
-    ("texts", "says"), [([LONG], "page"), ([LONG] * 30, "same text")], ids=["one page", "all duplicates"]
-)
-def test_a_corpus_too_small_to_train_on(
-    here: Path, capsys: pytest.CaptureFixture[str], texts: list[str], says: str
+POOR = {
+    "empty": [],
+    "blank": ["", " \n"],
+    "one row": [LONG],
+    "one token": ["a", "b"],
+    "one class": [f"{number}. {LONG}" for number in range(12)],
+    "duplicates": [LONG] * 12,
+}
+NONE, SAME, ALONE = "no page with text", "the same text", "of one domain"
+SAID_OF_POOR = {  # of each corpus, in their order; "" where there is a result
+    "plan poor --task.size 40000 --task.epochs 2": (NONE, NONE, "", "", "", ""),
+    "mix poor --size 40000 --steps 2": (NONE, NONE, SAME, ALONE, ALONE, SAME),
+    "evaluate model --task.data poor": (NONE, NONE, "", "", "", ""),
+    "pretrain poor --size 40000 --steps 2": (NONE, NONE, SAME, "", "", SAME),
+}
+
+
+@pytest.mark.parametrize("corpus", POOR)
+@pytest.mark.parametrize("command", SAID_OF_POOR)
+def test_a_poor_corpus_gives_a_result_or_one_sentence(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, corpus: str
 ) -> None:
-    """As rows they can be curated, which keeps one page; training on that is one sentence."""
-    _pages(*texts)(here)
-    assert _main([*ROWS.split(), "--out", "small", "--workers", "1"]) == 0
-    capsys.readouterr()
-    code = _main(["pretrain", "small", "--out", "out", "--quiet"])
+    (here / "poor").mkdir()
+    write_pages([Page(str(row), "a", "en", text) for row, text in enumerate(POOR[corpus])], here / "poor/0.parquet")
+    code = _main([*command.split(), "--out", "out", "--quiet"])
     said = capsys.readouterr().err
-    assert code == 2, said
-    assert says in said
-    assert len(said.strip().splitlines()) <= 4
-    assert not (here / "out").exists()
+    refusal = SAID_OF_POOR[command][list(POOR).index(corpus)]
+    assert (code, (here / "out").exists()) == ((2, False) if refusal else (0, True)), said
+    assert refusal in said
+    assert "Traceback" not in said
+    assert not refusal or len(said.strip().splitlines()) <= 4
 
 
 def test_a_corpus_of_one_token(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
