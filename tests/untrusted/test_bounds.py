@@ -14,6 +14,7 @@ import pytest
 from mickle import storage
 from mickle.config import read_yaml
 from mickle.data.chat_template import open_template
+from mickle.data.decontamination import Decontamination, index_of
 from mickle.data.pages import RawPage, extract
 from mickle.data.rows import read_rows
 from mickle.data.sources import Files, Rows, Warc
@@ -108,6 +109,8 @@ CASES: dict[str, tuple[Callable[[Path], Path], Reads, str]] = {
     "YAML of lists": (file("x.yaml", "a: [" + "[]," * 300_000 + "]"), read_yaml, "YAML of more"),
     "template of 250 kB": (template("{{ 1 if true else 2 }}\n" * 11_000), open_template, "at most 64 kB"),
     "template that rounds": (template("{{ 1|round(99999999,'ceil') }}"), open_template, "chat template was stopped"),
+    "array of lists": (file("x.json", LISTS), lambda path: list(read_rows(path)), "holds 10,000,"),
+    "items of lists": (file("x.json", LISTS), lambda path: index_of(Decontamination(against=[path])), "holds 10,000,"),
     "rows of lists": (
         file("x.jsonl", '{"text":' + LISTS + "}\n"),
         lambda path: list(Rows(path=path, text="text").read([path], 4 << 20, lambda count: None)),

@@ -22,11 +22,13 @@ from mickle.data.parquet import read_batches
 from mickle.data.records import Failure, Page, Removed, read_corpus, remove
 from mickle.data.words import letters_a_word
 from mickle.errors import UsageError
+from mickle.untrusted.values import most_of_rows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+LARGEST_JSON = 256 << 20  # bytes
 DEEPEST = 8  # lists and objects inside each other that texts of an item are looked for in
 
 
@@ -158,7 +160,7 @@ def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
             path, ((number, _json(line, f"{path}:{number}")) for number, line in lines if line.strip())
         )
     elif suffix == ".json":
-        value = storage.read_json(path)
+        value = storage.read_json(path, LARGEST_JSON, most_of_rows(path.stat().st_size))
         yield from _numbered(path, enumerate(value if isinstance(value, list) else [value], start=1))
     elif suffix == ".parquet":
         rows = (row for batch in read_batches(path) for row in batch.to_pylist())

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
-from mickle.untrusted.values import MOST_VALUES, count_values
+from mickle.untrusted.values import MOST_VALUES, count_values, most_of_rows
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
 LARGEST_JSON = 1 << 30  # bytes of a JSON array, which is read whole
@@ -163,7 +163,10 @@ def _array_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
     if len(content) > LARGEST_JSON:
         raise UsageError("this JSON file is larger than 1 GB", where=str(path), todo="write it as JSON Lines")
     try:
-        value = _DECODER.decode(content.decode("utf-8-sig"))
+        text = content.decode("utf-8-sig")
+        if (count := count_values(text)) > (most := most_of_rows(len(content))):
+            raise UsageError(f"this JSON file holds {count:,} values", where=str(path), expected=f"at most {most:,}")
+        value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise UsageError("not UTF-8 text", where=f"{path}, byte {error.start}") from None
     except json.JSONDecodeError as error:

@@ -19,7 +19,7 @@ from typing import Any
 
 from mickle.errors import UsageError
 from mickle.models.folder_files import open_tokenizer
-from mickle.storage import read_json
+from mickle.untrusted.tokenizer import read_tokenizer
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in the format
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -56,7 +56,7 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, int]) -> Vocabu
     """
     path = tokenizer / "tokenizer.json"
     opened = open_tokenizer(tokenizer)
-    values = read_json(path)
+    values = read_tokenizer(path)
     model, added = values["model"], values.get("added_tokens") or []
     if model.get("type") != "BPE" or model.get("byte_fallback") or "ByteLevel" not in str(values.get("decoder")):
         raise UsageError(

@@ -68,7 +68,7 @@ def failures(where: str, what: str = "tokenizer cannot be read") -> Iterator[Non
 
 def check_tokenizer(file: Path) -> dict[str, Any]:
     """The parts of a tokenizer beside its model; UsageError where anything in it is absurdly large or malformed."""
-    values = read_json(file, LARGEST, MOST_VALUES)
+    values = read_tokenizer(file)
     model = values.get("model") if isinstance(values, dict) else None
     if not isinstance(model, dict):
         raise UsageError("tokenizer holds no model", where=str(file), expected="a tokenizers JSON file")
@@ -81,6 +81,11 @@ def check_tokenizer(file: Path) -> dict[str, Any]:
     parts = {name: values[name] for name in PARTS if values.get(name) is not None}
     _check_parts(parts, file)
     return parts
+
+
+def read_tokenizer(file: Path) -> Any:
+    """What a ``tokenizer.json`` holds, with room for the largest in use."""
+    return read_json(file, LARGEST, MOST_VALUES)
 
 
 def _check_model(model: dict[str, Any], file: Path) -> None:

@@ -38,6 +38,11 @@ def read_json(path: Path, largest: int = LARGEST_FILE, most: int = MOST_VALUES) 
         raise UsageError(f"not valid JSON: {error}", where=str(path)) from None
 
 
+def most_of_rows(size: int) -> int:
+    """How many values a file of rows may hold by its bytes: rows are text, of which each takes some."""
+    return max(MOST_VALUES, size // 8)
+
+
 def count_values(text: str) -> int:
     """At least as many as the lists, objects and values in JSON: the marks that open and part them are counted, those
     in strings too.
