@@ -52,7 +52,7 @@ def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = B
             left -= sum(map(_decoded_bytes, batch.columns))
             if left < 0:
                 raise _too_large(path)
-            yield batch
+            yield _written_out(batch)
 
 
 @cache
@@ -81,6 +81,14 @@ def _too_large(path: Path) -> UsageError:
 
 def _is_text(column: Any) -> bool:
     return column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
+
+
+def _written_out(batch: Any) -> Any:
+    """The batch without dictionaries, which are slow to take values from one by one; those inside lists stay."""
+    from pyarrow import RecordBatch, types
+
+    columns = [c.dictionary_decode() if types.is_dictionary(c.type) else c for c in batch.columns]
+    return RecordBatch.from_arrays(columns, batch.schema.names)
 
 
 def _decoded_bytes(array: Any) -> int:

@@ -287,9 +287,9 @@ def _parquet_table(path: Path) -> Any:
 
     with open_parquet(path) as file:
         schema = file.schema_arrow
-    table = pyarrow.Table.from_batches(list(read_batches(path, rows=1 << 16)), schema)
     plain = [kind.value_type if pyarrow.types.is_dictionary(kind) else kind for kind in schema.types]
-    return table.cast(pyarrow.schema(list(zip(schema.names, plain))))
+    written_out = pyarrow.schema(list(zip(schema.names, plain)))
+    return pyarrow.Table.from_batches(list(read_batches(path, rows=1 << 16)), written_out)
 
 
 def filled(column: Any, name: str, path: Path) -> Any:
