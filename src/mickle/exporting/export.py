@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mickle.exporting.source import Source
 
 RESULTS = "export.json"
+LIBRARIES = 600_000_000  # bytes that torch and transformers take
 PROMPTS = ("Once upon a time", "def add(a, b):", "The answer to 12 + 30 is")
 
 
@@ -102,11 +103,16 @@ class Export(Step):
         return {"base": weights_digest(source.base)} if source.adapter else {}
 
     def dry_run(self) -> tuple[Forecast, str]:
+        from mickle.tuning.weights import weigh
+
         source = self.source()
-        size = sum(path.stat().st_size for path in source.base.glob("*.safetensors"))
+        weights = weigh(source.base)
         what = f"{source.folder} on {source.base}" if source.adapter else str(source.folder)
         form = "adapter" if source.moves_adapter else self.format.kind
-        return Forecast(memory_bytes=4 * size, disk_bytes=2 * size), f"{what} -> {form}\n"
+        wide, stored = 4 * weights.parameters, weights.file_bytes
+        # The proof holds two models in float32, and the file of one that is stored in another type.
+        memory = 2 * wide + (stored if stored < wide else 0) + LIBRARIES
+        return Forecast(memory, disk_bytes=max(2 * stored, wide)), f"{what} -> {form}\n"
 
     @classmethod
     def findings(cls, summary: dict[str, Any]) -> list[Finding]:
