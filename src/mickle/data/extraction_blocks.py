@@ -24,7 +24,8 @@ UNSEEN = (
     "script", "style", "template", "head", "title", "svg", "canvas", "iframe", "frame", "frameset", "object", "embed",
     "applet", "audio", "video", "select", "option", "button", "input", "textarea", "label", "map", "link", "meta",
     "param", "rp", "rt", "source", "datalist", "marquee", "img")
-FURNITURE = ("nav", "footer", "aside", "menu", "dialog", "figcaption")
+FURNITURE = ("nav", "aside", "menu")  # often not closed, or used for the main text
+BELIEVED = ("footer", "dialog", "figcaption")
 HOLDERS = (
     "html", "body", "div", "section", "article", "main", "td", "th", "tr", "table", "tbody", "thead", "tfoot", "center",
     "form", "fieldset", "details", "dl", "blockquote", "ul", "ol", "hgroup", "header", "figure", "address")
@@ -32,8 +33,8 @@ LINES = ("p", "li", "dt", "dd", "caption", "summary", "hr", "legend", "noframes"
 LISTINGS = ("pre", "listing", "xmp", "plaintext")
 SORTS: dict[object, Sort] = {
     "br": "break", "a": "link", **dict.fromkeys(UNSEEN, "unseen"), **dict.fromkeys(FURNITURE, "furniture"),
-    **dict.fromkeys(HEADINGS, "heading"), **dict.fromkeys(HOLDERS, "holder"), **dict.fromkeys(LINES, "line"),
-    **dict.fromkeys(LISTINGS, "listing")}
+    **dict.fromkeys(HEADINGS, "heading"), **dict.fromkeys((*HOLDERS, *BELIEVED), "holder"),
+    **dict.fromkeys(LINES, "line"), **dict.fromkeys(LISTINGS, "listing")}
 NEVER_HINTED = frozenset(("html", "body", "main", "article", "code", "em", "strong", "b", "i", *HEADINGS, *LISTINGS))
 TEXTS = frozenset(("div", "td", "th", "body", "section", "article", "main"))
 # fmt: on
@@ -141,7 +142,7 @@ class Reader:
         """Reads an element according to its tag and names, if these do not call it furniture."""
         tag, outer = element.tag, self.region
         hint, welcome = meaning(element) if element.keys() else (False, False)
-        if hint and self.hints and not outer and self.is_furniture(element):
+        if (hint or tag in BELIEVED) and self.hints and not outer and self.is_furniture(element):
             self.passed.append(element)
             return
         if sort == "furniture" and not outer:

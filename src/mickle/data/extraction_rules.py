@@ -68,6 +68,11 @@ def weight(block: Block) -> float:
     return own if own > SENTENCE or block.kind in ("code", "row") else 0.1 * own
 
 
+def is_headline(block: Block) -> bool:
+    """Whether a block is nothing but a link, and long enough to be another article's headline."""
+    return block.size > SHORT and block.links > 0.8 * block.size
+
+
 class Sums:
     """Sums over blocks inside each container: ``weight``; ``welcome``, the weight in containers that are said to
     hold main text; ``size`` and ``links``; how many ``blocks``; ``count`` of texts and headings, and of those the
@@ -88,7 +93,7 @@ class Sums:
             self.blocks[place] += 1
             if block.kind in ("text", "heading"):
                 self.count[place] += 1
-                self.teasers[place] += block.links > 0.8 * block.size
+                self.teasers[place] += is_headline(block)
         for place in range(containers - 1, 0, -1):  # a container's number is above its parent's
             if place in reader.welcome:
                 self.welcome[place] = self.weight[place]
@@ -131,7 +136,8 @@ def lead(seen: Sequence[Block], kept: Sequence[Block]) -> list[Block]:
     if not kept or any(block.level == 1 for block in kept):
         return []
     first = next(place for place, block in enumerate(seen) if block is kept[0])
-    title = max((place for place in range(first) if seen[place].level == 1), default=-1)
+    rank = min((block.level for block in seen[:first] if 0 < block.level <= 2), default=0)
+    title = max((place for place in range(first) if rank and seen[place].level == rank), default=-1)
     if title < 0 or not is_prose(seen[title]):
         return []
     there = {block.text for block in kept}
@@ -238,7 +244,7 @@ def judge(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> li
     for block in blocks:
         around = (block.container, reader.parent[block.container])
         if not block.is_listed:
-            since = 0 if block.links > 0.8 * block.size else since + block.size
+            since = 0 if is_headline(block) else since + block.size
         if block.is_listed:
             verdict = of_lists[block.container]
         elif block.kind != "code" and since < TEASER_LINE and any(c > place and sums.is_teasers(c) for c in around):
