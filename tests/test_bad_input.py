@@ -146,6 +146,33 @@ def test_one_clear_error_and_nothing_half_written(
     assert not (here / "out.partial").exists()
 
 
+@pytest.mark.parametrize("place", [0.3, 0.95])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "pretrain corpus --size 40000 --steps 2",
+        "plan corpus --task.size 40000 --task.epochs 2",
+        "mix corpus --size 40000 --steps 2",
+        "evaluate model --task.data corpus",
+        "tune model --data corpus/pages --steps 2",
+        "compress model --method gptq --data corpus",
+        "curate --source rows --source.path corpus/pages --workers 1",
+    ],
+)
+def test_a_flipped_bit_of_a_shard_is_named_by_every_verb(
+    here: Path, capsys: pytest.CaptureFixture[str], command: str, place: float
+) -> None:
+    content = bytearray((here / SHARD).read_bytes())
+    content[int(place * len(content))] ^= 4
+    (here / SHARD).write_bytes(content)
+    code = _main([*command.split(), "--out", "out", "--quiet"])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert "corrupt" in said
+    assert "00000.parquet" in said
+    assert not (here / "out").exists()
+
+
 POOR = {
     "empty": [],
     "blank": ["", " \n"],
