@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -239,6 +240,27 @@ def test_a_number_that_is_not_finite_ends_every_verb_with_code_5(
     assert code == 5, said
     assert "not finite" in said
     assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "curate --source files --source.path pages --workers 1",
+        "pretrain corpus --size 40000 --steps 2",
+        "tune model --data rows.jsonl",
+        "compress model --method rtn",
+        "export model --format gguf",
+    ],
+)
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    _pages(*(f"Page {number}. {LONG}" for number in range(20)))(here)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 3000))
+    assert _main([*command.split(), "--out", "out", "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert re.search(r"not enough disk space: [\d.]+ MB needed, 0.0 MB free", said), said
+    assert not list((here / "out.partial").rglob("step-*"))
 
 
 @pytest.mark.parametrize("limit", [2_000, 60_000])

@@ -102,13 +102,30 @@ def test_torn_and_flipped_files_are_named(tmp_path: Path) -> None:
         assert "model.safetensors" in caught.value.where
 
 
+WHOLE = '{"kind":"x","format":1,"files":{}}'
+ONE = '{"kind":"x","format":1,"files":{"a":{"bytes":1,"xxh3":""}}}'
+
+
 @pytest.mark.parametrize(
     "manifest",
-    ["{", "[]", '{"kind": "x"}', '{"kind":"x","format":1,"files":{"a":{}}}', '{"kind":"x","format":99,"files":{}}', ""],
-)
+    [
+        "{", "", "[]", '{"kind": "x"}', ONE.replace('{"bytes":1,"xxh3":""}', "{}"), WHOLE.replace("1", "99"),
+        WHOLE.replace('"x"', "7"), WHOLE.replace("1", "true"), WHOLE.replace("{}", "[]"),
+        ONE.replace('"bytes":1', '"bytes":1e400'), ONE.replace('"bytes":1', '"bytes":"1"'), ONE.replace('""', "1"),
+        ONE.replace('""', r'"\ud800"'), ONE.replace('"a"', r'"\u0000"'), ONE.replace('"a"', r'"\ud800"'),
+        WHOLE[:-1] + ',"identity":[]}', WHOLE[:-1] + ',"seconds":"1"}',
+    ],
+)  # fmt: skip
 def test_a_bad_manifest_is_an_error(tmp_path: Path, manifest: str) -> None:
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(UsageError, match="JSON|manifest|newer"):
+        storage.open_folder(tmp_path)
+
+
+def test_a_manifest_may_name_what_no_system_can_hold(tmp_path: Path) -> None:
+    file = {"n" * 5000: {"bytes": 1, "xxh3": "0"}}
+    storage.write_json(tmp_path / "manifest.json", {"kind": "x", "format": 1, "files": file})
+    with pytest.raises(UsageError, match="missing"):
         storage.open_folder(tmp_path)
 
 

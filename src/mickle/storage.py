@@ -153,7 +153,7 @@ def _files(values: Any, file: Path) -> dict[str, File]:
     found = {}
     for name, said in values.items():
         size, xxh3 = (said.get("bytes"), said.get("xxh3")) if isinstance(said, dict) else (None, None)
-        if type(size) is not int or type(xxh3) is not str or not _nameable(name):
+        if type(size) is not int or type(xxh3) is not str or not xxh3.isascii() or not _nameable(name):
             raise UsageError("manifest lacks the size or hash of a file, or a name that can be one", where=str(file))
         found[name] = File(size, xxh3)
     return found
@@ -427,7 +427,7 @@ def disk_errors(path: Path | str = "", needed: int = 0) -> Iterator[None]:
         if error.errno not in FULL:
             raise
         free = shutil.disk_usage(existing_parent(Path(path))).free
-        wanted = f"{needed / 1e6:,.1f} MB needed, " if needed else ""
+        wanted = f"{needed:,} bytes needed, " if needed else ""
         raise ResourceError(
             f"the disk refused a write ({os.strerror(error.errno)}); {wanted}{free / 1e6:,.1f} MB free",
             where=str(path),

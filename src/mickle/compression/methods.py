@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from mickle.config import Config
 from mickle.events import Emit, Noted, Warned
-from mickle.storage import SCRATCH
+from mickle.storage import SCRATCH, check_space
 
 if TYPE_CHECKING:
     from mickle.compression.calibration import Calibration
@@ -44,6 +44,7 @@ class BlockByBlock(Config):
     ) -> tuple[list[LayerFigures], list[float]]:
         """The folder's weights and config; figures of all layers, and seconds of each block."""
         from mickle.compression.calibration import said
+        from mickle.compression.forecast import forecast
         from mickle.compression.outcome import write_weights
         from mickle.compression.sweep import layout_of
         from mickle.compression.walk import spending, walk
@@ -69,6 +70,8 @@ class BlockByBlock(Config):
             assert ids is not None
             allowed = spending(blocks, ids, settings, *room, work / SCRATCH / "survey.json", emit)
         done = work / SCRATCH / "blocks"
+        if not done.exists():
+            check_space(work, forecast(blocks, None, settings).disk_bytes)
         figures, seconds = walk(blocks, ids, settings, done, emit, allowed)
         write_weights(blocks, work, done)
         return figures, seconds

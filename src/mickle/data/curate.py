@@ -100,6 +100,8 @@ class Curate(Rules, Step):
         if items.warning():
             emit(Warned(items.warning()))
         scratch = Scratch(work / storage.SCRATCH)
+        if not scratch.pages.exists():
+            storage.check_space(work, forecast.disk_bytes)
         for folder in (scratch.pages, scratch.earlier):
             folder.mkdir(parents=True, exist_ok=True)
         undocumented: dict[str, list[str]] = {}
