@@ -342,6 +342,7 @@ PLACES = {
     "standfirst before the frame": f"""<header><h1>On boats</h1><p class="teaser-text">What a boat may carry depends
         on the water under it, says the ferryman.</p></header>{MENU}<div class="article-body">{BODY}</div>""",
     "noscript": f"<noscript><div>{BODY}</div></noscript>",
+    "beside a request": f"<noscript>{MENU} Please switch JavaScript on, in your browser.</noscript>{BODY}",
     "open noscript": f"<article><noscript><img src=x>{BODY}</article>",
     "open nav": f"<nav>{MENU}<div>{BODY}</div>",
     "aside": f"{MENU}<aside>{BODY}</aside>",

@@ -142,6 +142,8 @@ class Reader:
         """Reads an element according to its tag and names, if these do not call it furniture."""
         tag, outer = element.tag, self.region
         hint, welcome = meaning(element) if element.keys() else (False, False)
+        if tag == "noscript" and "javascript" in text_of(element)[:LONGEST_CELL].lower():
+            return  # a request to switch it on; other text stands there for readers without it
         if (hint or tag in BELIEVED) and self.hints and not outer and self.is_furniture(element):
             self.passed.append(element)
             return
