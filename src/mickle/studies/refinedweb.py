@@ -181,7 +181,7 @@ study = Study(
     name="refinedweb",
     title=("The RefinedWeb Dataset for Falcon LLM: Outperforming Curated Corpora with Web Data, and Web Data Only"),
     paper="2306.01116",
-    version=2,  # words between white space in the rules of quality
+    version=3,  # words between white space in the rules of quality; main text wherever it stands
     claim=(
         "Filtered and strictly deduplicated web text alone trains better models than the raw English web, and as good"
         " ones as curated text or better (small-agg, 1B parameters on 27B tokens: RefinedWeb 56.2, RW-Filtered 54.3,"
