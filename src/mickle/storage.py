@@ -39,6 +39,7 @@ SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part 
 TEMPORARY = ".tmp"  # what such a name begins with; safetensors' own do too
 FORMAT = 1
 ANY_SIZE, MOST_HOLES = 64 << 20, 200  # bytes that may be a hole; beyond that, bytes to one that was written
+LARGEST_HEADER = 8 << 20  # bytes at the beginning of a safetensors file
 LARGEST_MANIFEST = 16 << 20  # bytes; some hundred thousand files
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 # What a manifest may say besides kind, format and files, and of which type.
@@ -334,6 +335,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
     if not Path(path).is_file():
         raise UsageError(f"no such file: {path}", todo="check the path")
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > LARGEST_HEADER:
+        raise UsageError(f"not a whole safetensors file: its header claims {length:,} bytes", where=str(path))
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

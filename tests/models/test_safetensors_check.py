@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save, save_file
 
 from mickle.errors import NumericError, UsageError
-from mickle.models.safetensors_check import LARGEST_HEADER, read_header, refuse_not_finite
+from mickle.models.safetensors_check import read_header, refuse_not_finite
+from mickle.storage import LARGEST_HEADER
 
 TENSORS = {
     "half": torch.ones(3, 2, dtype=torch.float16),

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mickle import storage
@@ -24,6 +25,7 @@ from mickle.models.adapter_folder import plain_lora, read_settings
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import open_model, save_model
 from mickle.models.safetensors_check import read_header
+from mickle.planning.rate import Rate, read_arrays
 from mickle.show import show
 from mickle.untrusted.values import read_json
 
@@ -64,6 +66,11 @@ def holes(name: str, size: int, written: bytes = b"") -> Callable[[Path], Path]:
     return make
 
 
+def zeros(folder: Path) -> Path:
+    np.savez_compressed(folder / "x.npz", X=np.zeros((96 << 20, 1), np.int8), y=np.zeros(9))
+    return folder / "x.npz"
+
+
 def pipe(folder: Path) -> Path:
     os.mkfifo(folder / "x.json")
     return folder / "x.json"
@@ -102,6 +109,10 @@ CASES: dict[str, tuple[Callable[[Path], Path], Reads, str]] = {
         "header claims",
     ),
     "header of sizes": (tensors('{"t":{"shape":[' + "1," * 3_000_000 + "1]}}"), read_header, "header holds"),
+    "header of arrays": (
+        holes("x.safetensors", 26 << 20, (25 << 20).to_bytes(8, "little")), storage.load_tensors, "header claims"
+    ),
+    "arrays that unfold": (zeros, lambda path: read_arrays(Rate(data=path)), "expands to more than 200 times"),
     "60 GB of nothing": (holes("x.jsonl", 60 << 30), storage.content_digest, "of which 0 were written"),
     "60 GB of little": (holes("x.jsonl", 60 << 30, b"{}\n"), storage.content_digest, "were written"),
     "patterns": (file("adapter_config.json", PATTERNS), lora, "at most 2,000 layers"),

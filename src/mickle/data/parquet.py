@@ -67,6 +67,11 @@ def _refuse_expanding(metadata: Any, path: Path) -> None:
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(metadata.num_columns)):
             size += max(column.total_uncompressed_size, 4 * column.num_values)
+    refuse_expansion(size, path)
+
+
+def refuse_expansion(size: int, path: Path) -> None:
+    """UsageError where a file would expand to ``size`` bytes, and that is far more than it has."""
     if size > _most(path):
         raise _too_large(path)
 

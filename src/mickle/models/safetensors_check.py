@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mickle.errors import NumericError, UsageError
+from mickle.storage import LARGEST_HEADER
 from mickle.untrusted.values import count_values
 
-LARGEST_HEADER = 8 << 20  # bytes of a file's header
-MOST_VALUES = 500_000  # in it: some 60,000 tensors
+MOST_VALUES = 500_000  # in a header: some 60,000 tensors
 LONGEST_NAME = 1024
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from mickle.config import Config, Input
-from mickle.data.parquet import open_parquet, read_batches
+from mickle.data.parquet import open_parquet, read_batches, refuse_expansion
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
@@ -224,6 +224,7 @@ def read_arrays(task: Rate) -> tuple[Any, Any]:
     try:
         if path.suffix.lower() == ".npz":
             with np.load(path, allow_pickle=False) as file:
+                refuse_expansion(sum(member.file_size for member in file.zip.infolist()), path)
                 known = list(file.files)
                 found = {name: file[name] for name in (task.inputs, task.target) if name in known}
         else:
