@@ -365,6 +365,11 @@ def test_a_template_may_take_long_texts():
 
 
 def test_a_template_that_wants_more_than_a_question_can_be_opened():
+    for wants in (
+        "{% if messages | length < 2 %}{{ raise_exception('alone') }}{% endif %}",
+        "{{ '' * messages[1].n }}",
+    ):
+        assert ChatTemplate(wants + FAMILIES["chatml"].source, specials=TURNS).prompts
     source = "{% if messages | length < 2 %}{{ raise_exception('alone') }}{% endif %}" + FAMILIES["chatml"].source
     assert ChatTemplate(source, specials=TURNS).prompts
     text = ChatTemplate(source).render(turns(CONVERSATION[:3]))

@@ -76,6 +76,7 @@ def test_an_adapter_folder_with_everything_said(adapter: tuple[Path, list[Event]
     }  # fmt: skip
     found = summary(out)
     assert found["training_examples"] == 36
+    assert found["data"][0] == "form messages (columns messages): 40 of 40 rows"
     assert found["heldout_examples"] == 4
     assert found["trained_parameters"] == 16 * 2 * (4 * (16 + 16) + 3 * (16 + 32))  # rank, layers, in + out
     assert found["task"]["texts"] == 4

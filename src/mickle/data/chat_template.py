@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mickle.data.conversation_forms import Message
-from mickle.data.template_sandbox import Refused, Rendering, marks_answers, render
+from mickle.data.template_sandbox import Failed, Refused, Rendering, marks_answers, render
 from mickle.data.tokenizer import TextTokenizer, mark_of, open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.storage import read_json
@@ -94,7 +94,7 @@ class ChatTemplate:
         question = [Message("user", "?")]
         try:
             return self.render(question, add_generation_prompt=True) != self.render(question)
-        except Refused:  # a template that wants more than a question
+        except (Refused, Failed):  # a template that wants more than a question
             return True
 
     @cached_property

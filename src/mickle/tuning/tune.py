@@ -197,6 +197,7 @@ class Tune(TrainingStep):
             "form": known.task.form,
             "parameters": plan.parameters,
             "trained_parameters": sum(p.numel() for p in done.model.parameters() if p.requires_grad),
+            "data": list(known.task.lines),
             "training_examples": len(known.task.lengths),
             "heldout_examples": len(known.task.heldout_lengths),
             "overlap": known.task.overlap,
