@@ -207,6 +207,11 @@ def test_a_budget_spends_exactly_what_is_left_and_nothing_when_it_is_overdrawn()
     above = {count: float(taus()[counts.index(count)]) for count in (7, 4, 0)}  # the smallest tau with so many
     for left, expected in ((7, 7), (6, 4), (4, 4), (3, 0), (0, 0), (-5, 0)):
         assert Budget(left, [counts]).tau() == above[expected], left
+    assert (
+        Budget(0, [error_counts(np.array([0.1]), 1.0)]).tau()
+        > 0.01
+        > Budget(1, [error_counts(np.array([0.1]), 1.0)]).tau()
+    )
     # From 50 predicted on, what they became corrects what is predicted: a tenth of them, so ten times as many fit.
     assert Budget(1, [counts], predicted=50, spent=5).tau() == above[7]
     assert Budget(1, [counts], predicted=49, spent=5).tau() == above[0]
