@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -24,8 +25,9 @@ from mickle.models.folder import describe, open_model, save_model
 from mickle.models.language import described
 from mickle.models.linear_layers import features, linear_layers
 from mickle.training.run import Asked
-from mickle.tuning import tune_plan
+from mickle.tuning import tune_plan, tune_run
 from mickle.tuning.methods import Full, Lora, Qlora
+from mickle.tuning.mezo import Mezo
 from mickle.tuning.tune import Tune
 from mickle.tuning.tune_plan import Batching, TunePlan, memory, resolve
 from mickle.tuning.weights import Weights, weigh
@@ -112,6 +114,17 @@ def plan_of(path: Path, method: Any, recompute: bool | None = None, **more: Any)
     weights, shape = weigh(path), describe(path)
     asked = Asked(precision="float32", **more)
     return resolve(asked, method, weights, shape, Batching(1024, 16, 10.0, 100), recompute), weights, shape
+
+
+@pytest.mark.parametrize("name", ["embd_pdrop", "hidden_dropout_prob", "attention_dropout", "summary_first_dropout"])
+def test_dropout_is_told_for_its_draws_go_with_the_parts(name: str, tmp_path: Path) -> None:
+    """A model's own dropout makes `accumulate`, and so the free memory, a part of the result: the plan says so."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2", name: 0.1, "resid_pdrop": 0.0}))
+    assert tune_run.drops_units(tmp_path, Full()) is (name != "summary_first_dropout")
+    assert not tune_run.drops_units(tmp_path, Mezo())
+    assert tune_run.drops_units(tmp_path, Lora(dropout=0.1))
+    plan = TunePlan(1, 8, 2, 1, 1, 0.1, "float32", 1, 1, 1, False, 1.0, 1, dropout=True)
+    assert [line for line in plan.lines() if "another number of parts is another run" in line]
 
 
 def test_a_batch_that_does_not_fit_is_made_in_parts_and_then_computed_twice(

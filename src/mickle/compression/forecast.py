@@ -9,13 +9,13 @@ from mickle.compression.sweep import SweepSettings, layout_of, rounding
 from mickle.machine import Forecast
 from mickle.models.blocks import Blocks, weights_of
 
-PROCESS = 600 << 20  # bytes of torch and numba themselves
+PROCESS = 640 << 20  # bytes of torch and numba themselves, with what measuring and drawing set up
 SWEPT_A_SECOND = 2e6  # weights, with outliers, on two cores; measured, a little less than found
 
 
 def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None) -> Forecast:
-    """Memory: the parts outside of blocks, the largest block and its sweep, Hessians, hidden states; whole models
-    in float32.
+    """Memory: the parts outside of blocks, the largest block and its sweep, Hessians, hidden states, and what is written;
+    whole models in float32.
     """
     files = blocks.files
     sizes = dict(weights_of(blocks))
@@ -26,13 +26,13 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None)
     largest_layer = max((o * i for o, i in sizes.values()), default=0)
     hidden = 0 if ids is None else 4 * ids.numel() * _width(blocks)
     held = 4 * (files.elements if blocks.in_memory else files.elements - in_blocks + max(weights, default=0))
-    memory = PROCESS + held + 3 * max(hessians, default=0) + 6 * 4 * largest_layer + 2 * hidden
     seconds = in_blocks / SWEPT_A_SECOND
     if ids is not None:
         products = 2 * 2 * in_blocks * ids.numel() + 2 * ids.numel() * sum(i * i for _, i in sizes.values())
         seconds += products / machine.matmul_flops(size=512)
     settings = settings or rounding()  # codes that are looked up take as much
     small = sum(layout_of(settings, size).stored_bytes(None, settings.act_order) for size in sizes.values())
+    memory = PROCESS + held + 3 * max(hessians, default=0) + 6 * 4 * largest_layer + 2 * hidden + small
     dense = sum(entry.end - entry.start for name, (_, entry) in files.tensors.items()
                 if name.removesuffix(".weight") not in sizes)  # fmt: skip
     rest = f"the other weights {dense / 1e6:,.1f} MB, as they are"

@@ -252,6 +252,7 @@ def train(
     optimizer = optimizer_of(distributed.shard(model))
     with closing(run.events(model, optimizer)) as events:  # however it ends, its lock goes at once
         last = record(events, run.log, emit)
+    machine.release_memory()  # that of activations, before the best weights are read beside all that trained
     best = run.weights == "best" and run.measure is not None
     found = checkpoint.best(run.checkpoints) if best else None
     chosen, lowest = found or (None, math.inf)

@@ -28,7 +28,9 @@ from mickle.training.run import KEPT_CHECKPOINTS, Asked, TrainingPlan, fitting, 
 from mickle.tuning.methods import TuningMethod
 from mickle.tuning.weights import Weights
 
-LIBRARIES = 80_000_000  # bytes that a fresh process sets up between the forecast and the first step, as measured
+LIBRARIES = 120_000_000  # bytes that a fresh process sets up after the forecast, as measured: 82 to open, 37 to measure
+READER = 50_000_000  # bytes that transformers' `generate` sets up when it is asked with what was written
+PARTS_DIFFER = "dropout: each part of a batch draws units of its own, so another number of parts is another run"
 MOST_EXAMPLES = 16  # of a step
 LEAST_STEPS = 20  # of an epoch, as long as a step has an example
 LONGEST, SHORTEST = 2048, 128  # tokens of a row, unless told otherwise
@@ -46,6 +48,7 @@ class TunePlan(TrainingPlan):
     recompute: bool
     epochs: float
     examples: int
+    dropout: bool = False
 
     def lines(self) -> list[str]:
         """The resolved numbers for a person."""
@@ -57,6 +60,7 @@ class TunePlan(TrainingPlan):
             f"batch: {self.batch_size} rows of {self.sequence_length} tokens{self.parts}{twice}",
             f"length: {self.steps:,} steps = {self.epochs:.1f} epochs of {self.examples:,} examples",
             f"{rate}{self.rhythm}",
+            *([PARTS_DIFFER] if self.dropout else []),
         ]
 
 
@@ -150,7 +154,8 @@ def memory(method: TuningMethod, plan: TunePlan, weights: Weights, shape: Descri
     What learns takes 16 bytes a parameter (itself, its gradient, two averages), without a backward pass nothing but
     itself; what is frozen its storage. Activations are counted as in ``pretrain_plan.memory``; activations computed
     twice leave one float32 number of the stream a layer, token and dimension, and those of one layer. Opening holds the
-    file's bytes beside what is made of them. Writing a checkpoint holds 12 bytes once more of what learns.
+    file's bytes beside what is made of them. In the end the best weights are read beside all that trained, and what was
+    written is opened once more where it is a whole model.
     """
     stored = _stored(method, plan, weights)
     tokens = plan.micro_rows * plan.sequence_length
@@ -162,9 +167,12 @@ def memory(method: TuningMethod, plan: TunePlan, weights: Weights, shape: Descri
     learning = 4 * adapters + moving
     evaluation = _forward(max(tokens, EVALUATION_TOKENS), shape)
     opening = weights.file_bytes + (stored if stored != weights.file_bytes else 0)
+    ending = 4 * plan.learning
+    if method.learns.whole and shape.causal:
+        ending = max(ending, weights.file_bytes + READER)
     held = machine.peak_memory() if base is None else base
     running = stored + learning + max(step + method.unpacked_bytes(weights), evaluation)
-    return int(held + LIBRARIES + max(opening, running, stored + learning + moving))
+    return int(held + LIBRARIES + max(opening, running, stored + learning + ending))
 
 
 def _stored(method: TuningMethod, plan: TunePlan, weights: Weights) -> int:

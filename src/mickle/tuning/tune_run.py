@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,9 @@ class Known:
         plan = tune_plan.resolve(asked, self.method, self.weights, self.shape, batching, recompute)
         time_needed = tune_plan.seconds(self.method, plan)  # first: what it takes is then held
         needed = tune_plan.memory(self.method, plan, self.weights, self.shape)
-        return plan, Forecast(needed, time_needed, tune_plan.disk(plan, self.weights))
+        return replace(plan, dropout=drops_units(self.folder, self.method)), Forecast(
+            needed, time_needed, tune_plan.disk(plan, self.weights)
+        )
 
 
 def read_inputs(
@@ -87,6 +89,14 @@ def read_inputs(
         task = read_task(sources, folder, tokenizer, most, shape.causal)
     _import_libraries(shape.ours, method.few_bits or "quantization_config" in read_config(folder))
     return Known(folder, method, task, tokenizer, shape, weigh(folder, method.learns.adapted), most)
+
+
+def drops_units(folder: Path, method: TuningMethod) -> bool:
+    """Whether training has dropout, as the settings of model or adapters say; MeZO has none."""
+    heads = ("summary", "classifier")  # which language models do not have
+    settings = {name: rate for name, rate in read_config(folder).items() if not name.startswith(heads)}
+    rates = [rate for name, rate in settings.items() if "drop" in name] + [getattr(method, "dropout", 0.0)]
+    return method.kept is not None and any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -121,7 +131,7 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
     if learns.whole:
         prepared.float()
     else:
-        _widen(prepared)
+        _widen(prepared, copy=known.method.few_bits)
         reduce_frozen(prepared, torch.bfloat16 if plan.precision == "bfloat16" else torch.float32)
     if plan.recompute:
         prepared.recompute_activations()
@@ -141,12 +151,16 @@ def reduce_frozen(model: nn.Module, dtype: torch.dtype) -> None:
                 base.to(dtype)
 
 
-def _widen(model: nn.Module) -> None:
-    """Everything that is a float and no layer's store of few bits becomes float32."""
+def _widen(model: nn.Module, copy: bool) -> None:
+    """Everything that is a float and no layer's store of few bits becomes float32.
+
+    Weights that were opened are parts of one mapped file, which stays in memory as long as any of them does: with
+    ``copy`` they are taken out of it.
+    """
     for module in model.modules():
         if not hasattr(module, "stored_bytes"):
             for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(torch.float32, copy=copy)
 
 
 def quick_measure(task: Task, length: int, tokens: int) -> Callable[[nn.Module], dict[str, float]]:

@@ -1,0 +1,89 @@
+"""The memory that was forecast against the peak of whole commands in fresh processes: tune by every method, compress.
+
+    python benchmarks/memory.py [--sizes 1m 24m 135m] [--works full lora qlora mezo spqr]
+
+Models of random weights, the largest in the shape of SmolLM2-135M; float32, one thread, two steps of 4 rows of 128
+tokens; calibration on 16 rows. Prints a table and writes `benchmarks/results/memory.json`.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mickle.compression.compress import Compress
+from mickle.data.heldout import write_pages
+from mickle.data.records import Page
+from mickle.data.tokenizer import train_tokenizer
+from mickle.models.decoder import Decoder, DecoderConfig
+from mickle.models.folder import save_model
+from mickle.storage import read_manifest
+
+RESULT = Path(__file__).parent / "results" / "memory.json"
+SHAPES = {
+    "1m": DecoderConfig(280, 128, 5, 4, 4, 32, 352, 256),
+    "24m": DecoderConfig(8192, 384, 10, 6, 6, 64, 1024, 512),
+    "135m": DecoderConfig(49152, 576, 30, 9, 3, 64, 1536, 2048),
+}
+WORKS = ("full", "lora", "qlora", "mezo", "spqr", "rtn")
+TEXT = "the owl sees the hen and "
+
+
+def command(work: str, model: Path, folder: Path, out: Path) -> list[str]:
+    """The command line of one piece of work."""
+    if work in ("spqr", "rtn"):
+        data = ["--data", folder / "text.txt", "--samples", 16, "--length", 128, "--method", work]
+        parts = ["compress", model, *data]
+    else:
+        lengths = ["--sequence-length", 128, "--batch-tokens", 512, "--steps", 2, "--evaluate-every", 2, "--samples", 0]
+        rate = ["--method.learning-rate", 1e-5] if work == "mezo" else []
+        inputs = ["--data", folder / "rows.jsonl", "--general", folder / "pages.parquet", "--precision", "float32"]
+        parts = ["tune", model, *inputs, *lengths, "--accumulate", 1, "--method", work, *rate]
+    return [sys.executable, "-m", "mickle", *map(str, parts), "--out", str(out), "--quiet"]
+
+
+def measured(work: str, model: Path, folder: Path) -> dict[str, float]:
+    """Bytes forecast, and the most that the process held."""
+    out = folder / f"{model.name}-{work}"
+    child = subprocess.Popen(command(work, model, folder, out), env=os.environ | {"OMP_NUM_THREADS": "1"})
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        raise SystemExit(f"{work} on {model.name} failed")
+    if work in ("spqr", "rtn"):
+        settings = {"samples": 16, "length": 128, "method": {"kind": work}}
+        forecast = Compress(model=model, data=folder / "text.txt", **settings).dry_run()[0].memory_bytes
+    else:
+        forecast = read_manifest(out).meta["summary"]["forecast"]["memory_bytes"]
+    return {"forecast": forecast, "peak": 1024 * used.ru_maxrss, "ratio": 1024 * used.ru_maxrss / forecast}
+
+
+def main() -> None:
+    """Every size by every piece of work."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    options = parser.parse_args()
+    tokenizer, found = train_tokenizer([TEXT], 280, or_fewer=True), {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = (json.dumps({"text": f"{number} {TEXT * 5}"}) + "\n" for number in range(40))
+        (folder / "rows.jsonl").write_text("".join(rows))
+        (folder / "text.txt").write_text("\n\n".join(f"{number} {TEXT * 80}" for number in range(40)))
+        write_pages(
+            [Page(f"p{i}", "", "", f"Page {i} tells of a river. " * 20) for i in range(4)], folder / "pages.parquet"
+        )
+        for size in options.sizes:
+            save_model(Decoder(SHAPES[size]), folder / size, tokenizer)
+            for work in options.works:
+                found[f"{size} {work}"] = row = measured(work, folder / size, folder)
+                print(
+                    f"| {size} | {work} | {row['forecast'] / 1e9:.2f} | {row['peak'] / 1e9:.2f} | {row['ratio']:.2f} |"
+                )
+    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
