@@ -14,7 +14,7 @@ SWEPT_A_SECOND = 2e6  # weights, with outliers, on two cores; measured, a little
 
 
 def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None) -> Forecast:
-    """Memory: the parts outside of blocks, the largest block and its sweep, Hessians, hidden states, and what is written;
+    """Memory: the parts outside of blocks, the largest block and its sweep, Hessians, hidden states, what is written;
     whole models in float32.
     """
     files = blocks.files
