@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -91,29 +92,49 @@ def test_rows_with_and_without_addresses(tmp_path: Path) -> None:
     assert (second.url, second.domain, second.content) == ("a.jsonl#2", "", b"two")
 
 
-BAD = {
-    "truncated": '{"text": "x',
-    "list": "[1]",
-    "deep": "[" * 100_000,
-    "no text": '{"body": "x"}',
-    "number": '{"text": 3}',
-    "null": '{"text": null}',
-    "endless": '{"text": "' + "x" * (7 * LARGEST + (1 << 20)) + '"}',
-    "large": json.dumps({"text": "x" * (LARGEST + 1)}),
+BAD = {  # and why
+    '{"text": "x': "not JSON: it is cut off",
+    "{'text': 'x'}": "not JSON: Expecting property name enclosed in double quotes",
+    '{"text": "x"} {"text": "y"}': "not JSON: Extra data",
+    '{"text": "a\tb"}': "not JSON: Invalid control character at",
+    '{"text": ' + "9" * 5000 + "}": "not JSON: Exceeds the limit",
+    "[1]": "row is not an object",
+    "null": "row is not an object",
+    '"text"': "row is not an object",
+    "[" * 100_000: "more than 32 lists and objects inside each other",
+    "[" + "," * 1_000_000 + "]": "row holds more than 1,000,000 values",
+    '{"body": "x"}': "field 'text' or 'content' or 'raw_content' is missing",
+    '{"text": null}': "field 'text' or 'content' or 'raw_content' is missing",
+    '{"text": 3}': "field 'text' or 'content' or 'raw_content' is not text",
+    '{"text": NaN}': "field 'text' or 'content' or 'raw_content' is not text",
+    '{"text": ["x"]}': "field 'text' or 'content' or 'raw_content' is not text",
+    '{"text": "x", "text": "y"}': "a key stands twice in one object",
+    '{"text": "\\ud800x"}': "text holds bytes that are no UTF-8, or half a surrogate pair",
+    '{"text": "a\\u0000b"}': "text holds a NUL",
+    '{"text": "' + "x" * (7 * LARGEST + (1 << 20)) + '"}': "line is too long",
+    json.dumps({"text": "x" * (LARGEST + 1)}): "page is too large",
 }
 
 
-@pytest.mark.parametrize("name", BAD)
-def test_one_bad_row_in_twenty_is_counted_with_its_line(name: str, tmp_path: Path) -> None:
-    lines(
-        tmp_path / "a.jsonl",
-        *[{"text": f"row {i}"} for i in range(10)],
-        BAD[name],
-        *[{"text": "row"} for _ in range(9)],
-    )
+@pytest.mark.parametrize(("bad", "reason"), BAD.items(), ids=range(len(BAD)))
+def test_one_bad_row_in_twenty_is_counted_with_its_line(bad: str, reason: str, tmp_path: Path) -> None:
+    rows = [{"text": f"row {i}", "score": math.nan, "note": "\ud800"} for i in range(19)]  # not asked about
+    lines(tmp_path / "a.jsonl", *rows[:10], bad, *rows[10:])
     found = read(Rows(path=tmp_path / "a.jsonl"))
-    assert [isinstance(page, Removed) for page in found] == [False] * 10 + [True] + [False] * 9
-    assert found[10].url == "a.jsonl#11"  # type: ignore[union-attr]
+    assert [page.url for page in found if isinstance(page, Removed)] == ["a.jsonl#11"]
+    assert found[10].reason.startswith(reason)  # type: ignore[union-attr]
+    assert len(found) == 20
+
+
+def test_bad_rows_of_parquet_are_counted_with_their_numbers(tmp_path: Path) -> None:
+    texts = pyarrow.array([b"row"] * 20 + [b"\xff\xfe", b"a\0b"]).view(pyarrow.string())
+    parquet.write_table(
+        pyarrow.table({"text": texts, "url": [f"https://a.org/{i}" for i in range(22)]}), tmp_path / "a.parquet"
+    )
+    found = read(Rows(path=tmp_path))
+    bad = {page.value: page.reason for page in found if isinstance(page, Removed)}
+    assert bad == {21.0: "not UTF-8", 22.0: "text holds a NUL"}
+    assert len(found) == 22
 
 
 def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
@@ -127,7 +148,8 @@ def test_bytes_that_are_not_utf8_are_one_bad_row(tmp_path: Path) -> None:
 def test_more_than_a_tenth_of_bad_rows_is_refused_with_the_first_lines(tmp_path: Path) -> None:
     lines(tmp_path / "a.jsonl", {"text": "x"}, "nonsense", {"body": "x"}, *[{"text": "x"}] * 10)
     with pytest.raises(
-        UsageError, match=r"2 of 13 rows are bad \(line 2: not JSON; line 3: field 'text' or 'content' .* is missing\)"
+        UsageError,
+        match=r"2 of 13 rows are bad \(line 2: not JSON: Expecting value; line 3: field 'text' or .* is missing\)",
     ):
         read(Rows(path=tmp_path))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -27,6 +27,7 @@ LINES, ARRAY, TABLE, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv",), (".
 SUFFIXES = LINES + PARQUET + TABLE + ARRAY
 CONVERSATIONS = ("messages", "conversations", "conversation")  # lists that are one row and not a list of rows
 EXPECTED = "a file named *" + ", *".join(SUFFIXES) + ", or a folder of such files"
+NOT_UTF8 = "not UTF-8"
 _CUT = "\0cut"  # stands for a line of CSV that is too long
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -113,7 +114,7 @@ def bounded_lines(stream: IO[bytes], largest: int = LARGEST_ROW) -> Iterator[byt
         yield None
 
 
-class _Doubled(dict[str, Any]):
+class Doubled(dict[str, Any]):
     """An object in which a key stands twice; what was meant is not known."""
 
 
@@ -123,28 +124,33 @@ class _NotANumber:
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
-    return values if len(values) == len(pairs) else _Doubled(values)
+    return values if len(values) == len(pairs) else Doubled(values)
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: _NotANumber())
 
 
 def _parsed(line: bytes, where: str) -> Row:
+    value, problem = parse(line)
+    return Row(where=where, problem=problem) if problem else _checked(value, where)
+
+
+def parse(line: bytes) -> tuple[Any, str]:
+    """The value of a line of JSON, or what is wrong with it; an object with a key twice is :class:`Doubled`."""
     try:
         text = line.decode("utf-8-sig")
         if count_values(text) > MOST_VALUES:
-            return Row(where=where, problem=f"row holds more than {MOST_VALUES:,} values")
-        value = _DECODER.decode(text)
+            return None, f"row holds more than {MOST_VALUES:,} values"
+        return _DECODER.decode(text), ""
     except UnicodeDecodeError:
-        return Row(where=where, problem="not UTF-8")
+        return None, NOT_UTF8
     except json.JSONDecodeError as error:
         cut = error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
-        return Row(where=where, problem="not JSON: " + ("it is cut off" if cut else error.msg))
+        return None, "not JSON: " + ("it is cut off" if cut else error.msg)
     except RecursionError:
-        return Row(where=where, problem=f"more than {DEEPEST} lists and objects inside each other")
+        return None, f"more than {DEEPEST} lists and objects inside each other"
     except ValueError as error:  # such as an integer of 5,000 digits
-        return Row(where=where, problem=f"not JSON: {error}")
-    return _checked(value, where)
+        return None, f"not JSON: {error}"
 
 
 def _is_lines(stream: IO[bytes]) -> bool:
@@ -235,17 +241,21 @@ def _table_lines(stream: IO[bytes]) -> Iterator[str]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    number = 0
-    for batch in read_batches(path, rows=PARQUET_ROWS):
+    for number, values in enumerate(parquet_values(path, rows=PARQUET_ROWS), start=1):
+        where = f"{path}, row {number}"
+        yield Row(where=where, problem=NOT_UTF8) if values is None else _checked(values, where)
+
+
+def parquet_values(
+    path: Path, columns: Sequence[str] | None = None, rows: int = 256
+) -> Iterator[dict[str, Any] | None]:
+    """The values of each row, of all columns or some; None for a row whose text is not UTF-8."""
+    for batch in read_batches(path, columns, rows):
         for at in range(batch.num_rows):
-            number += 1
-            where = f"{path}, row {number}"
             try:
-                (values,) = batch.slice(at, 1).to_pylist()
+                yield batch.slice(at, 1).to_pylist()[0]
             except UnicodeDecodeError:
-                yield Row(where=where, problem="not UTF-8")
-                continue
-            yield _checked(values, where)
+                yield None
 
 
 # -- what no row may hold ----------------------------------------------------------------------------------------------
@@ -266,14 +276,12 @@ def damage(value: Any) -> str:
         item, depth = waiting.pop()
         if isinstance(item, str):
             size += len(item)
-            if "\0" in item:
-                return "text holds a NUL"
-            if not item.isascii() and _SURROGATE.search(item):
-                return "text holds bytes that are no UTF-8, or half a surrogate pair"
+            if problem := damage_of_text(item):
+                return problem
         elif isinstance(item, _NotANumber):
             return "not JSON: NaN and Infinity are no numbers there"
         elif isinstance(item, (dict, list, tuple)):
-            if isinstance(item, _Doubled):
+            if isinstance(item, Doubled):
                 return "a key stands twice in one object"
             if depth > DEEPEST:
                 return f"more than {DEEPEST} lists and objects inside each other"
@@ -282,6 +290,15 @@ def damage(value: Any) -> str:
             size += len(item)
         if size > LARGEST_ROW:
             return "row is larger than 16 MB"
+    return ""
+
+
+def damage_of_text(text: str) -> str:
+    """What makes a text unfit to be used; "" where nothing does."""
+    if "\0" in text:
+        return "text holds a NUL"
+    if not text.isascii() and _SURROGATE.search(text):
+        return "text holds bytes that are no UTF-8, or half a surrogate pair"
     return ""
 
 

@@ -9,7 +9,6 @@ add up; what makes a whole source useless is one :class:`UsageError`.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,12 +19,11 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.data.pages import PAGES, RawPage, Skipped, record_page, removed_raw
-from mickle.data.parquet import EXPANSION, open_parquet, read_batches
+from mickle.data.parquet import EXPANSION, open_parquet
 from mickle.data.records import Removed, domain_of, grouped
-from mickle.data.rows import bounded_lines
+from mickle.data.rows import NOT_UTF8, Doubled, bounded_lines, damage_of_text, parquet_values, parse
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError
-from mickle.untrusted.values import MOST_VALUES, count_values
 
 Found = RawPage | Removed | Skipped
 Advance = Callable[[int], None]  # told how many more bytes of the source have been read
@@ -133,29 +131,34 @@ class Rows(_Folder):
         """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad rows."""
         is_parquet = path.suffix.lower() == ".parquet"
         rows = _parquet_rows(path, self, advance) if is_parquet else _json_rows(path, largest, advance)
-        return _good_rows((self._page(path, number, row, largest) for number, row in rows), path)
+        return _good_rows((self._page(path, *row, largest) for row in rows), path)
 
     def text_fields(self) -> tuple[str, ...]:
         """Where the text may stand."""
         return (self.text,) if self.text else TEXT_FIELDS
 
-    def _page(self, path: Path, number: int, row: Any, largest: int) -> Found:
-        """A row's page. A row that could not be parsed comes as the reason, a string."""
-        name = f"{path.name}#{number}"
+    def _page(self, path: Path, number: int, row: Any, problem: str, largest: int) -> Found:
+        """A row's page; a bad row as removed by the stage "rows", with its number."""
         fields = row if isinstance(row, dict) else {}
-        url = _text_in(fields, (self.url, "url")) or _text_in(fields, ("id",)) or name
+        url = _text_in(fields, (self.url, "url")) or _text_in(fields, ("id",)) or f"{path.name}#{number}"
         page = RawPage(url, domain_of(url), "text", b"", date=_text_in(fields, DATE_FIELDS))
-        if not isinstance(row, dict):
-            reason = row if isinstance(row, str) else "row is not an object"
-            return removed_raw(page, reason, float(number), "rows")
-        text = next((row[field] for field in self.text_fields() if row.get(field) is not None), None)
-        if not isinstance(text, str):
-            shown = " or ".join(repr(field) for field in self.text_fields())
-            reason = f"field {shown} is " + ("missing" if text is None else "not text")
+        text: Any = next((row[field] for field in self.text_fields() if fields.get(field) is not None), None)
+        if reason := problem or self._fault(row, text):
             return removed_raw(page, reason, float(number), "rows")
         if len(text) > largest:
             return removed_raw(page, "page is too large", float(len(text)), limit=largest)
-        return replace(page, content=text.encode("utf-8", "replace"))
+        return replace(page, content=text.encode())
+
+    def _fault(self, row: Any, text: Any) -> str:
+        """What makes a row no page; "" where nothing does. Fields that are not read may hold what they like."""
+        if not isinstance(row, dict):
+            return "row is not an object"
+        if isinstance(row, Doubled):
+            return "a key stands twice in one object"
+        if not isinstance(text, str):
+            shown = " or ".join(repr(field) for field in self.text_fields())
+            return f"field {shown} is " + ("missing" if text is None else "not text")
+        return damage_of_text(text)
 
 
 def _text_in(row: dict[str, Any], names: Sequence[str]) -> str:
@@ -205,16 +208,17 @@ def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         yield removed_raw(RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size))
 
 
-def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any]]:
+def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any, str]]:
+    """Number of the line, its value, and what is wrong with it."""
     with _open_rows(path) as stream:
         # A character takes at most six bytes of JSON (\uXXXX); a longer line cannot hold a page that may stay.
         for number, line in enumerate(bounded_lines(stream, 6 * largest + HEADER_ROOM), start=1):
             if line is None:
-                yield number, "line is too long"
+                yield number, None, "line is too long"
                 continue
             advance(len(line) if path.suffix.lower() not in COMPRESSED else 0)
-            if line.strip():
-                yield number, _parse(line)
+            if line.strip(b"\xef\xbb\xbf\r\n\t "):
+                yield number, *parse(line)
 
 
 COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
@@ -257,20 +261,7 @@ class _Bounded(io.RawIOBase):
         return len(chunk)
 
 
-def _parse(line: bytes) -> Any:
-    try:
-        text = line.decode("utf-8-sig")
-        if count_values(text) > MOST_VALUES:
-            return "too many values"
-        value = json.loads(text)
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    except (ValueError, RecursionError):
-        return "not JSON"
-    return value if isinstance(value, dict) else None
-
-
-def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[int, Any]]:
+def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[int, Any, str]]:
     with open_parquet(path) as file:
         names, count = file.schema_arrow.names, file.metadata.num_rows
     if not any(field in names for field in source.text_fields()):
@@ -280,12 +271,10 @@ def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[
             expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
         )  # fmt: skip
     wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}
-    number, size = 0, path.stat().st_size
-    for batch in read_batches(path, [name for name in names if name in wanted]):
-        advance(size * batch.num_rows // max(1, count))
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    size = path.stat().st_size
+    for number, row in enumerate(parquet_values(path, [name for name in names if name in wanted]), start=1):
+        advance(size * number // count - size * (number - 1) // count)
+        yield number, row, NOT_UTF8 if row is None else ""
 
 
 def _good_rows(pages: Iterable[Found], path: Path) -> Iterator[Found]:
