@@ -75,7 +75,25 @@ def _smaller_vocabulary(here: Path) -> None:
 
 
 TUNE = "tune model --data chats.jsonl"
+
+
+def _knows_no_word(here: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    size = json.loads((here / "model" / "config.json").read_text())["vocab_size"]
+    words = Tokenizer(
+        models.WordLevel({"<unk>": 0, "<|endoftext|>": 1, **{f"w{i}": i for i in range(2, size)}}, "<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<unk>", "<|endoftext|>"])
+    words.save(str(here / "model" / "tokenizer.json"))
+    rows = [{"prompt": "w2 w3 w4 w5 w6", "completion": f" savi odottaa {number}"} for number in range(20)]
+    (here / "finnish.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 CASES: list[tuple[str, Prepare, str]] = [
+    ("tune model --data finnish.jsonl --method full", _knows_no_word, "75.0% of the tokens are <unk>"),
+    ("pretrain general.parquet --tokenizer model", _knows_no_word, "of the tokens are <unk>"),
     ("tune", _nothing, "model: this field is required"),
     ("tune model", _nothing, "data: this field is required"),
     ("tune none --data chats.jsonl", _nothing, "none"),

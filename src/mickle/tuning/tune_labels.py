@@ -106,11 +106,13 @@ def read_labels(
     """The labelled rows as tokens, at most ``longest`` of each."""
     sides = two_sides(sources, partial(read_labelled, prompt=prompt, most_bad=sources.most_bad), text_of)
     encode = partial(encode_labelled, prompt=prompt, tokenizer=tokenizer, longest=longest, causal=causal)
+    training = encode(sides.training)
+    unknown = tokenizer.unknown_line([np.array(ids) for ids in training.tokens], str(sources.data))
     return LabelTask(
         form="labels",
-        lines=(*sides.lines, sides.shared.line()),
+        lines=(*sides.lines, sides.shared.line(), *filter(None, [unknown])),
         overlap=sides.overlap,
-        training=encode(sides.training),
+        training=training,
         heldout=encode(sides.heldout),
         prompt=prompt,
         training_texts=tuple(sides.training),
