@@ -61,6 +61,12 @@ def test_a_page_with_too_little_left_goes_whole() -> None:
     assert (gone.value, gone.limit, gone.start, gone.twin) == (19, 20, -1, "https://a.org/b")
 
 
+def test_what_is_left_is_measured_by_its_script() -> None:
+    pages = [page(left + SHARED, name) for left, name in (("柴火烧两天一夜", "a"), ("柴火烧两天一", "b"))]
+    out = [one for one in repeated_text(pages, RepeatedText()) if not (isinstance(one, Removed) and one.start >= 0)]
+    assert [type(one) for one in out] == [Page, Removed]  # seven letters are as 21 Latin ones, six as 18
+
+
 @pytest.mark.parametrize(("above", "gone"), [(0.6, False), (0.5999, True), (0.0, True)])
 def test_pages_are_dropped_by_their_share(above: float, gone: bool) -> None:
     pages = [page(B + SHARED, "a"), page(words(400) + SHARED + ".", "b"), page(A, "c")]  # 60 pieces of 100, of 461

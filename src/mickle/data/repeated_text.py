@@ -23,6 +23,7 @@ from pydantic import Field
 from mickle.config import Config
 from mickle.data.records import Failure, Page, Removed, cut, piece, remove
 from mickle.data.repeated_spans import PART_TOKENS, Advance, Search, find_spans
+from mickle.data.words import latin_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,9 @@ class RepeatedText(Config):
     policy: Literal["cut", "drop"] = Field(
         "cut", description="cut the repeated text, or drop pages that have too much of it and leave others whole"
     )
-    least_left: int = Field(20, ge=0, description="cut: a page that has fewer characters left is dropped whole")
+    least_left: int = Field(
+        20, ge=0, description="cut: a page that has fewer characters left is dropped whole; a letter of Han counts as 3"
+    )
     drop_above: float = Field(
         0.2, ge=0, le=1, description="drop: largest share of a page's pieces that may be repeated; 0 allows none"
     )
@@ -119,8 +122,8 @@ def settle(page: Page, repeated: Repeated, twins: list[str], settings: RepeatedT
             yield page
     else:
         left, pieces = cut(page.text, repeated.ranges)
-        if len(left) < settings.least_left:
-            failure = Failure("too little besides repeated text", len(left), settings.least_left)
+        if (size := latin_length(left)) < settings.least_left:
+            failure = Failure("too little besides repeated text", size, settings.least_left)
             yield remove(page, STAGE, failure, twins[0])
             return
         for each, (start, text), twin in zip(repeated.ranges, pieces, twins):
