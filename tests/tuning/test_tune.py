@@ -246,6 +246,14 @@ def test_an_end_that_transformers_would_not_take_is_warned_of(home: Path, tmp_pa
     assert any("does not end a text at [" in event.message for event in heard if isinstance(event, Warned))
 
 
+def test_a_model_that_transformers_does_not_know_is_not_asked_of_it(home: Path, tmp_path: Path) -> None:
+    heard: list[Event] = []
+    base = made.chat_folder(tmp_path / "base", position="alibi")
+    out = tune(home, tmp_path / "out", heard.append, model=base, method={"kind": "full"}, steps=2)
+    assert len(json.loads((out / "generation_config.json").read_text())["eos_token_id"]) == 2
+    assert not any("transformers" in event.message for event in heard if isinstance(event, Warned))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_all_weights_go_out_in_the_type_they_came_in(dtype: torch.dtype, home: Path, tmp_path: Path) -> None:
     base = made.chat_folder(tmp_path / "base", dtype=dtype)

@@ -218,10 +218,15 @@ def runs_on(known: Known, work: Path) -> str:
         return ""
     if 4 * known.weights.parameters > machine.available_memory() // 2:
         return "no memory to open what was written: whether transformers ends texts where the examples do is not known"
-    from mickle.models.transformers_bridge import read_by_transformers
+    from mickle.models.transformers_bridge import MODEL_TYPE, read_by_transformers
 
+    if known.shape.model_type == MODEL_TYPE:  # no other program opens it
+        return ""
     opening = [int(token) for token in known.task.training.tokens[0][:OPENING]]
-    read = read_by_transformers(work, [opening], OPENING)
+    try:
+        read = read_by_transformers(work, [opening], OPENING)
+    except UsageError as error:
+        return f"transformers does not open what was written, so it is not known where its texts end: {error.what}"
     missing = set(known.task.ends) - set(read.ends)
     return f"transformers' generate does not end a text at {sorted(missing)}, where the examples end" if missing else ""
 
