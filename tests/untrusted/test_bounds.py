@@ -182,8 +182,8 @@ def bomb(folder: Path) -> Path:
 
 def endless_record(folder: Path) -> Path:
     with open(folder / "x.warc", "wb") as stream:
-        stream.write(record(b"", 300 << 20))
-        stream.seek(300 << 20, os.SEEK_CUR)
+        stream.write(record(b"", 100 << 20))
+        stream.seek(100 << 20, os.SEEK_CUR)
         stream.write(b"\r\n\r\n" + GOOD)
     return folder / "x.warc"
 
@@ -201,7 +201,7 @@ def extracted(path: Path) -> str:
 
 LARGE: dict[str, tuple[Callable[[Path], Path], Reads, object]] = {
     "10 GB in a member": (bomb, found, ["record is too large", "compressed data expands too far", "page"]),
-    "a record of 300 MB": (endless_record, found, ["record is too large", "page"]),
+    "a record of 100 MB": (endless_record, found, ["record is too large", "page"]),
     "a length that is wrong": (
         file("x.warc", record(b"<p>a", 9) + b"\r\n\r\n" + GOOD), found, ["Content-Length is wrong", "page"]
     ),

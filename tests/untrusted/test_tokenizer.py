@@ -50,7 +50,6 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "padding to a multiple": {"padding": {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": 2_000_000_000, "pad_id": 0, "pad_type_id": 0, "pad_token": "a"}},
     "a letter that becomes a book": replace("b" * 4_000_000),
     "a letter that becomes a page": replace("b" * 40_000),
-    "doublings": replace("aa", times=27),
     "doublings of a rare word": replace("\u1234\u1234", "String", "\u1234", times=27),
     "doublings of an alphabet": replace("\u0e01\u0e01", "Regex", r"\p{Thai}", times=27),
     "doublings of nothing": replace("a", "Regex", "", times=27),
@@ -72,7 +71,6 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "an added token of a megabyte": {"added_tokens": [END, END | {"id": 2, "content": "b" * 1_000_000}]},
     "many added tokens": {"added_tokens": [{"content": str(number)} for number in range(100_001)]},
     "nested lists": {"decoder": json.loads("[" * 100 + "]" * 100)},
-    "lists of nothing": {"decoder": [[]] * 6_000_000},
 }  # fmt: skip
 
 
