@@ -241,7 +241,7 @@ def check(source: Source, work: Path, step: Export, kind: str, emit: Emit, opene
         exported: nn.Module = open_gguf(work)
         refuse_other_vocabulary(source, work, step.check_prompts)
     else:
-        refuse_other_words(source, work, step.check_prompts)
+        refuse_other_words(source, work, step.check_prompts, emit)
         refuse_other_reading(work, prompts, emit, source.ends)
         exported = open_model(work)
     refuse_other_reading(source.base, prompts, emit)

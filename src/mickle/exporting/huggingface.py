@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mickle import storage
 from mickle.errors import UsageError
-from mickle.events import Emit, Noted
+from mickle.events import Emit, Noted, Warned
 from mickle.exporting.source import (
     TEMPLATE,
     Source,
@@ -88,14 +88,12 @@ def write_adapter(source: Source, work: Path, emit: Emit) -> tuple[dict[str, Any
     return {"step": step, "fingerprint": moved}, how
 
 
-def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> None:
+def refuse_other_words(source: Source, work: Path, prompts: Sequence[str], emit: Emit) -> None:
     """Tokenizer, chat template and end tokens of the export must be those of the source, and every token that
     transformers reads in the tokenizer's files have a row.
     """
-    from mickle.models.transformers_bridge import vocabulary_by_transformers
-
     if source.tokenizer_home is not None:
-        refuse_missing_rows(vocabulary_by_transformers(work), describe(work).vocab_size, work)
+        _refuse_marks_without_rows(work, emit)
         before, after = open_tokenizer(source.tokenizer_home), open_tokenizer(work)
         for prompt in prompts:
             if before.encode(prompt).ids != after.encode(prompt).ids:
@@ -103,6 +101,18 @@ def refuse_other_words(source: Source, work: Path, prompts: Sequence[str]) -> No
         _refuse_other_template(source, work)
     if source.ends != end_tokens(work):
         raise UsageError(f"the export ends texts at {end_tokens(work)}", expected=str(source.ends))
+
+
+def _refuse_marks_without_rows(work: Path, emit: Emit) -> None:
+    """As `refuse_missing_rows`, of the vocabulary that transformers reads, which adds the marks that any file names."""
+    from mickle.models.transformers_bridge import vocabulary_by_transformers
+
+    try:
+        vocabulary = vocabulary_by_transformers(work)
+    except UsageError as error:
+        emit(Warned(f"transformers does not open this tokenizer: {error.what}"))
+        return
+    refuse_missing_rows(vocabulary, describe(work).vocab_size, work)
 
 
 def _refuse_other_template(source: Source, work: Path) -> None:
