@@ -352,6 +352,7 @@ PLACES = {
     "table first": f"<article><h1>On boats</h1><div>{TABLE}</div>{BODY}</article>",
     "row of links beside": f"""<div><div class="card"><p><a href="/1">One</a></p><p><a href="/2">Two</a></p></div>
         <h1>On boats</h1>{BODY}</div>""",
+    "a title that leads to its own page": f'<div><h2><a href="/boats">On boats</a></h2>{BODY}</div>',
     "section of a document": f'<section id="share-of-the-sea"><h2>On boats</h2>{BODY}</section>',
     "old section": f'<div class="section" id="skip-stones"><h2>On boats</h2>{BODY}</div>',
     "its heading's words": f'<div id="price-list"><h2>Price list</h2>{BODY}</div><p>{sentences(90, 9)}</p>',

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from mickle.data.extraction_names import HEADINGS, meaning
@@ -142,7 +143,7 @@ class Reader:
         """Reads an element according to its tag and names, if these do not call it furniture."""
         tag, outer = element.tag, self.region
         hint, welcome = meaning(element) if element.keys() else (False, False)
-        if tag == "noscript" and "javascript" in text_of(element)[:LONGEST_CELL].lower():
+        if tag == "noscript" and "javascript" in "".join(islice(element.itertext(), 20)).lower():
             return  # a request to switch it on; other text stands there for readers without it
         if (hint or tag in BELIEVED) and self.hints and not outer and self.is_furniture(element):
             self.passed.append(element)
@@ -159,7 +160,7 @@ class Reader:
         elif sort == "link":
             address = element.get("href")
             # A heading's link to itself makes no teaser of it.
-            is_link = address is not None and not (self.kind == "heading" and address.startswith("#"))
+            is_link = address is not None and not (self.kind == "heading" and "#" in address)
             self.read(element, depth, in_link or is_link)
         elif sort == "listing" or element.get("class") == "fragment":  # Doxygen's listings
             self.close()

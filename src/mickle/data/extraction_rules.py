@@ -186,10 +186,12 @@ def ancestors(place: int, reader: Reader) -> Iterator[int]:
 
 
 def without_sections(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> list[Block]:
-    """Blocks of the frame ``place``, less sections that a heading calls something else, and less teasers: a
-    heading that is a link, with little text below.
+    """Blocks of the frame ``place``, less sections that a heading calls something else, and less teasers:
+    headings that are links, with little text below.
     """
     kept: list[Block] = []
+    linked = [block.level > 1 and block.links > 0.8 * block.size for block in blocks]
+    row = sum(linked) > 1  # a single one may be a title that leads to its own page
     start, end, level = 0, -1, 0  # containers of the section that is left out, and its heading's rank
     for number, (block, around) in enumerate(zip(blocks, homes(blocks, reader, sums), strict=True)):
         if not start <= block.container <= end or (block.kind == "heading" and block.level <= level):
@@ -202,7 +204,7 @@ def without_sections(blocks: Sequence[Block], reader: Reader, sums: Sums, place:
                     blocks, number, range(around, reader.last[around] + 1), limit
                 ):
                     start, end, level = around, reader.last[around], block.level
-            elif block.level > 1 and block.links > 0.8 * block.size and is_teaser(blocks, number):
+            elif row and linked[number] and is_teaser(blocks, number):
                 start, end, level = around, reader.last[around], 6
         if end < 0:
             kept.append(block)
