@@ -3,6 +3,7 @@
     python benchmarks/curate_extraction.py                     # some 3 minutes on one quiet core
     python benchmarks/curate_extraction.py --pages FOLDER ...  # real pages from elsewhere
     python benchmarks/curate_extraction.py --annotated FOLDER  # pages with a human's truth
+    python benchmarks/curate_extraction.py --segments FOLDER   # pages with segments that belong to the text or not
 
 Everything on one core, the arms in turn on the same pages in one process, ratios as medians of the rounds' own ratios.
 
@@ -14,6 +15,8 @@ path is even (rules were tuned on the other). Nobody knows their main text: the 
 trafilatura takes, which is not right everywhere either (it loses lists of release notes, for one).
 **Annotated**: a folder with `ground-truth.json` (name -> `articleBody`) and `html/NAME.html.gz`, such as
 scrapinghub's article-extraction-benchmark (181 news pages); again the half not used in tuning.
+**Segments**: the folder `tests` of trafilatura's repository, 990 pages with a few segments each that a text should hold
+or not: F of the segments, mean over pages, all pages (rules were tuned on half of them).
 **Doubtful**: the share of pages that `fast` hands to trafilatura. **Memory**: each arm in its own process, over the
 real pages twice: resident high-water mark, and growth of the resident size from the first pass to the second.
 
@@ -40,6 +43,7 @@ from typing import Any
 from known_articles import articles
 
 from mickle.data import extraction
+from mickle.data.charsets import decode
 from mickle.data.extraction import Extraction, main_text, tidy
 from mickle.machine import describe, peak_memory
 from mickle.storage import write_json
@@ -134,6 +138,36 @@ def agreement(text: str, wanted: str) -> tuple[float, float, float]:
     return precision, recall, 2 * shared / (found.total() + true.total())
 
 
+def segment_pages(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """HTML, and the segments "with" and "without" that belong to its text."""
+    known = json.loads((folder / "evaldata.json").read_text(encoding="utf-8"))
+    places = [(folder / "cache" / item["file"], folder / "eval" / item["file"], item) for item in known.values()]
+    return [(decode((one if one.exists() else other).read_bytes(), html=True), item) for one, other, item in places]
+
+
+def segments_found(text: str, item: dict[str, Any]) -> float:
+    """F of the segments of one page."""
+    text = " ".join(text.split())
+    held, wrong = (sum(" ".join(s.split()) in text for s in item[kind]) for kind in ("with", "without"))
+    return 2 * held / (held + wrong + len(item["with"]))
+
+
+def compare_segments(pages: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Every arm's mean F, and its rate in relation to trafilatura's."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    seconds: dict[str, float] = defaultdict(float)
+    for html, item in pages:
+        for arm, extract in ARMS.items():
+            begun = time.process_time()
+            text = extract(html)
+            seconds[arm] += time.process_time() - begun
+            scores[arm].append(segments_found(text, item))
+    return {
+        arm: {"F": statistics.mean(found), "ratio_to_trafilatura": seconds["trafilatura"] / seconds[arm]}
+        for arm, found in scores.items()
+    }
+
+
 def compare(pages: Sequence[Page], rounds: int) -> dict[str, Any]:
     """All arms on the same pages: rates, ratios to trafilatura, and scores against the truth or trafilatura."""
     rates: dict[str, list[float]] = defaultdict(list)
@@ -186,7 +220,11 @@ def in_its_own_process(arm: str, folders: Sequence[str]) -> dict[str, int]:
 
 
 def measure(
-    rounds: int = 3, each: int = 25, folders: Sequence[str] = FOLDERS, annotated: Path | None = None
+    rounds: int = 3,
+    each: int = 25,
+    folders: Sequence[str] = FOLDERS,
+    annotated: Path | None = None,
+    segments: Path | None = None,
 ) -> dict[str, Any]:
     """Every figure that the module's docstring names, for `benchmarks/curate.py` and for a person."""
     known = known_pages(each)
@@ -201,6 +239,8 @@ def measure(
         result["real"] = compare(real, 1)
     if annotated is not None:
         result["annotated"] = compare(annotated_pages(annotated), rounds)
+    if segments is not None:
+        result["segments"] = compare_segments(segment_pages(segments))
     result["memory"] = {arm: in_its_own_process(arm, folders) for arm in ARMS}
     return result
 
@@ -212,12 +252,13 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=25, help="pages of every family")
     parser.add_argument("--pages", nargs="*", default=FOLDERS, help="folders with HTML files")
     parser.add_argument("--annotated", type=Path, help="folder of pages with a human's truth")
+    parser.add_argument("--segments", type=Path, help="trafilatura's folder of tests, with evaldata.json")
     parser.add_argument("--memory", choices=ARMS, help="measure only this arm's memory")
     asked = parser.parse_args()
     if asked.memory:
         print(json.dumps(memory(asked.memory, asked.pages)))
         return
-    result = {"machine": describe(), **measure(asked.rounds, asked.each, asked.pages, asked.annotated)}
+    result = {"machine": describe(), **measure(asked.rounds, asked.each, asked.pages, asked.annotated, asked.segments)}
     print(json.dumps(result, indent=1))
     RESULT.parent.mkdir(exist_ok=True)
     write_json(RESULT, result)
