@@ -308,6 +308,23 @@ def test_accumulation_changes_nothing(loss: Any) -> None:
     assert parts.excess.numpy() == pytest.approx(whole.excess.numpy(), abs=1e-5)
 
 
+def test_memory_that_runs_out_changes_nothing() -> None:
+    """The weights move by the whole batch also where it turns out to need parts in the middle of a step."""
+
+    class Short(RobustObjective):
+        def _losses(self, model: RobustProxy, batch: Batch) -> Any:
+            if int(model.done) >= 2 and len(batch["labels"]) > 2:
+                raise MemoryError
+            return super()._losses(model, batch)
+
+    whole, lowered = proxy(), proxy()
+    told = run(whole)
+    plain = objective()
+    again = run(lowered, Short(plain.reference, plain.rule, plain.sampled))
+    assert again == pytest.approx(told, rel=1e-5)
+    assert lowered.trajectory.numpy() == pytest.approx(whole.trajectory.numpy(), rel=1e-4)
+
+
 def test_a_step_that_is_refused_leaves_the_weights_alone() -> None:
     calls: list[int] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,9 @@ def test_a_batch_that_does_not_fit_is_made_in_parts_and_then_computed_twice(
     monkeypatch.setattr(machine, "available_memory", lambda: int((needed - held) * 0.5 / 0.9))
     parts, *_ = plan_of(larger, Lora())
     assert parts.accumulate > 1
+    said = rf"memory: 16 rows at once need \d.\d GB, \d.\d GB are free: {parts.micro_rows} rows at a time in"
+    assert any(re.match(said, line) for line in parts.lines())
+    assert not whole.short
     assert parts.batch_size == 16
     assert memory(Lora(), parts, weights, shape) < 0.9 * (held + machine.available_memory())
     one_row = memory(Lora(), plan_of(larger, Lora(), accumulate=16)[0], weights, shape)

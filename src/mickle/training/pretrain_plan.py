@@ -82,6 +82,7 @@ class PretrainPlan(TrainingPlan):
             f"length: {self.steps:,} steps = {self.steps * self.batch_tokens:,} tokens = {self.epochs:.1f} epochs of "
             f"{self.training_tokens:,} tokens",
             f"learning rate: {self.learning_rate:.2g} at its peak; {self.rhythm}",
+            *([self.short] if self.short else []),
         ]
 
 

@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -87,6 +87,7 @@ class TrainingPlan:
     precision: Literal["float32", "bfloat16"]
     evaluate_every: int
     save_every: int
+    short: str = field(default="", kw_only=True)  # why a batch is made in parts, where memory decided it
 
     @property
     def batch_tokens(self) -> int:
@@ -168,7 +169,13 @@ def fitting(candidates: Sequence[P], memory: Callable[[P], int], where: str, tod
             where=where,
             todo=todo,
         )
-    return found
+    if found is candidates[0]:
+        return found
+    short = (
+        f"memory: {found.batch_size} rows at once need {memory(candidates[0]) / 1e9:.1f} GB, {free / 1e9:.1f} GB are "
+        f"free: {found.micro_rows} rows at a time in {found.accumulate} parts"
+    )
+    return replace(found, short=short)
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:

@@ -60,6 +60,7 @@ class TunePlan(TrainingPlan):
             f"batch: {self.batch_size} rows of {self.sequence_length} tokens{self.parts}{twice}",
             f"length: {self.steps:,} steps = {self.epochs:.1f} epochs of {self.examples:,} examples",
             f"{rate}{self.rhythm}",
+            *([self.short] if self.short else []),
             *([PARTS_DIFFER] if self.dropout else []),
         ]
 
