@@ -258,7 +258,7 @@ def content_digest(path: Path) -> str:
     if manifest is not None:
         return manifest.digest
     lines = [f"{p.relative_to(path).as_posix()} {hash_file(p)}" for p in _walk(path)]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -232,6 +232,19 @@ def test_files_that_are_not_read_are_told(tmp_path: Path) -> None:
     assert "no page: file named *.csv" in (out / "README.md").read_text().replace("\\", "")
 
 
+def test_names_that_are_no_text_and_records_that_are_no_pages(tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    for name in (b"caf\xe9.txt", b"a\nb.md", b"x.p\xe9f"):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text(ARTICLE + str(name))
+    out = execute(step("files", folder), tmp_path / "out", ignore)
+    assert {page.url for page in read_corpus(out)} == {"caf\ufffd.txt", "a\nb.md"}
+    (tmp_path / "a.warc").write_text("WARC/1.0\r\nWARC-Type: request\r\nContent-Length: 0\r\n\r\n\r\n\r\n", newline="")
+    with pytest.raises(UsageError, match="no page is left of 1 records") as caught:
+        execute(step("warc", tmp_path / "a.warc"), tmp_path / "none", ignore)
+    assert caught.value.where.endswith("no page: request record (1)")
+
+
 def test_nothing_left_is_one_sentence_with_the_commonest_reasons(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no page is left of 2 records") as caught:
         execute(step("rows", rows(tmp_path / "a.jsonl", "Hi.", GERMAN)), tmp_path / "out", ignore)

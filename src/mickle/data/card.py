@@ -90,7 +90,8 @@ class Tally:
 
     def commonest_removals(self) -> str:
         """The three commonest reasons, with their counts."""
-        pairs = Counter({f"{stage}: {why}": n for stage, reasons in self.removed.items() for why, n in reasons.items()})
+        pairs = Counter({f"no page: {why}": n for why, n in self.skipped.items()})
+        pairs.update({f"{stage}: {why}": n for stage, reasons in self.removed.items() for why, n in reasons.items()})
         return "; ".join(f"{name} ({count:,})" for name, count in pairs.most_common(3))
 
     def funnel(self) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ add up; what makes a whole source useless is one :class:`UsageError`.
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -72,7 +73,8 @@ class _Folder(Config):
             if path == self.path or path.name.lower().endswith(self.endings):
                 yield from self.read_file(path, largest, advance)
             else:
-                yield Skipped(f"{OTHER_FILE}{path.suffix.lower()}")
+                ending = os.fsencode(path.suffix).decode("utf-8", "replace").lower()
+                yield Skipped(f"{OTHER_FILE}{ending}")
 
     def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         """The pages of one file."""
@@ -104,6 +106,7 @@ class Files(_Folder):
     def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         """The file as a page; its url is the path inside the folder, its domain the first folder of that path."""
         name = path.relative_to(self.path).as_posix() if path != self.path else path.name
+        name = os.fsencode(name).decode("utf-8", "replace")
         form = "html" if path.suffix.lower() in HTML_SUFFIXES else "text"
         page = RawPage(name, name.partition("/")[0] if "/" in name else "", form, b"")
         try:
