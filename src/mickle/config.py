@@ -191,7 +191,8 @@ def read_yaml(path: Path | str) -> tuple[Any, Lines]:
         return None if node is None else _LOADER("").construct_document(node), lines
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        last = text.count("\n")  # the mark of a text that ends too soon may stand past it
+        where = f"{path}:{min(mark.line, last) + 1}" if mark else str(path)
         raise UsageError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from None
     except (RecursionError, ValueError) as error:
         raise UsageError(f"not valid YAML: {error}", where=str(path)) from None

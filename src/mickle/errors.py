@@ -34,7 +34,7 @@ class MickleError(Exception):
             parts.append(f"  expected: {self.expected}")
         if self.todo:
             parts.append(f"  to do: {self.todo}")
-        return printable("\n".join(" ".join(part.splitlines()) if part is not self.what else part for part in parts))
+        return printable("\n".join(" ".join(part.splitlines()) for part in parts))
 
 
 class UsageError(MickleError):

@@ -102,19 +102,19 @@ def ended(pid: int) -> int:
 
 
 def test_kills_at_random_moments(tmp_path: Path) -> None:
-    """Twelve SIGKILLs into runs that save at every step; each run ends with the bytes of one never killed."""
+    """Twenty SIGKILLs into runs that save at every step; each run ends with the bytes of one never killed."""
     settings: dict[str, Any] = {"steps": 16, "save_every": 1}
     train(checkpoints=tmp_path / "quiet", **settings)
     expected = storage.hash_file(tmp_path / "quiet" / "step-00000016" / checkpoint.MODEL)
     draw = random.Random(7)
     kills = runs = 0
-    while kills < 12:
+    while kills < 20:
         runs += 1
         folder = tmp_path / str(runs)
         code = -1
         while code != 0:
             pid = in_child(lambda folder=folder: train(checkpoints=folder, **settings))
-            if kills < 12:
+            if kills < 20:
                 time.sleep(draw.uniform(0.0, 0.3))
                 os.kill(pid, signal.SIGKILL)
             code = ended(pid)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from pydantic import ValidationError
 
 from mickle import storage
@@ -92,7 +93,6 @@ def test_it_learns(model):
 
 
 def test_transformers_loads_it(model):
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from mickle.models.folder import open_model
@@ -107,6 +107,20 @@ def test_the_same_command_gives_the_same_bytes(model, corpus, tmp_path):
     again = execute(Pretrain(data=corpus, **SMALL), tmp_path / "again", ignore)
     for name in ("model.safetensors", "metrics.jsonl", "tokenizer.json", "heldout.parquet", "config.json"):
         assert (again / name).read_bytes() == (model[0] / name).read_bytes(), name
+
+
+def test_another_number_of_threads_moves_losses_by_1e_5_at_most(model, corpus, tmp_path):
+    """RELIABILITY 12: sums are taken in another order, and nothing else."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3 - min(before, 2))
+    try:
+        again = execute(Pretrain(data=corpus, **SMALL), tmp_path / "again", ignore)
+    finally:
+        torch.set_num_threads(before)
+    one, two = ((path / "metrics.jsonl").read_text().splitlines() for path in (model[0], again))
+    losses = [[json.loads(line)["loss"] for line in lines if "trained" in line] for lines in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert (again / "heldout.parquet").read_bytes() == (model[0] / "heldout.parquet").read_bytes()
 
 
 def test_another_seed_gives_other_weights_and_the_same_heldout_pages(model, corpus, tmp_path):
@@ -276,7 +290,7 @@ def test_pages_that_will_not_do(tmp_path, texts, settings, said):
 
 def test_pages_that_can_not_be_read(tmp_path):
     (tmp_path / "pages.parquet").write_bytes(b"PAR1 this is no Parquet PAR1")
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="not a whole Parquet file"):
         execute(Pretrain(data=tmp_path / "pages.parquet", **SMALL), tmp_path / "model", ignore)
 
 
