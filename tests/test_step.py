@@ -75,7 +75,7 @@ REAL = {
 def test_every_verb_goes_on_from_a_failure(
     verb: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call of each run, another for each verb; all of them were tried by hand."""
+    """One call of each run, another for each verb; every second to twelfth was tried by hand."""
     monkeypatch.chdir(made)
     (made / "rows.jsonl").write_text(
         "".join(f'{{"prompt": "What is {i}?", "completion": "One more than {i - 1}."}}\n' for i in range(20))
