@@ -79,7 +79,7 @@ def bounded(in_bounds: Callable[[Callable[[], object]], str]) -> Callable[[Calla
     def refused(work: Callable[[], object]) -> str:
         said = in_bounds(work)
         kind, _, words = said.partition(": ")
-        assert kind in ("UsageError", "NumericError"), said
+        assert kind in ("UsageError", "NumericError", "SpoiledError"), said
         assert len(words.splitlines()) <= 4
         assert len(words) < 1500
         assert words.replace("\n", "").isprintable(), words

@@ -55,12 +55,15 @@ def inspect_folder(folder: Path) -> ModelFiles:
     if not folder.is_dir():
         what = "this is a file, not a model folder" if folder.exists() else f"no such model folder: {folder}"
         raise UsageError(what, where=str(folder), expected=f"a folder with {CONFIG} and {WEIGHTS}")
+    sealed = (folder / MANIFEST).exists()
+    if sealed:
+        regular_file(folder, MANIFEST)
+        open_folder(folder)
     config = read_config(folder)
     tensors = _find_tensors(folder)
     config = _untied(config, tensors)
     _check_layers(config, len(tensors), folder / CONFIG)
-    if (folder / MANIFEST).exists():
-        regular_file(folder, MANIFEST)
+    if sealed:  # last, for it reads every byte
         open_folder(folder, check="hashes")
     return ModelFiles(folder, config, tensors)
 
