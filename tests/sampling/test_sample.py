@@ -131,7 +131,7 @@ def test_a_missing_or_broken_model_folder_is_one_sentence(model: Path, tmp_path:
         execute(Sample(model=tmp_path / "nowhere", prompts=("x",)), tmp_path / "out", ignore)
     shutil.copytree(model, tmp_path / "cut")
     (tmp_path / "cut" / "model.safetensors").write_bytes(b"short")
-    with pytest.raises(UsageError, match="not a sound safetensors file"):
+    with pytest.raises(UsageError, match="not whole"):
         execute(Sample(model=tmp_path / "cut", prompts=("x",)), tmp_path / "out", ignore)
     assert not (tmp_path / "out").exists()
 
