@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mickle import storage
 from mickle.data import rows as module
 from mickle.data.rows import Row, read_rows
 from mickle.errors import UsageError
@@ -148,6 +149,14 @@ def test_a_file_that_cannot_be_read_as_a_whole_is_refused(tmp_path, name, conten
     with pytest.raises(UsageError, match=what) as found:
         list(read_rows(written(tmp_path, name, content)))
     assert name in found.value.where
+
+
+def test_a_corpus_gives_the_rows_of_its_pages(tmp_path):
+    with storage.write_folder(tmp_path / "corpus", kind="corpus") as work:
+        (work / "pages").mkdir()
+        pq.write_table(pa.table({"text": ["one", "two"]}), work / "pages" / "00000.parquet")
+        written(work, "card.json", "{}")
+    assert [row.values for row in read_rows(tmp_path / "corpus")] == [{"text": "one"}, {"text": "two"}]
 
 
 def test_a_folder_gives_the_rows_of_its_files_in_order(tmp_path):

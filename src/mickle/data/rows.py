@@ -17,6 +17,7 @@ from typing import IO, Any
 
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
+from mickle.storage import MANIFEST
 from mickle.untrusted.values import MOST_VALUES, count_values, most_of_rows
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
@@ -69,7 +70,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def row_files(path: Path) -> list[Path]:
-    """The file, or the files with rows in a folder. Raises UsageError where there are none."""
+    """The file, or the files with rows in a folder; of a corpus its pages. Raises UsageError where there are none."""
     if not path.exists():
         raise UsageError(f"no such file or folder: {path}", expected=EXPECTED, todo="check the path")
     if path.is_file():
@@ -77,7 +78,9 @@ def row_files(path: Path) -> list[Path]:
             raise UsageError(f"no rows can be read from a {path.suffix or 'nameless'} file", where=str(path),
                              expected=EXPECTED)  # fmt: skip
         return [path]
-    found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    pages = path / "pages"
+    folder = pages if pages.is_dir() and (path / MANIFEST).is_file() else path
+    found = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
     found = [p for p in found if p.suffix.lower() not in ARRAY] or found
     if not found:
         raise UsageError("this folder holds no rows", where=str(path), expected=EXPECTED)
