@@ -1,18 +1,23 @@
 """The memory that was forecast against the peak of whole commands in fresh processes: tune by every method, compress.
 
-    python benchmarks/memory.py [--sizes 1m 24m 135m] [--works full lora qlora mezo spqr]
+    python benchmarks/memory.py [--sizes 1m 24m 135m] [--works full lora qlora mezo spqr rtn] [--precision bfloat16]
 
-Models of random weights, the largest in the shape of SmolLM2-135M; float32, one thread, two steps of 4 rows of 128
-tokens; calibration on 16 rows. Prints a table and writes `benchmarks/results/memory.json`.
+Models of random weights, the largest in the shape of SmolLM2-135M; one thread, two steps of 4 rows of 128 tokens, in
+float32 unless asked otherwise; calibration on 16 rows. Prints a table and writes `benchmarks/results/memory.json`,
+anew after each command: what was measured stays where a later one is stopped.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
+
+from provenance import provenance
 
 from mickle.compression.compress import Compress
 from mickle.data.heldout import write_pages
@@ -20,7 +25,7 @@ from mickle.data.records import Page
 from mickle.data.tokenizer import train_tokenizer
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import save_model
-from mickle.storage import read_manifest
+from mickle.storage import read_manifest, write_json
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 SHAPES = {
@@ -32,7 +37,7 @@ WORKS = ("full", "lora", "qlora", "mezo", "spqr", "rtn")
 TEXT = "the owl sees the hen and "
 
 
-def command(work: str, model: Path, folder: Path, out: Path) -> list[str]:
+def command(work: str, model: Path, folder: Path, out: Path, precision: str) -> list[str]:
     """The command line of one piece of work."""
     if work in ("spqr", "rtn"):
         data = ["--data", folder / "text.txt", "--samples", 16, "--length", 128, "--method", work]
@@ -40,15 +45,16 @@ def command(work: str, model: Path, folder: Path, out: Path) -> list[str]:
     else:
         lengths = ["--sequence-length", 128, "--batch-tokens", 512, "--steps", 2, "--evaluate-every", 2, "--samples", 0]
         rate = ["--method.learning-rate", 1e-5] if work == "mezo" else []
-        inputs = ["--data", folder / "rows.jsonl", "--general", folder / "pages.parquet", "--precision", "float32"]
+        inputs = ["--data", folder / "rows.jsonl", "--general", folder / "pages.parquet", "--precision", precision]
         parts = ["tune", model, *inputs, *lengths, "--accumulate", 1, "--method", work, *rate]
     return [sys.executable, "-m", "mickle", *map(str, parts), "--out", str(out), "--quiet"]
 
 
-def measured(work: str, model: Path, folder: Path) -> dict[str, float]:
+def measured(work: str, model: Path, folder: Path, precision: str) -> dict[str, Any]:
     """Bytes forecast, and the most that the process held."""
     out = folder / f"{model.name}-{work}"
-    child = subprocess.Popen(command(work, model, folder, out), env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen(command(work, model, folder, out, precision), env=environment, stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{work} on {model.name} failed")
@@ -57,32 +63,41 @@ def measured(work: str, model: Path, folder: Path) -> dict[str, float]:
         forecast = Compress(model=model, data=folder / "text.txt", **settings).dry_run()[0].memory_bytes
     else:
         forecast = read_manifest(out).meta["summary"]["forecast"]["memory_bytes"]
-    return {"forecast": forecast, "peak": 1024 * used.ru_maxrss, "ratio": 1024 * used.ru_maxrss / forecast}
+    shutil.rmtree(out)
+    peak = 1024 * used.ru_maxrss
+    return {"model": model.name, "work": work, "forecast_bytes": forecast, "peak_bytes": peak, "ratio": peak / forecast}
+
+
+def write_inputs(folder: Path) -> None:
+    """Rows to tune on, general text, and text to calibrate on."""
+    rows = (json.dumps({"text": f"{number} {TEXT * 5}"}) + "\n" for number in range(40))
+    (folder / "rows.jsonl").write_text("".join(rows))
+    (folder / "text.txt").write_text("\n\n".join(f"{number} {TEXT * 80}" for number in range(40)))
+    write_pages(
+        [Page(f"p{i}", "", "", f"Page {i} tells of a river. " * 20) for i in range(4)], folder / "pages.parquet"
+    )
 
 
 def main() -> None:
     """Every size by every piece of work."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of tune")
+    parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    tokenizer, found = train_tokenizer([TEXT], 280, or_fewer=True), {}
+    tokenizer, rows = train_tokenizer([TEXT], 280, or_fewer=True), []
+    origin = provenance(__file__)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rows = (json.dumps({"text": f"{number} {TEXT * 5}"}) + "\n" for number in range(40))
-        (folder / "rows.jsonl").write_text("".join(rows))
-        (folder / "text.txt").write_text("\n\n".join(f"{number} {TEXT * 80}" for number in range(40)))
-        write_pages(
-            [Page(f"p{i}", "", "", f"Page {i} tells of a river. " * 20) for i in range(4)], folder / "pages.parquet"
-        )
+        write_inputs(folder)
         for size in options.sizes:
             save_model(Decoder(SHAPES[size]), folder / size, tokenizer)
             for work in options.works:
-                found[f"{size} {work}"] = row = measured(work, folder / size, folder)
-                print(
-                    f"| {size} | {work} | {row['forecast'] / 1e9:.2f} | {row['peak'] / 1e9:.2f} | {row['ratio']:.2f} |"
-                )
-    RESULT.write_text(json.dumps(found, indent=1) + "\n")
+                rows.append(row := measured(work, folder / size, folder, options.precision))
+                forecast, peak = row["forecast_bytes"] / 1e9, row["peak_bytes"] / 1e9
+                print(f"| {size} | {work} | {forecast:.2f} | {peak:.2f} | {row['ratio']:.2f} |", flush=True)
+                write_json(options.out, {**origin, "precision": options.precision, "rows": rows})
 
 
 if __name__ == "__main__":
