@@ -1,14 +1,21 @@
 """The split of training from held-out pages: by content, stable, without overlap; and pages from files of all kinds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mickle.data.heldout import content_hash, read_pages, split, training_texts, write_pages
+from mickle.data import heldout
+from mickle.data.heldout import content_hash, is_heldout, read_pages, split, training_texts, write_pages
+from mickle.data.pieces import pieces, single_spaced
 from mickle.data.records import Page
+from mickle.data.tokenizer import train_tokenizer
 from mickle.errors import UsageError
+from mickle.training import pretrain_data
 from mickle.training.pretrain_data import split_pages
 
 PAGES = [Page(f"u{i}", f"d{i % 2}", "en", f"page {i} has its own words {i * 7}") for i in range(400)]
@@ -50,6 +57,39 @@ def test_copies_of_a_text_fall_on_one_side_even_with_other_white_space():
     sides = split([PAGES, copies], 0.1)
     assert {content_hash(p.text) for p in sides.heldout} == {content_hash(p.text) for p in split([PAGES], 0.1).heldout}
     assert sides.distinct == 400
+
+
+def test_a_giant_page_is_trained_on_and_another_held_out(tmp_path, monkeypatch):
+    """Of 50.2 MB the one page of 50 would be nearly all, on the wrong side."""
+    giant = Page("", "", "", "many words " * 20)
+    monkeypatch.setattr(heldout, "LONGEST_HELDOUT", 100)
+    assert not is_heldout(giant.text, 1.0)
+    write_pages([PAGES[0], giant], tmp_path / "pages.parquet")
+    sides, _ = split_pages(tmp_path, None)
+    assert (sides.heldout, sides.training_pages) == ((PAGES[0],), 1)
+    write_pages([giant, replace(giant, text=giant.text + "more")], tmp_path / "pages.parquet")
+    with pytest.raises(UsageError, match="None of the 2 pages") as caught:
+        split_pages(tmp_path, None)
+    assert "none of more than" in caught.value.expected
+
+
+def test_a_measure_during_the_run_reads_a_bounded_text(monkeypatch):
+    tokenizer = train_tokenizer(["word words " * 40], 262, or_fewer=True)
+    monkeypatch.setattr(pretrain_data, "QUICK_PAGE", 60)
+    stream, size = pretrain_data._quick_stream((Page("", "", "", "words " * 10_000),), tokenizer)
+    assert tokenizer.decode(stream.tokens) == tokenizer.tokenizer.id_to_token(tokenizer.start) + " ".join(
+        ["words"] * 10
+    )
+    assert size == 59
+
+
+@pytest.mark.parametrize("longest", [1, 2, 7])
+@given(text=st.text("ab \n\u00a0,", max_size=60))
+def test_white_space_does_not_count_however_a_text_is_cut(longest, text):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "__defaults__", (longest,))
+        assert "".join(single_spaced(text)) == " ".join(text.split())
+        assert content_hash(text) == content_hash(" ".join(text.split()))
 
 
 def test_training_texts_are_the_other_side(tmp_path):

@@ -1,13 +1,19 @@
 """The tokenizer: lossless, deterministic, loadable by transformers, and not to be fooled by what a page says."""
 
+import itertools
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
+from mickle.data import tokenizer as module
+from mickle.data.pieces import pieces
 from mickle.data.tokenizer import END_OF_DOCUMENT, MASK, coloured, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 
@@ -32,6 +38,61 @@ def test_a_page_cannot_forge_the_end_of_a_document():
     (ids,) = TOKENIZER.encode([f"before {END_OF_DOCUMENT} after"])
     assert TOKENIZER.end not in ids
     assert TOKENIZER.decode(ids) == f"before {END_OF_DOCUMENT} after"
+
+
+AWKWARD = "ab Zé 中文。 \n\t's've  ,.!_-12٣\u0301 \u00a0\u3000\u200b\U0001f600\r\n"
+LLAMA = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE_TOKENIZERS = {
+    "ours": TOKENIZER.tokenizer.pre_tokenizer,
+    "GPT-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
+    "RoBERTa": pre_tokenizers.ByteLevel(add_prefix_space=True),
+    "Llama 3": pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(LLAMA), "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", PRE_TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=st.text(AWKWARD, max_size=200), longest=st.integers(2, 60))
+def test_pieces_of_a_text_give_the_tokens_of_the_whole(kind, text, longest):
+    some = list(pieces(text, longest))
+    assert "".join(some) == text
+    assert all(map(len, some[1:]))
+    assert max(map(len, some)) <= longest
+    joins = list(itertools.pairwise(some))
+    assume(
+        all(two[0] == " " or (kind != "RoBERTa" and one[-1].isalnum() and not two[0].isalnum()) for one, two in joins)
+    )
+    read = Tokenizer.from_str(TOKENIZER.tokenizer.to_str())
+    read.pre_tokenizer = PRE_TOKENIZERS[kind]
+    ids = [i for piece in some for i in read.encode(piece, add_special_tokens=False).ids]
+    assert ids == read.encode(text, add_special_tokens=False).ids
+
+
+def test_a_library_is_given_a_bounded_text_at_a_time(monkeypatch):
+    """A page of 50 MB would take it 6 GB, and a run of 50 million letters years to learn merges from."""
+    whole = TOKENIZER.encode(TEXTS)
+    monkeypatch.setattr(pieces, "__defaults__", (64,))
+    monkeypatch.setattr(module, "LONGEST", 64)
+    given = []
+    encode = Tokenizer.encode_batch_fast
+    small = replace(
+        TOKENIZER,
+        tokenizer=SimpleNamespace(
+            encode_batch_fast=lambda texts, **named: given.append(texts) or encode(TOKENIZER.tokenizer, texts, **named)
+        ),
+    )
+    for one, other in zip(small.encode([*TEXTS, ""]), [*whole, []], strict=True):
+        assert one.tolist() == list(other)
+    assert max(sum(map(len, texts)) for texts in given) <= 64
+    joined = " ".join(text.strip() for text in TEXTS)
+    assert small.encode([joined])[0].tolist() == TOKENIZER.encode([joined])[0].tolist()
+    monkeypatch.setattr(module, "LONGEST_WORD", 100)
+    assert train_tokenizer(TEXTS, 300).tokenizer.to_str() == TOKENIZER.tokenizer.to_str()
 
 
 def test_the_same_texts_give_the_same_bytes():

@@ -22,6 +22,7 @@ import numpy as np
 
 from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, similarity
 from mickle.data.parallel import each
+from mickle.data.pieces import single_spaced
 from mickle.data.records import Failure, Page, Removed, remove
 from mickle.data.repeated_text import Range, Repeated, find_repeated, settle
 from mickle.data.rules import COMPARING, Outcome, Rules, name_of
@@ -105,7 +106,10 @@ class Verdicts:
 
 def content_hash(text: str) -> bytes:
     """128 bits of the text with all runs of white space made one space: layout does not make a page another page."""
-    return hashlib.blake2b(" ".join(text.split()).encode("utf-8", "replace"), digest_size=16).digest()
+    hashed = hashlib.blake2b(digest_size=16)
+    for piece in single_spaced(text):
+        hashed.update(piece.encode("utf-8", "replace"))
+    return hashed.digest()
 
 
 def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:

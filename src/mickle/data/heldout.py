@@ -1,8 +1,8 @@
 """Pages in, and the split of training from held-out pages by what they say.
 
 A page's side follows from a hash of its text alone (white space aside): adding pages moves none, and two copies
-of a text can never lie on both sides. Seeds of training do not enter, so that runs with other seeds are measured
-on the same pages.
+of a text can never lie on both sides. Pages of more than LONGEST_HELDOUT characters are trained on. Seeds of training
+do not enter, so that runs with other seeds are measured on the same pages.
 """
 
 import math
@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 import xxhash
 
 from mickle.data.parquet import open_parquet, read_batches
+from mickle.data.pieces import single_spaced
 from mickle.data.records import Page
 from mickle.errors import UsageError
 from mickle.storage import disk_errors, open_folder, read_manifest
 
+LONGEST_HELDOUT = 1 << 22  # characters; a longer page would be most of a side, and take hours to measure
 COLUMNS = ("url", "domain", "language", "text")
 
 
@@ -77,17 +79,20 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def content_hash(text: str) -> int:
     """64 bits of a text's words; white space does not count."""
-    return xxhash.xxh3_64_intdigest(" ".join(text.split()).encode("utf-8"))
+    hashed = xxhash.xxh3_64()
+    for piece in single_spaced(text):
+        hashed.update(piece.encode("utf-8"))
+    return hashed.intdigest()
 
 
 def is_heldout(text: str, share: float) -> bool:
-    """Whether a page is held out when ``share`` of all possible texts are."""
-    return content_hash(text) < share * 2**64
+    """Whether a page is held out when ``share`` of all possible texts are; none longer than LONGEST_HELDOUT is."""
+    return len(text) <= LONGEST_HELDOUT and content_hash(text) < share * 2**64
 
 
 def least_share(pages: Iterable[list[Page]]) -> float:
     """The smallest share at which one of the pages is held out; of none, 1."""
-    keys = (content_hash(page.text) for batch in pages for page in batch)
+    keys = (content_hash(page.text) for batch in pages for page in batch if len(page.text) <= LONGEST_HELDOUT)
     return math.nextafter(min(keys, default=2**64 - 1) / 2**64, 1.0)
 
 

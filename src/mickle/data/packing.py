@@ -126,7 +126,7 @@ def _write_parts(
         if not _is_whole(parts[-1]):
             documents = tokenizer.encode_documents(batch)
             lengths = np.array([len(document) for document in documents], dtype=np.int64)
-            tokens = np.concatenate([*documents, np.empty(0, np.int64)]).astype(_dtype(tokenizer.size))
+            tokens = np.concatenate([*documents, []], dtype=_dtype(tokenizer.size), casting="unsafe")
             buffer = io.BytesIO()
             np.savez(buffer, tokens=tokens, lengths=lengths)
             write_bytes(parts[-1], buffer.getvalue())

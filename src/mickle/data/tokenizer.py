@@ -12,12 +12,13 @@ are such marks too. A tokenizer for masked training has a mask token besides.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from mickle.data.pieces import LONGEST, pieces
 from mickle.errors import UsageError
 from mickle.storage import read_json, write_json, write_text
 from mickle.untrusted.tokenizer import failures, open_tokenizer
@@ -27,6 +28,7 @@ MASK = "<|mask|>"
 MOST_UNKNOWN = 0.5  # share of the tokens to train on
 SMALLEST_VOCABULARY = 257  # the bytes and the document mark
 LARGEST_SETTINGS = 4 << 20  # bytes
+LONGEST_WORD = 1 << 10  # characters of a run to learn merges from: their time grows with its square
 USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "[SEP]")
 USUAL_MASKS = (MASK, "[MASK]", "<mask>")
 SPACE_MARKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE spell the space before a word
@@ -80,16 +82,22 @@ class TextTokenizer:
         """Token ids of each text, int64 [n], without document marks.
 
         A text that spells a special token, such as a page about tokenizers, gets ordinary tokens: data cannot forge
-        the end of a document.
+        the end of a document. Texts of more than a million characters are read in pieces (``pieces.py``): byte-level
+        BPE gives the tokens of the whole, other tokenizers may give another one or two at each cut.
         """
-        with failures("tokenizer.json", "the tokenizer failed on a text"):
-            encodings = self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.asarray(encoding.ids, dtype=np.int64) for encoding in encodings]
+        found: list[list[np.ndarray]] = [[] for _ in texts]
+        for some in _portions(texts):
+            with failures("tokenizer.json", "the tokenizer failed on a text"):
+                encodings = self.tokenizer.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
+            for (number, _), encoding in zip(some, encodings, strict=True):
+                found[number].append(np.asarray(encoding.ids, dtype=np.int32))
+        return [np.concatenate(ids, dtype=np.int64) for ids in found]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """[start, text] of each text, with the end appended where it is a token of its own."""
         close = [] if self.start == self.end else [self.end]
-        return [np.concatenate([[self.start], ids, close]).astype(np.int64) for ids in self.encode(texts)]
+        whole = partial(np.concatenate, dtype=np.int64, casting="unsafe")  # [] alone would be floats
+        return [whole([[self.start], ids, close]) for ids in self.encode(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ``ids``; document marks are shown as they are spelt."""
@@ -107,6 +115,9 @@ class TextTokenizer:
         """UTF-8 bytes of ``text`` that each of its tokens stands for without spelling them, int64 [n]: 0 but for
         unknown ones.
         """
+        return np.concatenate([self._unknown_bytes(piece) for piece in pieces(text)])
+
+    def _unknown_bytes(self, text: str) -> np.ndarray:
         encoding = self.tokenizer.encode(text, add_special_tokens=False)
         lost = [text[slice(*span)] if i == self.unknown else "" for i, span in zip(encoding.ids, encoding.offsets)]
         return np.array([len(piece.encode("utf-8", "replace")) for piece in lost], dtype=np.int64)
@@ -166,7 +177,7 @@ def train_tokenizer(
         max_token_length=32,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator((piece for text in texts for piece in pieces(text, LONGEST_WORD)), trainer)
     size = tokenizer.get_vocab_size()
     if size < vocabulary_size and not or_fewer:
         raise UsageError(
@@ -214,6 +225,21 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
     stated = {name for name in ("cls_token", "sep_token") if mark_of(configuration, name) in (start, end)}
     added = {"tokenizer_class": "PreTrainedTokenizerFast"} if stated else _configuration(start, end)
     return _for_documents(tokenizer, start, end, {**added, **configuration}, mask)
+
+
+def _portions(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """The pieces of texts with the number of their text, so many at a time that they have LONGEST characters in all."""
+    some: list[tuple[int, str]] = []
+    size = 0
+    for number, text in enumerate(texts):
+        for piece in pieces(text):
+            if some and size + len(piece) > LONGEST:
+                yield some
+                some, size = [], 0
+            some.append((number, piece))
+            size += len(piece)
+    if some:
+        yield some
 
 
 def _named(tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usual: Sequence[str]) -> str | None:

@@ -11,9 +11,10 @@ import numpy as np
 from torch import nn
 
 from mickle.data.domains import Weights, domain_streams, read_weights
-from mickle.data.heldout import Split, least_share, page_count, read_pages, split, training_texts
+from mickle.data.heldout import LONGEST_HELDOUT, Split, least_share, page_count, read_pages, split, training_texts
 from mickle.data.mixture import DomainMixture, Mixture
 from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
+from mickle.data.pieces import pieces
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
@@ -24,6 +25,7 @@ from mickle.training.pretrain_plan import PretrainPlan, derived_share, derived_v
 
 PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
 QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
+QUICK_PAGE = 1 << 18  # characters of the longest page there
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,8 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
         raise UsageError(
             f"None of the {sides.distinct} pages is held out at a share of {share:g}.",
             where="heldout_share",
-            expected="a share that holds out a page: pages are chosen by a hash of their text",
+            expected="a share that holds out a page: pages are chosen by a hash of their text, "
+            f"and none of more than {LONGEST_HELDOUT:,} characters is",
             todo=f"raise heldout_share, {without}",
         )
     if not sides.training_pages:
@@ -207,13 +210,13 @@ def _windows(stream: TokenStream, length: int, rows: int) -> Iterator[Batch]:
         yield batch
 
 
-def _quick_stream(pages: tuple[Page, ...], tokenizer: TextTokenizer) -> tuple[TokenStream, int]:
-    """The first pages' tokens, some QUICK_TOKENS of them, and the UTF-8 bytes of their texts."""
+def _quick_stream(heldout: tuple[Page, ...], tokenizer: TextTokenizer) -> tuple[TokenStream, int]:
+    """The first held-out pages' tokens, some QUICK_TOKENS of them, and the UTF-8 bytes of their texts."""
     documents: list[Any] = []
     texts: list[str] = []
-    for page in pages:
+    for page in heldout:
         if sum(map(len, documents)) >= QUICK_TOKENS:
             break
-        documents += tokenizer.encode_documents([page.text])
-        texts.append(page.text)
+        texts.append(next(pieces(page.text, QUICK_PAGE)))
+        documents += tokenizer.encode_documents(texts[-1:])
     return stream_of(documents, tokenizer), sum(len(text.encode("utf-8")) for text in texts)
