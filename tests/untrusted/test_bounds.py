@@ -125,7 +125,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Reads, str]] = {
     "rows of lists": (
         file("x.jsonl", '{"text":' + LISTS + "}\n"),
         lambda path: list(Rows(path=path, text="text").read([path], 4 << 20, lambda count: None)),
-        "too many values",
+        "more than 1,000,000 values",
     ),
 }  # fmt: skip
 
