@@ -4,22 +4,15 @@ not stop; what goes wrong there is said here.
 
 from __future__ import annotations
 
-import atexit
-import json
-import os
 import re
-import signal
-import threading
-from functools import cache
 from typing import Any, NamedTuple
 
 from mickle.errors import UsageError
-from mickle.untrusted.child import Child, ended_by
+from mickle.untrusted.child import ask
 
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Noncharacters that stand around {% generation %} blocks where they are looked for.
 OPENS, CLOSES = "\ufdd0", "\ufdd1"
-_LOCK = threading.Lock()
 MOST_STOPS = 20  # by the kernel; then no further text is asked of such a template
 _STOPPED: dict[str, int] = {}
 
@@ -59,16 +52,14 @@ def render(
 
     All renderings are asked for at once, since the way to the other process takes longer than most of them.
     """
-    question = json.dumps({"source": source, "variables": variables, "chats": chats, "asked": asked}).encode() + b"\n"
-    with _LOCK:
-        answer = _child(os.getpid()).ask(lambda stream: stream.write(question))
-    if isinstance(answer, int):
-        cause = "it runs for too long" if answer == -signal.SIGPROF else f"its process was {ended_by(answer)}"
+    question = {"source": source, "variables": variables, "chats": chats, "asked": asked}
+    answers, cause = ask("mickle.data.template_program", question)
+    if cause:
         _STOPPED[source] = _STOPPED.get(source, 0) + 1
         if _STOPPED[source] > MOST_STOPS:
             raise UsageError(f"chat template was stopped {MOST_STOPS} times before: {cause}", where=where)
         return [UsageError(f"chat template was stopped: {cause}", where=where)] * len(asked)
-    return [said if kind == "text" else _problem(kind, said[:300], where) for kind, said in json.loads(answer)]
+    return [said if kind == "text" else _problem(kind, said[:300], where) for kind, said in answers]
 
 
 def _problem(kind: str, said: str, where: str) -> UsageError:
@@ -82,11 +73,3 @@ def _problem(kind: str, said: str, where: str) -> UsageError:
     if kind == "failed":
         return Failed(f"chat template fails: {said}", where=where)
     return UsageError(f"chat template cannot be read: {said}", where=f"{where}, {kind}")
-
-
-@cache
-def _child(owner: int) -> Child:
-    """The process that renders for this process: one that was forked off must not read another's answers."""
-    child = Child("mickle.data.template_program")
-    atexit.register(child.end)
-    return child

@@ -7,13 +7,17 @@ to end it (:func:`allow`).
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +26,7 @@ from mickle.errors import ResourceError
 
 READY = b"ready\n"
 MEMORY_BYTES = 192 << 20  # address space of a program that needs little
+_LOCK = threading.Lock()
 
 
 class Child:
@@ -49,8 +54,7 @@ class Child:
         except OSError:
             answer = b""
         except BaseException:  # Ctrl-C: an answer that comes later would be taken for that of the next question
-            process.kill()
-            process.wait()
+            self._kill()
             self._close()
             raise
         if answer.endswith(b"\n"):
@@ -62,6 +66,9 @@ class Child:
     def end(self) -> None:
         """Ends the process, whatever it is at; it is not started again for good."""
         self.ended = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -83,11 +90,9 @@ class Child:
         )  # fmt: skip
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
+        with suppress(OSError):  # it is gone already, and the next line tells
             process.stdin.write(self.greeting)
             process.stdin.flush()
-        except OSError:  # it is gone already, and the next line tells
-            pass
         first = process.stdout.readline()
         if first.startswith(b"["):
             process.wait()
@@ -102,13 +107,28 @@ class Child:
 
     def _close(self) -> None:
         if self.process is not None:
-            for stream in (self.process.stdin, self.process.stdout):
-                try:
-                    if stream is not None:
-                        stream.close()
-                except OSError:  # unwritten bytes for a process that is gone
-                    pass
+            for stream in filter(None, (self.process.stdin, self.process.stdout)):
+                with suppress(OSError):  # unwritten bytes for a process that is gone
+                    stream.close()
             self.process = None
+
+
+def ask(module: str, question: Any) -> tuple[Any, str]:
+    """The answer of :func:`serve` in ``module``, a child of this process; or why that died of the question."""
+    line = json.dumps(question).encode() + b"\n"
+    with _LOCK:
+        answer = _child(module, os.getpid()).ask(lambda stream: stream.write(line))
+    if isinstance(answer, bytes):
+        return json.loads(answer), ""
+    return None, "it runs for too long" if answer == -signal.SIGPROF else f"its process was {ended_by(answer)}"
+
+
+@cache
+def _child(module: str, owner: int) -> Child:
+    """One for each process: one that was forked off must not read another's answers."""
+    child = Child(module)
+    atexit.register(child.end)
+    return child
 
 
 def ended_by(code: int) -> str:

@@ -6,18 +6,15 @@ of the library) is tried on awkward texts in a bounded process (``tokenizer_prog
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mickle.errors import UsageError
-from mickle.untrusted.child import Child, ended_by
+from mickle.untrusted.child import ask
 from mickle.untrusted.values import read_json
 
 if TYPE_CHECKING:
@@ -134,22 +131,12 @@ def _inside(value: Any) -> Iterator[dict[str, Any]]:
 @lru_cache(64)
 def _tried(parts: str) -> str:
     """What goes wrong where such parts are tried; "" where nothing does."""
-    kinds = {str(part["type"]) for part in _inside(json.loads(parts)) if isinstance(part.get("type"), (str, int))}
+    values = json.loads(parts)
+    kinds = {str(part["type"]) for part in _inside(values) if isinstance(part.get("type"), (str, int))}
     if kinds <= PLAIN:
         return ""
-    answer = _child(os.getpid()).ask(lambda stream: stream.write(parts.encode() + b"\n"))
-    if isinstance(answer, bytes):
-        return str(json.loads(answer))
-    cause = "it runs for too long" if answer == -signal.SIGPROF else f"its process was {ended_by(answer)}"
-    return f"on a few thousand characters {cause}"
-
-
-@cache
-def _child(owner: int) -> Child:
-    """The process that tries for this process: one that was forked off must not read another's answers."""
-    child = Child("mickle.untrusted.tokenizer_program")
-    atexit.register(child.end)
-    return child
+    said, cause = ask("mickle.untrusted.tokenizer_program", values)
+    return f"on a few thousand characters {cause}" if cause else str(said)
 
 
 def _refuse(file: Path, what: str) -> NoReturn:
