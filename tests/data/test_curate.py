@@ -245,6 +245,48 @@ def test_names_that_are_no_text_and_records_that_are_no_pages(tmp_path: Path) ->
     assert caught.value.where.endswith("no page: request record (1)")
 
 
+NO_TEXT, OTHER, TWIN = "no main text", "other language", "same text as a kept page"
+STORY = {number: web.article(number) for number in range(40, 50)}
+ODD_FILES: dict[str, tuple[bytes, str]] = {  # what is in it, and why it is removed; "" where it is kept
+    "-rf.md": (STORY[40].encode(), ""),
+    "again.html": (f"<main><p>{STORY[40]}</main>".encode(), TWIN),
+    "again.txt": (STORY[40].encode(), TWIN),
+    "archive.txt": (b"PK\x03\x04" + random.Random(0).randbytes(3000), OTHER),
+    "blank.txt": (b" \r\n\t\n", NO_TEXT),
+    "control characters.txt": (bytes(range(1, 32)) * 40, NO_TEXT),
+    "empty.txt": (b"", NO_TEXT),
+    "mark alone.txt": (b"\xef\xbb\xbf", NO_TEXT),
+    "na\u00efve \u202e name.TXT": (STORY[41].encode(), ""),
+    "no space.txt": (b"x" * 30_000, OTHER),
+    "nul inside.txt": (f"{STORY[42][:50]}\0{STORY[42][50:]}".encode(), ""),
+    "nuls.txt": (b"\0" * 500, NO_TEXT),
+    "old lines.txt": (STORY[43].replace("\n", "\r").encode(), ""),
+    "one token.txt": (b"word", "text is too short"),
+    "picture.html": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9, OTHER),
+    "tags alone.html": (b"<html><body>" + b"<div>" * 2000, NO_TEXT),
+    "unclosed.html": (f"<html><body><div><p>{STORY[44]}".encode(), ""),
+    "unknown language.txt": (b"qxz kvrt " + b"zgrbl mnptk vrxq " * 60, OTHER),
+    "utf-16.txt": (STORY[45].encode("utf-16"), ""),
+    "utf-16-be.html": (f"\ufeff<p>{STORY[46]}".encode("utf-16-be"), ""),
+}
+
+
+def test_every_odd_file_is_kept_or_removed_for_its_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "odd"
+    (folder / "folder.txt").mkdir(parents=True)
+    for name, (content, _) in ODD_FILES.items():
+        (folder / name).write_bytes(content)
+    for name, target in (("dangling.txt", "nowhere"), ("round.md", "round.md"), ("up.md", "..")):
+        (folder / name).symlink_to(target)
+    out = execute(step("files", folder), tmp_path / "out", ignore)
+    texts = {page.url: page.text for page in read_corpus(out)}
+    reasons = {page.url: page.reason for page in read_removed(out)} | dict.fromkeys(texts, "")
+    assert reasons == {name: reason for name, (_, reason) in ODD_FILES.items()}
+    assert texts["utf-16.txt"] == STORY[45]
+    assert "\0" not in texts["nul inside.txt"]
+    assert storage.read_json(out / "card.json")["skipped"] == {"link to nothing": 2}
+
+
 def test_nothing_left_is_one_sentence_with_the_commonest_reasons(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no page is left of 2 records") as caught:
         execute(step("rows", rows(tmp_path / "a.jsonl", "Hi.", GERMAN)), tmp_path / "out", ignore)

@@ -227,7 +227,7 @@ class Curate(Rules, Step):
         else:
             source = self.source
         parts = source.parts()
-        sizes = [sum(path.stat().st_size for path in files) for files in parts]
+        sizes = [sum(path.stat().st_size for path in files if path.exists()) for files in parts]
         emit(Started("extract and filter", sum(sizes) // 1000, "kB"))
         rules, fresh, done = self.rules(), 0, 0
         if self.ray:

@@ -64,13 +64,15 @@ class _Folder(Config):
     def parts(self) -> list[list[Path]]:
         """The files in pieces of work, at the end those that are not read: none is passed over uncounted."""
         files = self.files()
-        others = sorted(_files_under(self.path) - set(files)) if self.path.is_dir() else []
+        others = sorted(_files_under(self.path, links=True) - set(files)) if self.path.is_dir() else []
         return [*grouped(files, self.files_in_a_part), *grouped(others, FILES_IN_A_PART)]
 
     def read(self, files: Sequence[Path], largest: int, advance: Advance) -> Iterator[Found]:
         """The pages of files, as found."""
         for path in files:
-            if path == self.path or path.name.lower().endswith(self.endings):
+            if _is_dangling(path):
+                yield Skipped("link to nothing")
+            elif path == self.path or path.name.lower().endswith(self.endings):
                 yield from self.read_file(path, largest, advance)
             else:
                 ending = os.fsencode(path.suffix).decode("utf-8", "replace").lower()
@@ -191,8 +193,13 @@ def find_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
     return found
 
 
-def _files_under(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file()}
+def _files_under(folder: Path, links: bool = False) -> set[Path]:
+    """The files of a folder and all below it; ``links``: and links to nothing."""
+    return {path for path in folder.rglob("*") if path.is_file() or (links and _is_dangling(path))}
+
+
+def _is_dangling(path: Path) -> bool:
+    return path.is_symlink() and not path.exists()
 
 
 def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
