@@ -417,7 +417,7 @@ def test_where_a_folder_s_template_is_found(tmp_path):
     with pytest.raises(UsageError, match="may not"):
         open_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("x" * (300 << 10))
-    with pytest.raises(UsageError, match="too large"):
+    with pytest.raises(UsageError, match="at most 65,536"):
         open_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(UsageError, match="UTF-8"):

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Callable[[Path], Path], Reads, str]] = {
     "patterns": (file("adapter_config.json", PATTERNS), lora, "at most 2,000 layers"),
     "YAML of 60,000 keys": (file("x.yaml", "".join(f"k{i}: 1\n" for i in range(60_000))), read_yaml,"more than 20,000"),
     "YAML of lists": (file("x.yaml", "a: [" + "[]," * 300_000 + "]"), read_yaml, "YAML of more"),
-    "template of 250 kB": (template("{{ 1 if true else 2 }}\n" * 11_000), open_template, "at most 64 kB"),
+    "template of 250 kB": (template("{{ 1 if true else 2 }}\n" * 11_000), open_template, "at most 65,536"),
     "template that rounds": (template("{{ 1|round(99999999,'ceil') }}"), open_template, "chat template was stopped"),
     "array of lists": (file("x.json", LISTS), lambda path: list(read_rows(path)), "holds 10,000,"),
     "items of lists": (file("x.json", LISTS), lambda path: index_of(Decontamination(against=[path])), "holds 10,000,"),

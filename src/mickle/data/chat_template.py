@@ -22,6 +22,7 @@ from mickle.data.template_sandbox import Failed, Refused, Rendering, marks_answe
 from mickle.data.tokenizer import TextTokenizer, mark_of, open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.storage import read_json
+from mickle.untrusted.values import read_text
 
 FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 LARGEST = 64 << 10  # bytes of a template; those in use have up to 20 kB
@@ -127,7 +128,7 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
     if source is None:
         source, where = PLAIN, "Mickle's plain chat template"
     if len(source.encode("utf-8", "replace")) > LARGEST:
-        raise UsageError("this chat template is too large to be one", where=where, expected="at most 64 kB")
+        raise UsageError("chat template is too large to be one", where=where, expected=f"at most {LARGEST:,} bytes")
     template = ChatTemplate(
         source,
         where,
@@ -146,12 +147,7 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
 def _find(folder: Path, name: str) -> tuple[str | None, str]:
     file = folder / FILE
     if file.is_file():
-        if file.stat().st_size > LARGEST:
-            raise UsageError("this chat template is too large to be one", where=str(file), expected="at most 64 kB")
-        try:
-            return file.read_text(encoding="utf-8"), str(file)
-        except UnicodeDecodeError as error:
-            raise UsageError("not UTF-8 text", where=f"{file}, byte {error.start}") from None
+        return read_text(file, "chat template", LARGEST), str(file)
     file = folder / SETTINGS
     settings = read_json(file, LARGEST_SETTINGS) if file.is_file() else {}
     found = settings.get("chat_template") if isinstance(settings, dict) else None

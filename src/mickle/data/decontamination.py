@@ -22,7 +22,7 @@ from mickle.data.parquet import read_batches
 from mickle.data.records import Failure, Page, Removed, read_corpus, remove
 from mickle.data.words import letters_a_word
 from mickle.errors import UsageError
-from mickle.untrusted.values import most_of_rows
+from mickle.untrusted.values import most_of_rows, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +155,7 @@ def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
     if path.is_dir():
         yield from ((page.url, [page.text]) for page in read_corpus(path))
     elif suffix in (".jsonl", ".ndjson"):
-        lines = enumerate(_text(path).split("\n"), start=1)
+        lines = enumerate(read_text(path, "evaluation set", LARGEST_JSON).split("\n"), start=1)
         yield from _numbered(
             path, ((number, _json(line, f"{path}:{number}")) for number, line in lines if line.strip())
         )
@@ -166,7 +166,7 @@ def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
         rows = (row for batch in read_batches(path) for row in batch.to_pylist())
         yield from _numbered(path, enumerate(rows, start=1))
     else:
-        yield path.name, [_text(path)]
+        yield path.name, [read_text(path, "evaluation set", LARGEST_JSON)]
 
 
 def _numbered(path: Path, items: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, list[str]]]:
@@ -181,13 +181,6 @@ def _json(line: str, where: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         raise UsageError("not JSON", where=where, expected="one JSON value a line") from None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text", where=f"{path}, byte {error.start}") from None
 
 
 def _texts(value: Any, deep: int = 0) -> Iterator[str]:

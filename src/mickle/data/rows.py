@@ -18,7 +18,7 @@ from typing import IO, Any
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
 from mickle.storage import MANIFEST
-from mickle.untrusted.values import MOST_VALUES, count_values, most_of_rows
+from mickle.untrusted.values import MOST_VALUES, count_values, most_of_rows, parse_json, read_text
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
 LARGEST_JSON = 1 << 30  # bytes of a JSON array, which is read whole
@@ -64,7 +64,7 @@ def read_rows(path: Path) -> Iterator[Row]:
                 elif suffix in LINES or _is_lines(stream):
                     yield from _line_rows(stream, file)
                 else:
-                    yield from _array_rows(stream, file)
+                    yield from _array_rows(file)
         except OSError as error:
             raise UsageError(f"this file cannot be read: {error.strerror or error}", where=str(file)) from None
 
@@ -166,22 +166,10 @@ def _is_lines(stream: IO[bytes]) -> bool:
     return first.endswith(b"\n") and second.startswith(b"{") and not _parsed(first, "").problem
 
 
-def _array_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
+def _array_rows(path: Path) -> Iterator[Row]:
     """The items of an array, or of the one list that an object holds; an object that is a conversation is a row."""
-    content = stream.read(LARGEST_JSON + 1)
-    if len(content) > LARGEST_JSON:
-        raise UsageError("this JSON file is larger than 1 GB", where=str(path), todo="write it as JSON Lines")
-    try:
-        text = content.decode("utf-8-sig")
-        if (count := count_values(text)) > (most := most_of_rows(len(content))):
-            raise UsageError(f"this JSON file holds {count:,} values", where=str(path), expected=f"at most {most:,}")
-        value = _DECODER.decode(text)
-    except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text", where=f"{path}, byte {error.start}") from None
-    except json.JSONDecodeError as error:
-        raise UsageError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    except (RecursionError, ValueError) as error:
-        raise UsageError(f"not valid JSON: {error}", where=str(path)) from None
+    text = read_text(path, "JSON file", LARGEST_JSON)
+    value = parse_json(text, path, most_of_rows(path.stat().st_size), _DECODER.decode)
     for number, item in enumerate(_items(value, path), start=1):
         yield _checked(item, f"{path}, item {number}")
 

@@ -1,8 +1,9 @@
-"""JSON files from anywhere, read within a budget of bytes and values."""
+"""Text and JSON files from anywhere, read within a budget of bytes and values."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +17,32 @@ def read_json(path: Path, largest: int = LARGEST_FILE, most: int = MOST_VALUES) 
     """The value in a JSON file of at most ``largest`` bytes and ``most`` values; :class:`UsageError` names the line
     that is wrong.
     """
+    return parse_json(read_text(path, "JSON file", largest), path, most)
+
+
+def read_text(path: Path, what: str, largest: int = LARGEST_FILE) -> str:
+    """The text of a UTF-8 file of at most ``largest`` bytes, without a mark at its beginning; ``what`` it should be."""
     path = Path(path)
     if not path.exists():
-        raise UsageError(f"no such file: {path}", todo="check the path")
+        raise UsageError(f"no such {what}: {path}", todo="check the path")
     if not path.is_file():
-        raise UsageError("this is no plain file", where=str(path), expected="a JSON file")
-    if path.stat().st_size > largest:
-        raise UsageError(
-            f"JSON file has {path.stat().st_size:,} bytes", where=str(path), expected=f"at most {largest:,}"
-        )
+        raise UsageError("this is no plain file", where=str(path), expected=what)
+    if (size := path.stat().st_size) > largest:
+        raise UsageError(f"{what} has {size:,} bytes", where=str(path), expected=f"at most {largest:,}")
     try:
-        text = path.read_text(encoding="utf-8")
-        if (count := count_values(text)) > most:
-            raise UsageError(f"JSON file holds {count:,} values", where=str(path), expected=f"at most {most:,}")
-        return json.loads(text)
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{what} is not UTF-8 text", where=f"{path}, byte {error.start}") from None
+
+
+def parse_json(text: str, path: Path, most: int, decode: Callable[[str], Any] = json.loads) -> Any:
+    """The value in the text of a file of at most ``most`` values; errors as :func:`read_json`."""
+    if (count := count_values(text)) > most:
+        raise UsageError(f"JSON file holds {count:,} values", where=str(path), expected=f"at most {most:,}")
+    try:
+        return decode(text)
     except json.JSONDecodeError as error:
         raise UsageError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError("not UTF-8 text", where=f"{path}, byte {error.start}") from None
     except (RecursionError, ValueError) as error:
         raise UsageError(f"not valid JSON: {error}", where=str(path)) from None
 
