@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
-from mickle.exporting.source import (
-    TEMPLATE,
-    Source,
-    chat_template,
-    open_source_template,
-    template_folder,
-    token_settings,
-)
+from mickle.exporting.source import Source, chat_template, open_source_template, template_folder
 from mickle.models.adapters import open_adapter, save_adapter
 from mickle.models.folder import describe, end_tokens, open_tokenizer, save_model
-from mickle.models.folder_check import CONFIG
+from mickle.models.folder_check import CONFIG, TEMPLATE, TOKENIZER_SETTINGS, read_config
 from mickle.models.folder_files import KEPT, keep_files, write_end_tokens
 
 if TYPE_CHECKING:
@@ -30,8 +23,8 @@ def write_huggingface(model: nn.Module, source: Source, work: Path) -> None:
     """Write a plain model and all that belongs to it into `work`."""
     save_model(model, work)
     keep_words(source, work)
-    written = storage.read_json(work / CONFIG)
-    storage.write_json(work / CONFIG, {**written, **token_settings(source)})
+    marks = {name: value for name, value in read_config(source.base).items() if name.endswith("_token_id")}
+    storage.write_json(work / CONFIG, {**storage.read_json(work / CONFIG), **marks})
     if source.ends != end_tokens(work):  # a folder without generation settings ends texts as its config says
         write_end_tokens(work, source.ends)
 
@@ -46,7 +39,7 @@ def keep_words(source: Source, work: Path) -> None:
         return
     if (home / TEMPLATE).exists():
         keep_files([home], work, [TEMPLATE])
-    elif home != source.home_of("tokenizer_config.json"):
+    elif home != source.home_of(TOKENIZER_SETTINGS):
         storage.write_text(work / TEMPLATE, chat_template(source))
 
 

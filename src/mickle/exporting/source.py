@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from mickle.errors import UsageError
 from mickle.models.adapters import adapter_base, base_in_few_bits, open_adapter, read_settings
 from mickle.models.folder import end_tokens, open_model, open_tokenizer
-from mickle.models.folder_check import LARGEST_CONFIG, TOKENIZER, is_adapter, read_config
+from mickle.models.folder_check import TEMPLATE, TOKENIZER, TOKENIZER_SETTINGS, is_adapter, read_values
 from mickle.models.folder_files import GENERATION
-from mickle.storage import read_json
 
 if TYPE_CHECKING:
     from torch import nn
 
     from mickle.data.chat_template import ChatTemplate
     from mickle.training.journal import Journal
-
-TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -154,12 +151,6 @@ def _plain(folder: Path, onto: Literal["dequantized", "original"], base: Path | 
     return Source(folder, found, original or found, None, None)
 
 
-def token_settings(source: Source) -> dict[str, Any]:
-    """The ids that `config.json` of the base gives to the marks: what begins, ends and pads a text."""
-    config = read_config(source.base)
-    return {name: value for name, value in config.items() if name.endswith("_token_id")}
-
-
 def end_marks(source: Source, size: int) -> dict[str, int]:
     """The ids of the marks `bos`, `eos`, `pad` as the tokenizer's files name them, of those that a model of ``size``
     tokens has; `eot`: another special token that ends a text (`generation_config.json`), where there is one.
@@ -214,8 +205,6 @@ def open_source_template(source: Source) -> ChatTemplate | None:
 def template_folder(source: Source) -> Path | None:
     """The first folder with a chat template of its own, in a file or in its tokenizer's settings."""
     for folder in source.files:
-        settings = folder / "tokenizer_config.json"
-        stated = read_json(settings, LARGEST_CONFIG) if settings.is_file() else {}
-        if (folder / TEMPLATE).exists() or (isinstance(stated, dict) and stated.get("chat_template")):
+        if (folder / TEMPLATE).exists() or read_values(folder, TOKENIZER_SETTINGS).get("chat_template"):
             return folder
     return None

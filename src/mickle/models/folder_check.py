@@ -20,7 +20,7 @@ from mickle.models.safetensors_check import TensorEntry, read_header
 from mickle.storage import MANIFEST, open_folder, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-TOKENIZER = "tokenizer.json"
+TOKENIZER, TOKENIZER_SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SETTINGS = "quantization_config"  # in config.json, of a model in few bits
 GROUPED_TYPE = "mickle_grouped"  # the model_type of folders whose layers only Mickle can read
 ADAPTER = "adapter_config.json"  # what makes a folder an adapter's
@@ -146,15 +146,22 @@ def check_tokenizer(folder: Path) -> Path:
     absurdly large or settings name code to run. Its content is checked by who opens it (`untrusted/tokenizer.py`).
     """
     path = regular_file(folder, TOKENIZER)
-    if (folder / "chat_template.jinja").exists():
-        _check_template(regular_file(folder, "chat_template.jinja").stat().st_size, folder / "chat_template.jinja")
-    if (folder / "tokenizer_config.json").exists():
-        settings = read_json(regular_file(folder, "tokenizer_config.json"), LARGEST_CONFIG)
-        if not isinstance(settings, dict):
-            raise UsageError("this file holds no settings", where=str(folder / "tokenizer_config.json"))
-        _refuse_code(settings, folder / "tokenizer_config.json")
-        _check_template(len(json.dumps(settings.get("chat_template", ""))), folder / "tokenizer_config.json")
+    if (folder / TEMPLATE).exists():
+        _check_template(regular_file(folder, TEMPLATE).stat().st_size, folder / TEMPLATE)
+    settings = read_values(folder, TOKENIZER_SETTINGS)
+    _refuse_code(settings, folder / TOKENIZER_SETTINGS)
+    _check_template(len(json.dumps(settings.get("chat_template", ""))), folder / TOKENIZER_SETTINGS)
     return path
+
+
+def read_values(folder: Path, name: str) -> dict[str, Any]:
+    """What a small JSON file of the folder says; nothing where it is not there."""
+    if not (folder / name).exists():
+        return {}
+    values = read_json(regular_file(folder, name), LARGEST_CONFIG)
+    if not isinstance(values, dict):
+        raise UsageError("this file holds no settings", where=str(folder / name), expected="a JSON object")
+    return values
 
 
 def _check_template(size: int, path: Path) -> None:

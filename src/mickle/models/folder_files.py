@@ -25,20 +25,19 @@ if TYPE_CHECKING:
 
 
 GENERATION = "generation_config.json"  # what `generate` goes by, the ends of texts among it
+WRITTEN = (folder_check.TOKENIZER, folder_check.TOKENIZER_SETTINGS)  # by a tokenizer itself
 # What a folder may hold beside its weights that says how text becomes tokens and when it ends.
 KEPT = (
-    "tokenizer.json",
-    "tokenizer_config.json",
+    *WRITTEN,
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
     "vocab.json",
     "vocab.txt",
     "merges.txt",
-    "chat_template.jinja",
+    folder_check.TEMPLATE,
     GENERATION,
 )
-WRITTEN = ("tokenizer.json", "tokenizer_config.json")  # by a tokenizer itself
 LARGEST_KEPT = 64 << 20  # bytes
 
 
@@ -119,25 +118,13 @@ def end_tokens(path: Path) -> list[int]:
     """The token ids that end a text, as transformers' `generate` takes them: of `generation_config.json`, without one
     of `config.json`; none where it does not say.
     """
-    values = _generation(Path(path))
-    if values is None and (Path(path) / folder_check.CONFIG).exists():
-        values = storage.read_json(
-            folder_check.regular_file(Path(path), folder_check.CONFIG), folder_check.LARGEST_CONFIG
-        )
-    ids = values.get("eos_token_id") if isinstance(values, dict) else None
+    name = GENERATION if (Path(path) / GENERATION).exists() else folder_check.CONFIG
+    ids = folder_check.read_values(Path(path), name).get("eos_token_id")
     return [token for token in (ids if isinstance(ids, list) else [ids]) if type(token) is int]
 
 
 def write_end_tokens(folder: Path, ids: Sequence[int]) -> None:
     """Let texts end at `ids`, in `generation_config.json`, whose other settings stay."""
-    values = _generation(folder)
-    kept = {name: value for name, value in (values or {}).items() if name != "_from_model_config"}  # it is no longer
+    values = folder_check.read_values(folder, GENERATION)
+    kept = {name: value for name, value in values.items() if name != "_from_model_config"}  # it is no longer
     storage.write_json(folder / GENERATION, {**kept, "eos_token_id": ids[0] if len(ids) == 1 else list(ids)})
-
-
-def _generation(folder: Path) -> dict[str, Any] | None:
-    """`generation_config.json` of a folder; None where there is none."""
-    if not (folder / GENERATION).exists():
-        return None
-    values = storage.read_json(folder_check.regular_file(folder, GENERATION), folder_check.LARGEST_CONFIG)
-    return values if isinstance(values, dict) else {}

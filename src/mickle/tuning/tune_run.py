@@ -20,7 +20,7 @@ from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
 from mickle.errors import UsageError
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
-from mickle.models.folder_check import check_tokenizer, inspect_folder, is_adapter, read_config
+from mickle.models.folder_check import TEMPLATE, check_tokenizer, inspect_folder, is_adapter, read_config
 from mickle.models.folder_files import keep_words
 from mickle.models.language import Description, LanguageModel, check_vocabulary
 from mickle.models.linear_layers import is_linear
@@ -35,7 +35,6 @@ from mickle.tuning.tune_plan import LONGEST, TunePlan
 from mickle.tuning.weights import Weights, weigh
 
 OPENING = 16  # tokens
-TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
