@@ -17,7 +17,6 @@ from mickle.data.label_prompts import (
     LabelPrompt,
     batch_of,
     encode_labelled,
-    in_order,
     read_labelled,
 )
 from mickle.data.tokenizer import TextTokenizer
@@ -190,4 +189,3 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     assert seen[:10] != seen[10:]
     assert LabelBatches(encoded, 4, seed=1)(3)["input_ids"].tolist() == batches(3)["input_ids"].tolist()
     assert LabelBatches(encoded, 4, seed=2)(3)["input_ids"].tolist() != batches(3)["input_ids"].tolist()
-    assert [len(batch["labels"]) for batch in in_order(encoded, 4)] == [4, 4, 2]

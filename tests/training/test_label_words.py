@@ -7,7 +7,7 @@ import torch
 from tiny_training import VOCABULARY, decoder
 from torch import Tensor, nn
 
-from mickle.data.label_prompts import EncodedLabels, batch_of, in_order
+from mickle.data.label_prompts import EncodedLabels, batch_of
 from mickle.training.label_words import (
     answer_f1,
     class_scores,
@@ -63,7 +63,9 @@ def test_masked_scores() -> None:
 
 def test_evaluation_does_not_depend_on_the_cut() -> None:
     model = decoder(dropout=0.0).eval()
-    found = [evaluate_labels(model, in_order(encoded(((9,), (10,))), rows)) for rows in (1, 2, 3)]
+    rows = encoded(((9,), (10,)))
+    cuts = ([[0], [1], [2]], [[0, 1], [2]], [[0, 1, 2]])
+    found = [evaluate_labels(model, [batch_of(rows, some) for some in cut]) for cut in cuts]
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5)
     assert found[0]["accuracy"] in (0.0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0)

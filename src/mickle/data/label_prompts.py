@@ -257,12 +257,6 @@ def batch_of(encoded: EncodedLabels, chosen: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def in_order(encoded: EncodedLabels, rows: int) -> Iterator[dict[str, Any]]:
-    """All examples once, in batches of at most `rows`: for measuring."""
-    for first in range(0, len(encoded.tokens), rows):
-        yield batch_of(encoded, range(first, min(first + rows, len(encoded.tokens))))
-
-
 def _encode_causal(
     examples: Sequence[LabelledText], prompt: LabelPrompt, tokenizer: TextTokenizer, longest: int
 ) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], ...]]]:

@@ -93,7 +93,6 @@ def score(
     settings, vocabulary = Masking(), vocabulary_of(tokenizer)
     pieces = list(pieces_of(tokenizer, [page.text for page in pages], length))
     found = np.zeros((len(pages), 3))
-    device = next(model.parameters()).device
     emit(Started(f"scoring pages at {rate:g}", len(pieces), "pieces"))
     model.eval()
 
@@ -105,7 +104,7 @@ def score(
         hidden = (batch["labels"] >= 0).nonzero()[:, 0].numpy()
         if not len(hidden):
             return hidden, np.zeros((0, 3))
-        nats, right = token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        nats, right = token_scores(model, batch)
         return np.array([pieces[number][0] for number in some])[hidden], np.stack([nats, right, np.ones_like(nats)], 1)
 
     numbers = range(len(pieces))
@@ -151,6 +150,8 @@ def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray
     import torch
     from torch import nn
 
+    device = next(model.parameters()).device
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     labels = batch["labels"]
     chosen = labels >= 0  # [B, T]
 

@@ -176,7 +176,6 @@ def pseudo_log_likelihoods(
     last = 0 if tokenizer.start == tokenizer.end else 1
     rows = [(number, at) for number, ids in enumerate(documents) for at in range(1, len(ids) - last)]
     scores = np.zeros(len(texts))
-    device = next(model.parameters()).device
     emit(Started("scoring sentences", len(rows), "tokens"))
     model.eval()
 
@@ -187,8 +186,7 @@ def pseudo_log_likelihoods(
         places = torch.arange(len(some)), torch.tensor([at for _, at in some])
         labels[places] = batch["input_ids"][places]
         batch["input_ids"][places] = mask
-        nats, _ = token_scores(model, {k: v.to(device) for k, v in {**batch, "labels": labels}.items()})
-        return nats
+        return token_scores(model, {**batch, "labels": labels})[0]
 
     for some, nats in in_batches(rows, lambda row: len(documents[row[0]]), BATCH_TOKENS, scored, emit):
         np.subtract.at(scores, [number for number, _ in some], nats)

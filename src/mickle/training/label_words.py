@@ -63,7 +63,7 @@ def wrong_labels(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def evaluate_labels(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
-    """Mean loss (nats) and accuracy over batches, say of `label_prompts.in_order`."""
+    """Mean loss (nats) and accuracy over batches."""
     loss, wrong, count = 0.0, 0.0, 0
     device = next(model.parameters()).device
     for batch in batches:

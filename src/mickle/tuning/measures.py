@@ -63,14 +63,13 @@ def page_scores(model: nn.Module, pages: Sequence[Page], tokenizer: TextTokenize
 @torch.no_grad()
 def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
     """Nats, number and right guesses of the trained tokens of the first ``count`` examples, one a row."""
-    device = next(model.parameters()).device
     found = np.zeros((min(count, len(encoded.tokens)), 3))
 
     def scored(some: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The example that each trained token is of, and [n, 3]: its nats, 1, whether the best guess is right."""
         batch = _rows(encoded, some)
         chosen = (batch["labels"] >= 0).nonzero()[:, 0].numpy()
-        nats, right = masked.token_scores(model, {name: tensor.to(device) for name, tensor in batch.items()})
+        nats, right = masked.token_scores(model, batch)
         return np.array(some)[chosen], np.stack([nats, np.ones_like(nats), right], axis=1)
 
     for _, (of_example, values) in in_batches(

@@ -16,19 +16,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mickle import machine
 from mickle.data.label_prompts import (
     EncodedLabels,
     LabelBatches,
     LabelledText,
     LabelPrompt,
+    batch_of,
     encode_labelled,
-    in_order,
     read_labelled,
 )
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
-from mickle.events import Warned, as_warnings
+from mickle.evaluation.measure import in_batches
 from mickle.training.label_words import class_scores, label_words, wrong_labels
 from mickle.training.objectives import Batch, Objective
 from mickle.tuning.task import Sources, Task, two_sides
@@ -136,23 +135,13 @@ def rows_of_labels(batch_tokens: int | None, lengths: Sequence[int]) -> int:
 def _scores(model: nn.Module, encoded: EncodedLabels, count: int) -> torch.Tensor:
     """Scores of the classes [n, C], on the CPU."""
     device = next(model.parameters()).device
-    longest = max(map(len, encoded.tokens), default=1)
-    rows = max(1, EVALUATION_TOKENS // (longest * (1 if encoded.single else encoded.classes)))
+    length = max(map(len, encoded.tokens), default=1) * (1 if encoded.single else encoded.classes)
+    rows = max(1, EVALUATION_TOKENS // length)
+    whole = min(len(encoded.tokens), rows * math.ceil(count / rows))  # the last rows padded as when all are measured
 
-    def scored() -> torch.Tensor:
-        found, done = [], 0
-        for batch in in_order(encoded, rows):
-            if done >= count:
-                break
-            found.append(class_scores(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu())
-            done += len(batch["labels"])
-        return torch.cat(found)[:count] if found else torch.empty(0, 1)
+    def scored(some: list[int]) -> torch.Tensor:
+        batch = batch_of(encoded, some)
+        return class_scores(model, {name: tensor.to(device) for name, tensor in batch.items()}).float().cpu()
 
-    def smaller() -> bool:
-        nonlocal rows
-        rows //= 2
-        if rows:
-            as_warnings(Warned(f"memory ran out: {rows} labelled rows are measured at a time"))
-        return rows > 0
-
-    return machine.retried(scored, smaller)
+    found = [scores for _, scores in in_batches(range(whole), lambda _: length, EVALUATION_TOKENS, scored)]
+    return torch.cat(found)[:count] if found else torch.empty(0, 1)
