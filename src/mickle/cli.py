@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mickle import __version__
-from mickle.errors import MickleError, ResourceError, ToldError, UsageError, printable
+from mickle.errors import MickleError, ResourceError, ToldError, UsageError, bug, first_line, printable
 
 OTHERS = {
     "run": ("a recipe: all steps from raw pages to a report", "mickle run recipes/laptop.yaml"),
@@ -81,12 +81,11 @@ def explain(error: Exception) -> MickleError:
         return error
     from mickle.machine import is_out_of_memory
 
-    text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if is_out_of_memory(error):
-        return ResourceError(f"out of memory: {text}", todo="choose a smaller size or batch (--dry-run forecasts both)")
-    if isinstance(error, OSError) and error.errno:
-        return _explain_disk(error) or _bug(error, text)
-    return _bug(error, text)
+        todo = "choose a smaller size or batch (--dry-run forecasts both)"
+        return ResourceError(f"out of memory: {first_line(error)}", todo=todo)
+    refused = _explain_disk(error) if isinstance(error, OSError) and error.errno else None
+    return refused or bug(error)
 
 
 def _explain_disk(error: OSError) -> MickleError | None:
@@ -104,13 +103,6 @@ def _explain_disk(error: OSError) -> MickleError | None:
             return None
     why = (error.strerror or str(error)).lower()
     return UsageError(f"{why}: {path}", todo="check the path; results go to a folder you may write to with --out")
-
-
-def _bug(error: Exception, text: str) -> MickleError:
-    return MickleError(
-        f"this is a bug in Mickle: {type(error).__name__}: {text}",
-        todo="run again with --debug and report what it prints",
-    )
 
 
 def _say(text: str) -> None:

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from mickle.errors import UsageError
+from mickle.errors import UsageError, shortened
+from mickle.untrusted.values import read_text
 
 LARGEST_FILE = 1 << 20  # bytes; settings are written by people
 DEEPEST = 50  # lists and mappings inside each other
@@ -99,7 +100,7 @@ def _problem(cls: type[Config], item: Any, where: str, lines: Lines | None) -> t
     if item["type"] == "missing":
         message = "this field is required"
     elif item["type"] not in ("unknown_field", "value_error"):
-        message = f"{message[0].lower()}{message[1:]}, got {_short(item.get('input'))}"
+        message = f"{message[0].lower()}{message[1:]}, got {shortened(repr(item.get('input')), 60)}"
     message = message.removeprefix("Value error, ")
     whole = not name or (item["type"] == "unknown_field" and len(location) == 1)
     text = message if whole else f"{name}: {message}"
@@ -123,11 +124,6 @@ def _without_tags(cls: type[Config], location: tuple[Any, ...]) -> tuple[Any, ..
 
 
 _NO_KIND = FieldInfo()
-
-
-def _short(value: Any, limit: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 class Lines:
@@ -174,16 +170,7 @@ class Lines:
 def read_yaml(path: Path | str) -> tuple[Any, Lines]:
     """Plain values of a YAML file and the line of each. No tags, anchors or duplicate keys."""
     path = Path(path)
-    if not path.is_file():
-        raise UsageError(f"no such settings file: {path}", todo="check the path")
-    if path.stat().st_size > LARGEST_FILE:
-        raise UsageError(
-            f"settings file is {path.stat().st_size:,} bytes", where=str(path), expected="at most 1 MiB of YAML"
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError("settings file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
+    text = read_text(path, "settings file", LARGEST_FILE)
     try:
         _refuse_bombs(text, path)
         node = yaml.compose(text, Loader=_LOADER)

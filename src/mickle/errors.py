@@ -13,6 +13,16 @@ def printable(text: str) -> str:
     return _OBEYED.sub(lambda found: ascii(found.group())[1:-1], text)
 
 
+def shortened(text: str, most: int) -> str:
+    """``text``, or of a longer one the beginning and three dots."""
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What a library's error says, cut: its first line, or, where it says nothing, its type."""
+    return str(error).strip().split("\n")[0][:most] or type(error).__name__
+
+
 class MickleError(Exception):
     """A failure that can be explained to the person at the keyboard.
 
@@ -73,10 +83,15 @@ class ToldError(MickleError):
         self.exit_code = exit_code
 
 
+def bug(error: Exception) -> MickleError:
+    """What only a fault of ours can have raised."""
+    what = f"this is a bug in Mickle: {type(error).__name__}: {first_line(error)}"
+    return MickleError(what, todo="run again with --debug and report what it prints")
+
+
 def written(error: Exception) -> str:
     """An error as a line of JSON, for another process to raise; one of another kind as the fault of ours that it is."""
-    if not isinstance(error, MickleError):
-        error = MickleError(f"this is a bug in Mickle: {type(error).__name__}: {str(error)[:200]}", todo="report it")
+    error = error if isinstance(error, MickleError) else bug(error)
     return json.dumps([type(error).__name__, error.what, error.where, error.expected, error.todo])
 
 

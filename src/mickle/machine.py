@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mickle.errors import ResourceError
+from mickle.errors import ResourceError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -112,12 +112,12 @@ def retried(work: Callable[[], T], smaller: Callable[[], bool]) -> T:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            said = (str(error).splitlines() or [""])[0][:200]
+            said = first_line(error)
         # Only here, after the error is gone, are the frames that it held, and with them their tensors.
         if not left or not smaller():
             break
     raise ResourceError(
-        f"Memory ran out, in the smallest pieces that were tried too: {said or 'no memory'}",
+        f"Memory ran out, in the smallest pieces that were tried too: {said}",
         todo="end other programs, or choose a smaller batch, shorter texts or a smaller model",
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mickle import storage, verbs
-from mickle.errors import UsageError
+from mickle.errors import UsageError, shortened
 
 LEFT_OUT = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown elsewhere, or too long for a line
 
@@ -128,8 +128,5 @@ def _foreign(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _cut(value: Any, limit: int = 90) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    text = " ".join(str(value).split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+def _cut(value: Any) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else shortened(" ".join(str(value).split()), 90)

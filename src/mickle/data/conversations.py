@@ -10,7 +10,6 @@ rules are in ``conversation_forms.py``.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from mickle.data.conversation_columns import BadRow, LeftOut, counted
 from mickle.data.conversation_forms import FORMS, Example, Message, form_of, has_form, read_row
 from mickle.data.rows import Row, read_rows
 from mickle.errors import UsageError
+from mickle.results import json_lines
 from mickle.storage import write_text
 
 __all__ = ["Example", "Message", "Reading", "read_conversations", "write_messages"]
@@ -136,9 +136,9 @@ def write_messages(path: Path, examples: Iterable[Example]) -> int:
     A completion becomes a question and an answer. Raises UsageError for text and preferences, which are no
     conversations.
     """
-    lines = [json.dumps(_row(example.as_conversation()), ensure_ascii=False) for example in examples]
-    write_text(Path(path), "".join(f"{line}\n" for line in lines))
-    return len(lines)
+    rows = [_row(example.as_conversation()) for example in examples]
+    write_text(Path(path), json_lines(rows))
+    return len(rows)
 
 
 def _row(example: Example) -> dict[str, Any]:

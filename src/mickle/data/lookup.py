@@ -8,7 +8,7 @@ from pathlib import Path
 from mickle import storage
 from mickle.data.parquet import read_batches
 from mickle.data.records import Page, Removed, read_rows
-from mickle.errors import UsageError
+from mickle.errors import UsageError, shortened
 
 SHOWN = 5  # of copies, of pieces
 EXCERPT = 200  # characters
@@ -72,5 +72,4 @@ def _origin(page: Page) -> str:
 
 
 def _excerpt(text: str) -> str:
-    words = " ".join(text[: 2 * EXCERPT].split())
-    return words if len(words) <= EXCERPT else words[: EXCERPT - 3] + "..."
+    return shortened(" ".join(text[: 2 * EXCERPT].split()), EXCERPT)

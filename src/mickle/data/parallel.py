@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mickle import errors
-from mickle.errors import MickleError, UsageError
+from mickle.errors import MickleError, UsageError, first_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -55,9 +55,8 @@ def connect(address: str) -> None:
         _knock(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise UsageError(
-            f"no Ray cluster answers: {reason}", where=f"--ray {address}",
+            f"no Ray cluster answers: {first_line(error)}", where=f"--ray {address}",
             expected="'auto' on a node of a cluster, HOST:PORT, or 'local' for one started here",
         ) from None  # fmt: skip
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mickle import storage
-from mickle.errors import UsageError
+from mickle.errors import UsageError, first_line
 
 EXPANSION = 200  # bytes of values to bytes of the file; more is an attack
 ANY_EXPANSION = 64 << 20  # bytes that a file of any size may expand to
@@ -40,18 +40,16 @@ def open_parquet(path: Path) -> Iterator[Any]:
         with parquet.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise UsageError(f"not a whole Parquet file: {reason}", where=str(path)) from None
+        raise UsageError(f"not a whole Parquet file: {first_line(error, 120)}", where=str(path)) from None
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[Any]:
     """The record batches of a file, all columns or some; UsageError as :func:`open_parquet` says."""
     with open_parquet(path) as file:
-        left = _most(path)
+        size = 0
         for batch in file.iter_batches(batch_size=rows, columns=columns):
-            left -= sum(map(_decoded_bytes, batch.columns))
-            if left < 0:
-                raise _too_large(path)
+            size += sum(map(_decoded_bytes, batch.columns))
+            refuse_expansion(size, path)
             yield _written_out(batch)
 
 
@@ -71,17 +69,9 @@ def _refuse_expanding(metadata: Any, path: Path) -> None:
 
 
 def refuse_expansion(size: int, path: Path) -> None:
-    """UsageError where a file would expand to ``size`` bytes, and that is far more than it has."""
-    if size > _most(path):
-        raise _too_large(path)
-
-
-def _most(path: Path) -> int:
-    return ANY_EXPANSION + EXPANSION * path.stat().st_size
-
-
-def _too_large(path: Path) -> UsageError:
-    return UsageError(f"{path.name} expands to more than {EXPANSION} times its size", where=str(path))
+    """UsageError where a file expands to ``size`` bytes, and that is far more than it has."""
+    if size > ANY_EXPANSION + EXPANSION * path.stat().st_size:
+        raise UsageError(f"{path.name} expands to more than {EXPANSION} times its size", where=str(path))
 
 
 def _is_text(column: Any) -> bool:

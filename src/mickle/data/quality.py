@@ -37,7 +37,7 @@ from typing import Literal
 from pydantic import Field
 
 from mickle.config import Config
-from mickle.data.records import Failure
+from mickle.data.records import Failure, first_beyond
 from mickle.data.words import PUNCTUATION, letters_a_word, split_spaces, split_words
 
 _HANGUL = re.compile("[\uac00-\ud7a3]")  # syllables of two or three letters
@@ -83,7 +83,7 @@ def find_low_quality_words(text: str, words: Sequence[str], settings: Quality, l
     counts = Counter(words)
     return (
         _of_words(text, counts, settings)
-        or _of_marks(text, len(words), settings)
+        or first_beyond(_of_marks(text, len(words), settings))
         or _of_prose(counts, settings, language)
     )
 
@@ -112,16 +112,9 @@ def _marks_on(word: str) -> int:
     return 0 if word.isascii() else sum(unicodedata.category(character).startswith("M") for character in word)
 
 
-def _of_marks(text: str, words: int, settings: Quality) -> Failure | None:
+def _of_marks(text: str, words: int, settings: Quality) -> Iterator[Failure]:
     """Hash signs, ellipses and bullets."""
     lines = text.splitlines()
-    for failure in _marks(text, words, lines, settings):
-        if failure.value > failure.limit:
-            return failure
-    return None
-
-
-def _marks(text: str, words: int, lines: Sequence[str], settings: Quality) -> Iterator[Failure]:
     if words:
         yield Failure("hash signs", text.count("#") / words, settings.hash_signs)
         yield Failure("ellipses", sum(map(text.count, ELLIPSES)) / words, settings.ellipses)

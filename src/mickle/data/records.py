@@ -65,6 +65,11 @@ class Failure(NamedTuple):
     limit: float
 
 
+def first_beyond(measured: Iterable[Failure]) -> Failure | None:
+    """The first whose value is greater than its limit."""
+    return next((failure for failure in measured if failure.value > failure.limit), None)
+
+
 P = TypeVar("P", bound=Page)
 T = TypeVar("T")
 

@@ -23,13 +23,13 @@ Applied twice is applied once: a page is kept as it is or removed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from mickle.config import Config
-from mickle.data.records import Failure
+from mickle.data.records import Failure, first_beyond
 from mickle.data.words import letters_a_word, split_words
 
 Size = Annotated[int, Field(ge=1, le=100)]
@@ -68,7 +68,7 @@ def find_repetition(text: str, settings: Repetitions) -> Failure | None:
     """
     if not text:
         return Failure("text is empty", 0.0, 0.0)
-    if duplicates := _first(_duplicates(text, settings)):
+    if duplicates := first_beyond(_duplicates(text, settings)):
         return duplicates
     return find_repeated_words(text, split_words(text), settings, letters_a_word(text))
 
@@ -77,11 +77,7 @@ def find_repeated_words(text: str, words: Sequence[str], settings: Repetitions, 
     """The n-gram rules alone, for a text that is not empty and its words however split; ``letters`` of them make a
     word where they are the letters of a script without spaces.
     """
-    return _first(_ngrams(len(text), words, settings, letters))
-
-
-def _first(measured: Iterable[Failure]) -> Failure | None:
-    return next((failure for failure in measured if failure.value > failure.limit), None)
+    return first_beyond(_ngrams(len(text), words, settings, letters))
 
 
 def _duplicates(text: str, settings: Repetitions) -> Iterator[Failure]:

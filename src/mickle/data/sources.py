@@ -20,11 +20,11 @@ from pydantic import Field
 
 from mickle.config import Config, Input
 from mickle.data.pages import PAGES, RawPage, Skipped, record_page, removed_raw
-from mickle.data.parquet import EXPANSION, open_parquet
+from mickle.data.parquet import open_parquet, refuse_expansion
 from mickle.data.records import Removed, domain_of, grouped
 from mickle.data.rows import NOT_UTF8, Doubled, bounded_lines, damage_of_text, parquet_values, parse
 from mickle.data.warc import Damaged, read_records
-from mickle.errors import UsageError
+from mickle.errors import UsageError, first_line
 
 Found = RawPage | Removed | Skipped
 Advance = Callable[[int], None]  # told how many more bytes of the source have been read
@@ -248,8 +248,7 @@ def _open_rows(path: Path) -> Iterator[IO[bytes]]:
         with pyarrow.input_stream(path, compression=codec) as compressed:
             yield io.BufferedReader(_Bounded(compressed, path))
     except OSError as error:
-        reason = str(error).split("\n")[0][:120]
-        raise UsageError(f"not a whole {path.suffix} file: {reason}", where=str(path)) from None
+        raise UsageError(f"not a whole {path.suffix} file: {first_line(error, 120)}", where=str(path)) from None
 
 
 class _Bounded(io.RawIOBase):
@@ -257,7 +256,6 @@ class _Bounded(io.RawIOBase):
 
     def __init__(self, stream: Any, path: Path) -> None:
         self.stream, self.path, self.given = stream, path, 0
-        self.most = (64 << 20) + EXPANSION * path.stat().st_size
 
     def readable(self) -> bool:
         return True
@@ -265,8 +263,7 @@ class _Bounded(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         chunk = self.stream.read(len(buffer))
         self.given += len(chunk)
-        if self.given > self.most:
-            raise UsageError(f"{self.path.name} expands to more than {EXPANSION} times its size", where=str(self.path))
+        refuse_expansion(self.given, self.path)
         buffer[: len(chunk)] = chunk
         return len(chunk)
 

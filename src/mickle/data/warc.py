@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mickle.data.responses import EMPTY_LINE
+from mickle.data.responses import EMPTY_LINE, GZIP
 
 READ = 1 << 16
 LONGEST_HEADER = 1 << 16
@@ -25,7 +25,6 @@ OPENING = 11  # bytes of a record's first line
 PROBE = 1 << 12  # compressed bytes that show whether a member opens with a record
 RATIO = 200  # decompressed to compressed bytes; more is an attack or worthless
 RATIO_FROM = 1 << 20  # members smaller than this, decompressed, may have any ratio
-MEMBER = b"\x1f\x8b\x08"
 RECORD = re.compile(rb"WARC/(?:0\.1[78]|1\.[01])\r?\n")
 LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
 ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
@@ -151,7 +150,7 @@ class Members:
             self.pending = self.decoder.unused_data
         window, at = self.pending, 0
         while True:
-            at = window.find(MEMBER, at)
+            at = window.find(GZIP, at)
             if at < 0 or len(window) - at < PROBE:
                 more = self.read(READ)
                 if not more and at < 0:
@@ -159,7 +158,7 @@ class Members:
                 window, at = window[at if at >= 0 else max(0, len(window) - 2) :] + more, 0
                 if more:
                     continue
-                at = window.find(MEMBER)
+                at = window.find(GZIP)
             if _opens_record(window[at : at + PROBE]):
                 self.pending = window[at:]
                 self._begin()
@@ -225,7 +224,7 @@ def read_records(
     bytes read.
     """
     with open(path, "rb") as stream:
-        compressed = stream.read(3) == MEMBER
+        compressed = stream.read(3) == GZIP
         stream.seek(0)
 
         def read(count: int) -> bytes:

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator
 
 from mickle.config import Config, Input
 from mickle.data.parquet import open_parquet, read_batches, refuse_expansion
-from mickle.errors import UsageError
+from mickle.errors import UsageError, first_line
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
 from mickle.results import Result
@@ -98,11 +98,6 @@ class Rate(Config):
     def after(self, out: Path) -> str:
         """Look."""
         return f"mickle show {out}"
-
-
-def run_rate(task: Rate, work: Path, emit: Emit, seed: int) -> dict[str, Any]:
-    """Write results.json, table.md and risk.svg into ``work``; the summary. Raises UsageError on bad data."""
-    return task.run(None, emit, seed).write(work, emit)
 
 
 def verdict(task: Rate, x: Any, y: Any, curve: Any, seed: int) -> dict[str, Any]:
@@ -232,7 +227,7 @@ def read_arrays(task: Rate) -> tuple[Any, Any]:
             known = list(tensors)
             found = {name: plain(tensors[name]) for name in (task.inputs, task.target) if name in known}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = "it holds Python objects" if "pickle" in str(error) else str(error).split("\n")[0][:120]
+        reason = "it holds Python objects" if "pickle" in str(error) else first_line(error, 120)
         raise UsageError(f"cannot read {path.name}: {reason}", where=str(path)) from None
     for field, name in (("inputs", task.inputs), ("target", task.target)):
         if name not in found:
@@ -258,7 +253,7 @@ def read_columns(task: Rate) -> tuple[Any, Any]:
     try:
         table = pyarrow.csv.read_csv(path) if path.suffix.lower() == ".csv" else _parquet_table(path)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"cannot read {path.name}: {str(error).splitlines()[0][:120]}", where=str(path)) from None
+        raise UsageError(f"cannot read {path.name}: {first_line(error, 120)}", where=str(path)) from None
     names = table.column_names
     if names.count(task.target) != 1:
         raise UsageError(

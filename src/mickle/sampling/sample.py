@@ -14,8 +14,9 @@ from mickle.config import Input
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
-from mickle.results import Section
+from mickle.results import Section, json_lines
 from mickle.step import Step
+from mickle.untrusted.values import read_text
 
 if TYPE_CHECKING:
     from mickle.data.tokenizer import TextTokenizer
@@ -69,7 +70,7 @@ class Sample(Step):
                     if name == "text":
                         row |= {"tokens": len(completion.tokens), "stopped": completion.stopped}
                 emit(Progressed(done * len(prompts) + begin + len(written)))
-        storage.write_text(work / "samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+        storage.write_text(work / "samples.jsonl", json_lines(rows))
         storage.write_text(work / "samples.txt", readable(rows))
         emit(Noted(readable(rows[:1]).strip()))
         return {"samples": rows[:20], "texts": len(rows), "tokens": sum(row["tokens"] for row in rows)}
@@ -154,14 +155,8 @@ class Sample(Step):
 
 def read_prompts(path: Path) -> list[str]:
     """The prompts of a file: the field 'prompt' of each line of JSON Lines (.jsonl), else each line but empty ones."""
-    if not path.is_file():
-        raise UsageError(f"no such prompt file: {path}", todo="check the path")
-    if path.stat().st_size > LARGEST_PROMPTS:
-        raise UsageError(f"prompt file has {path.stat().st_size:,} bytes", where=str(path), expected="at most 16 MB")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # and at no other sign, which a text may hold
-    except UnicodeDecodeError as error:
-        raise UsageError("prompt file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
+    # Cut at no other sign, which a text may hold.
+    lines = read_text(path, "prompt file", LARGEST_PROMPTS).split("\n")
     if path.suffix != ".jsonl":
         return [line for line in lines if line.strip()]
     return [_prompt(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
