@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faults import Faults, Killed
 
@@ -41,6 +43,17 @@ def test_metrics_hold_no_times_and_rewind_to_a_step(tmp_path: Path) -> None:
     for event in [EVENTS[2], Evaluated(3, {"loss": 1.0})]:
         sink(event)
     assert (tmp_path / "m.jsonl").read_text() == whole
+
+
+def test_a_step_s_figures_have_the_digits_of_float32_and_an_evaluation_s_have_all(tmp_path: Path) -> None:
+    sink = JsonLines(tmp_path / "m.jsonl")
+    third = float(np.float32(1 / 3))
+    sink(Trained(1, third, 1 / 3, math.inf, 10**9, 0.5, {"share": third}))
+    sink(Evaluated(1, {"loss": 1 / 3}))
+    trained, evaluated = (json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines())
+    assert (trained["learning_rate"], trained["gradient_norm"], trained["tokens"]) == (0.333333333, math.inf, 10**9)
+    assert np.float32(trained["loss"]) == np.float32(trained["extra"]["share"]) == np.float32(third)
+    assert evaluated["values"] == {"loss": 1 / 3}
 
 
 def test_a_kill_while_metrics_are_rewound_loses_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

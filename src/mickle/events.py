@@ -118,7 +118,11 @@ def several(*readers: Emit) -> Emit:
 
 
 class JsonLines:
-    """Training and evaluation events as JSON, a line each. Times stay out, so the same run gives the same bytes."""
+    """Training and evaluation events as JSON, a line each. Times stay out, so the same run gives the same bytes.
+
+    Figures of a step have nine digits, with which a float32 is exact; those of an evaluation, which results are made
+    of, have all.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -132,8 +136,10 @@ class JsonLines:
         values.pop("seconds", None)
         if not values.get("extra", True):
             values.pop("extra")
+        if isinstance(event, Trained):
+            values = json.loads(json.dumps(values), parse_float=_nine_digits)
         with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values) + "\n")
+            stream.write(json.dumps(values, separators=(",", ":")) + "\n")
 
     def rewind(self, step: int) -> None:
         """Drop what lies after ``step``: a resumed run says those lines again."""
@@ -255,6 +261,10 @@ class Console:
 
     def _print(self, text: str) -> None:
         (self._progress.console if self._progress is not None else self._console).print(printable(text), soft_wrap=True)
+
+
+def _nine_digits(number: str) -> float:
+    return float(f"{float(number):.9g}")
 
 
 def _escape(text: str) -> str:

@@ -29,7 +29,7 @@ from torch import nn
 
 from mickle import storage
 from mickle.errors import LockedError, ResourceError, UsageError
-from mickle.events import Evaluated, Event, Progressed, Saved, Started, Trained, Warned
+from mickle.events import Evaluated, Event, JsonLines, Progressed, Saved, Started, Trained, Warned
 from mickle.training import checkpoint
 from mickle.training.closure import Closure, derived_seed
 from mickle.training.interruption import Interruption
@@ -96,6 +96,27 @@ def test_memory_that_is_never_enough_is_an_error_and_other_errors_stay() -> None
     for error, raised in [(NO_MEMORY[0], ResourceError), (RuntimeError("shapes differ"), RuntimeError)]:
         with pytest.raises(raised):
             train("next_token", model=still("next_token"), objective=Short("next_token", 0, error))
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="memory and files are counted on Linux alone")
+@pytest.mark.parametrize(("case", "optimizer"), [("next_token", "adamw"), ("classification", "mezo")])
+def test_a_long_run_takes_no_more_with_every_step(case: str, optimizer: str, tmp_path: Path) -> None:
+    """RELIABILITY 25, at 300 steps: resident memory, open files, and 200 bytes of log for each step."""
+    write, held, opened = JsonLines(tmp_path / "metrics.jsonl"), {}, {}
+
+    def hear(event: Event) -> None:
+        write(event)
+        if isinstance(event, Trained):
+            held[event.step] = int(Path("/proc/self/statm").read_text().split()[1])
+            opened[event.step] = len(os.listdir("/proc/self/fd"))
+
+    train(
+        case, optimizer, steps=300, on_event=hear, checkpoints=tmp_path / "checkpoints", save_every=50,
+        evaluate=lambda model: {"loss": 1.0}, evaluate_every=50,
+    )  # fmt: skip
+    assert held[300] <= 1.02 * held[100]
+    assert opened[300] == opened[100]
+    assert (tmp_path / "metrics.jsonl").stat().st_size <= 200 * 300
 
 
 def test_padding_changes_nothing() -> None:
