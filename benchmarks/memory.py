@@ -3,8 +3,9 @@
     python benchmarks/memory.py [--sizes 1m 24m 135m] [--works full lora qlora mezo spqr rtn] [--precision bfloat16]
 
 Models of random weights, the largest in the shape of SmolLM2-135M; one thread, two steps of 4 rows of 128 tokens, in
-float32 unless asked otherwise; calibration on 16 rows. Prints a table and writes `benchmarks/results/memory.json`,
-anew after each command: what was measured stays where a later one is stopped.
+float32 unless asked otherwise; calibration on 16 rows. Prints a table and writes `benchmarks/results/memory.json`
+after each command: what was measured stays where a later one is stopped, and rows that are not asked for stay too, each
+with its commit.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from mickle.data.records import Page
 from mickle.data.tokenizer import train_tokenizer
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import save_model
-from mickle.storage import read_manifest, write_json
+from mickle.storage import read_json, read_manifest, write_json
 
 RESULT = Path(__file__).parent / "results" / "memory.json"
 SHAPES = {
@@ -65,7 +66,13 @@ def measured(work: str, model: Path, folder: Path, precision: str) -> dict[str, 
         forecast = read_manifest(out).meta["summary"]["forecast"]["memory_bytes"]
     shutil.rmtree(out)
     peak = 1024 * used.ru_maxrss
-    return {"model": model.name, "work": work, "forecast_bytes": forecast, "peak_bytes": peak, "ratio": peak / forecast}
+    found = {"forecast_bytes": forecast, "peak_bytes": peak, "ratio": peak / forecast}
+    return {"model": model.name, "work": work, "precision": precision, **found}
+
+
+def name_of(row: dict[str, Any]) -> tuple[str, ...]:
+    """What a row is of."""
+    return row["model"], row["work"], row["precision"]
 
 
 def write_inputs(folder: Path) -> None:
@@ -86,18 +93,19 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of tune")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
-    tokenizer, rows = train_tokenizer([TEXT], 280, or_fewer=True), []
-    origin = provenance(__file__)
+    tokenizer, origin = train_tokenizer([TEXT], 280, or_fewer=True), provenance(__file__)
+    rows = {name_of(row): row for row in read_json(options.out)["rows"]} if options.out.exists() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_inputs(folder)
         for size in options.sizes:
             save_model(Decoder(SHAPES[size]), folder / size, tokenizer)
             for work in options.works:
-                rows.append(row := measured(work, folder / size, folder, options.precision))
+                row = measured(work, folder / size, folder, options.precision) | {"commit": origin["commit"]}
+                rows[name_of(row)] = row
                 forecast, peak = row["forecast_bytes"] / 1e9, row["peak_bytes"] / 1e9
                 print(f"| {size} | {work} | {forecast:.2f} | {peak:.2f} | {row['ratio']:.2f} |", flush=True)
-                write_json(options.out, {**origin, "precision": options.precision, "rows": rows})
+                write_json(options.out, {**origin, "rows": list(rows.values())})
 
 
 if __name__ == "__main__":

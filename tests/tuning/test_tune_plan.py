@@ -29,6 +29,7 @@ from mickle.training.run import Asked
 from mickle.tuning import tune_plan, tune_run
 from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.mezo import Mezo
+from mickle.tuning.task import Sources
 from mickle.tuning.tune import Tune
 from mickle.tuning.tune_plan import Batching, TunePlan, memory, resolve
 from mickle.tuning.weights import Weights, weigh
@@ -151,6 +152,16 @@ def test_a_batch_that_does_not_fit_is_made_in_parts_and_then_computed_twice(
     monkeypatch.setattr(machine, "available_memory", lambda: 0)
     with pytest.raises(ResourceError, match="one row at a time"):
         plan_of(larger, Lora())
+
+
+def test_what_mezo_imports_is_held_before_it_is_forecast(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels bring numba: 67 MB that were forecast for nobody."""
+    import mickle.training.mezo
+
+    monkeypatch.setattr(mickle.training, "mezo", mickle.training.mezo)  # the module that others know comes back
+    monkeypatch.delitem(sys.modules, "mickle.training.mezo")
+    tune_run.read_inputs(folder, Mezo(), Sources(made.chats(folder.parent / "some.jsonl")), None, None)
+    assert "mickle.training.mezo" in sys.modules
 
 
 def test_less_is_forecast_where_less_is_held(larger: Path) -> None:
