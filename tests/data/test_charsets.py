@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mickle.data import charsets
 from mickle.data.charsets import declared, decode, decoder_of
 
 UMLAUTS = "Die Töpferin gräbt ihren Ton, wo der Bach das Ufer löst, läßt ihn über Winter stehen. "
@@ -127,6 +128,26 @@ def test_undeclared_western_text_is_windows_1252(text: str) -> None:
 @pytest.mark.parametrize("codec", ["cp1251", "koi8-r"])
 def test_undeclared_text_of_other_letters_is_guessed(codec: str) -> None:
     assert decode(RUSSIAN.encode(codec)) == RUSSIAN
+
+
+@pytest.mark.parametrize("codec", ["euc_jp", "cp932", "gb18030", "big5", "cp949", "cp1253"])
+def test_undeclared_text_of_other_signs_is_guessed_wherever_its_head_ends(
+    codec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = {
+        "gb18030": "河流经过古老的城镇，没有人记得比这更冷的冬天。北京是中华人民共和国的首都。",
+        "big5": "河流經過古老的城鎮，沒有人記得比這更冷的冬天。臺北是中華民國的首都，也是最大的城市之一。",
+        "cp949": "강은 오래된 마을을 지나 흐르고 아무도 더 추운 겨울을 기억하지 못한다. 서울은 수도이다.",
+        "cp1253": "Το ποτάμι περνά από την παλιά πόλη και κανείς δεν θυμάται πιο κρύο χειμώνα.",
+    }.get(codec, "東京は日本の首都であり、世界最大の都市圏を形成している。コンピュータの手順に従ってください。")
+    monkeypatch.setattr(charsets, "HEAD", 301)
+    for some in (text, "<p>" + text * 9, "<h1>" + text * 9):
+        assert decode(some.encode(codec)) == some
+
+
+def test_japanese_is_guessed_with_a_byte_that_does_not_fit() -> None:
+    text = "東京は日本の首都であり、世界最大の都市圏を形成している。"
+    assert decode(text.encode("euc_jp") + b"\xff") == text + "\ufffd"
 
 
 def test_text_is_not_asked_what_it_quotes_and_keeps_its_own_replacement_characters() -> None:

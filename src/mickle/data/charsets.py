@@ -69,6 +69,7 @@ _DECLARATION = re.compile(
 _ATTRIBUTE = re.compile(rb"([^\s=/\"'<>]{1,40})\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'>]+))")
 _IN_CONTENT = re.compile(rb"charset\s*=\s*[\"']?\s*([^\s\"';]+)", re.IGNORECASE)
 _XML = re.compile(rb"\s{0,100}<\?xml\b[^>]{0,200}?\bencoding\s*=\s*[\"']([^\"'>]{1,60})[\"']", re.IGNORECASE)
+_KANA = re.compile("[ぁ-ヿ]")
 _RUN = re.compile(rb"[\x80-\xff]{3,}")
 
 
@@ -149,14 +150,23 @@ def _errors_and_signs(text: str, content: bytes) -> tuple[int, int]:
 
 
 def _guess(head: bytes) -> str:
-    """The decoder of what is no UTF-8. Latin letters beyond ASCII stand alone or in twos, those of others in words."""
+    """The decoder of what is no UTF-8. Kana tell Japanese, which charset_normalizer takes for Chinese or Korean. Latin
+    letters beyond ASCII stand alone or in twos, those of others in words.
+    """
+    for japanese in ("euc_jp", "cp932"):
+        read = decoded(head, japanese)
+        wrong, signs = _errors_and_signs(read, head)
+        if wrong <= STRAY and len(_KANA.findall(read)) > max(STRAY, signs // 5):
+            return japanese
     high = len(head) - len(head.decode("ascii", "ignore"))
     if 2 * sum(map(len, _RUN.findall(head))) <= high:
         return FALLBACK
     from charset_normalizer import from_bytes
 
-    best = from_bytes(head, threshold=0.3).best()
-    return (decoder_of(best.encoding) if best else "") or FALLBACK
+    for end in range(len(head), len(head) - (4 if len(head) == HEAD else 1), -1):  # a sign may be cut in two
+        if best := from_bytes(head[:end], threshold=0.3).best():
+            return decoder_of(best.encoding) or FALLBACK
+    return FALLBACK
 
 
 def _as_euc(shifted: re.Match[bytes]) -> bytes:
