@@ -366,6 +366,7 @@ def test_files_there_and_back(tmp_path):
     ("line", "message"),
     [
         ("{", "not JSON"),
+        ("9" * 5000, "not JSON"),
         ("[]", "lacks a source"),
         ('{"source": "a"}', "lacks a source or a target"),
         ('{"source": "a", "target": "b", "length": -1}', "length is -1"),

@@ -20,6 +20,7 @@ from mickle import storage
 from mickle.config import Config, Input
 from mickle.data.parquet import read_batches
 from mickle.data.records import Failure, Page, Removed, read_corpus, remove
+from mickle.data.rows import value_of
 from mickle.data.words import letters_a_word
 from mickle.errors import UsageError
 from mickle.untrusted.values import most_of_rows, read_text
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LARGEST_JSON = 256 << 20  # bytes
+ITEM = "one JSON value a line"
 DEEPEST = 8  # lists and objects inside each other that texts of an item are looked for in
 
 
@@ -156,9 +158,7 @@ def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
         yield from ((page.url, [page.text]) for page in read_corpus(path))
     elif suffix in (".jsonl", ".ndjson"):
         lines = enumerate(read_text(path, "evaluation set", LARGEST_JSON).split("\n"), start=1)
-        yield from _numbered(
-            path, ((number, _json(line, f"{path}:{number}")) for number, line in lines if line.strip())
-        )
+        yield from _numbered(path, ((n, value_of(line, f"{path}:{n}", ITEM)) for n, line in lines if line.strip()))
     elif suffix == ".json":
         value = storage.read_json(path, LARGEST_JSON, most_of_rows(path.stat().st_size))
         yield from _numbered(path, enumerate(value if isinstance(value, list) else [value], start=1))
@@ -172,15 +172,6 @@ def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _numbered(path: Path, items: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, list[str]]]:
     for number, item in items:
         yield f"{path.name}#{number}", list(_texts(item))
-
-
-def _json(line: str, where: str) -> Any:
-    import json
-
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        raise UsageError("not JSON", where=where, expected="one JSON value a line") from None
 
 
 def _texts(value: Any, deep: int = 0) -> Iterator[str]:

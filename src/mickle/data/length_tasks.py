@@ -13,7 +13,6 @@ its minimum out (the paper's swaps it with the front).
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -22,9 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from mickle.data.rows import LARGEST_JSON, value_of
 from mickle.data.tasks import copying, numbers, orders, pcfg, scan
 from mickle.data.tasks.problem import FULL, MINIMAL, Part, Problem
 from mickle.errors import UsageError
+from mickle.untrusted.values import read_text
 
 if TYPE_CHECKING:
     from mickle.data.tokenizer import TextTokenizer
@@ -170,26 +171,15 @@ def read_examples(path: Path, count: Callable[[str], int] | None = None) -> list
 
     Raises UsageError naming the line that is wrong, and for a file without records.
     """
-    if not Path(path).is_file():
-        raise UsageError(f"no such file: {path}", expected="JSON Lines with source and target")
-    found = []
-    with open(path, encoding="utf-8") as lines:
-        try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    found.append(_record(line, f"{path}:{number}", count))
-        except UnicodeDecodeError as error:
-            raise UsageError("the file is not UTF-8 text", where=f"{path}, byte {error.start}") from None
+    lines = enumerate(read_text(path, "file of examples", LARGEST_JSON).split("\n"), 1)
+    found = [_record(line, f"{path}:{number}", count) for number, line in lines if line.strip()]
     if not found:
         raise UsageError("the file holds no records", where=str(path), expected="JSON Lines with source and target")
     return found
 
 
 def _record(line: str, where: str, count: Callable[[str], int] | None) -> Example:
-    try:
-        value: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
-        raise UsageError("the line is not JSON", where=where) from None
+    value = value_of(line, where, "source and target")
     texts = ("source", "target")
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in texts):
         raise UsageError("the record lacks a source or a target", where=where, expected="two fields of text")

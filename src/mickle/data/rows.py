@@ -156,6 +156,14 @@ def parse(line: bytes) -> tuple[Any, str]:
         return None, f"not JSON: {error}"
 
 
+def value_of(line: str, where: str, expected: str) -> Any:
+    """The value of a line of JSON of a file that must be good throughout; UsageError for one that is not."""
+    value, problem = parse(line.encode())
+    if problem:
+        raise UsageError(problem, where=where, expected=expected)
+    return value
+
+
 def _is_lines(stream: IO[bytes]) -> bool:
     """Whether a file named .json holds JSON Lines, as many do: its first line is an object, and more follows."""
     first = stream.readline(LARGEST_ROW + 1)

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from mickle import storage
 from mickle.config import Input
+from mickle.data.rows import value_of
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from mickle.sampling.text import Completion
 
 LARGEST_PROMPTS = 16 << 20  # bytes of a prompt file
+PROMPT = '{"prompt": "..."}'  # a line
 BATCH = 16  # prompts at a time
 LONGEST_TEXT = 1_500  # characters that a report shows of a text
 
@@ -163,13 +165,10 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def _prompt(line: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        raise UsageError("line is not JSON", where=where, expected='{"prompt": "..."}') from None
+    value = value_of(line, where, PROMPT)
     prompt = value.get("prompt") if isinstance(value, dict) else None
     if not isinstance(prompt, str):
-        raise UsageError("record has no text under 'prompt'", where=where, expected='{"prompt": "..."}')
+        raise UsageError("record has no text under 'prompt'", where=where, expected=PROMPT)
     return prompt
 
 
