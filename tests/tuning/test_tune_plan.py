@@ -29,7 +29,6 @@ from mickle.training.run import Asked
 from mickle.tuning import tune_plan, tune_run
 from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.mezo import Mezo
-from mickle.tuning.task import Sources
 from mickle.tuning.tune import Tune
 from mickle.tuning.tune_plan import Batching, TunePlan, memory, resolve
 from mickle.tuning.weights import Weights, weigh
@@ -154,16 +153,6 @@ def test_a_batch_that_does_not_fit_is_made_in_parts_and_then_computed_twice(
         plan_of(larger, Lora())
 
 
-def test_what_mezo_imports_is_held_before_it_is_forecast(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its kernels bring numba: 67 MB that were forecast for nobody."""
-    import mickle.training.mezo
-
-    monkeypatch.setattr(mickle.training, "mezo", mickle.training.mezo)  # the module that others know comes back
-    monkeypatch.delitem(sys.modules, "mickle.training.mezo")
-    tune_run.read_inputs(folder, Mezo(), Sources(made.chats(folder.parent / "some.jsonl")), None, None)
-    assert "mickle.training.mezo" in sys.modules
-
-
 def test_less_is_forecast_where_less_is_held(larger: Path) -> None:
     """Full above LoRA, activations kept above those computed twice; and 7 billion weights in four bits take a sixth of
     what they take in float32, and with it the scales' share of 4.13 bits.
@@ -192,7 +181,7 @@ from mickle.events import ignore
 from mickle.step import execute
 from mickle.tuning import outcome
 from mickle.tuning.tune import Tune
-from mickle.tuning.tune_plan import LIBRARIES
+from mickle.tuning.tune_plan import libraries
 
 outcome.draw = lambda results, metrics: "<svg></svg>"  # matplotlib is not what is measured
 folder = Path(sys.argv[1])
@@ -200,9 +189,10 @@ torch.set_num_threads(1)
 execute(load(Tune, folder / "warm.yaml"), folder / "warm", ignore)
 machine.reset_peak_memory()
 before = machine.peak_memory()
-out = execute(load(Tune, folder / "chosen.yaml"), folder / "out", ignore)
+chosen = load(Tune, folder / "chosen.yaml")
+out = execute(chosen, folder / "out", ignore)
 found = storage.read_json(out / "manifest.json")["summary"]["memory"]
-forecast = found["forecast_bytes"] - before - LIBRARIES
+forecast = found["forecast_bytes"] - before - libraries(chosen.method)
 storage.write_json(folder / "added.json", (found["peak_bytes"] - before) / forecast)
 """
 

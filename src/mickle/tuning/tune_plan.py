@@ -29,6 +29,7 @@ from mickle.tuning.methods import TuningMethod
 from mickle.tuning.weights import Weights
 
 LIBRARIES = 120_000_000  # bytes that a fresh process sets up after the forecast, as measured: 82 to open, 37 to measure
+NUMBA = 67_000_000  # bytes of the compiler that MeZO's kernels bring
 READER = 50_000_000  # bytes that transformers' `generate` sets up when it is asked with what was written
 PARTS_DIFFER = "dropout: each part of a batch draws units of its own, so another number of parts is another run"
 MOST_EXAMPLES = 16  # of a step
@@ -173,7 +174,12 @@ def memory(method: TuningMethod, plan: TunePlan, weights: Weights, shape: Descri
         ending = max(ending, weights.file_bytes + READER)
     held = machine.peak_memory() if base is None else base
     running = stored + learning + max(step + method.unpacked_bytes(weights), evaluation)
-    return int(held + LIBRARIES + max(opening, running, stored + learning + ending))
+    return int(held + libraries(method) + max(opening, running, stored + learning + ending))
+
+
+def libraries(method: TuningMethod) -> int:
+    """Bytes that a fresh process sets up after the forecast."""
+    return LIBRARIES + (NUMBA if method.kept is None else 0)
 
 
 def _stored(method: TuningMethod, plan: TunePlan, weights: Weights) -> int:

@@ -86,8 +86,7 @@ def read_inputs(
         task = read_labels(sources, prompt, tokenizer, most, shape.causal)
     else:
         task = read_task(sources, folder, tokenizer, most, shape.causal)
-    few_bits = bool(method.few_bits) or "quantization_config" in read_config(folder)
-    _import_libraries(shape.ours, few_bits, forward_only=method.kept is None)
+    _import_libraries(shape.ours, method.few_bits or "quantization_config" in read_config(folder))
     return Known(folder, method, task, tokenizer, shape, weigh(folder, method.learns.adapted), most)
 
 
@@ -109,16 +108,14 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def _import_libraries(ours: bool, few_bits: bool, forward_only: bool) -> None:
+def _import_libraries(ours: bool, few_bits: bool) -> None:
     """Libraries that the run will need: the forecast counts them with what the process holds."""
     import mickle.training.loop
 
     if not ours:
         import mickle.models.transformers_bridge
     if few_bits:
-        import mickle.models.quantized
-    if forward_only:
-        import mickle.training.mezo  # noqa: F401
+        import mickle.models.quantized  # noqa: F401
 
 
 def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel:
