@@ -385,6 +385,8 @@ LISTED = "for oar in boat:\n    if oar.dry:\n        oar.dip()\n"
         "<pre><code><ol>" + "".join(f"<li>{line}</li>" for line in LISTED.splitlines()) + "</ol></code></pre>",
         "<pre>" + "".join(f'<span class="code-line">{line}</span>' for line in LISTED.splitlines()) + "</pre>",
         "<pre>" + "\n".join(f'<span class="line">{line}</span>' for line in LISTED.splitlines()) + "</pre>",
+        "<pre>" + "<br>".join(f'<span class="line">{line}</span>' for line in LISTED.splitlines()) + "<br></pre>",
+        "<pre>" + "".join(f'<span style="display: block">{line}</span>' for line in LISTED.splitlines()) + "</pre>",
     ],
 )
 def test_code_keeps_its_lines_however_they_are_marked(listing: str) -> None:
@@ -398,8 +400,10 @@ def test_empty_lines_of_code_stay() -> None:
 
 
 def test_lines_of_a_cell_are_words_apart() -> None:
-    table = "<table><tr><td>Boat<br>Oar</td><td><p>1</p><p>2</p></td></tr><tr><td>Sail</td><td>3</td></tr></table>"
-    assert "Boat Oar | 1 2\nSail | 3" in main_text(f"<body>{BODY}{table}{BODY}</body>")
+    table = (
+        "<table><tr><td>Boat<br>Oar</td><td><p>1</p><p>2</p></td></tr><tr><td>Sail</td><td><ul><li>3<li>4</ul></table>"
+    )
+    assert "Boat Oar | 1 2\nSail | 3 4" in main_text(f"<body>{BODY}{table}{BODY}</body>")
 
 
 @pytest.mark.parametrize(
@@ -434,6 +438,8 @@ def test_a_sentence_is_no_label_whatever_it_begins_with(line: str) -> None:
         ["도공은 봄마다 강가에서 흙을 판다.", "흙은 겨울을 물속에서 난다.", "가을에는 장에서 그릇을 판다."],
         ["कुम्हार हर वसंत में मिट्टी खोदता है।", "मिट्टी सर्दी भर पानी में रहती है।", "पतझड़ में कटोरे बिकते हैं।"],
         ["هل رأيت النهر في الربيع؟", "يحفر الخزاف الطين كل ربيع.", "تباع الأوعية في الخريف."],
+        ["ช่างปั้นหม้อขุดดินทุกฤดูใบไม้ผลิ", "ดินต้องแช่น้ำหนึ่งฤดูหนาว", "เธอขายชามในตลาดฤดูใบไม้ร่วง"],
+        ["རྫ་མཁན་གྱིས་ལོ་རེའི་དཔྱིད་ཀར་ས་བརྐོ།", "ཐབ་དེ་མོའི་སྤོ་བོས་བརྩིགས།", "སྟོན་ཁར་ཁྲོམ་དུ་ཕོར་པ་འཚོང་།"],
         ["She said: “Wait.”", "(Bowls are sold in autumn.)", "«Nobody stirs the glaze!»"],
     ],
 )
@@ -461,6 +467,9 @@ TEX = '<math><semantics><mi>p</mi><annotation encoding="application/x-tex">p=2r<
         f'<span class="katex"><span class="katex-mathml">{TEX}</span><span aria-hidden="true">p=2r</span></span>',
         f'<span class="mwe"><span class="mwe-a11y" style="display: none;">{TEX}</span><img alt="p=2r"></span>',
         '<script type="math/tex">p=2r</script>',
+        '<script type="math/asciimath">p=2r</script>',
+        '<img class="latex" alt="p=2r" src="p.png">',
+        '<span class="katex"><span class="katex-html" aria-hidden="true"><b>p</b><b>=2r</b></span></span>',
         '<span class="MathJax_Preview">p</span><span class="MathJax"><math><mi>p</mi></math></span>'
         '<script type="math/tex; mode=display">p=2r</script>',
     ],

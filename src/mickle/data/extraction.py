@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 PAGE_ENDS = re.compile(r"</(?:body|html)\s*>", re.IGNORECASE)
 NESTING = re.compile(r"</?(?!(?:p|h[1-6]|br|hr|a|pre|script|style)\b)[a-z][^<>]*>", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+FORMULA_IMAGES = frozenset(
+    ("math", "tex", "latex", "mwe-math-fallback-image-inline", "mwe-math-fallback-image-display")
+)
 ADDRESS = re.compile(r"[ \t]?(?:\bhttps?://|\bwww\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
 DOUBT_SHARE, DOUBT_SHORT_SHARE = 0.2, 0.5  # of a page's text outside links that was found, and of a short find
 DOUBT_SIZE, DOUBT_SHORT = 200, 500  # characters: outside links where nothing was found; of a short find
@@ -137,7 +140,7 @@ def parse(html: str) -> _Element | None:
     except etree.XMLSyntaxError:
         return None
     if root is not None:
-        if "math" in html:
+        if any(word in html for word in ("math", "latex", "katex")):
             spell_formulas(root)
         etree.strip_elements(root, "script", "style", "template", "svg", "select", "button", with_tail=False)
     return root
@@ -146,7 +149,7 @@ def parse(html: str) -> _Element | None:
 def spell_formulas(root: _Element) -> None:
     """Makes each formula a word: its TeX, or what its signs are, once, whatever a page holds to draw it."""
     for formula in list(root.iter("script")):
-        if (formula.get("type") or "").startswith("math/tex"):
+        if (formula.get("type") or "").startswith(("math/tex", "math/asciimath")):
             for drawn in formula.itersiblings(preceding=True):
                 if not (drawn.get("class") or "").startswith("MathJax"):
                     break
@@ -156,6 +159,14 @@ def spell_formulas(root: _Element) -> None:
         notes = {note.get("encoding", ""): note.text for note in formula.iter("annotation", "annotation-xml")}
         signs = " ".join("".join(formula.itertext()).split())
         set_word(formula, notes.get("application/x-tex") or formula.get("alttext") or signs)
+    for drawn in list(root.iter("span", "img")):
+        names = (drawn.get("class") or "").split()
+        before = drawn.getprevious()
+        said = "" if before is None else "".join(before.itertext())
+        if drawn.tag == "img" and FORMULA_IMAGES.intersection(names) and (text := drawn.get("alt", "")) not in said:
+            set_word(drawn, text)
+        elif "katex-html" in names and not said:
+            set_word(drawn, "".join(drawn.itertext()))
 
 
 def set_word(element: _Element, text: str) -> None:

@@ -43,6 +43,7 @@ LAYOUT = ("table", "tr", "td", "h1", "h2", "h3", "h4", "pre", "form", "li", "scr
 LONGEST_CELL = 600  # characters of a cell of data
 KINDS: dict[str, Kind] = {"li": "item", "dd": "item", "dt": "term", **dict.fromkeys(HEADINGS, "heading")}
 BREAK = "\0"  # stands for a line break inside a block; pages are parsed without NULs
+STYLED_LINE = re.compile(r"display:\s*(?:block|list-item|table-row)")
 CODE_LINE = re.compile(r"(?:^|[\s_-])line(?:\s|$)")
 LITTLE = 200  # of a text outside links: what a tag calls furniture and holds no more is not looked into
 
@@ -247,9 +248,12 @@ def lines_of(element: _Element) -> list[str]:
 def is_own_line(element: _Element) -> bool:
     """Whether an element stands in a line of its own, or is a ``br``."""
     sort = SORTS.get(element.tag, "inline")
-    if sort == "inline":
-        return element.tag == "span" and bool(CODE_LINE.search(element.get("class", "")))
-    return sort not in ("link", "unseen")
+    if sort == "inline" and element.tag == "span":
+        if element.get("style") and STYLED_LINE.search(element.get("style", "")):
+            return True
+        following = element.getnext()  # a ``br`` after each line breaks it itself
+        return bool(CODE_LINE.search(element.get("class", ""))) and (following is None or following.tag != "br")
+    return sort not in ("inline", "link", "unseen")
 
 
 def is_code(element: _Element) -> bool:
@@ -293,7 +297,7 @@ def outside_links(element: _Element) -> int:
 
 def data_rows(table: _Element) -> list[_Element] | None:
     """Rows of a table that holds data; none where it is there for the layout: a single row, tables, headings, code
-    or lists inside, or long cells.
+    or lists of links inside, or long cells.
     """
     rows: list[_Element] = []
     for element in table.iter(*LAYOUT):
@@ -305,6 +309,6 @@ def data_rows(table: _Element) -> list[_Element] | None:
                 size += len(text)
                 if size > LONGEST_CELL:
                     return None
-        elif element is not table:
+        elif element is not table and not (element.tag == "li" and next(element.iter("a"), None) is None):
             return None
     return rows if len(rows) > 1 else None

@@ -20,8 +20,9 @@ FRAME_SHARE, WELCOME_SHARE, RIVAL_SHARE, SECTION_SHARE = 0.9, 0.5, 0.2, 0.3
 OVERRULED = 2  # times the sentences of all the rest in an element show that its tag is wrong, or was never closed
 
 ENDED = re.compile(
-    "[.!?:;\u2026\u3002\uff01\uff1f\uff1a\uff1b\uff0e\uff61\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4\u0589]"
+    "[.!?:;\u2026\u3002\uff01\uff1f\uff1a\uff1b\uff0e\uff61\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4\u0589\u0f0d\u0f0e]"
     "[\"'\u00bb\u201c\u201d\u2019\u203a)\\]}\u300d\u300f\uff09\u3011\u300b]*$"
+    "|[\u0e00-\u0eff][\u0e00-\u0eff\\s]{19,}$"  # Thai and Lao sentences end in letters; labels are shorter
 )
 PHRASES = re.compile(
     r"^\W*(?:"
