@@ -150,6 +150,11 @@ BOTH = {"bos_token": "<s>", "eos_token": {"content": "</s>"}}
             "</s>",
         ),
         ({"config": {"bos_token_id": 301, "eos_token_id": [302, 0]}}, "<s>", "</s>"),
+        (
+            {"config": {"eos_token_id": None}, "generation_config": {"bos_token_id": 301, "eos_token_id": 302}},
+            "<s>",
+            "</s>",
+        ),
         ({"config": {"bos_token_id": 1, "eos_token_id": 2}}, "<|endoftext|>", "<|endoftext|>"),  # letters by default
         ({"config": {"eos_token_id": [[]], "bos_token_id": {}}}, "<|endoftext|>", "<|endoftext|>"),
     ],

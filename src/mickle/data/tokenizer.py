@@ -285,7 +285,8 @@ def _read_configuration(folder: Path, tokenizer: Tokenizer) -> dict:
     """`tokenizer_config.json` with the marks that other files name, taken as transformers takes them.
 
     `special_tokens_map.json` counts where there is no `added_tokens_decoder`. Where neither names a start or an end,
-    `config.json`'s ids do, if they are special tokens: its defaults are letters in most vocabularies.
+    the ids of `config.json` or `generation_config.json` do, if they are special tokens: defaults are letters in most
+    vocabularies.
     """
     stated = _read_settings(folder / "tokenizer_config.json")
     stated.pop("auto_map", None)  # it names code to run
@@ -294,7 +295,9 @@ def _read_configuration(folder: Path, tokenizer: Tokenizer) -> dict:
         stated |= {name: mark for name in marks if name.endswith("_token") and (mark := mark_of(marks, name))}
     if any(mark_of(stated, name) for name in ("bos_token", "eos_token", "cls_token", "sep_token")):
         return stated
-    added, ids = tokenizer.get_added_tokens_decoder(), _read_settings(folder / "config.json")
+    added = tokenizer.get_added_tokens_decoder()
+    model = {name: number for name, number in _read_settings(folder / "config.json").items() if number is not None}
+    ids = _read_settings(folder / "generation_config.json") | model
     for name in ("bos_token", "eos_token"):
         named = ids.get(f"{name}_id")
         number = named[0] if isinstance(named, list) and named else named
