@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import os
 import resource
@@ -25,6 +26,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which peers in other tests do too
+
+
+@pytest.fixture(autouse=True, scope="module")
+def old_objects_are_not_looked_over_again() -> None:
+    """A worker of the tests gathers millions of objects; every run that gives memory back would look at all of them."""
+    gc.freeze()
 
 
 @pytest.fixture
