@@ -18,8 +18,10 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 import small_web as web
+from mutations import mutated
 
 from mickle.data.card import Tally
 from mickle.data.pages import RawPage
@@ -30,41 +32,16 @@ from mickle.data.warc import write_warc
 
 RULES = Rules(stages=list(WEB))
 MOST_MEMORY = 2 << 30
-TAGS = [
+TAGS = [tag.encode() for tag in (
     "<div>", "</div>", "<table><tr><td>", "<p", "<!--", "-->", "<![CDATA[", "<script>", "</script>", "<pre>",
     "<a href='", "&#x0;", "&#xD800;", "<svg><style>", "<template>", "<select><option>", "<li><ul>", "\x00",
-]  # fmt: skip
-
-
-def mutated(content: bytes, draw: random.Random) -> bytes:
-    """A few bytes flipped, cut, doubled, moved, or markup put in, now and then a thousand times."""
-    data = bytearray(content)
-    for _ in range(draw.randrange(1, 8)):
-        place, size = draw.randrange(len(data) + 1), draw.randrange(1, 400)
-        match draw.randrange(6):
-            case 0:
-                data[place : place + 1] = bytes([draw.randrange(256)])
-            case 1:
-                del data[place : place + size]
-            case 2:
-                data[place:place] = data[place : place + size]
-            case 3:
-                other = draw.randrange(len(data) + 1)
-                data[place:place] = data[other : other + size]
-            case 4:
-                data[place:place] = draw.randbytes(draw.randrange(1, 50))
-            case 5:
-                times = draw.choice([1, 1, 1, 1000])
-                data[place:place] = draw.choice(TAGS).encode("utf-8", "replace") * times
-        if not data:
-            data = bytearray(b"x")
-    return bytes(data)
+)]  # fmt: skip
 
 
 def fuzz_warc(whole: bytes, folder: Path, draw: random.Random) -> int:
     """One mutated file; returns how many records came out of it."""
     path = folder / "fuzz.warc"
-    path.write_bytes(mutated(whole, draw))
+    path.write_bytes(mutated(whole, draw, TAGS))
     tally, count = Tally(WEB), 0
     for item in Warc(path=path).read([path], 1 << 20, lambda read: None):
         count += 1
@@ -78,7 +55,7 @@ def fuzz_warc(whole: bytes, folder: Path, draw: random.Random) -> int:
 
 def fuzz_html(pages: list[bytes], draw: random.Random) -> int:
     """One mutated page, as HTML or text, of any claimed encoding."""
-    content = mutated(draw.choice(pages), draw)
+    content = mutated(draw.choice(pages), draw, TAGS)
     charset = draw.choice(["", "utf-8", "utf-16", "shift_jis", "nonsense", "cp1252"])
     refine_page(RawPage("https://a.org/", "a.org", draw.choice(["html", "html", "text"]), content, charset), RULES)
     return 1

@@ -1,6 +1,7 @@
 """Statistics against printed tables, SciPy (a development dependency), pencil examples and simulations."""
 
 import math
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation import compare
-from mickle.evaluation.compare import Interval, benefits, detectable, holm, is_larger, paired_t, verdict
+from mickle.evaluation.compare import Interval, Verdict, benefits, detectable, holm, is_larger, paired_t, verdict
 
 # Printed tables of Student's t, e.g. Fisher and Yates: (probability, degrees of freedom) -> quantile.
 TABLE = {
@@ -188,6 +189,6 @@ def test_an_effect_is_larger_where_its_whole_interval_lies_beyond_twice_the_clai
 
 
 def test_all_five_verdicts_stand_in_the_table_above_and_a_claim_must_be_a_benefit() -> None:
-    assert {expected for _, expected in VERDICTS} == set(compare.VERDICTS)
+    assert {expected for _, expected in VERDICTS} == set(get_args(Verdict))
     with pytest.raises(UsageError):
         verdict(paired_t([1.0] * 5), 0.0, 0.1)

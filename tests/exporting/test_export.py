@@ -265,6 +265,34 @@ def test_a_folder_that_transformers_reads_as_another_model_is_not_exported(
         run(base)
 
 
+def test_an_export_is_refused_where_generate_writes_something_else(
+    base: Path, run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The logits may be right and the writing wrong: each token that `generate` writes must be Mickle's likeliest."""
+    from mickle.models import transformers_bridge
+
+    honest = transformers_bridge.read_by_transformers
+
+    def other_last(folder: Path, texts: Any, tokens: int) -> Any:
+        read = honest(folder, texts, tokens)
+        return dataclasses.replace(read, written=[[*text[:-1], (text[-1] + 1) % 256] for text in read.written])
+
+    monkeypatch.setattr(transformers_bridge, "read_by_transformers", other_last)
+    with pytest.raises(UsageError, match="generate writes .* which is not likeliest to Mickle"):
+        run(base)
+
+
+def test_a_token_0_in_a_text_is_no_padding(base: Path) -> None:
+    from mickle.models.transformers_bridge import read_by_transformers
+
+    (base / "generation_config.json").write_text('{"eos_token_id": 299}')
+    texts = ([7, 0, 9, 0, 0], [0, 7, 0, 9])
+    read = read_by_transformers(base, texts, tokens=3)
+    for text, written in zip(texts, read.written, strict=True):
+        scores = open_model(base).float()(torch.tensor([[*text, *written]]))[0, len(text) - 1 : -1]
+        assert scores.argmax(-1).tolist() == written
+
+
 def forgets_theta(honest: Any) -> Any:
     return lambda values: dataclasses.replace(honest(values), rope_theta=10_000.0)
 

@@ -246,6 +246,21 @@ def test_an_end_that_transformers_would_not_take_is_warned_of(home: Path, tmp_pa
     assert any("does not end a text at [" in event.message for event in heard if isinstance(event, Warned))
 
 
+def test_a_generate_that_goes_on_behind_the_end_is_warned_of(home: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from mickle.models import transformers_bridge
+    from mickle.models.folder import end_tokens
+
+    def goes_on(folder: Path, texts: Any, tokens: int) -> Any:
+        ends = end_tokens(folder)
+        return transformers_bridge.Read([], [[5, *ends, 5]], ends)
+
+    monkeypatch.setattr(transformers_bridge, "read_by_transformers", goes_on)
+    heard: list[Event] = []
+    base = made.chat_folder(tmp_path / "base")
+    tune(home, tmp_path / "out", heard.append, model=base, method={"kind": "full"}, steps=2)
+    assert any("does not end a text at [" in event.message for event in heard if isinstance(event, Warned))
+
+
 def test_a_model_that_transformers_does_not_know_is_not_asked_of_it(home: Path, tmp_path: Path) -> None:
     heard: list[Event] = []
     base = made.chat_folder(tmp_path / "base", position="alibi")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from mutations import mutated
 from pyarrow import parquet
 
 from mickle import storage
@@ -57,23 +58,6 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mutated(content: bytes, draw: random.Random) -> bytes:
-    """One to four bytes changed, pieces put in, cut out or doubled."""
-    data = bytearray(content)
-    for _ in range(draw.randint(1, 4)):
-        at, size = draw.randrange(len(data) + 1), draw.randint(1, 30)
-        match draw.randrange(4):
-            case 0:
-                data[at : at + 1] = bytes([draw.randrange(256)])
-            case 1:
-                data[at : at + draw.choice([0, size])] = draw.choice(PIECES)
-            case 2:
-                del data[at : at + size]
-            case 3:
-                data[at:at] = data[at : at + size]
-    return bytes(data)
-
-
 def test_a_mutated_file_is_read_or_is_one_error(sound: Path, tmp_path: Path) -> None:
     """Each file in turn, in a folder without a manifest, which would notice all."""
     seconds = float(os.environ.get("MICKLE_FUZZ_SECONDS", "2"))
@@ -86,7 +70,7 @@ def test_a_mutated_file_is_read_or_is_one_error(sound: Path, tmp_path: Path) -> 
             shutil.copytree(sound, folder)
             if name != "manifest.json":
                 (folder / "manifest.json").unlink()
-            content = mutated((sound / name).read_bytes(), draw)
+            content = mutated((sound / name).read_bytes(), draw, PIECES, most=4, longest=30)
             (folder / name).write_bytes(content)
             try:
                 read(folder / name)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from mickle.errors import NumericError, UsageError
 Better = Literal["lower", "higher"]
 Form = Literal["difference", "ratio"]
 Verdict = Literal["reproduced", "partly", "no effect seen", "too small to tell", "opposite"]
-VERDICTS: tuple[str, ...] = get_args(Verdict)
 LEVEL = 0.95  # of every interval
 POWER = 0.8  # chance of an interval right of zero at the smallest benefit that is said to be seen
 LEAST_SEEDS = 5  # fewer seeds never give a verdict

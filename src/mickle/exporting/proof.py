@@ -138,9 +138,10 @@ def refuse_other_reading(
     folder: Path, prompts: Sequence[Sequence[int]], emit: Emit, ends: Sequence[int] | None = None
 ) -> None:
     """UsageError where transformers makes another model of a folder as it stands than Mickle does, so that two of
-    Mickle's own copies cannot have lost the same; or where its `generate` ends texts at other tokens than ``ends``.
+    Mickle's own copies cannot have lost the same; or where its `generate` writes other tokens, or ends texts at others
+    than ``ends``.
 
-    A folder that only Mickle can open, or that transformers does not, is told as not compared.
+    Types that only Mickle knows, and folders in few bits, are not compared; what transformers does not open is told.
     """
     from mickle.models.folder import open_model
     from mickle.models.transformers_bridge import MODEL_TYPE, read_by_transformers
@@ -164,6 +165,13 @@ def refuse_other_reading(
             expected=f"at most {READ_ALIKE:g}",
             todo="report this with the folder's config.json; nothing was written",
         )
+    for text, written in zip(prompts, read.written, strict=True):
+        if not _likeliest(model, text, written):
+            raise UsageError(
+                f"transformers' generate writes {written} after {list(text)}, which is not likeliest to Mickle",
+                where=str(folder),
+                todo="report this with the folder's config.json; nothing was written",
+            )
     if model.causal and ends is not None and set(read.ends) != set(ends):
         raise UsageError(f"transformers' generate ends texts at {read.ends}", where=str(folder), expected=str(ends))
 
@@ -243,6 +251,16 @@ def _greedy(model: nn.Module, texts: Sequence[list[int]], tokens: int) -> list[l
     return [
         generate(model, [text], max_tokens=tokens, decode=lambda ids: "", temperature=0.0)[0].tokens for text in texts
     ]
+
+
+@torch.no_grad()
+def _likeliest(model: nn.Module, text: Sequence[int], written: Sequence[int]) -> bool:
+    """Whether each token written after a text is the likeliest one, or as likely as far as rounding tells."""
+    if not written:
+        return True
+    scores = model(_row(model, [*text, *written]))[0, len(text) - 1 : -1].float()  # [N, V]
+    chosen = scores.gather(1, torch.tensor([list(written)], device=scores.device).T)[:, 0]
+    return bool((scores.amax(1) - chosen <= LARGEST * READ_ALIKE * scores.std(1)).all())
 
 
 def _row(model: nn.Module, text: Sequence[int]) -> Tensor:

@@ -165,9 +165,12 @@ def read_by_transformers(folder: Path, texts: Sequence[Sequence[int]], tokens: i
             return Read(logits, [[] for _ in texts], [])
         # Of the folder's own settings the ends alone: others may sample, punish repetitions, or take all memory.
         model.generation_config = GenerationConfig(eos_token_id=named, pad_token_id=0)
-        outputs = [model.generate(row, max_new_tokens=tokens, do_sample=False)[0, row.shape[1] :] for row in rows]
+        written = []
+        for row in rows:  # with its mask: left to itself, `generate` takes a token 0 of a text for padding
+            output = model.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=tokens, do_sample=False)
+            written.append(output[0, row.shape[1] :].tolist())
     ends = [] if named is None else named if isinstance(named, list) else [named]
-    return Read(logits, [output.tolist() for output in outputs], ends)
+    return Read(logits, written, ends)
 
 
 def vocabulary_by_transformers(folder: Path) -> dict[str, int]:
