@@ -15,6 +15,7 @@ import pytest
 from mickle import cli, flags, verbs
 from mickle.config import validate
 from mickle.errors import UsageError
+from mickle.sampling.chat import Chat
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -34,6 +35,10 @@ def _commands(page: Path) -> list[str]:
 def test_commands_name_verbs_and_settings_that_exist(page: Path) -> None:
     for command in _commands(page):
         name, *arguments = shlex.split(command, comments=True)[1:]
+        if name == "chat":
+            _, given = flags.parse(flags.parser("mickle chat", Chat, "", "", "models"), arguments)
+            validate(Chat, flags.read_values(Chat, given), where=command)
+            continue
         if name in cli.OTHERS or name.startswith("-"):
             continue
         cls = verbs.step_class(name)

@@ -13,6 +13,7 @@ from mickle import __version__
 from mickle.errors import MickleError, ResourceError, ToldError, UsageError, bug, first_line, printable
 
 OTHERS = {
+    "chat": ("ask a chat model, or several side by side, in this terminal", "mickle chat model"),
     "run": ("a recipe: all steps from raw pages to a report", "mickle run recipes/laptop.yaml"),
     "show": ("what is this folder or journal, where from, is it whole", "mickle show runs/laptop/model"),
     "doctor": ("this machine: versions, kernels, speed", "mickle doctor"),
@@ -55,6 +56,8 @@ def run(arguments: list[str]) -> None:
         print(overview())
     elif arguments[0] in ("-V", "--version"):
         print(f"mickle {__version__}")
+    elif arguments[0] == "chat":
+        _chat(arguments[1:])
     elif arguments[0] in OTHERS:
         _other(arguments[0], arguments[1:])
     else:
@@ -217,6 +220,16 @@ def _show_dry_run(step: Any, out: Path) -> None:
         console.print(printable(f"  {note}"), markup=False, soft_wrap=True)
     if preview:
         console.print(printable(preview), soft_wrap=True)
+
+
+def _chat(arguments: list[str]) -> None:
+    from mickle import flags
+    from mickle.sampling import chat
+
+    parser = flags.parser("mickle chat", chat.Chat, (chat.Chat.__doc__ or "").strip(), chat.Chat.example, "models", "")
+    parser.add_argument("--debug", action="store_true", help="full traceback on errors")
+    _, given = flags.parse(parser, arguments)
+    chat.run(flags.read_values(chat.Chat, given))
 
 
 def _other(name: str, arguments: list[str]) -> None:

@@ -42,11 +42,15 @@ class Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=34, width=118)
 
 
-def parser(prog: str, cls: type[Config], description: str, example: str, positional: str = "") -> Parser:
-    """A parser with one flag for every field of ``cls``; the help ends in an example."""
+def parser(
+    prog: str, cls: type[Config], description: str, example: str, positional: str = "", more: str = " [--out FOLDER]"
+) -> Parser:
+    """A parser with one flag for every field of ``cls``; the help ends in an example. more: the end of its usage."""
+    several = bool(positional) and _item(cls.model_fields[positional].annotation) is not None
+    shown = f"[{positional.upper()}{' ...' if several else ''}] " if positional else ""
     made = Parser(
         prog=prog,
-        usage=f"{prog} {f'[{positional.upper()}] ' if positional else ''}[--setting value ...] [--out FOLDER]",
+        usage=f"{prog} {shown}[--setting value ...]{more}",
         description=description,
         epilog=f"example:\n  {example}",
         formatter_class=Help,
@@ -55,7 +59,7 @@ def parser(prog: str, cls: type[Config], description: str, example: str, positio
     if positional:
         made.add_argument(
             f"field:{positional}",
-            nargs="?",
+            nargs="*" if several else "?",
             metavar=positional.upper(),
             default=argparse.SUPPRESS,
             help=_describe(cls.model_fields[positional], cls.model_fields[positional].annotation),

@@ -16,7 +16,7 @@ from mickle.errors import UsageError
 from mickle.events import ignore
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import save_model
-from mickle.sampling.sample import Sample, answers, read_prompts, readable
+from mickle.sampling.sample import Sample, answers, read_prompts, read_questions, readable
 from mickle.step import execute
 
 
@@ -66,10 +66,40 @@ def test_prompts_come_from_files_too(model: Path, tmp_path: Path) -> None:
     plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     plain.write_text("one\n\n  two\n")
     records.write_text('{"prompt": "on\\ne"}\n\n{"prompt": "", "id": 3}\n')
-    assert read_prompts(plain) == ["one", "  two"]
-    assert read_prompts(records) == ["on\ne", ""]
+    assert read_prompts(plain) == [{"prompt": "one"}, {"prompt": "  two"}]
+    assert read_prompts(records) == [{"prompt": "on\ne"}, {"prompt": ""}]
     step = Sample(model=model, prompts=("first",), prompt_file=plain, max_tokens=1)
     assert [row["prompt"] for row in lines(execute(step, tmp_path / "out", ignore))] == ["first", "one", "  two"]
+
+
+def test_questions_are_asked_through_the_template(model: Path, tmp_path: Path) -> None:
+    """The same texts as from prompts that hold what the template makes of them; answers of the file stand beside."""
+    folder, file = tmp_path / "model", tmp_path / "questions.jsonl"
+    shutil.copytree(model, folder)
+    (folder / "manifest.json").unlink()
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}a:")
+    user, answer = {"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}
+    rows: list[dict[str, Any]] = [{"messages": [user]}, {"messages": [user, answer]}, {"prompt": "the dog"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    common: dict[str, Any] = {"model": folder, "max_tokens": 7, "temperature": 0}
+    asked = lines(execute(Sample(chat=True, system="S", prompt_file=file, **common), tmp_path / "one", ignore))
+    prompts = ("system:Suser:the cata:", "system:Suser:the doga:")
+    cat, dog = lines(execute(Sample(prompts=prompts, **common), tmp_path / "two", ignore))
+    assert [row["prompt"] for row in asked] == ["the cat", "the cat", "the dog"]
+    assert [row.get("reference") for row in asked] == [None, "sat", None]
+    start = len(asked)  # the template writes no start mark, the prompts get one
+    assert start == 3 and all(row["messages"][0] == {"role": "system", "content": "S"} for row in asked)
+    assert cat["tokens"] and dog["tokens"]
+    page = readable(asked)
+    assert "system: S\nuser: the cat\nassistant: " in page and "the file's answer: sat" in page
+    assert ("the file's answer", "prompt", "sat") in answers(tmp_path / "one" / "samples.jsonl")
+
+
+def test_what_a_prompt_loses_without_chat_is_said(model: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    step = Sample(model=model, prompts=("<|endoftext|>the",), max_tokens=1)
+    execute(step, tmp_path / "out", lambda event: said.append(str(getattr(event, "text", event))))
+    assert any("--chat writes them itself" in text for text in said)
 
 
 def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
@@ -77,9 +107,9 @@ def test_a_line_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
     odd = "one\u2028two\x85three\x0cfour\x1cfive"
     plain, records, samples = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl", tmp_path / "samples.jsonl"
     plain.write_text(f"{odd}\r\n{odd}\n", encoding="utf-8", newline="")
-    assert read_prompts(plain) == [odd, odd]
+    assert read_prompts(plain) == [{"prompt": odd}, {"prompt": odd}]
     records.write_text(json.dumps({"prompt": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_prompts(records) == [odd]
+    assert read_prompts(records) == [{"prompt": odd}]
     samples.write_text(json.dumps({"prompt": odd, "text": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert [text for *_, text in answers(samples)] == [odd, odd]
 
@@ -97,6 +127,8 @@ def test_what_a_terminal_would_obey_is_shown_instead() -> None:
     [
         ({}, "no prompts"),
         ({"prompts": ["x"], "stop": [""]}, "stop string is empty"),
+        ({"prompts": ["x"], "system": "Be kind."}, "add --chat"),
+        ({"prompts": [" "], "chat": True}, "question is empty"),
         ({"prompts": ["x"], "temperature": -1}, "temperature"),
         ({"prompts": ["x"], "top_p": 0}, "top_p"),
         ({"prompts": ["x"], "max_tokens": 0}, "max_tokens"),
@@ -121,6 +153,10 @@ def test_a_bad_prompt_file_names_its_line(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=said) as caught:
             read_prompts(path)
         assert f"{path}:2" in str(caught.value)
+    path.write_text('{"messages": [{"role": "user", "content": "a"}]}\n{"messages": [{"role": "judge"}]}\n')
+    with pytest.raises(UsageError, match="unknown role") as caught:
+        read_questions(path)
+    assert f"{path}:2" in str(caught.value)
     path.write_bytes(b"\xff\xff")
     with pytest.raises(UsageError, match="UTF-8"):
         read_prompts(path)

@@ -78,7 +78,7 @@ def lay_out(
     try:
         texts = _Renderings(template, messages, beside or {})
         text, sketch = texts.text(len(messages)), texts.sketch()
-        matched = _match(text, sketch, messages)
+        matched = match_contents(text, sketch, messages)
         spans, notes = _spans(texts, text, matched)
         notes += texts.not_shown(text)
     except UsageError as error:
@@ -137,6 +137,19 @@ def _without_space(text: str) -> str:
     return "".join(text.split())
 
 
+def stand_ins(messages: Sequence[Message]) -> tuple[list[str], list[Message]]:
+    """Two marks that no message holds, none where all are taken, and the messages with their numbers between these."""
+    free = [mark for mark in STAND_INS if not any(mark in turn.content for turn in messages)]
+    marks = free[:2] if len(free) > 1 else []
+    return marks, [Message(turn.role, str(number).join(marks)) for number, turn in enumerate(messages)]
+
+
+def sketched_parts(drawn: str, marks: list[str], count: int) -> list[str]:
+    """A text rendered from stand-ins, cut at them: template, number, template, ..., template; [] for other numbers."""
+    found = re.split("([0-9]{1,9})".join(marks), drawn)
+    return found if all(int(number) < count for number in found[1::2]) else []
+
+
 class _Renderings:
     """The texts that a conversation's layout is found from, all asked of the template at once."""
 
@@ -145,9 +158,7 @@ class _Renderings:
     ) -> None:
         self.template, self.messages, self.beside = template, messages, beside
         whole = len(messages)
-        free = [mark for mark in STAND_INS if not any(mark in turn.content for turn in messages)]
-        self.marks = free[:2] if len(free) > 1 else []
-        sketched = [Message(turn.role, str(number).join(self.marks)) for number, turn in enumerate(messages)]
+        self.marks, sketched = stand_ins(messages)
         asked = [Rendering(0, whole), Rendering(1, whole)]
         if template.marks_answers:
             asked.append(Rendering(0, whole, marking=True))
@@ -171,8 +182,7 @@ class _Renderings:
         drawn = self.found[Rendering(1, len(self.messages))]
         if isinstance(drawn, UsageError) or not self.marks:
             return []
-        found = re.split("([0-9]{1,9})".join(self.marks), drawn)
-        return found if all(int(number) < len(self.messages) for number in found[1::2]) else []
+        return sketched_parts(drawn, self.marks, len(self.messages))
 
     def not_shown(self, text: str) -> list[str]:
         """Notes on tools and documents without which the text is the same."""
@@ -233,7 +243,7 @@ class Shown(NamedTuple):
     exact: bool
 
 
-def _match(text: str, sketch: list[str], messages: Sequence[Message]) -> list[Shown] | None:
+def match_contents(text: str, sketch: list[str], messages: Sequence[Message]) -> list[Shown] | None:
     """Every content in the text; None where text and sketch do not go together.
 
     Templates may strip white space from contents. One that is changed in another way ends where the template goes on

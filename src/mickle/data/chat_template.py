@@ -144,6 +144,11 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
     return template
 
 
+def has_template(folder: Path, tokenizer: TextTokenizer) -> bool:
+    """Whether a model folder brings a chat template of its own, whatever it is worth."""
+    return (folder / FILE).is_file() or bool(tokenizer.configuration.get("chat_template"))
+
+
 def _find(folder: Path, name: str) -> tuple[str | None, str]:
     file = folder / FILE
     if file.is_file():

@@ -126,6 +126,24 @@ def read_row(values: dict[str, Any], form: str, where: str) -> Example:
     return replace(_read(values, form), where=where, unused=unused(values, form, own))
 
 
+def read_question(values: dict[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
+    """The messages of a row up to before its last answer, and that answer; "" where the row waits for one.
+
+    Raises BadRow, also for tools and documents, which nobody shows to a model yet that is asked.
+    """
+    try:
+        example, answered = read_row(values, "messages", where), True
+    except BadRow as problem:
+        if problem.reason not in ("no answer", "ends without an answer"):
+            raise
+        turns = list_columns_read(values, "messages")["messages"]
+        waiting = {**values, "messages": [*turns, {"role": "assistant", "content": "?"}]}
+        example, answered = read_row(waiting, "messages", where), False
+    if example.tools or example.documents:
+        raise BadRow("tools or documents beside it")
+    return example.messages[:-1], example.messages[-1].content if answered else ""
+
+
 def _read(values: dict[str, Any], form: str) -> Example:
     if form == "text":
         return Example("text", text=_text(values["text"], "text"))

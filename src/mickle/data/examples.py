@@ -113,9 +113,9 @@ def _encode(
             found[number] = error
             continue
         notes.update(layout.notes)
-        if not _marks_are_the_template_s(template, layout):
+        if not marks_are_the_template_s(template, layout):
             notes.update([SPELT] if _spells(template.special_pattern, example) else [])
-            found[number] = _in_pieces(layout, template, tokenizer)
+            found[number] = in_pieces(layout, template, tokenizer)
         else:
             chats[number] = layout
     found |= _wholes(chats, tokenizer, notes)
@@ -143,7 +143,7 @@ def _documents(examples: dict[int, Example], tokenizer: TextTokenizer, notes: Co
 def _wholes(layouts: dict[int, Layout], tokenizer: TextTokenizer, notes: Counter[str]) -> dict[int, Pair]:
     """Conversations in which only the template spells special tokens: tokenized in one piece, as the model is asked."""
     texts = [layout.text for layout in layouts.values()]
-    with _special_tokens(tokenizer):
+    with special_tokens(tokenizer):
         encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
         prompts = tokenizer.encode([layout.text[: layout.asked or 0] for layout in layouts.values()])
     found: dict[int, Pair] = {}
@@ -159,7 +159,7 @@ def _begins_otherwise(ids: Sequence[int], prompt: np.ndarray) -> bool:
 
 
 @contextmanager
-def _special_tokens(tokenizer: TextTokenizer) -> Iterator[None]:
+def special_tokens(tokenizer: TextTokenizer) -> Iterator[None]:
     """Special tokens' spellings are recognised inside, as they are nowhere else (``data/tokenizer.py``)."""
     before = tokenizer.tokenizer.encode_special_tokens
     tokenizer.tokenizer.encode_special_tokens = False
@@ -197,7 +197,7 @@ def _laid_out(example: Example, template: ChatTemplate) -> Layout:
     return layout
 
 
-def _marks_are_the_template_s(template: ChatTemplate, layout: Layout) -> bool:
+def marks_are_the_template_s(template: ChatTemplate, layout: Layout) -> bool:
     """Whether no content spells a special token, alone or with what is beside it."""
     if template.special_pattern is None:
         return True
@@ -214,7 +214,7 @@ def _spells(pattern: re.Pattern[str] | None, example: Example) -> bool:
     return pattern is not None and any(map(pattern.search, texts))
 
 
-def _in_pieces(layout: Layout, template: ChatTemplate, tokenizer: TextTokenizer) -> Pair:
+def in_pieces(layout: Layout, template: ChatTemplate, tokenizer: TextTokenizer) -> Pair:
     """The tokens of a conversation in which a content spells a special token: the template's own marks are special
     tokens, and what stands between them is ordinary text. With contents unknown, no content has spelt any.
     """
