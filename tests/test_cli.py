@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from mickle import cli, verbs
+import mickle
+from mickle import cli, flags, verbs
+from mickle.config import leaves, validate
 from mickle.errors import UsageError
+from mickle.spellings import OURS
 
 
 def _main(*arguments: str) -> int:
@@ -120,14 +125,79 @@ def test_schema_and_version(toy: ModuleType, capsys: pytest.CaptureFixture[str])
 
 
 def test_python_call_has_the_same_names(toy: ModuleType, tmp_path: Path) -> None:
-    import mickle
-
     out = mickle.write(words=["x"], method=toy.Fancy(gamma=1.0), out=tmp_path / "w")
     assert (out / "words.txt").read_text() == "x"
     with pytest.raises(UsageError, match="did you mean 'words'"):
         mickle.write(wrds=["x"], out=tmp_path / "v")
     with pytest.raises(AttributeError):
         mickle.nothing_of_the_kind  # noqa: B018
+
+
+def test_a_verb_s_function_tells_of_itself(toy: ModuleType, tmp_path: Path) -> None:
+    assert {"write", "count", "chat"} & set(dir(mickle)) == {"write", "count"}
+    assert next(iter(inspect.signature(mickle.count).parameters)) == "data"
+    assert "words: what to write" in mickle.write.__doc__ and mickle.write.__name__ == "write"
+    words = mickle.write(words=["x"], out=tmp_path / "w", method="fancy")
+    assert mickle.count(words, out=tmp_path / "c") == tmp_path / "c"
+    for first, settings in [((words, words), {}), ((words,), {"data": words})]:
+        with pytest.raises(UsageError, match="without a name"):
+            mickle.count(*first, **settings)
+    with pytest.raises(UsageError, match="expected: none at most"):
+        mickle.write(["x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["tune", "m", "--lr", "1"], "here it is --learning-rate"),
+        (["tune", "m", "--lora_r", "8"], "here it is --method.rank"),
+        (["tune", "m", "--load-in-4bit"], "here it is --method qlora"),
+        (["pretrain", "c", "--output-dir", "x"], "here it is --out"),
+        (["cht", "m"], "did you mean 'chat'"),
+        (["frobnicate"], "expected: curate, mix, plan, .*show, doctor"),
+    ],
+)
+def test_what_people_know_from_elsewhere_is_answered_with_ours(arguments: list[str], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        cli.run(arguments)
+    assert re.search(said, str(caught.value))
+
+
+def test_every_answer_is_a_setting_of_some_verb() -> None:
+    known = {name for verb in verbs.STEPS for name, _, _ in leaves(verbs.step_class(verb))} | {"out", "tensorboard"}
+    assert {ours.partition(" ")[0] for ours in OURS.values()} <= known
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["--learning-rate", "1e-3"], {"learning_rate": 1e-3}),
+        (["--steps", "2k"], {"steps": 2000}),
+        (["--batch-tokens", "1e4"], {"batch_tokens": 10_000}),
+        (["--method", "lora", "--method.rank", "8"], {"method": {"kind": "lora", "rank": 8}}),
+        (["--model", "m"], {"model": "m"}),
+    ],
+)
+def test_numbers_and_names_as_people_type_them(arguments: list[str], wanted: dict[str, object]) -> None:
+    cls = verbs.step_class("tune")
+    _, given = flags.parse(flags.parser("mickle tune", cls, "", "", cls.positional), arguments)
+    step = validate(cls, {"model": "x", "data": "y"} | flags.read_values(cls, given))
+    dumped = step.model_dump(mode="json", include=set(wanted))
+    for name, value in wanted.items():
+        assert dumped[name] == value if not isinstance(value, dict) else value.items() <= dumped[name].items()
+
+
+def test_negative_numbers_are_no_flags() -> None:
+    cls = verbs.step_class("sample")
+    made = flags.parser("mickle sample", cls, "", "", cls.positional)
+    with pytest.raises(UsageError, match="temperature.*got -0.001"):
+        validate(cls, {"model": "m"} | flags.read_values(cls, flags.parse(made, ["--temperature", "-1e-3"])[1]))
+
+
+def test_help_says_which_kind_has_a_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _main("tune", "--help") == 0
+    said = capsys.readouterr().out
+    assert "[lora, qlora] inner dimension" in said and "[mezo] random directions" in said
 
 
 @pytest.mark.parametrize("name", [*verbs.STEPS, *cli.OTHERS])

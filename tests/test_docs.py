@@ -32,7 +32,13 @@ def _commands(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_name_verbs_and_settings_that_exist(page: Path) -> None:
+def test_commands_name_verbs_and_settings_that_exist(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("crawl/a.warc.gz", "notes/a.md", "data.jsonl.gz"):  # whose kind `curate` sees
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
     for command in _commands(page):
         name, *arguments = shlex.split(command, comments=True)[1:]
         if name == "chat":
@@ -49,11 +55,11 @@ def test_commands_name_verbs_and_settings_that_exist(page: Path) -> None:
             validate(cls, flags.read_values(cls, given), where=command)
 
 
-def test_a_wrong_command_would_be_found(tmp_path: Path) -> None:
+def test_a_wrong_command_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
     page.write_text("```\nmickle pretrain corpus --sise tiny\n```\n")
     with pytest.raises(UsageError, match="--size"):
-        test_commands_name_verbs_and_settings_that_exist(page)
+        test_commands_name_verbs_and_settings_that_exist(page, tmp_path, monkeypatch)
 
 
 # What an example finds already made: the outputs of the pages before it.

@@ -16,13 +16,17 @@ def __getattr__(name: str) -> Any:
     """The verbs, made when first asked for, so that importing mickle costs nothing."""
     if name.startswith("_"):
         raise AttributeError(name)
-    import functools
     import importlib
 
     verbs = importlib.import_module("mickle.verbs")  # `from mickle import verbs` would ask this function again
 
     if name not in verbs.STEPS:
         raise AttributeError(f"module 'mickle' has no attribute '{name}'")
-    function = functools.partial(verbs.call, name)
-    function.__doc__ = verbs.step_class(name).__doc__
-    return function
+    return verbs.function(name)
+
+
+def __dir__() -> list[str]:
+    """The verbs beside what stands here."""
+    from mickle.verbs import STEPS
+
+    return sorted({*globals(), *STEPS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 import sys
@@ -127,6 +128,10 @@ def _verb(name: str, arguments: list[str]) -> None:
     from mickle.events import ignore
     from mickle.step import execute
 
+    if name not in verbs.STEPS:
+        near = difflib.get_close_matches(name, [*verbs.STEPS, *OTHERS], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UsageError(f"unknown verb '{name}'{hint}", expected=", ".join([*verbs.STEPS, *OTHERS]))
     cls = verbs.step_class(name)
     parser = flags.parser(f"mickle {name}", cls, (cls.__doc__ or "").strip(), cls.example, cls.positional)
     _common(parser)

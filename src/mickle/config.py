@@ -7,6 +7,7 @@ Choices between methods are tagged unions on a literal field ``kind``.
 from __future__ import annotations
 
 import difflib
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from mickle.errors import UsageError, shortened
+from mickle.spellings import elsewhere
 from mickle.untrusted.values import read_text
 
 LARGEST_FILE = 1 << 20  # bytes; settings are written by people
@@ -26,6 +28,10 @@ DEEPEST = 50  # lists and mappings inside each other
 MOST_VALUES = 20_000  # names count too
 # libyaml is twenty times as fast as the same in Python.
 _LOADER: type[Any] = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+
+
+_NUMBER = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?)([kKmMbBtT]?)")
+_THOUSANDS = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 
 
 class IsInput:
@@ -43,25 +49,41 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _complete(cls, values: Any) -> Any:
-        """Refuse unknown fields; a union's settings without ``kind`` are those of its default."""
+        """Refuse unknown fields; a union's settings without ``kind`` are those of its default, a text alone is a kind;
+        a number may be written as people write it.
+        """
         if not isinstance(values, Mapping):
             return values
         for name in values:
             if name not in cls.model_fields:
                 raise _unknown_field(str(name), list(cls.model_fields))
-        return {name: _with_kind(cls.model_fields[name], value) for name, value in values.items()}
+        return {name: _meant(cls.model_fields[name], value) for name, value in values.items()}
 
 
-def _with_kind(field: Any, value: Any) -> Any:
+def _meant(field: Any, value: Any) -> Any:
+    kinds = [variant for variant in config_variants(field.annotation) if "kind" in variant.model_fields]
+    if isinstance(value, str):
+        return {"kind": value} if kinds else _number(members(field.annotation), value)
     if not isinstance(value, Mapping) or "kind" in value or field.is_required():
         return value
     kind = getattr(field.get_default(call_default_factory=True), "kind", None)
     return value if kind is None else {"kind": kind, **value}
 
 
+def _number(kinds: list[Any], text: str) -> Any:
+    """1e6, 7B or 20k as a number, where the field holds one and no text; else the text."""
+    found = _NUMBER.fullmatch(text) if {int, float} & set(kinds) and not {str, Path} & set(kinds) else None
+    if not found:
+        return text
+    value = float(found[1]) * _THOUSANDS.get((found[2] or "").lower(), 1.0)
+    return int(value) if int in kinds and value.is_integer() else value
+
+
 def _unknown_field(name: str, known: list[str]) -> PydanticCustomError:
+    ours = elsewhere(name, known)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "known fields: " + ", ".join(known)
+    hint = f"here it is {ours}" if ours else hint
     # Braces would be read as placeholders in the message template.
     safe = (name.replace("{", "(").replace("}", ")"))[:80]
     return PydanticCustomError("unknown_field", f"unknown field '{safe}'; {hint}", {"field": name})

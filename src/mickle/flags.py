@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,9 @@ from pydantic_core import PydanticUndefined
 
 from mickle.config import Config, config_variants, leaves, members
 from mickle.errors import UsageError
+from mickle.spellings import elsewhere
 
+_NEGATIVE = re.compile(r"-\.?[0-9].*")
 MOST_SHOWN = 5  # items of a default that is a list
 
 
@@ -29,8 +32,10 @@ class Parser(argparse.ArgumentParser):
         known = [flag for action in self._actions for flag in action.option_strings]
         if message.startswith("unrecognized arguments:"):
             wrong = message.split(":", 1)[1].split()[0]
+            ours = elsewhere(wrong.split("=")[0], [flag[2:].replace("-", "_") for flag in known])
             near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; here it is --{ours.replace('_', '-')}" if ours else hint
             message = f"unknown argument {wrong}{hint}"
         raise UsageError(message, todo=f"{self.prog} --help")
 
@@ -67,7 +72,7 @@ def parser(
     settings = made.add_argument_group("settings")
     groups: dict[str, Any] = {}
     for name, annotation, field in leaves(cls):
-        if name == positional or name.endswith(".kind"):
+        if name.endswith(".kind"):
             continue
         flag = "--" + name.replace("_", "-")
         if _is_plain_config(annotation):  # its fields follow, each with a flag of its own
@@ -88,10 +93,18 @@ def parser(
             dest=f"field:{name}",
             default=argparse.SUPPRESS,
             metavar=_metavar(annotation),
-            help=_describe(field, annotation),
+            help=_only_for(cls, name) + _describe(field, annotation),
             **made_flag,
         )
     return made
+
+
+def _only_for(cls: type[Config], name: str) -> str:
+    """The kinds of a union that have a setting, where not all do."""
+    top, inner = [*name.split("."), ""][:2]
+    variants = [kind for kind in config_variants(cls.model_fields[top].annotation) if "kind" in kind.model_fields]
+    having = [str(kind.model_fields["kind"].default) for kind in variants if inner in kind.model_fields]
+    return f"[{', '.join(having)}] " if 0 < len(having) < len(variants) else ""
 
 
 def _is_plain_config(annotation: Any) -> bool:
@@ -102,7 +115,7 @@ def _is_plain_config(annotation: Any) -> bool:
 
 def parse(made: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """(other options, nested settings given on the command line). Underscores in flags are read as hyphens."""
-    tidy = [_hyphens(a) for a in arguments]
+    tidy = _joined([_hyphens(a) for a in arguments])
     options = made.parse_args(tidy)
     values: dict[str, Any] = {}
     for key, value in vars(options).items():
@@ -153,6 +166,16 @@ def _put(values: dict[str, Any], path: list[str], value: Any) -> None:
         values[path[-1]]["kind"] = value
     else:
         values[path[-1]] = value
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """A negative number stands with its flag in one argument: argparse takes -1e-3 alone for a flag."""
+    found: list[str] = []
+    for argument in arguments:
+        if _NEGATIVE.fullmatch(argument) and found and found[-1].startswith("--") and "=" not in found[-1]:
+            argument = f"{found.pop()}={argument}"
+        found.append(argument)
+    return found
 
 
 def _hyphens(argument: str) -> str:

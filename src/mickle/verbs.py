@@ -34,8 +34,8 @@ def step_class(name: str, where: str = "") -> type[Step]:
     """The settings class of a verb; :class:`UsageError` with the nearest name where there is none."""
     if name not in STEPS:
         near = difflib.get_close_matches(name, STEPS, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "verbs: " + ", ".join(STEPS)
-        raise UsageError(f"unknown verb '{name}'; {hint}", where=where)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise UsageError(f"unknown verb '{name}'{hint}", where=where, expected=", ".join(STEPS))
     module, attribute = STEPS[name][0].split(":")
     found: type[Step] = getattr(importlib.import_module(module), attribute)
     return found
@@ -59,20 +59,65 @@ def default_out(name: str, step: Step) -> Path:
 
 def call(
     name: str,
-    *,
+    *first: Any,
     out: Path | str | None = None,
     config: Path | str | None = None,
     emit: Emit | None = None,
     **settings: Any,
 ) -> Path:
-    """Run a verb from Python: settings by name, the folder back. Without ``emit``, warnings are Python's own."""
+    """Run a verb from Python: settings by name, the folder back. Without ``emit``, warnings are Python's own.
+
+    first: the one setting that may stand without its name, as on the command line.
+    """
     from mickle.config import Config, load, validate
     from mickle.events import as_warnings
     from mickle.step import execute
 
     cls = step_class(name)
+    if len(first) > bool(cls.positional) or (first and cls.positional in settings):
+        raise UsageError(
+            f"mickle.{name} takes {len(first)} values without a name",
+            where=f"mickle.{name}(...)",
+            expected=f"{cls.positional or 'none'} at most, once; all other settings by their names",
+        )
+    settings |= dict(zip((cls.positional,), first, strict=False))
     given = {key: value.model_dump() if isinstance(value, Config) else value for key, value in settings.items()}
     if config is not None:
         given = {**load(cls, config).model_dump(exclude_unset=True), **given}
     step = validate(cls, given, where=f"mickle.{name}(...)")
     return execute(step, Path(out) if out is not None else default_out(name, step), emit or as_warnings)
+
+
+def function(name: str) -> Any:
+    """A verb as a Python function, with the settings as its signature and their descriptions as its documentation."""
+    import inspect
+
+    cls = step_class(name)
+
+    def run(*first: Any, **settings: Any) -> Path:
+        return call(name, *first, **settings)
+
+    fields = cls.model_fields.items()
+    ordered = sorted(fields, key=lambda item: item[0] != cls.positional)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    parameters = [
+        inspect.Parameter(
+            field_name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD if field_name == cls.positional else kind,
+            default=inspect.Parameter.empty if field.is_required() else field.get_default(call_default_factory=True),
+            annotation=field.annotation,
+        )
+        for field_name, field in ordered
+    ]
+    common = [inspect.Parameter(more, kind, default=None) for more in ("out", "config", "emit")]
+    said = {field_name: field.description for field_name, field in ordered} | {
+        "out": "the folder (default: runs/VERB-HASH)",
+        "config": "settings as a YAML file",
+        "emit": "is told every event of the work (mickle.events)",
+    }
+    lines = "\n".join(f"    {field_name}: {text}" for field_name, text in said.items())
+    run.__name__ = run.__qualname__ = name
+    run.__module__ = "mickle"
+    run.__doc__ = f"{(cls.__doc__ or '').strip()}\n\nReturns the folder that was made.\n\n{lines}"
+    run.__signature__ = inspect.Signature([*parameters, *common], return_annotation=Path)  # type: ignore[attr-defined]
+    return run

@@ -13,9 +13,10 @@ import pytest
 from pyarrow import parquet
 
 from mickle.config import validate
+from mickle.data.curate import Curate
 from mickle.data.pages import RawPage, Skipped, extract
 from mickle.data.records import Page, Removed
-from mickle.data.sources import Files, Found, Rows, Warc
+from mickle.data.sources import Documentation, Files, Found, Rows, Warc
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError
 
@@ -43,6 +44,35 @@ def test_files_are_read_in_order_with_their_paths_as_addresses(tmp_path: Path) -
     assert [(page.url, page.domain, page.form) for page in found] == [
         ("a.txt", "", "text"), ("b/x.html", "b", "html"), ("b/y.MD", "b", "text"), ("d.rst", "", "text"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [(["a.html", "b/c.txt"], "files"), (["a.warc.gz", "note"], "warc"), (["a.jsonl", "b.parquet"], "rows")],
+)
+def test_the_kind_of_a_source_is_seen_by_its_files(names: list[str], kind: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    for source in (tmp_path, tmp_path / names[0], {"kind": str(tmp_path)}):
+        assert validate(Curate, {"source": source}).source.kind == kind
+    assert validate(Curate, {"source": "documentation"}).source == Documentation()
+    assert validate(Curate, {"source": {"packages": ["rich"]}}).source == Documentation(packages=["rich"])
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["a.html", "b.warc"], "1 for --source.kind warc, 1 for --source.kind files"),
+        (["a.png"], r"nothing to read.*\*\.warc"),
+        ([], "no such file or folder"),
+    ],
+)
+def test_a_source_whose_kind_cannot_be_seen_is_refused(names: list[str], said: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("x")
+    with pytest.raises(UsageError, match=said):
+        validate(Curate, {"source": str(tmp_path) if names else "nowhere"})
 
 
 @pytest.mark.parametrize("source", [Files, Rows, Warc])

@@ -16,10 +16,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mickle import machine, storage
-from mickle.config import Input
+from mickle.config import Input, config_variants
 from mickle.data import chunks, documentation, passes
 from mickle.data.card import Tally, corpus_lines, corpus_section, readable
 from mickle.data.decontamination import index_of
@@ -27,7 +27,7 @@ from mickle.data.parallel import each
 from mickle.data.passes import Scratch
 from mickle.data.refine import refused
 from mickle.data.rules import COMPARING, PLAIN, WEB, Rules, StageName
-from mickle.data.sources import OTHER_FILE, Documentation, Files, Rows, Source, Warc
+from mickle.data.sources import OTHER_FILE, Documentation, Files, Rows, Source, Warc, kind_of
 from mickle.data.warc import write_warc
 from mickle.data.workers import Crew
 from mickle.errors import UsageError
@@ -52,9 +52,12 @@ class Curate(Rules, Step):
 
     version: ClassVar[int] = 6  # 6: undeclared Japanese; a head that ends inside a sign; links to nothing
     kind: ClassVar[str] = "corpus"
-    example: ClassVar[str] = "mickle curate --source.kind warc --source.path crawl/ --out corpus"
+    positional: ClassVar[str] = "source"
+    example: ClassVar[str] = "mickle curate crawl/ --out corpus"
 
-    source: AnySource = Field(Documentation(), description="where the pages come from")
+    source: AnySource = Field(
+        Documentation(), description="where the pages come from: a kind, or a file or folder, whose kind is seen"
+    )
     earlier: list[Input] = Field(
         [], description="corpus folders: what is in them already is removed (texts, near-duplicates, addresses)"
     )
@@ -65,6 +68,18 @@ class Curate(Rules, Step):
         "",
         description="address of a Ray cluster to work on ('auto', HOST:PORT, 'local'); the result is the same",
     )
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _seen(cls, value: Any) -> Any:
+        """A path in the place of a kind is that of a file or folder whose kind is seen."""
+        if isinstance(value, Path):
+            value = {"kind": str(value)}
+        known = {variant.model_fields["kind"].default for variant in config_variants(AnySource)}
+        if not isinstance(value, dict) or value.get("kind") in known or "path" in value:
+            return value
+        path = Path(str(value.get("kind")))
+        return {**value, "kind": kind_of(path), "path": path}
 
     @model_validator(mode="after")
     def _consistent(self) -> Curate:

@@ -180,6 +180,22 @@ def _text_in(row: dict[str, Any], names: Sequence[str]) -> str:
 Source = Warc | Files | Rows
 
 
+def kind_of(path: Path) -> str:
+    """The kind of source that a file or folder is, by the names of its files. ValueError where none or several fit."""
+    if not path.exists():
+        raise ValueError(f"no such file or folder, and no kind of source: {path}")
+    names = [path.name.lower()] if path.is_file() else [file.name.lower() for file in _files_under(path)]
+    found = {kind: sum(name.endswith(kind.endings) for name in names) for kind in (Warc, Files, Rows)}
+    fitting = {kind.model_fields["kind"].default: count for kind, count in found.items() if count}
+    if len(fitting) == 1:
+        return str(next(iter(fitting)))
+    endings = ", ".join(f"*{ending}" for kind in found for ending in kind.endings)
+    if not fitting:
+        raise ValueError(f"nothing to read in {path}; what can be read is named {endings}")
+    counts = ", ".join(f"{count:,} for --source.kind {kind}" for kind, count in fitting.items())
+    raise ValueError(f"{path} holds several kinds of files: {counts}; choose one, with --source.path {path}")
+
+
 def find_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
     """``path`` itself, or the files under it whose names end so, in order. :class:`UsageError` if there are none."""
     if not path.exists():
