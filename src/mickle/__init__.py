@@ -16,10 +16,7 @@ def __getattr__(name: str) -> Any:
     """The verbs, made when first asked for, so that importing mickle costs nothing."""
     if name.startswith("_"):
         raise AttributeError(name)
-    import importlib
-
-    verbs = importlib.import_module("mickle.verbs")  # `from mickle import verbs` would ask this function again
-
+    verbs = _verbs()
     if name not in verbs.STEPS:
         raise AttributeError(f"module 'mickle' has no attribute '{name}'")
     return verbs.function(name)
@@ -27,6 +24,10 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     """The verbs beside what stands here."""
-    from mickle.verbs import STEPS
+    return sorted({*globals(), *_verbs().STEPS})
 
-    return sorted({*globals(), *STEPS})
+
+def _verbs() -> Any:
+    import importlib
+
+    return importlib.import_module("mickle.verbs")  # `from mickle import verbs` would ask `__getattr__` again
