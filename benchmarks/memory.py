@@ -1,11 +1,11 @@
 """The memory that was forecast against the peak of whole commands in fresh processes: tune by every method, compress.
 
-    python benchmarks/memory.py [--sizes 1m 24m 135m] [--works full lora qlora mezo spqr rtn] [--precision bfloat16]
+    python benchmarks/memory.py [--sizes 1m 24m 135m] [--works full lora qlora mezo spqr rtn nf4] [--precision bfloat16]
 
-Models of random weights, the largest in the shape of SmolLM2-135M; one thread, two steps of 4 rows of 128 tokens, in
-float32 unless asked otherwise; calibration on 16 rows. Prints a table and writes `benchmarks/results/memory.json`
-after each command: what was measured stays where a later one is stopped, and rows that are not asked for stay too, each
-with its commit.
+Models of random weights, the largest in the shape of SmolLM2-135M, stored and tuned in float32 unless asked otherwise;
+one thread, two steps of 4 rows of 128 tokens; calibration on 16 rows, and the loss before and after. Prints a table and
+writes `benchmarks/results/memory.json` after each command: what was measured stays where a later one is stopped, and
+rows that are not asked for stay too, each with its commit.
 """
 
 import argparse
@@ -18,9 +18,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from provenance import provenance
 
-from mickle.compression.compress import Compress
+from mickle.compression.compress import HELDOUT, Compress
 from mickle.data.heldout import write_pages
 from mickle.data.records import Page
 from mickle.data.tokenizer import train_tokenizer
@@ -34,15 +35,15 @@ SHAPES = {
     "24m": DecoderConfig(8192, 384, 10, 6, 6, 64, 1024, 512),
     "135m": DecoderConfig(49152, 576, 30, 9, 3, 64, 1536, 2048),
 }
-WORKS = ("full", "lora", "qlora", "mezo", "spqr", "rtn")
+COMPRESSING = ("spqr", "rtn", "nf4")
+WORKS = ("full", "lora", "qlora", "mezo", *COMPRESSING)
 TEXT = "the owl sees the hen and "
 
 
 def command(work: str, model: Path, folder: Path, out: Path, precision: str) -> list[str]:
     """The command line of one piece of work."""
-    if work in ("spqr", "rtn"):
-        data = ["--data", folder / "text.txt", "--samples", 16, "--length", 128, "--method", work]
-        parts = ["compress", model, *data]
+    if work in COMPRESSING:
+        parts = ["compress", model, "--data", folder / "text.txt", "--samples", 16, "--length", 128, "--method", work]
     else:
         lengths = ["--sequence-length", 128, "--batch-tokens", 512, "--steps", 2, "--evaluate-every", 2, "--samples", 0]
         rate = ["--method.learning-rate", 1e-5] if work == "mezo" else []
@@ -59,7 +60,7 @@ def measured(work: str, model: Path, folder: Path, precision: str) -> dict[str, 
     _, status, used = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"{work} on {model.name} failed")
-    if work in ("spqr", "rtn"):
+    if work in COMPRESSING:
         settings = {"samples": 16, "length": 128, "method": {"kind": work}}
         forecast = Compress(model=model, data=folder / "text.txt", **settings).dry_run()[0].memory_bytes
     else:
@@ -90,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of tune")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of the model, too")
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     tokenizer, origin = train_tokenizer([TEXT], 280, or_fewer=True), provenance(__file__)
@@ -99,7 +100,8 @@ def main() -> None:
         folder = Path(name)
         write_inputs(folder)
         for size in options.sizes:
-            save_model(Decoder(SHAPES[size]), folder / size, tokenizer)
+            save_model(Decoder(SHAPES[size]).to(getattr(torch, options.precision)), folder / size, tokenizer)
+            shutil.copyfile(folder / "pages.parquet", folder / size / HELDOUT)
             for work in options.works:
                 row = measured(work, folder / size, folder, options.precision) | {"commit": origin["commit"]}
                 rows[name_of(row)] = row

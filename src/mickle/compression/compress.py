@@ -84,7 +84,8 @@ class Compress(Step):
         calibration = self._calibration(blocks)
         settings = self.method.sweep([size for _, size in weights_of(blocks)])
         ids = None if calibration is None else calibration.ids
-        return forecast(blocks, ids, settings), said(calibration) if self.method.reads_text else ""
+        measured = self.evaluate and (self.model / HELDOUT).is_file()
+        return forecast(blocks, ids, settings, measured), said(calibration) if self.method.reads_text else ""
 
     def after(self, out: Path) -> str:
         return f"mickle evaluate {self.model} --task compare --task.others {out}"

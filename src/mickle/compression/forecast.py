@@ -6,42 +6,68 @@ from torch import Tensor, nn
 
 from mickle import machine
 from mickle.compression.sweep import SweepSettings, layout_of, rounding
+from mickle.compression.walk import batch_rows
+from mickle.evaluation.loss import CHUNK_BYTES
 from mickle.machine import Forecast
 from mickle.models.blocks import Blocks, weights_of
 
 PROCESS = 640 << 20  # bytes of torch and numba themselves, with what measuring and drawing set up
+FACTOR, ROUNDED = 8, 3  # matrices of inputs by inputs, in float64, while a layer's factor is made, or none is
 SWEPT_A_SECOND = 2e6  # weights, with outliers, on two cores; measured, a little less than found
 
 
-def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None) -> Forecast:
-    """Memory: the parts outside of blocks, the largest block and its sweep, Hessians, hidden states, what is written;
-    whole models in float32.
+def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, measured: bool = False) -> Forecast:
+    """Memory, time and disk. settings: None where codes are looked up, of a model opened whole. measured: whether the
+    loss is, before and after.
     """
-    files = blocks.files
     sizes = dict(weights_of(blocks))
-    a_block = [[sizes[name] for name in layers] for layers in blocks.layers]
     in_blocks = sum(o * i for o, i in sizes.values())
-    weights = [sum(o * i for o, i in block) for block in a_block]
-    hessians = [sum(8 * i * i for i in {i for _, i in block}) for block in a_block]
-    largest_layer = max((o * i for o, i in sizes.values()), default=0)
-    hidden = 0 if ids is None else 4 * ids.numel() * _width(blocks)
-    held = 4 * (files.elements if blocks.in_memory else files.elements - in_blocks + max(weights, default=0))
     seconds = in_blocks / SWEPT_A_SECOND
     if ids is not None:
         products = 2 * 2 * in_blocks * ids.numel() + 2 * ids.numel() * sum(i * i for _, i in sizes.values())
         seconds += products / machine.matmul_flops(size=512)
-    settings = settings or rounding()  # codes that are looked up take as much
-    small = sum(layout_of(settings, size).stored_bytes(None, settings.act_order) for size in sizes.values())
-    memory = PROCESS + held + 3 * max(hessians, default=0) + 6 * 4 * largest_layer + 2 * hidden + small
-    dense = sum(entry.end - entry.start for name, (_, entry) in files.tensors.items()
+    swept = settings or rounding()  # codes that are looked up take as much
+    small = sum(layout_of(swept, size).stored_bytes(None, swept.act_order) for size in sizes.values())
+    dense = sum(entry.end - entry.start for name, (_, entry) in blocks.files.tensors.items()
                 if name.removesuffix(".weight") not in sizes)  # fmt: skip
-    rest = f"the other weights {dense / 1e6:,.1f} MB, as they are"
     notes = (
         f"{len(blocks)} blocks, {in_blocks:,} weights in them: {small / 1e6:,.1f} MB without outliers, "
-        f"{8 * small / max(1, in_blocks):.3f} bits each; {rest}",
+        f"{8 * small / max(1, in_blocks):.3f} bits each; the other weights {dense / 1e6:,.1f} MB, as they are",
         "opened whole: this architecture cannot be read block by block" if blocks.in_memory else "one block at a time",
     )
-    return Forecast(int(memory), seconds, 2 * small + dense, notes)
+    return Forecast(_memory(blocks, ids, settings, dense, measured), seconds, 2 * small + dense, notes)
+
+
+def _memory(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, dense: int, measured: bool) -> int:
+    """Peak bytes: of the walk over blocks, of writing ``dense`` bytes of other weights, or of measuring the loss of the
+    whole model, whose file is held beside what is made of it. Whatever is computed with is in float32.
+    """
+    elements, sizes = blocks.files.elements, dict(weights_of(blocks))
+    in_blocks = sum(o * i for o, i in sizes.values())
+    outside = 4 * (elements - in_blocks)
+    if settings is None:
+        walking = 4 * elements + 4 * in_blocks  # what was, to compare with
+    else:
+        needs = [_of_block([sizes[name] for name in layers], ids, settings, _width(blocks)) for layers in blocks.layers]
+        walking = (4 * elements if blocks.in_memory else outside) + max(needs, default=0)
+    stored = sum(entry.end - entry.start for _, entry in blocks.files.tensors.values())
+    measuring = 4 * elements + stored + 3 * CHUNK_BYTES if measured else 0
+    return PROCESS + max(walking, outside + dense, measuring)
+
+
+def _of_block(sizes: list[tuple[int, int]], ids: Tensor | None, settings: SweepSettings, width: int) -> int:
+    """Bytes that a block with layers of ``sizes`` (out, in) takes: its weights, the hidden states, its Hessians, and
+    either a pass over some rows of ids [n, T] or the sweep of its largest layer, with the factors of all.
+    """
+    inputs, largest = {i for _, i in sizes}, max((o * i for o, i in sizes), default=0)
+    hidden = hessians = running = 0
+    if ids is not None:
+        hidden = 4 * ids.numel() * width
+        hessians = sum(8 * i * i for i in inputs)
+        running = 4 * batch_rows(*ids.shape) * ids.shape[1] * sum(o + i for o, i in sizes)
+    matrices = FACTOR if settings.compensate else ROUNDED
+    sweeping = hessians + matrices * 8 * max(inputs, default=0) ** 2 + 6 * 4 * largest
+    return 4 * sum(o * i for o, i in sizes) + hidden + hessians + max(running, sweeping)
 
 
 def _width(blocks: Blocks) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mickle import storage
+from mickle import machine, storage
 from mickle.compression.hessian import Gathered, gather
 from mickle.compression.sweep import Factor, SweepSettings, Swept, factorize, prepare, relative_error, sweep
 from mickle.compression.target import Budget, error_counts
@@ -98,6 +98,8 @@ def walk(
         figures += done
         if ids is not None:
             hidden = next_inputs(blocks, block, index, ids, rows, hidden)
+        del block
+        machine.release_memory()  # Hessians and factors are below the size that glibc gives back by itself
         emit(Progressed(index + 1))
     return figures, seconds
 
