@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint types layers unit mutants fuzz docs bench pins clean
+.PHONY: demo test lint types layers unit mutants faults fuzz docs bench pins clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mickle run recipes/laptop.yaml
@@ -29,6 +29,10 @@ unit: $(VENV)/.installed-dev
 # Whether the tests notice faults: hours for 200 mutants, so not part of `make test`.
 mutants: $(VENV)/.installed-dev
 	$(BIN)/python tests/mutants.py
+
+# Every change of the disk of every verb fails once, alone and with all that follow: hours; `make test` tries one of each.
+faults: $(VENV)/.installed-dev
+	MICKLE_FAULTS_EVERY=1 OMP_NUM_THREADS=1 $(BIN)/pytest -s tests/test_faults.py
 
 # Ten minutes of mutated pages and ten of other files, from another beginning each week; `make test` does some seconds.
 fuzz: $(VENV)/.installed-dev

@@ -8,12 +8,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from faults import Faults, Killed
 
-from mickle import storage, verbs
+from mickle import storage
 from mickle.errors import MickleError, ResourceError, UsageError
 from mickle.events import Event, ignore
-from mickle.step import Step, execute, identity_hash
+from mickle.step import execute, identity_hash
 
 
 def test_output_is_whole_and_done_once(toy: ModuleType, tmp_path: Path) -> None:
@@ -27,63 +26,6 @@ def test_output_is_whole_and_done_once(toy: ModuleType, tmp_path: Path) -> None:
     assert sorted(p.name for p in out.iterdir()) == ["letters", "manifest.json", "settings.yaml", "words.txt"]
     assert sorted(os.listdir(tmp_path)) == ["w"]
     assert len(heard) == 2
-
-
-def quiet_digest(step: Step, out: Path) -> tuple[str, int]:
-    """The digest of a run that nothing disturbs, and how often it changes the disk."""
-    with pytest.MonkeyPatch.context() as patch, Faults(patch, out.parent) as disk:
-        return storage.content_digest(execute(step, out, ignore)), len(disk.calls)
-
-
-def goes_on_after(step: Step, out: Path, n: int, dead: bool, digest: str) -> None:
-    """Refuse the n-th change of the disk, then run again in peace: it ends as if nothing had been."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        Faults(patch, out.parent, n, lasting=dead),
-        pytest.raises((Killed, MickleError)) as caught,
-    ):
-        execute(step, out, ignore)
-        raise Killed("the last call removes the lock, on which nothing depends")
-    assert isinstance(caught.value, Killed) or caught.value.exit_code == 3, str(caught.value)
-    if out.exists():
-        storage.open_folder(out, check="hashes")
-    execute(step, out, ignore)
-    assert storage.open_folder(out, check="hashes").digest == digest
-    assert not list(out.rglob(".tmp*"))
-
-
-@pytest.mark.parametrize("dead", [True, False], ids=["all calls fail from then on", "one call fails"])
-def test_a_step_goes_on_from_a_failure_at_any_call(toy: ModuleType, tmp_path: Path, dead: bool) -> None:
-    digest, calls = quiet_digest(toy.Write(), tmp_path / "quiet" / "w")
-    assert calls > 40
-    for n in range(1, calls + 1):
-        goes_on_after(toy.Write(), tmp_path / str(n) / "w", n, dead, digest)
-
-
-REAL = {
-    "curate": {"source": {"kind": "files", "path": "pages"}, "workers": 1},
-    "pretrain": {"data": "corpus", "size": 40_000, "steps": 4, "save_every": 2, "evaluate_every": 2},
-    "evaluate": {"model": "model"},
-    "sample": {"model": "model", "prompts": ["a"], "max_tokens": 4},
-    "tune": {"model": "model", "data": "rows.jsonl", "steps": 2, "save_every": 1, "samples": 1},
-    "compress": {"model": "model", "method": {"kind": "rtn"}, "evaluate": False},
-    "export": {"model": "model", "format": {"kind": "gguf"}},
-}
-
-
-@pytest.mark.parametrize("verb", REAL)
-def test_every_verb_goes_on_from_a_failure(
-    verb: str, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One call of each run, another for each verb; every second to twelfth was tried by hand."""
-    monkeypatch.chdir(made)
-    (made / "rows.jsonl").write_text(
-        "".join(f'{{"prompt": "What is {i}?", "completion": "One more than {i - 1}."}}\n' for i in range(20))
-    )
-    step = verbs.step_class(verb)(**REAL[verb])
-    digest, calls = quiet_digest(step, tmp_path / "quiet" / "out")
-    place = list(REAL).index(verb)
-    goes_on_after(step, tmp_path / "again" / "out", calls * (4 + place) // 12, True, digest)
 
 
 def test_a_manifest_cut_by_a_kill_never_becomes_content(toy: ModuleType, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mickle.errors import UsageError
+from mickle.errors import ResourceError, UsageError
 from mickle.events import Event, Warned
 from mickle.studies import analysis
 from mickle.studies.declaration import (
@@ -57,6 +57,8 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
                 time.sleep(300)
             case "raise":
                 raise ValueError("two\\nlines")
+            case "disk":
+                raise OSError(28, "No space left on device")
             case "package":
                 import a_package_that_nobody_has
             case "nan":
@@ -275,6 +277,14 @@ def test_a_missing_package_ends_the_run_at_once(toy: Study, tmp_path: Path) -> N
     toy = at_scale(toy, values={"bad": "package", "bad_seed": 3})
     with pytest.raises(UsageError, match=r"not installed \(No module named 'a_package_that_nobody_has'\)"):
         run_study(toy, "full", Place(tmp_path, workers=0))
+
+
+def test_a_full_disk_ends_the_run_and_finished_cells_are_kept(toy: Study, tmp_path: Path) -> None:
+    arms = tuple(replace(arm, grid=({"rate": 2},)) for arm in toy.arms)
+    full = at_scale(replace(toy, arms=arms), values={"bad": "disk", "bad_seed": 3})
+    with pytest.raises(ResourceError, match=r"method in easy, seed 3.*refused a write \(No space left on device\)"):
+        run_study(full, "full", Place(tmp_path, workers=0))
+    assert len(list(tmp_path.glob("cells/*.json"))) == 12
 
 
 def test_a_tuning_trial_that_fails_loses(toy: Study, tmp_path: Path) -> None:

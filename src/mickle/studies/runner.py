@@ -4,7 +4,7 @@
     result = run_study(study, "quick", Place(work))    # what `mickle study` calls
 
 Every cell is kept under ``work`` when it is done, so a killed run goes on; a failed cell is tried again by
-the next run and stands in the result as a failure until it succeeds.
+the next run and stands in the result as a failure until it succeeds. Lack of disk or memory ends the run instead.
 """
 
 import math
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mickle import storage
-from mickle.errors import UsageError
+from mickle.errors import ResourceError, UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned, ignore
 from mickle.studies.analysis import compare_all
 from mickle.studies.declaration import (
@@ -178,6 +178,11 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
                 f"Study {study.name} needs a package that is not installed ({outcome.failure.split(': ', 1)[1]}).",
                 todo="pip install 'mickle[studies]'",
             )
+        if outcome.failure.startswith(ResourceError.__name__):  # no answer to the study's question: nothing is sealed
+            raise ResourceError(
+                f"A cell could not be done ({name}): {outcome.failure.split(': ', 1)[1]}",
+                todo="mend that and run the same command again: finished cells are kept",
+            )
         if outcome.failure:
             place.emit(Warned(f"a {phase} cell failed ({name}): {outcome.failure}"))
         elif code_digest(study) == code:  # else: it changed while the cell ran, and nobody knows which one computed it
@@ -190,12 +195,13 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
 def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:
     """Run one cell in its own empty folder and check what it measured. Runs in a worker process."""
     run_cell, cell, folder = task
-    storage.remove(folder)
-    folder.mkdir(parents=True)
-    try:
-        measured = run_cell(cell, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with storage.disk_errors(folder):
+        storage.remove(folder)
+        folder.mkdir(parents=True)
+        try:
+            measured = run_cell(cell, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     if "budget" not in measured:
         raise UsageError("The cell did not measure its budget", expected='"budget": how much of the unit it spent')
     for name, value in measured.items():
