@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import random
+import re
 import resource
 import stat
 import time
@@ -214,3 +215,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, limit: i
 def test_space_is_checked_before_writing(tmp_path: Path) -> None:
     with pytest.raises(ResourceError, match="needed"):
         storage.check_space(tmp_path / "not" / "there", 1 << 60)
+
+
+def test_a_name_of_the_hub_is_answered_with_how_to_fetch_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    said = "nothing is downloaded here; fetch it first: hf download Qwen/Qwen3-0.6B --local-dir Qwen3-0.6B"
+    with pytest.raises(UsageError, match=re.escape(said)):
+        storage.content_digest(Path("Qwen/Qwen3-0.6B"))
+    for path in ("runs/model", "/a/b", "model"):
+        with pytest.raises(UsageError, match="to do: check the path"):
+            storage.content_digest(Path(path))

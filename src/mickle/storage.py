@@ -38,6 +38,7 @@ SETTINGS = "settings.yaml"  # a record of what was asked, paths included; no par
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 TEMPORARY = ".tmp"  # what such a name begins with; safetensors' own do too
 FORMAT = 1
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # ORGANISATION/NAME
 ANY_SIZE, MOST_HOLES = 64 << 20, 200  # bytes that may be a hole; beyond that, bytes to one that was written
 LARGEST_HEADER = 8 << 20  # bytes at the beginning of a safetensors file
 LARGEST_MANIFEST = 16 << 20  # bytes; some hundred thousand files
@@ -245,11 +246,19 @@ def _refuse_holes(descriptor: int, path: Path) -> None:
         raise UsageError(f"this file has {size:,} bytes, of which {written:,} were written", where=str(path))
 
 
+def no_such(path: Path, what: str = "file or folder", *, where: str = "", expected: str = "") -> UsageError:
+    """The error of a path at which nothing is; for a name of the Hugging Face hub with how to fetch it."""
+    todo = "check the path"
+    if _HUB_NAME.fullmatch(str(path)) and not Path(path).parent.exists():
+        todo = f"nothing is downloaded here; fetch it first: hf download {path} --local-dir {Path(path).name}"
+    return UsageError(f"no such {what}: {path}", where=where, expected=expected, todo=todo)
+
+
 def content_digest(path: Path) -> str:
     """One hash for what stands at ``path``: a Mickle folder by its manifest, anything else by its bytes."""
     path = Path(path)
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}", todo="check the path")
+        raise no_such(path)
     if path.is_file():
         return hash_file(path)
     if not path.is_dir():

@@ -152,7 +152,7 @@ def decontaminate(page: Page, settings: Decontamination) -> Page | Removed:
 def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
     """(name, all its texts) of every item."""
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}", where="decontamination.against")
+        raise storage.no_such(path, where="decontamination.against")
     suffix = path.suffix.lower()
     if path.is_dir():
         yield from ((page.url, [page.text]) for page in read_corpus(path))

@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
-from mickle.storage import MANIFEST
+from mickle.storage import MANIFEST, no_such
 from mickle.untrusted.values import MOST_VALUES, count_values, most_of_rows, parse_json, read_text
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
@@ -72,7 +72,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 def row_files(path: Path) -> list[Path]:
     """The file, or the files with rows in a folder; of a corpus its pages. Raises UsageError where there are none."""
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}", expected=EXPECTED, todo="check the path")
+        raise no_such(path, expected=EXPECTED)
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise UsageError(f"no rows can be read from a {path.suffix or 'nameless'} file", where=str(path),

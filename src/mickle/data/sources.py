@@ -25,6 +25,7 @@ from mickle.data.records import Removed, domain_of, grouped
 from mickle.data.rows import NOT_UTF8, Doubled, bounded_lines, damage_of_text, parquet_values, parse
 from mickle.data.warc import Damaged, read_records
 from mickle.errors import UsageError, first_line
+from mickle.storage import no_such
 
 Found = RawPage | Removed | Skipped
 Advance = Callable[[int], None]  # told how many more bytes of the source have been read
@@ -199,7 +200,7 @@ def kind_of(path: Path) -> str:
 def find_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
     """``path`` itself, or the files under it whose names end so, in order. :class:`UsageError` if there are none."""
     if not path.exists():
-        raise UsageError(f"no such file or folder: {path}", where="source.path", todo="check the path")
+        raise no_such(path, where="source.path")
     files = [path] if path.is_file() else sorted(_files_under(path))
     found = [file for file in files if file.name.lower().endswith(endings)]
     if not found:

@@ -11,6 +11,7 @@ from mickle.models.adapters import adapter_base, base_in_few_bits, open_adapter,
 from mickle.models.folder import end_tokens, open_model, open_tokenizer
 from mickle.models.folder_check import TEMPLATE, TOKENIZER, TOKENIZER_SETTINGS, is_adapter, read_values
 from mickle.models.folder_files import GENERATION
+from mickle.storage import no_such
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,7 +102,7 @@ def find_source(
 ) -> Source:
     """The source that the settings mean; UsageError where they do not fit the folder. Reads no weights."""
     if not folder.is_dir():
-        raise UsageError(f"no such model folder: {folder}", todo="check the path")
+        raise no_such(folder, "model folder")
     if to_step is not None and journal is None:
         raise UsageError("to_step needs a journal", where="to_step")
     if journal is not None:

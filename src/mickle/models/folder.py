@@ -9,13 +9,14 @@ from pathlib import Path
 
 import torch
 
-from mickle.errors import NumericError, SpoiledError, UsageError
+from mickle.errors import NumericError, SpoiledError
 from mickle.models import folder_check
 from mickle.models.architectures import architecture_of, description_of
 from mickle.models.folder_check import is_adapter
 from mickle.models.folder_files import end_tokens, open_tokenizer
 from mickle.models.language import Description, LanguageModel, described
 from mickle.models.quantized import open_base, save_model
+from mickle.storage import no_such
 
 __all__ = ["describe", "end_tokens", "open_model", "open_tokenizer", "save_model"]
 
@@ -41,7 +42,7 @@ def describe(path: Path) -> Description:
     """What a folder's settings say of its model. Reads no weights."""
     path = Path(path)
     if not path.is_dir():
-        raise UsageError(f"no such model folder: {path}", todo="check the path")
+        raise no_such(path, "model folder")
     config = folder_check.read_config(path)
     found = architecture_of(config, path)
     return described(config) if found is None else description_of(found[1])

@@ -17,7 +17,7 @@ from typing import Any
 
 from mickle.errors import UsageError
 from mickle.models.safetensors_check import TensorEntry, read_header
-from mickle.storage import MANIFEST, open_folder, read_json
+from mickle.storage import MANIFEST, no_such, open_folder, read_json
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 TOKENIZER, TOKENIZER_SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -53,8 +53,10 @@ class ModelFiles:
 def inspect_folder(folder: Path) -> ModelFiles:
     """Check a model folder from outside in. Raises UsageError naming the file and what is wrong with it."""
     if not folder.is_dir():
-        what = "this is a file, not a model folder" if folder.exists() else f"no such model folder: {folder}"
-        raise UsageError(what, where=str(folder), expected=f"a folder with {CONFIG} and {WEIGHTS}")
+        expected = f"a folder with {CONFIG} and {WEIGHTS}"
+        if not folder.exists():
+            raise no_such(folder, "model folder", expected=expected)
+        raise UsageError("this is a file, not a model folder", where=str(folder), expected=expected)
     sealed = (folder / MANIFEST).exists()
     if sealed:
         regular_file(folder, MANIFEST)
