@@ -277,6 +277,10 @@ def test_a_missing_package_ends_the_run_at_once(toy: Study, tmp_path: Path) -> N
     toy = at_scale(toy, values={"bad": "package", "bad_seed": 3})
     with pytest.raises(UsageError, match=r"not installed \(No module named 'a_package_that_nobody_has'\)"):
         run_study(toy, "full", Place(tmp_path, workers=0))
+    lacking = replace(toy, reads=("numpy", "a_package_that_nobody_has"))
+    with pytest.raises(UsageError, match=r"not installed \(a_package_that_nobody_has\)"):
+        run_study(lacking, "full", Place(tmp_path / "before", workers=0))
+    assert not (tmp_path / "before").exists()
 
 
 def test_a_full_disk_ends_the_run_and_finished_cells_are_kept(toy: Study, tmp_path: Path) -> None:

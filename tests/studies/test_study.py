@@ -151,6 +151,41 @@ def test_an_unknown_study_and_scale_name_the_nearest(momentum: Path, tmp_path: P
         RunStudy().identity()
 
 
+def test_a_page_anywhere_runs_in_processes_and_is_known_by_its_content(
+    momentum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = momentum.rename(tmp_path / "my_momentum.py")
+    text = page.read_text(encoding="utf-8").replace('name="momentum"', 'name="my_momentum"')
+    page.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    step = RunStudy(name=str(page), scale="quick", workers=2)
+    result = storage.read_json(execute(step, tmp_path / "own", ignore) / "my_momentum-quick.json")
+    assert result["command"] == f"mickle study {page} --scale quick"
+    assert result["source"] == {**CLEAN, "page": storage.hash_file(page)}
+    assert result["failures"] == 0 and step.after(tmp_path) == f"mickle show {tmp_path}"
+    assert step.identity()["settings"]["name"] == "my_momentum"
+    with pytest.raises(UsageError, match="no place in Mickle's table"):
+        execute(RunStudy(name=str(page), publish=tmp_path / "p"), tmp_path / "other", ignore)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("nowhere.py", None, "no such page of a study"),
+        ("json.py", "study = 1", "name of another module"),
+        ("plain_page.py", "study = 1", "declares no study"),
+    ],
+)
+def test_what_is_no_page_is_refused(
+    name: str, text: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    if text:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UsageError, match=said):
+        RunStudy(name=str(tmp_path / name)).identity()
+
+
 def test_without_a_name_all_are_listed_with_their_last_verdict(folder: Path, tmp_path: Path) -> None:
     published = tmp_path / "published"
     assert "not measured at full" in listing(results.published(published)).split("momentum ")[1].splitlines()[0]

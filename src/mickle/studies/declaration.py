@@ -8,14 +8,17 @@ cell. Modules are found by looking at the folder; nothing is registered. Importi
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import json
 import math
 import platform
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import mickle.studies
@@ -308,7 +311,11 @@ def page_names() -> list[str]:
 
 
 def open_study(name: str) -> Study:
-    """The declaration of one study; an unknown name is answered with the nearest known one."""
+    """The declaration of one study, by its name or as the file of a page that lies anywhere. An unknown name is
+    answered with the nearest known one.
+    """
+    if name.endswith(".py"):
+        return _open_page(Path(name))
     names = page_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
@@ -317,7 +324,25 @@ def open_study(name: str) -> Study:
             expected=f"one of: {', '.join(names)}" if names else "a study page in mickle/studies",
             todo=f"did you mean {near[0]!r}?" if near else "list them with: mickle study",
         )
-    study: Study = importlib.import_module(f"mickle.studies.{name}").study
+    return _named(importlib.import_module(f"mickle.studies.{name}"), name)
+
+
+def _open_page(file: Path) -> Study:
+    """The study of a page anywhere. Its folder joins those that modules are found in: worker processes look there."""
+    if not file.is_file():
+        raise storage.no_such(file, "page of a study")
+    found = importlib.util.find_spec(file.stem)
+    if found is not None and Path(found.origin or "").resolve() != file.resolve():
+        raise UsageError(f"{file.stem} is the name of another module", where=str(file), todo="rename the page")
+    if found is None:
+        sys.path.append(str(file.resolve().parent))
+    return _named(importlib.import_module(file.stem), file.stem)
+
+
+def _named(module: ModuleType, name: str) -> Study:
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise UsageError(f"The page {name}.py declares no study", expected="study = Study(...) at its top")
     if study.name != name:
         raise UsageError(f"The page {name}.py declares the study {study.name!r}", expected=f"name={name!r}")
     return study

@@ -48,10 +48,15 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def with_provenance(result: Result, begun: float, source: dict[str, Any]) -> Result:
-    """The result with source, machine, date, wall seconds and the command that makes it again."""
+def with_provenance(result: Result, begun: float, source: dict[str, Any], name: str = "") -> Result:
+    """The result with source, machine, date, wall seconds and the command that makes it again.
+
+    name: what the study was asked by, where it is a page that lies elsewhere; its content is hashed into the source.
+    """
     declared = result["declaration"]
-    command = f"mickle study {declared['name']} --scale {declared['scale']}"
+    command = f"mickle study {name or declared['name']} --scale {declared['scale']}"
+    if name.endswith(".py"):
+        source = {**source, "page": storage.hash_file(Path(name))}
     if result["seed"]:
         command += f" --seed {result['seed']}"
     return {

@@ -66,6 +66,8 @@ def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
     """
     if scale not in study.scales:
         raise UsageError(f"Study {study.name} has no scale {scale!r}", expected=f"one of: {', '.join(study.scales)}")
+    if lacking := [name for name, version in versions_read(study).items() if version == "none"]:
+        raise _not_installed(study, ", ".join(lacking))
     tuning = run_cells(study, scale, "tuning", tuning_cells(study, scale, seed), place)
     chosen = choose(study, tuning)
     reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen, seed), place)
@@ -174,10 +176,7 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
         cell = missing[outcome.key][1]
         name = f"{cell.arm} in {cell.world}, seed {cell.seed}"
         if outcome.failure.startswith("ModuleNotFoundError"):
-            raise UsageError(
-                f"Study {study.name} needs a package that is not installed ({outcome.failure.split(': ', 1)[1]}).",
-                todo="pip install 'mickle[studies]'",
-            )
+            raise _not_installed(study, outcome.failure.split(": ", 1)[1])
         if outcome.failure.startswith(ResourceError.__name__):  # no answer to the study's question: nothing is sealed
             raise ResourceError(
                 f"A cell could not be done ({name}): {outcome.failure.split(': ', 1)[1]}",
@@ -190,6 +189,12 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
         done += 1
         place.emit(Progressed(done, name))
     return [CellRun(phase, cell, **kept[key]) for key, cell in zip(keys, cells)]
+
+
+def _not_installed(study: Study, what: str) -> UsageError:
+    return UsageError(
+        f"Study {study.name} needs a package that is not installed ({what}).", todo="pip install 'mickle[studies]'"
+    )
 
 
 def run_one(task: tuple[RunCell, Cell, Path]) -> Measurements:

@@ -29,7 +29,9 @@ class RunStudy(Step):
         {*ELSEWHERE, "fingerprint.code", "fingerprint.reads"}  # cells are kept under both of these
     )
 
-    name: str = Field("", description="which study to run; without it all are listed with claim and last verdict")
+    name: str = Field(
+        "", description="which study to run: a name, or a page of your own (page.py); without it all are listed"
+    )
     scale: Literal["quick", "full", "gpu"] = Field(
         "quick", description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; gpu: one GPU"
     )
@@ -44,6 +46,7 @@ class RunStudy(Step):
         """Name, scale and declaration; not how many processes ran it nor where a copy went."""
         identity = super().identity()
         identity["settings"] = {k: v for k, v in identity["settings"].items() if k not in ELSEWHERE}
+        identity["settings"]["name"] = Path(self.name).stem if self._is_own else self.name
         return identity
 
     def fingerprint(self) -> dict[str, Any]:
@@ -85,6 +88,7 @@ class RunStudy(Step):
         study = self._study()
         source = results.source_state()
         if self.publish is not None:
+            self._refuse_to_publish_a_page_from_elsewhere()
             results.require_clean(source)
         begun = time.monotonic()
         place = Place(work / SCRATCH / "study", emit, self.workers)
@@ -92,7 +96,7 @@ class RunStudy(Step):
         if results.source_state() != source:
             source = {**source, "dirty": True}
             emit(Warned("the source changed while the study ran; its result cannot be published"))
-        result = results.with_provenance(result, begun, source)
+        result = results.with_provenance(result, begun, source, self.name)
         if late := results.overdue(study, result):
             emit(Warned(late))
         results.write(result, work)
@@ -108,7 +112,16 @@ class RunStudy(Step):
 
     def after(self, out: Path) -> str:
         """Publish, or look."""
-        return f"python -m mickle.studies.table --publish {out}" if self.scale != "quick" else f"mickle show {out}"
+        published = self.scale != "quick" and not self._is_own
+        return f"python -m mickle.studies.table --publish {out}" if published else f"mickle show {out}"
+
+    @property
+    def _is_own(self) -> bool:
+        return self.name.endswith(".py")
+
+    def _refuse_to_publish_a_page_from_elsewhere(self) -> None:
+        if self._is_own:
+            raise UsageError("A page of your own has no place in Mickle's table", where="publish", todo="leave it out")
 
     def _study(self) -> Any:
         from mickle.studies.declaration import open_study, page_names
