@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 import mickle
-from mickle import verbs
-from mickle.config import Config, config_variants, leaves
+from mickle import flags, verbs
+from mickle.config import Config, config_variants, leaves, validate
 from mickle.evaluation.evaluate import Evaluate
 from mickle.evaluation.measure import Measure
+from mickle.sampling.chat import Chat
 from mickle.step import Step
 from mickle.training.optimizers import OptimizerSettings
 from mickle.training.pretrain import Pretrain
@@ -52,6 +56,46 @@ def test_every_verb_is_in_the_table_of_verbs() -> None:
         waiting += below
         steps |= {step for step in below if step.example and step.__module__.startswith("mickle.")}
     assert steps == {verbs.step_class(name) for name in verbs.STEPS}
+
+
+HINTED = {  # of each verb the settings on which its next command depends
+    "curate": [{}],
+    "mix": [{}],
+    "pretrain": [{"objective": "next"}, {"objective": "masked"}],
+    "tune": [{"method": "lora"}, {"method": "full"}, {"method": {"kind": "mezo", "parameters": "prefix"}}],
+    "compress": [{}],
+    "evaluate": [{"task": "loss"}, {"task": "length"}, {"task": "masked"}, {"task": "pairs"}],
+    "export": [{"causal": True}, {"causal": False}],
+    "sample": [{"chat": True}, {"chat": False}],
+    "study": [{"scale": "quick"}],
+    "plan": [{"task": "rate"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [(name, given) for name in verbs.STEPS for given in HINTED[name]], ids=str
+)
+def test_the_next_command_can_be_typed(
+    name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands, also where folders have spaces in their names."""
+    cls, causal = verbs.step_class(name), settings.get("causal")
+    monkeypatch.setattr("mickle.models.folder.describe", lambda folder: SimpleNamespace(causal=causal))
+    fields = {key: value for key, value in settings.items() if key != "causal"}
+    inputs = {key: str(tmp_path) for key in ("model", "data") if key in cls.model_fields and name != "plan"}
+    if settings.get("task") in ("pairs", "rate"):
+        fields["task"] = {"kind": fields["task"], "data": tmp_path}
+    step = validate(cls, inputs | fields)
+    program, verb, *arguments = shlex.split(step.after(tmp_path / "my runs" / "out"))
+    assert program == "mickle"
+    assert {"my runs/out", tmp_path.name} & {"/".join(Path(word).parts[-n:]) for word in arguments for n in (1, 2)}
+    if verb == "show":
+        return
+    settings_class = Chat if verb == "chat" else verbs.step_class(verb)
+    positional = "models" if verb == "chat" else settings_class.positional
+    made = flags.parser(f"mickle {verb}", settings_class, "", "", positional)
+    made.add_argument("--out")
+    validate(settings_class, flags.read_values(settings_class, flags.parse(made, arguments)[1]))
 
 
 def test_every_page_of_the_documentation_is_in_its_index() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -74,7 +75,7 @@ class Step(Config):
 
     def after(self, out: Path) -> str:
         """The next sensible command."""
-        return f"mickle show {out}"
+        return command("show", out)
 
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
@@ -102,6 +103,11 @@ class Step(Config):
             "settings": settings,
             "fingerprint": self.fingerprint(),
         }
+
+
+def command(*words: object) -> str:
+    """A command of Mickle's as a person can type it, paths with spaces in quotes."""
+    return shlex.join(["mickle", *map(str, words)])
 
 
 def identity_hash(identity: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from mickle.config import Input
 from mickle.events import Emit
 from mickle.machine import Forecast
 from mickle.results import Finding
-from mickle.step import Step
+from mickle.step import Step, command
 
 if TYPE_CHECKING:
     from mickle.compression.calibration import Calibration
@@ -88,7 +88,7 @@ class Compress(Step):
         return forecast(blocks, ids, settings, measured), said(calibration) if self.method.reads_text else ""
 
     def after(self, out: Path) -> str:
-        return f"mickle evaluate {self.model} --task compare --task.others {out}"
+        return command("evaluate", self.model, "--task", "compare", "--task.others", out)
 
     def _calibration(self, blocks: Blocks) -> Calibration | None:
         from mickle.compression.calibration import read_calibration

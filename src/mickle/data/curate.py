@@ -34,7 +34,7 @@ from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
 from mickle.results import Finding, Section
-from mickle.step import Step
+from mickle.step import Step, command
 
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
 # Measured on one core with all stages; for the forecast only.
@@ -199,7 +199,7 @@ class Curate(Rules, Step):
 
     def after(self, out: Path) -> str:
         """Training on the corpus comes next."""
-        return f"mickle pretrain --data {out} --out model"
+        return command("pretrain", out, "--out", "model")
 
     def _workers(self) -> int:
         return self.workers or machine.cores()

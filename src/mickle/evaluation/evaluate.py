@@ -26,7 +26,7 @@ from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, INK, Bars, Figure, Line, Panel
 from mickle.machine import Forecast
 from mickle.results import Finding, Result, Section, Table, cell, drawn, facts
-from mickle.step import Step
+from mickle.step import Step, command
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
@@ -80,7 +80,7 @@ class Loss(Measure):
 
     def after(self, folder: Path, out: Path) -> str:
         """See what it writes."""
-        return f'mickle sample {folder} --prompts "Return the"'
+        return command("sample", folder, "--prompts", "Return the")
 
 
 class Evaluate(Step):

@@ -33,6 +33,7 @@ from mickle.evaluation.measure import Measure, learned_table
 from mickle.events import Emit, Warned
 from mickle.figures import Figure, Line, Panel
 from mickle.results import Result, Table
+from mickle.step import command
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,7 +94,7 @@ class Length(Measure):
 
     def after(self, folder: Path, out: Path) -> str:
         """See what it writes."""
-        return f'mickle sample {folder} --prompts "Return the"'
+        return command("sample", folder, "--prompts", "Return the")
 
 
 def chosen_examples(settings: Length, encode: Encode, seed: int) -> tuple[list[Example], int | None]:

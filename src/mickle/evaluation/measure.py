@@ -12,6 +12,7 @@ from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Warned, as_warnings
 from mickle.machine import Forecast
 from mickle.results import Result
+from mickle.step import command
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
@@ -35,7 +36,7 @@ class Measure(Config):
 
     def after(self, folder: Path, out: Path) -> str:
         """The next sensible command."""
-        return f"mickle show {out}"
+        return command("show", out)
 
 
 def in_batches(

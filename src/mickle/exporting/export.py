@@ -8,6 +8,7 @@ of it; where the journal is of an adapter, an adapter folder comes out (``export
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -19,7 +20,7 @@ from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.results import Finding
-from mickle.step import Step
+from mickle.step import Step, command
 from mickle.storage import write_json
 
 if TYPE_CHECKING:
@@ -162,9 +163,11 @@ class Export(Step):
         }
 
     def after(self, out: Path) -> str:
+        from mickle.models.folder import describe
+
         if isinstance(self.format, Gguf):
-            return f"llama-cli -m {out}/model.gguf"
-        return f"mickle sample {out}"
+            return shlex.join(["llama-cli", "-m", f"{out}/model.gguf"])
+        return command("chat", out) if describe(out).causal else command("evaluate", out, "--task", "masked")
 
 
 def merge(model: nn.Module, source: Source, form: HuggingFace | Gguf, emit: Emit) -> dict[str, dict[str, float]]:

@@ -19,6 +19,7 @@ from mickle.errors import UsageError, first_line
 from mickle.events import Emit, Noted, Progressed, Started
 from mickle.machine import Forecast
 from mickle.results import Result
+from mickle.step import command
 from mickle.storage import load_tensors
 
 MOST_CLASSES = 1000
@@ -97,7 +98,7 @@ class Rate(Config):
 
     def after(self, out: Path) -> str:
         """Look."""
-        return f"mickle show {out}"
+        return command("show", out)
 
 
 def verdict(task: Rate, x: Any, y: Any, curve: Any, seed: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
 from mickle.results import Section, json_lines
-from mickle.step import Step
+from mickle.step import Step, command
 from mickle.untrusted.values import read_text
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class Sample(Writing, Step):
 
     def after(self, out: Path) -> str:
         """The next sensible command."""
-        return f"mickle chat {self.model}" if self.chat else f"mickle show {out}"
+        return command("chat", self.model) if self.chat else command("show", out)
 
     def _tokens(self, rows: list[dict[str, Any]], tokenizer: TextTokenizer, emit: Emit) -> list[list[int]]:
         """What the model is given of each row. Special tokens spelt in a prompt are ordinary text."""

@@ -11,7 +11,7 @@ from pydantic import Field
 from mickle.errors import UsageError
 from mickle.events import Emit, Warned
 from mickle.machine import Forecast
-from mickle.step import Step
+from mickle.step import Step, command
 from mickle.storage import SCRATCH
 
 ELSEWHERE = ("publish", "workers")  # where results go and how many processes share the cells change no number
@@ -113,7 +113,7 @@ class RunStudy(Step):
     def after(self, out: Path) -> str:
         """Publish, or look."""
         published = self.scale != "quick" and not self._is_own
-        return f"python -m mickle.studies.table --publish {out}" if published else f"mickle show {out}"
+        return f"python -m mickle.studies.table --publish {out}" if published else command("show", out)
 
     @property
     def _is_own(self) -> bool:

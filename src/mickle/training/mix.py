@@ -17,6 +17,7 @@ from mickle.config import Config, Input
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.decoder_settings import DecoderArchitecture
+from mickle.step import command
 from mickle.storage import SCRATCH
 from mickle.training.pretrain_objectives import NextToken
 from mickle.training.run import Asked, TrainingStep, kept_plan, refuse_no_model, refuse_two_lengths
@@ -220,7 +221,7 @@ class Mix(TrainingStep):
         return forecast, preview(tokens, plan)
 
     def after(self, out: Path) -> str:
-        return f"mickle pretrain {self.data} --mixture {out / 'weights.yaml'}"
+        return command("pretrain", self.data, "--mixture", out / "weights.yaml")
 
     def _limited(self, weights: tuple[float, ...], streams: dict[str, TokenStream]) -> list[float]:
         """The weights within the bounds that were set."""

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from mickle.config import Config
 from mickle.data.masking import MaskedBatches, Masking, fixed_masks, vocabulary_of
+from mickle.step import command
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,7 +75,7 @@ class NextToken(Config):
 
     def next_command(self, out: Path, data: Path) -> str:
         """What to do with the trained model."""
-        return f"mickle evaluate {out} --task loss --task.baselines-from {data}"
+        return command("evaluate", out, "--task", "loss", "--task.baselines-from", data)
 
 
 class MaskedToken(Masking):
@@ -127,7 +128,7 @@ class MaskedToken(Masking):
 
     def next_command(self, out: Path, data: Path) -> str:
         """What to do with the trained model."""
-        return f"mickle evaluate {out} --task masked"
+        return command("evaluate", out, "--task", "masked")
 
 
 PretrainObjective = Annotated[NextToken | MaskedToken, Field(discriminator="kind")]

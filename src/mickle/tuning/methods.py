@@ -21,6 +21,7 @@ from pydantic import Field, field_validator
 
 from mickle.config import Config
 from mickle.errors import UsageError
+from mickle.step import command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,7 +83,7 @@ class Learning(Config):
 
     def next_command(self, out: Path) -> str:
         """What to do with the result."""
-        return f"mickle export {out} --out {out}-merged"
+        return command("export", out, "--out", f"{out}-merged")
 
 
 class Everything(Learning):
@@ -103,7 +104,7 @@ class Everything(Learning):
         save_model(model, work, tokenizer)
 
     def next_command(self, out: Path) -> str:
-        return f"mickle export {out} --out {out}-exported"
+        return command("export", out, "--out", f"{out}-exported")
 
 
 class BesideLinear(Learning):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from mickle.step import command
 from mickle.tuning.methods import Adam, BesideLinear, Everything, Learning, TuningMethod
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Prefix(Learning):
 
     def next_command(self, out: Path) -> str:
         """A prefix is no change of weights that could be merged."""
-        return f"mickle sample {out}"
+        return command("chat", out)
 
 
 class Mezo(TuningMethod):
