@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from template_families import FAMILIES, QWEN3, TURNS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mickle.data import examples as examples_module
+from mickle.data import tokenizer as tokenizer_module
 from mickle.data.chat_template import PLAIN, ChatTemplate
 from mickle.data.conversations import Example, Message
 from mickle.data.example_batches import first_fit, packed, rows_of
@@ -28,6 +30,7 @@ from mickle.data.examples import (
     encode_examples,
     preview,
 )
+from mickle.data.pieces import pieces
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
 from mickle.errors import UsageError
 from mickle.models.decoder import Decoder
@@ -109,6 +112,32 @@ def test_tokens_are_those_of_the_whole_text_as_transformers_makes_them(tokenizer
     for example, tokens in zip(examples, found.tokens, strict=True):
         text = TEMPLATES[family].render(example.messages)
         assert tokens.tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_a_long_example_is_given_to_the_tokenizer_in_pieces(monkeypatch):
+    long = "the owl sees 4 hens, and 漢 " * 9
+    forms = [
+        Example("text", text=long),
+        Example("completion", prompt=long, completion=" answers" + long),
+        chat(long, long),
+        chat(f"{long}<|im_end|>{long}", long),
+    ]
+    alone = [encode([example]) for example in forms]
+    sizes, portions = [], tokenizer_module._portions
+
+    def watched(texts):
+        for some in portions(texts):
+            sizes.append(sum(len(piece) for _, piece in some))
+            yield some
+
+    monkeypatch.setattr(tokenizer_module, "_portions", watched)
+    monkeypatch.setattr(pieces, "__defaults__", (64,))
+    for module in (tokenizer_module, examples_module):
+        monkeypatch.setattr(module, "LONGEST", 64)
+    found = encode(forms)
+    assert [t.tolist() for t in found.tokens] == [one.tokens[0].tolist() for one in alone]
+    assert [t.tolist() for t in found.trained] == [one.trained[0].tolist() for one in alone]
+    assert max(sizes) <= 64
 
 
 def test_a_token_belongs_to_where_its_last_character_stands():

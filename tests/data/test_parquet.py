@@ -115,12 +115,36 @@ def bombs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bombs")
     for name, columns in BOMBS.items():
         parquet.write_table(pa.table(columns), folder / f"{name}.parquet", compression="zstd", write_statistics=False)
+    honest = (folder / "one cell of 70 MB.parquet").read_bytes()
+    column = parquet.read_metadata(folder / "one cell of 70 MB.parquet").row_group(0).column(0)
+    before, footer = honest[: column.total_compressed_size], honest[column.total_compressed_size :]
+    said = varint(2 * column.total_uncompressed_size)
+    assert said in footer
+    nothing = b"\x80" * (len(said) - 1) + b"\x00"  # the number 0 in as many bytes
+    (folder / "a footer that lies.parquet").write_bytes(before + footer.replace(said, nothing))
     return folder
+
+
+def varint(number: int) -> bytes:
+    """Seven bits a byte, as Thrift writes it."""
+    found = b""
+    while number >= 128:
+        found, number = found + bytes([number % 128 + 128]), number // 128
+    return found + bytes([number])
+
+
+def test_a_file_whose_pages_cannot_be_walked_is_refused(tmp_path: Path, bounded: Bounded) -> None:
+    parquet.write_table(pa.table({"text": ["a"] * 9}), tmp_path / "x.parquet", compression="none")
+    content = (tmp_path / "x.parquet").read_bytes()
+    for header in (b"\x1c" * 8, b"\x19" * 8, b"\x15" + b"\xff" * 12, b"\x00" * 8, b"\x15\x00\x15\x01\x15\x01\x00"):
+        (tmp_path / "x.parquet").write_bytes(content[:4] + header + content[4 + len(header) :])
+        assert "not a whole Parquet file" in bounded(lambda: list(read_pages(tmp_path / "x.parquet")))
 
 
 @pytest.mark.parametrize(("name", "reader"), [
     *(("one cell in every row", reader) for reader in READERS),
     ("one turn in every row", "rows"), ("one cell of 70 MB", "pages"), ("one value many times in a list", "rows"),
+    ("a footer that lies", "pages"),
 ])  # fmt: skip
 def test_a_small_file_that_unfolds_is_refused(bombs: Path, name: str, reader: str, bounded: Bounded) -> None:
     path = bombs / f"{name}.parquet"

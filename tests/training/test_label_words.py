@@ -89,19 +89,23 @@ def test_f1(answer: str, right: list[str], f1: float) -> None:
 
 def test_f1_of_what_the_model_says() -> None:
     model = decoder(dropout=0.0).eval()
-    said = greedy(model, torch.tensor([1, 4, 5]), 3, None)
-    text = torch.tensor([[1, 4, 5]])
+    prompt = [3, 0, 9]  # token 0 is a token; what pads is below it
+    said = greedy(model, torch.tensor(prompt), 3, None)
+    text = torch.tensor([prompt])
     for token in said:
         assert token == int(model(text)[0, -1].argmax())
         text = torch.cat([text, torch.tensor([[token]])], 1)
+    assert greedy(model, torch.tensor(prompt[::2]), 3, None) != said
     decode = lambda ids: " ".join(f"w{int(i)}" for i in ids)  # noqa: E731
-    batch = {
-        "prompts": torch.tensor([[1, 4, 5], [1, 4, 5]]),
-        "answers": torch.tensor([[*said], [(said[0] + 1) % VOCABULARY, -1, -1]]),
-    }
+    other = [0, (said[0] + 1) % VOCABULARY]
+    batch = {"prompts": torch.tensor([prompt] * 2), "answers": torch.tensor([[*said], [*other, -1]])}
     lost, count = answer_f1(decode, 3)(model, {name: part[:1] for name, part in batch.items()})
     assert (float(lost), int(count)) == (0.0, 1)
-    lost, count = answer_f1(decode, 3)(model, batch)
-    assert int(count) == 2
-    assert float(lost) > 0
-    assert greedy(model, torch.tensor([1, 4, 5]), 3, said[0]) == []
+    right = [said[0], 0, -1]
+    for answer in ([*other, -1], right):
+        batch["answers"][1] = torch.tensor(answer)
+        lost, count = answer_f1(decode, 3)(model, batch)
+        assert int(count) == 2
+        assert float(lost) == pytest.approx(1 - word_f1(decode(said), [decode([t for t in answer if t >= 0])]))
+        assert float(lost) > 0
+    assert greedy(model, torch.tensor(prompt), 3, said[0]) == []

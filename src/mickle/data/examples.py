@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from mickle.data.chat_template import ChatTemplate, pattern_of, spellings_of
 from mickle.data.conversation_forms import Example
 from mickle.data.conversations import MOST_BAD
 from mickle.data.example_batches import SHOWN, Encoded, ExampleBatches
+from mickle.data.pieces import LONGEST
 from mickle.data.tokenizer import TextTokenizer, coloured
 from mickle.errors import UsageError
 
@@ -60,8 +62,7 @@ def encode_examples(
     """
     found = Encoded([], [])
     refused, cut = list[NotLaidOut](), 0
-    for begin in range(0, len(examples), AT_A_TIME):
-        some = examples[begin : begin + AT_A_TIME]
+    for some in _at_a_time(examples):
         for example, pair in zip(some, _encode(some, tokenizer, template, found.notes), strict=True):
             if isinstance(pair, UsageError):
                 refused += [pair] if isinstance(pair, NotLaidOut) else []
@@ -79,6 +80,19 @@ def encode_examples(
         what = f"{len(refused):,} of {len(examples):,} examples: {refused[0].what}"
         raise UsageError(what, where=refused[0].where, todo=refused[0].todo)
     return replace(found, cut=cut)
+
+
+def _at_a_time(examples: Sequence[Example]) -> Iterator[list[Example]]:
+    """Examples in a row: as many as have a million characters together, or AT_A_TIME."""
+    some, size = list[Example](), 0
+    for example in examples:
+        some.append(example)
+        size += sum(map(len, _texts(example)))
+        if len(some) == AT_A_TIME or size > LONGEST:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def _drop(found: Encoded, reason: str, why: str, example: Example) -> None:
@@ -126,17 +140,16 @@ def _encode(
 def _documents(examples: dict[int, Example], tokenizer: TextTokenizer, notes: Counter[str]) -> dict[int, Pair]:
     """Texts and completions, between the document's marks."""
     texts = [example.text or example.prompt + example.completion for example in examples.values()]
-    encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
+    encoded = tokenizer.encode_with_ends(texts)
     prompts = tokenizer.encode([example.prompt for example in examples.values()])
     pattern = pattern_of(spellings_of(tokenizer))
     found: dict[int, Pair] = {}
-    for (number, example), text, encoding, prompt in zip(examples.items(), texts, encodings, prompts, strict=True):
+    for (number, example), text, (ids, ends), prompt in zip(examples.items(), texts, encoded, prompts, strict=True):
         span = (0 if example.form == "text" else len(example.prompt), len(text))
-        inner = _mask(encoding.offsets, [span], len(text))
-        tokens = np.array([tokenizer.start, *encoding.ids, tokenizer.end], dtype=np.int64)
-        found[number] = tokens, np.concatenate([[False], inner, [True]])
+        tokens = np.concatenate([[tokenizer.start], ids, [tokenizer.end]])
+        found[number] = tokens, np.concatenate([[False], _mask(ends, [span], len(text)), [True]])
         notes.update([SPELT] if _spells(pattern, example) else [])
-        notes.update([PROMPT] if _begins_otherwise(encoding.ids, prompt) else [])
+        notes.update([PROMPT] if _begins_otherwise(ids, prompt) else [])
     return found
 
 
@@ -144,18 +157,17 @@ def _wholes(layouts: dict[int, Layout], tokenizer: TextTokenizer, notes: Counter
     """Conversations in which only the template spells special tokens: tokenized in one piece, as the model is asked."""
     texts = [layout.text for layout in layouts.values()]
     with special_tokens(tokenizer):
-        encodings = tokenizer.tokenizer.encode_batch(texts, add_special_tokens=False)
+        encoded = tokenizer.encode_with_ends(texts)
         prompts = tokenizer.encode([layout.text[: layout.asked or 0] for layout in layouts.values()])
     found: dict[int, Pair] = {}
-    for (number, layout), encoding, prompt in zip(layouts.items(), encodings, prompts, strict=True):
-        trained = _mask(encoding.offsets, layout.trained, len(layout.text))
-        found[number] = np.array(encoding.ids, dtype=np.int64), trained
-        notes.update([PROMPT] if _begins_otherwise(encoding.ids, prompt) else [])
+    for (number, layout), (ids, ends), prompt in zip(layouts.items(), encoded, prompts, strict=True):
+        found[number] = ids, _mask(ends, layout.trained, len(layout.text))
+        notes.update([PROMPT] if _begins_otherwise(ids, prompt) else [])
     return found
 
 
-def _begins_otherwise(ids: Sequence[int], prompt: np.ndarray) -> bool:
-    return list(ids[: len(prompt)]) != prompt.tolist()
+def _begins_otherwise(ids: np.ndarray, prompt: np.ndarray) -> bool:
+    return not np.array_equal(ids[: len(prompt)], prompt)
 
 
 @contextmanager
@@ -169,12 +181,11 @@ def special_tokens(tokenizer: TextTokenizer) -> Iterator[None]:
         tokenizer.tokenizer.encode_special_tokens = before
 
 
-def _mask(offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
-    """Which tokens are trained: those whose last character is. A token of no characters takes that before it."""
+def _mask(ends: np.ndarray, spans: Sequence[tuple[int, int]], length: int) -> np.ndarray:
+    """Which tokens are trained, by their ends: those whose last character is. One without any takes that before it."""
     characters = np.zeros(length + 1, dtype=bool)  # the last stands for "none"
     for start, end in spans:
         characters[start:end] = True
-    ends = np.array([end for _, end in offsets], dtype=np.int64).reshape(-1)
     return characters[ends - 1]
 
 
@@ -209,9 +220,13 @@ def marks_are_the_template_s(template: ChatTemplate, layout: Layout) -> bool:
     return not any(inside[mark.start() : mark.end()].any() for mark in template.special_pattern.finditer(layout.text))
 
 
+def _texts(example: Example) -> Iterator[str]:
+    """What people wrote in an example."""
+    yield from (example.text, example.prompt, example.completion, *(turn.content for turn in example.messages))
+
+
 def _spells(pattern: re.Pattern[str] | None, example: Example) -> bool:
-    texts = (example.text, example.prompt, example.completion, *(turn.content for turn in example.messages))
-    return pattern is not None and any(map(pattern.search, texts))
+    return pattern is not None and any(map(pattern.search, _texts(example)))
 
 
 def in_pieces(layout: Layout, template: ChatTemplate, tokenizer: TextTokenizer) -> Pair:
@@ -225,19 +240,18 @@ def in_pieces(layout: Layout, template: ChatTemplate, tokenizer: TextTokenizer) 
         templates.append((at, start))
         at = end
     marks = [match.span() for start, end in templates for match in pattern.finditer(text, start, end)]
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    at = 0
-    for start, end in [*marks, (len(text), len(text))]:
-        piece = tokenizer.tokenizer.encode(text[at:start], add_special_tokens=False)
-        ids += piece.ids
-        offsets += [(at + first, at + last) for first, last in piece.offsets]
+    marks.append((len(text), len(text)))
+    begins = [0, *(end for _, end in marks[:-1])]
+    encoded = tokenizer.encode_with_ends([text[at:start] for at, (start, _) in zip(begins, marks, strict=True)])
+    ids, ends = list[Any](), list[Any]()
+    for at, (start, end), (piece, places) in zip(begins, marks, encoded, strict=True):
+        ids.append(piece)
+        ends.append(at + places)
         mark = tokenizer.tokenizer.token_to_id(text[start:end])
         if mark is not None:
-            ids.append(mark)
-            offsets.append((start, end))
-        at = end
-    return np.array(ids, dtype=np.int64), _mask(offsets, layout.trained, len(text))
+            ids.append([mark])
+            ends.append([end])
+    return np.concatenate(ids, dtype=np.int64), _mask(np.concatenate(ends, dtype=np.int64), layout.trained, len(text))
 
 
 def _check_mask(example: Example, trained: np.ndarray, tokens: np.ndarray, tokenizer: TextTokenizer) -> None:

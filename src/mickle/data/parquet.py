@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mickle import storage
+from mickle.data.parquet_pages import expanded_bytes
 from mickle.errors import UsageError, first_line
 
 EXPANSION = 200  # bytes of values to bytes of the file; more is an attack
@@ -60,12 +61,23 @@ def _refuse_changed(path: Path, *stamp: int) -> None:
 
 
 def _refuse_expanding(metadata: Any, path: Path) -> None:
-    """By what the footer says: pages decompressed, and each value at least four bytes."""
-    size = 0
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(metadata.num_columns)):
-            size += max(column.total_uncompressed_size, 4 * column.num_values)
-    refuse_expansion(size, path)
+    """By what footer and pages say, before one is decompressed; each value takes at least four bytes."""
+    size = stored = 0
+    with open(path, "rb") as stream:
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for column in map(group.column, range(metadata.num_columns)):
+                begin, stored = _first_page(column), stored + column.total_compressed_size
+                if stored > path.stat().st_size:
+                    raise UsageError("not a whole Parquet file: its columns have more bytes than it", where=str(path))
+                pages = expanded_bytes(stream, begin, begin + column.total_compressed_size)
+                size += max(pages, column.total_uncompressed_size, 4 * column.num_values)
+                refuse_expansion(size, path)
+
+
+def _first_page(column: Any) -> int:
+    """Where a column's pages begin, as pyarrow finds it."""
+    dictionary, data = column.dictionary_page_offset or 0, int(column.data_page_offset)
+    return dictionary if 0 < dictionary < data else data
 
 
 def refuse_expansion(size: int, path: Path) -> None:

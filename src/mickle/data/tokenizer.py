@@ -93,6 +93,20 @@ class TextTokenizer:
                 found[number].append(np.asarray(encoding.ids, dtype=np.int32))
         return [np.concatenate(ids, dtype=np.int64) for ids in found]
 
+    def encode_with_ends(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """:meth:`encode`, and for each token the place in its text where it ends, int64 [n]."""
+        found: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in texts]
+        begun = [0] * len(texts)
+        for some in _portions(texts):
+            with failures("tokenizer.json", "the tokenizer failed on a text"):
+                encodings = self.tokenizer.encode_batch([piece for _, piece in some], add_special_tokens=False)
+            for (number, piece), encoding in zip(some, encodings, strict=True):
+                ids, ends = found[number]
+                ids.append(np.asarray(encoding.ids, dtype=np.int64))
+                ends.append(begun[number] + np.array([end for _, end in encoding.offsets], dtype=np.int64))
+                begun[number] += len(piece)
+        return [(np.concatenate(ids), np.concatenate(ends)) for ids, ends in found]
+
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """[start, text] of each text, with the end appended where it is a token of its own."""
         close = [] if self.start == self.end else [self.end]
