@@ -109,7 +109,7 @@ def tune_mickle(shape: dict[str, int], precision: str, folder: Path, gate: Gate,
     if precision == "bfloat16":
         reduce_frozen(model, torch.bfloat16)
     events = fit(
-        model, trained_tokens, batches, Lora().optimizer(model, LEARNING_RATE, Adam(), folder), steps=10**6,
+        model, trained_tokens, batches, Lora().optimizer(model, LEARNING_RATE, Adam(), folder, 0, 0), steps=10**6,
         schedule=Schedule(kind="constant", warmup=0.0), precision=precision, watch_loss=False,
     )  # fmt: skip
     for event in events:

@@ -16,14 +16,13 @@ from mickle.compression.methods import Method, Spqr
 from mickle.config import Input
 from mickle.events import Emit
 from mickle.machine import Forecast
+from mickle.models.folder_check import HELDOUT
 from mickle.results import Finding
 from mickle.step import Step, command
 
 if TYPE_CHECKING:
     from mickle.compression.calibration import Calibration
     from mickle.models.blocks import Blocks
-
-HELDOUT = "heldout.parquet"
 
 
 class Compress(Step):

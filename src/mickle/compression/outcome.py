@@ -13,13 +13,12 @@ from mickle.evaluation.comparison import weight_bytes
 from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.models.blocks import Blocks, read_tensor
-from mickle.models.folder_check import CONFIG, INDEX, inspect_folder, regular_file
+from mickle.models.folder_check import CONFIG, HELDOUT, INDEX, inspect_folder, regular_file
 from mickle.models.folder_files import KEPT
 from mickle.models.quantized_files import GROUPED, with_few_bits
 from mickle.models.safetensors_check import read_header
 from mickle.results import TABLE, Result, Table
 
-HELDOUT = "heldout.parquet"
 PERCENT_TO_WARN = 3.0  # of outliers; above it more bits are the better buy
 MEASURED_BYTES = 1 << 20  # of held-out text, read before and after
 

@@ -6,9 +6,10 @@ the direction of the edges, nor on how they are split between calls.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from mickle.kernels.compiled import compiled
 
 Indices = NDArray[np.int64]
 Hashes = NDArray[np.uint64]
@@ -70,12 +71,9 @@ def merge(labels: Indices, left: Indices, right: Indices) -> None:
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------
-# At the top of the module, where numba's cache finds them again: nested ones are compiled in every process.
-
-_compile = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
-@_compile
+@compiled
 def _stars_of(column, table, left, right):  # type: ignore[no-untyped-def]
     count, mask = 0, np.uint64(table.size - 1)
     for place in range(column.size):
@@ -93,7 +91,7 @@ def _stars_of(column, table, left, right):  # type: ignore[no-untyped-def]
     return count
 
 
-@_compile
+@compiled
 def _root(labels, point):  # type: ignore[no-untyped-def]
     while labels[point] != point:
         labels[point] = labels[labels[point]]  # halves the path for whoever comes after
@@ -101,7 +99,7 @@ def _root(labels, point):  # type: ignore[no-untyped-def]
     return point
 
 
-@_compile
+@compiled
 def _join(labels, left, right):  # type: ignore[no-untyped-def]
     for edge in range(left.size):
         one, other = _root(labels, left[edge]), _root(labels, right[edge])

@@ -18,13 +18,13 @@ import threading
 from itertools import pairwise
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from mickle.kernels import grouped_strips
 from mickle.kernels.assembly import has, side_by_side
+from mickle.kernels.compiled import compiled
 from mickle.kernels.strips import CHUNK, STRIP
 
 SHARED = 1 << 19  # bytes of codes from which a product is worth sharing among threads
@@ -63,7 +63,7 @@ def product(
     given = x.detach().contiguous().view(torch.uint32 if wide else torch.uint16).numpy()
     by = _NO_ORDER if order is None else _unsigned(order)
     turns = grouped_strips.multiplies_bits()
-    run = grouped_strips.compiled(bits, segment, second is not None, way, turns)
+    run = grouped_strips.product(bits, segment, second is not None, way, turns)
     matrix = codes.data_ptr(), statistics.data_ptr(), None if second is None else second.data_ptr()
     out = torch.empty(count, strips * STRIP)
     at, end = out.data_ptr(), strips * STRIP * 4
@@ -115,7 +115,7 @@ def _room(chunks: int, segment: int, way: int, share: int, groups: int) -> tuple
     return kept[sizes]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def prepare(x, number, shift, order, segment, count, row, parts, sums):  # type: ignore[no-untyped-def]
     """Row `number` of x, made ready for the product.
 

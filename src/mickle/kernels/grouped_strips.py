@@ -24,21 +24,17 @@ READY = 32  # bytes of a tile made ready: 16 codes, 4 floats
 FOUR = "<4 x float>"
 
 
-@cache
-def compiled(bits: int, segment: int, two_level: bool, way: int, turns: bool) -> Any:
-    """The function of one format, by :func:`program`: (codes, statistics, second, x, sums, out, scratch, first strip,
-    last, chunks, groups, group). scratch: READY bytes for each group, groups rounded up to a multiple of TILES.
-    """
-    return program(bits, segment, two_level, way, turns).compiled()
-
-
 def multiplies_bits() -> bool:
     """Whether the processor has an instruction for products of 8 x 8 bits."""
     return has("gfni", "avx512bw", "avx512vbmi")
 
 
-def program(bits: int, segment: int, two_level: bool, way: int, turns: bool) -> Program:
-    """The product of strips first to last with one row of x. turns: with products of bits."""
+@cache
+def product(bits: int, segment: int, two_level: bool, way: int, turns: bool) -> Any:
+    """The function of one format, the product of strips with one row of x: (codes, statistics, second, x, sums, out,
+    scratch, first strip, last, chunks, groups, group). scratch: READY bytes for each group, groups rounded up to a
+    multiple of TILES. turns: with products of bits.
+    """
     t = Program(
         "ptr codes, ptr statistics, ptr second, ptr x, ptr sums, ptr out, ptr scratch, "
         "i64 first, i64 last, i64 chunks, i64 groups, i64 group"
@@ -77,7 +73,7 @@ def program(bits: int, segment: int, two_level: bool, way: int, turns: bool) -> 
                 pair = _two_levels(t, index, levels) if two_level else _halves(t, of["statistics"], index)
                 t.store(FLOATS, _added(t, *pair, dot, t.at("%sums", piece, 8), t.load(FLOATS, total)), total)
         t.store(FLOATS, t.load(FLOATS, total), t.at("%out", strip, 4 * STRIP))
-    return t
+    return t.compiled()
 
 
 def _ahead(t: Program, place: str) -> str:
@@ -121,12 +117,8 @@ def _turned(t: Program, planes: str) -> str:
     Bit i of a product is the parity of x and the matrix's byte 7 - i: of x = 2^lane it is that byte's bit of the lane.
     """
     source = t.let(f"bitcast {WORDS} {planes} to {BYTES}")
-    places_ = []
-    for tile in range(TILES):
-        for half in range(2):
-            for byte in range(8):
-                plane = 7 - byte
-                places_.append(12 * tile + 2 * plane + half if plane < 6 else 64)
+    halves = [12 * tile + half for tile in range(TILES) for half in range(2)]
+    places_ = [half + 2 * plane if plane < 6 else 64 for half in halves for plane in range(7, -1, -1)]
     matrix = t.pick(BYTES, source, "zeroinitializer", places_)
     lanes = constant("i8", [1 << lane if lane < 7 else -128 for _ in range(8) for lane in range(8)])
     return _multiplied_bits(t, lanes, matrix)

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-STRIP, CHUNK = 16, 32
+CHUNK = 32
 _CHUNKS = 8  # that a program of the product takes at a time
 
 Outliers = tuple[Tensor, Tensor, Tensor]  # values, columns, rows

@@ -22,10 +22,10 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-import numba
 import numpy as np
 
 from mickle.errors import UsageError
+from mickle.kernels.compiled import compiled, mixed, mixed_plain
 
 TOKEN, WORD, SPAN = 0, 1, 2
 NOT_TRAINED = -100
@@ -111,23 +111,15 @@ def mask_tokens_plain(
     count = np.uint64(len(vocabulary.ordinary))
     random = vocabulary.ordinary[((lower * count) >> np.uint64(32)).astype(np.int64)]
     inputs = np.where(masked, vocabulary.mask, np.where(replaced, random, tokens))
-    labelled = chosen & ((_mix(own) >> np.uint64(32)) < np.uint64(limits.labelled))
+    labelled = chosen & ((mixed_plain(own) >> np.uint64(32)) < np.uint64(limits.labelled))
     return inputs, np.where(labelled, tokens, NOT_TRAINED)
 
 
 def _draws(samples: np.ndarray, length: int, seed: int) -> np.ndarray:
     """w(sample, position), positions from ten before the row on: uint64 [B, 10 + T]."""
-    with np.errstate(over="ignore"):
-        keys = _mix(_mix(np.array([seed], np.uint64)) + samples.astype(np.uint64))
-        places = np.arange(length + MOST_IN_A_SPAN, dtype=np.uint64) * np.uint64(_GOLDEN)
-        return _mix(keys[:, None] + places)
-
-
-def _mix(words: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        words = (words ^ (words >> np.uint64(30))) * np.uint64(_FIRST)
-        words = (words ^ (words >> np.uint64(27))) * np.uint64(_SECOND)
-        return words ^ (words >> np.uint64(31))
+    keys = mixed_plain(mixed_plain(np.array([seed], np.uint64)) + samples.astype(np.uint64))
+    places = np.arange(length + MOST_IN_A_SPAN, dtype=np.uint64) * _golden
+    return mixed_plain(keys[:, None] + places)
 
 
 def _word_starts(tokens: np.ndarray, vocabulary: Vocabulary) -> np.ndarray:
@@ -151,7 +143,7 @@ def _nearest_span(draws: np.ndarray, start: int) -> np.ndarray:
 
 def _lengths(draws: np.ndarray) -> np.ndarray:
     """Lengths 1 to 10 of the spans that would open, by a second draw."""
-    second = _mix(draws) >> np.uint64(32)
+    second = mixed_plain(draws) >> np.uint64(32)
     return 1 + (second[..., None] < _LONGER_CUTS).sum(axis=-1)
 
 
@@ -174,31 +166,19 @@ def mask_tokens(
 
 # -- compiled: unsigned 64-bit numbers wrap around, as they are meant to -----------------------------------------------
 
-# Of splitmix64: 2^64 over the golden ratio, and the two factors of its finalizer.
-_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-_golden, _first, _second = np.uint64(_GOLDEN), np.uint64(_FIRST), np.uint64(_SECOND)
+_golden = np.uint64(0x9E3779B97F4A7C15)  # of splitmix64: 2^64 over the golden ratio
 _low, _half = np.uint64(_SCALE - 1), np.uint64(32)
-_s30, _s27, _s31 = np.uint64(30), np.uint64(27), np.uint64(31)
 _LONGER_CUTS = np.round(_LONGER[1:] * _SCALE).astype(np.uint64)  # [9]
 _before = np.uint64(MOST_IN_A_SPAN)
 
-_compile = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-
-@_compile
-def _mixed(word):  # type: ignore[no-untyped-def]
-    word = (word ^ (word >> _s30)) * _first
-    word = (word ^ (word >> _s27)) * _second
-    return word ^ (word >> _s31)
-
-
-@_compile
+@compiled
 def _put(token, upper, word, numbers, ordinary):  # type: ignore[no-untyped-def]
     """Input and label of a token that is not special, by the u of its unit and its own draw."""
     if upper >= numbers[2]:
         return token, NOT_TRAINED
     label = token
-    if numbers[5] < _SCALE and (_mixed(word) >> _half) >= numbers[5]:
+    if numbers[5] < _SCALE and (mixed(word) >> _half) >= numbers[5]:
         label = NOT_TRAINED
     if upper < numbers[3]:
         return np.int64(numbers[1]), label
@@ -208,16 +188,16 @@ def _put(token, upper, word, numbers, ordinary):  # type: ignore[no-untyped-def]
     return token, label
 
 
-@_compile
+@compiled
 def _mask_units(tokens, samples, numbers, special, ordinary, begins_word, inputs, labels):  # type: ignore[no-untyped-def]
     """Words, or tokens where numbers[6] says that each is a unit of its own."""
-    seed, alone = _mixed(numbers[0]), numbers[6] == TOKEN
+    seed, alone = mixed(numbers[0]), numbers[6] == TOKEN
     for row in range(tokens.shape[0]):
-        state = _mixed(seed + samples[row]) + _before * _golden
+        state = mixed(seed + samples[row]) + _before * _golden
         opens, upper = True, np.uint64(0)
         for at in range(tokens.shape[1]):
             token = tokens[row, at]
-            word = _mixed(state)
+            word = mixed(state)
             state += _golden
             if alone or opens or begins_word[token]:
                 upper = word >> _half
@@ -228,21 +208,21 @@ def _mask_units(tokens, samples, numbers, special, ordinary, begins_word, inputs
                 inputs[row, at], labels[row, at] = _put(token, upper, word, numbers, ordinary)
 
 
-@_compile
+@compiled
 def _mask_spans(tokens, samples, numbers, special, ordinary, begins_word, inputs, labels):  # type: ignore[no-untyped-def]
-    seed = _mixed(numbers[0])
+    seed = mixed(numbers[0])
     uppers = np.empty(MOST_IN_A_SPAN, np.uint64)  # of the spans opened at the last ten positions, a ring
     ends = np.empty(MOST_IN_A_SPAN, np.int64)
     for row in range(tokens.shape[0]):
-        state = _mixed(seed + samples[row])
+        state = mixed(seed + samples[row])
         ends[:] = -MOST_IN_A_SPAN
         for at in range(-MOST_IN_A_SPAN, tokens.shape[1]):  # spans that opened before the row reach into it
-            word = _mixed(state)
+            word = mixed(state)
             state += _golden
             slot = (at + MOST_IN_A_SPAN) % MOST_IN_A_SPAN
             uppers[slot], ends[slot] = word >> _half, at
             if (word >> _half) < numbers[2]:
-                second = _mixed(word) >> _half
+                second = mixed(word) >> _half
                 ends[slot] += 1
                 for longer in _LONGER_CUTS:
                     ends[slot] += second < longer

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from mickle.kernels import nf4_strips
 from mickle.kernels.assembly import has, side_by_side
+from mickle.kernels.compiled import compiled
 from mickle.kernels.strips import STRIP as LANES
 
 # What decodes here; bf16 takes rows in bfloat16 alone.
@@ -35,13 +35,10 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Words = NDArray[np.uint32]
 
-_compile = numba.njit(cache=True, nogil=True, error_model="numpy")
-
-
 # -- quantizing ------------------------------------------------------------------------------------------------------
 
 
-@_compile
+@compiled
 def quantize(flat, thresholds, block, least, packed, absmax):  # type: ignore[no-untyped-def]
     """Places by size of numbers float32 [n] among `thresholds` [15], two in a byte: packed [ceil(n / 2)]; and the
     scales, absmax [ceil(n / block)]: infinite or NaN where a number of the block is.

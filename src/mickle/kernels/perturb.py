@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mickle.kernels import philox
+from mickle.kernels.compiled import compiled
 from mickle.kernels.philox import Moves, Stream, direction, two_words
 
 _PLAIN_TILE = 1 << 20  # elements: what the plain version holds beside the tensor is some dozens of MB
@@ -92,7 +93,7 @@ def _add_in_chunks(weights, words, draws, scales, factors, signs):  # type: igno
         _add(part, chunk * _CHUNK, words, draws, scales, factors, signs)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _add(weights, offset, words, draws, scales, factors, signs):  # type: ignore[no-untyped-def]
     """Tile by tile; `offset`, a multiple of the tile, is the place of the first weight in its tensor."""
     random = np.empty(4 * _LANES, dtype=np.uint32)
@@ -118,7 +119,7 @@ def _add(weights, offset, words, draws, scales, factors, signs):  # type: ignore
         weights[whole:] = rest[: weights.size - whole]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _fill(random, first, words, draw):  # type: ignore[no-untyped-def]
     """The words of 16 blocks; word i of lane l is written to [16 i + l]."""
     for lane in range(_LANES):  # no lane waits for another: the compiler makes all of them at once
@@ -143,7 +144,7 @@ def _fill(random, first, words, draw):  # type: ignore[no-untyped-def]
         random[3 * _LANES + lane] = c3
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _add_signs(tile, random, scale, factor):  # type: ignore[no-untyped-def]
     for lane in range(_LANES):
         for word in range(4):
@@ -153,13 +154,13 @@ def _add_signs(tile, random, scale, factor):  # type: ignore[no-untyped-def]
                 part[j] = factor * part[j] + (scale if (bits >> np.uint32(j)) & np.uint32(1) else -scale)
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _add_numbers(tile, z, scale, factor):  # type: ignore[no-untyped-def]
     for i in range(_TILE):
         tile[i] = factor * tile[i] + scale * z[i]
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _normal_numbers(z, random):  # type: ignore[no-untyped-def]
     """64 normal numbers of 16 blocks, by the same operations in the same order as the plain definition."""
     one = np.float32(1)

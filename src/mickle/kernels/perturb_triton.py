@@ -22,7 +22,10 @@ _TILE = 1024
 def add_draws_triton(tensor: Tensor, name: str, stream: Stream, moves: Moves) -> None:
     """`add_draws_plain` for a contiguous float32 tensor on CUDA. The host does not wait for the device."""
     count = len(moves.draws)
-    table = torch.from_numpy(np.concatenate([part.view(np.int32) for part in _parts(moves)]))
+    # All are of 32 bits, so they travel as one.
+    table = torch.from_numpy(
+        np.concatenate([part.view(np.int32) for part in (moves.draws, moves.scales, moves.factors)])
+    )
     if tensor.is_cuda:
         table = table.pin_memory().to(tensor.device, non_blocking=True)
     words = [word - (1 << 32) if word >= 1 << 31 else word for word in (*stream.key, *two_words(name))]
@@ -31,11 +34,6 @@ def add_draws_triton(tensor: Tensor, name: str, stream: Stream, moves: Moves) ->
             tensor, tensor.numel(), *words, table, count,
             SIGNS=stream.kind == "rademacher", TILE=_TILE, enable_fp_fusion=False,
         )  # fmt: skip
-
-
-def _parts(moves: Moves) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draws, scales and factors: all of 32 bits, so that they travel as one."""
-    return moves.draws, moves.scales, moves.factors
 
 
 @triton.jit(do_not_specialize=["key0", "key1", "name0", "name1", "count"])

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
@@ -22,6 +21,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from mickle.errors import UsageError
+from mickle.kernels.compiled import compiled, inlined, mixed
 
 AHEAD = 16  # windows between asking for a place in the table and reading it; a power of two
 SPARE = 1.5  # places in the table for each window of a part
@@ -115,10 +115,6 @@ def spans(others: NDArray[Any], start: int, end: int, length: int, keep_first: b
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------
-# At the top of the module, where numba's cache finds them again: nested ones are compiled in every process.
-
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
-_inline = numba.njit(inline="always")  # a call would count references to its arrays, which costs more than it does
 
 
 @intrinsic
@@ -140,21 +136,13 @@ def prefetch(_context: Any, array: Any, index: Any) -> Any:
     return types.void(array, types.intp), generate
 
 
-@_inline
-def _mixed(value):  # type: ignore[no-untyped-def]
-    """All bits of a 64-bit number made to depend on all (the end of splitmix64)."""
-    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
-
-
-@_inline
+@inlined
 def _share(high, size):  # type: ignore[no-untyped-def]
     """Which of ``size`` equal ranges a 32-bit number falls into."""
     return (high * np.uint64(size)) >> np.uint64(32)
 
 
-@_jit
+@compiled
 def _agree(tokens, a, b, length):  # type: ignore[no-untyped-def]
     """Whether two windows are equal. A loop without an exit compares many tokens at a time."""
     one, other = tokens[a : a + length], tokens[b : b + length]
@@ -164,7 +152,7 @@ def _agree(tokens, a, b, length):  # type: ignore[no-untyped-def]
     return difference == 0
 
 
-@_jit
+@compiled
 def _enter(tokens, length, here, key, table, others):  # type: ignore[no-untyped-def]
     """Enters the window at ``here``, or links it to the equal one that is there. 1 if it is new, else 0."""
     mark = (key & np.uint64(0xFFFFFF)) << np.uint64(40)
@@ -185,7 +173,7 @@ def _enter(tokens, length, here, key, table, others):  # type: ignore[no-untyped
     return 1
 
 
-@_jit
+@compiled
 def _link(tokens, length, numbers, table, others):  # type: ignore[no-untyped-def]
     """Enters all windows of the part. False if the table is too small."""
     base, leaving, part, parts = numbers[0], numbers[1], numbers[2], numbers[3]
@@ -197,13 +185,13 @@ def _link(tokens, length, numbers, table, others):  # type: ignore[no-untyped-de
         if token >= SEPARATOR:
             run, rolling = 0, np.uint64(0)
             continue
-        rolling = rolling * base + _mixed(token + np.uint64(1))
+        rolling = rolling * base + mixed(token + np.uint64(1))
         run += 1
         if run > length:
-            rolling -= _mixed(np.uint64(tokens[end - length]) + np.uint64(1)) * leaving
+            rolling -= mixed(np.uint64(tokens[end - length]) + np.uint64(1)) * leaving
         if run < length:
             continue
-        key = _mixed(rolling)
+        key = mixed(rolling)
         if _share(key & np.uint64(0xFFFFFFFF), parts) != part:
             continue
         turn = count & (AHEAD - 1)
@@ -220,7 +208,7 @@ def _link(tokens, length, numbers, table, others):  # type: ignore[no-untyped-de
     return True
 
 
-@_jit
+@compiled
 def _spans(others, start, end, length, keep_first):  # type: ignore[no-untyped-def]
     found, count = np.empty((4, 3), np.int64), 0
     for window in range(start, end):

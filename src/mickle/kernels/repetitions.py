@@ -23,8 +23,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
+
+from mickle.kernels.compiled import compiled
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2^64
 _MIX = 0xD6E8FEB86659FD93  # spreads a hash over the low bits, which choose the place in the table
@@ -87,12 +88,11 @@ def repeated(joined: Joined, n: int, overlap: str) -> int:
 
 # -- compiled: unsigned 64-bit sums wrap around, as they are meant to --------------------------------------------------
 
-_compile = numba.njit(cache=True, nogil=True, error_model="numpy")
 _base, _inverse_base = np.uint64(_BASE), np.uint64(pow(_BASE, -1, 1 << 64))
 _mix, _one, _half = np.uint64(_MIX), np.uint64(1), np.uint64(32)
 
 
-@_compile
+@compiled
 def _prefixes(codes, starts):  # type: ignore[no-untyped-def]
     sums, inverses = np.zeros(starts.size, np.uint64), np.ones(starts.size, np.uint64)
     total, power, inverse = np.uint64(0), _one, _one
@@ -105,7 +105,7 @@ def _prefixes(codes, starts):  # type: ignore[no-untyped-def]
     return sums, inverses
 
 
-@_compile
+@compiled
 def _hashes(sums, inverses, n):  # type: ignore[no-untyped-def]
     keys = np.empty(max(0, sums.size - n), np.uint64)
     for i in range(keys.size):
@@ -114,7 +114,7 @@ def _hashes(sums, inverses, n):  # type: ignore[no-untyped-def]
     return keys
 
 
-@_compile
+@compiled
 def _empty_table(grams):  # type: ignore[no-untyped-def]
     size = 16
     while size < 2 * grams:
@@ -122,7 +122,7 @@ def _empty_table(grams):  # type: ignore[no-untyped-def]
     return np.zeros(size, np.int64)
 
 
-@_compile
+@compiled
 def _earlier(table, keys, codes, starts, i, n):  # type: ignore[no-untyped-def]
     """Where the n-gram at word i was entered before; -1, and it is entered, where it was not."""
     last = np.uint64(table.size - 1)
@@ -141,7 +141,7 @@ def _earlier(table, keys, codes, starts, i, n):  # type: ignore[no-untyped-def]
     return -1
 
 
-@_compile
+@compiled
 def _most_frequent(gap, codes, starts, sums, inverses, n):  # type: ignore[no-untyped-def]
     keys = _hashes(sums, inverses, n)
     table, counts = _empty_table(keys.size), np.zeros(keys.size, np.int64)
@@ -155,7 +155,7 @@ def _most_frequent(gap, codes, starts, sums, inverses, n):  # type: ignore[no-un
     return most * (starts[best + n] - starts[best] - gap) if keys.size > 0 else 0
 
 
-@_compile
+@compiled
 def _repeated(codes, starts, sums, inverses, n, greedy):  # type: ignore[no-untyped-def]
     keys = _hashes(sums, inverses, n)
     table = _empty_table(keys.size)

@@ -5,7 +5,7 @@ appendix G.3) gives them are settings of :mod:`mickle.data.near_duplicates`.
 
 1. Text: lower case with one sigma, NFD, and each character is one of four things (:func:`kind_of`): part of a word,
    dropped (punctuation, accents, what is not seen), a space, or, in scripts without spaces, a word by itself.
-2. Word: 64-bit FNV-1a of its UTF-8 bytes, mixed (:func:`mixed`). Shingle of n words w: mixed(sum w_j M^(n-1-j)),
+2. Word: 64-bit FNV-1a of its UTF-8 bytes, mixed (:func:`mixed_plain`). Shingle of n words w: mixed(sum w_j M^(n-1-j)),
    M odd, modulo 2^64: rolls from word to word. A text of fewer words has one shingle, made of all of them and
    their number, so it resembles only itself; a text without words has none.
 3. Function i: h_i(x) = a_i x + b_i modulo 2^32, a_i odd, x the high 32 bits of a shingle; the minimum over all of them.
@@ -26,10 +26,10 @@ import unicodedata
 from collections.abc import Sequence
 from functools import cache
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from mickle.kernels.compiled import MASK, compiled, mixed, mixed_plain
 from mickle.kernels.scripts import UNSPACED
 
 Hashes = NDArray[np.uint64]
@@ -37,7 +37,7 @@ Minima = NDArray[np.uint32]
 
 PART, DROPPED, SPACE, ALONE = range(4)
 EMPTY = 0  # the band hash of a text without words
-_MASK, _GREATEST = (1 << 64) - 1, (1 << 32) - 1
+_GREATEST = (1 << 32) - 1
 _BASIS, _PRIME = 0xCBF29CE484222325, 0x100000001B3  # FNV-1a, 64 bits
 _FOLD = 0x9E3779B97F4A7C15  # M above: 2^64 divided by the golden ratio, odd
 _SHORT = 0xD6E8FEB86659FD93  # times the number of words, added where they are too few for a shingle
@@ -71,18 +71,11 @@ def normalise(text: str) -> str:
     return " ".join("".join(shown[kind_of(ord(c))].format(c) for c in characters).split())
 
 
-def mixed(value: int) -> int:
-    """The last step of SplitMix64 (Steele et al. 2014): a permutation of 64-bit integers that stirs all bits."""
-    value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
-    value = (value ^ (value >> 27)) * 0x94D049BB133111EB & _MASK
-    return value ^ (value >> 31)
-
-
 def folded(values: Sequence[int]) -> int:
     """sum of values_j M^(n-1-j) modulo 2^64."""
     result = 0
     for value in values:
-        result = (result * _FOLD + value) & _MASK
+        result = (result * _FOLD + value) & MASK
     return result
 
 
@@ -92,19 +85,19 @@ def shingles_plain(text: str, shingle: int) -> Hashes:
     for word in normalise(text).split():
         value = _BASIS
         for byte in word.encode():
-            value = (value ^ byte) * _PRIME & _MASK
-        words.append(mixed(value))
+            value = (value ^ byte) * _PRIME & MASK
+        words.append(mixed_plain(value))
     if 0 < len(words) < shingle:
-        return np.array([mixed((folded(words) + _SHORT * len(words)) & _MASK)], np.uint64)
+        return np.array([mixed_plain((folded(words) + _SHORT * len(words)) & MASK)], np.uint64)
     runs = (words[first : first + shingle] for first in range(len(words) - shingle + 1))
-    return np.array([mixed(folded(run)) for run in runs], np.uint64)
+    return np.array([mixed_plain(folded(run)) for run in runs], np.uint64)
 
 
 @cache
 def functions(seed: int, count: int) -> tuple[Minima, Minima]:
     """a, made odd, and b of ``count`` functions: high halves of SplitMix64's sequence from the mixed seed, in turn."""
-    first = mixed((seed + _FOLD) & _MASK)
-    drawn = [mixed((first + _FOLD * number) & _MASK) >> 32 for number in range(1, 2 * count + 1)]
+    first = mixed_plain((seed + _FOLD) & MASK)
+    drawn = [mixed_plain((first + _FOLD * number) & MASK) >> 32 for number in range(1, 2 * count + 1)]
     return np.array(drawn[::2], np.uint32) | np.uint32(1), np.array(drawn[1::2], np.uint32)
 
 
@@ -116,7 +109,7 @@ def minima_plain(shingles: Hashes, a: Minima, b: Minima) -> Minima:
 
 def bands_plain(minima: Minima, rows: int) -> Hashes:
     """One hash for each ``rows`` minima: uint64 [k / rows], none EMPTY."""
-    bands = [mixed(folded([int(value) for value in band])) for band in minima.reshape(-1, rows)]
+    bands = [mixed_plain(folded([int(value) for value in band])) for band in minima.reshape(-1, rows)]
     return np.array([max(band, 1) for band in bands], np.uint64)
 
 
@@ -182,23 +175,14 @@ def _tables() -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------
-# At the top of the module, where numba's cache finds them again: nested ones are compiled in every process.
 # The loop over a block's shingles must stay as plain as it is: the compiler makes vectors of 32-bit multiply, add and
 # minimum of it, with the function's two numbers in registers.
 
-_compile = numba.njit(cache=True, nogil=True, error_model="numpy")
 _u, _half = np.uint64, np.uint32
 _basis, _prime, _fold, _short = _u(_BASIS), _u(_PRIME), _u(_FOLD), _u(_SHORT)
 
 
-@_compile
-def _mix(value):  # type: ignore[no-untyped-def]
-    value = (value ^ (value >> _u(30))) * _u(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> _u(27))) * _u(0x94D049BB133111EB)
-    return value ^ (value >> _u(31))
-
-
-@_compile
+@compiled
 def _character(data, position):  # type: ignore[no-untyped-def]
     """Code and number of bytes of one that is not ASCII."""
     lead = np.int64(data[position])
@@ -209,7 +193,7 @@ def _character(data, position):  # type: ignore[no-untyped-def]
     return code, width
 
 
-@_compile
+@compiled
 def _fill(data, stop, letters, kinds, last, words, out):  # type: ignore[no-untyped-def]
     """Shingles from where ``words`` (position, number of words, fold) says, until the text ends or ``out`` is
     full; how many. ``last`` is the ring of the last words' hashes.
@@ -237,22 +221,22 @@ def _fill(data, stop, letters, kinds, last, words, out):  # type: ignore[no-unty
             position += width
             if kind in (PART, DROPPED) or not begun:
                 continue
-        hashed, slot = _mix(word), number % shingle
+        hashed, slot = mixed(word), number % shingle
         gram = gram * _fold + hashed - last[slot] * top
         last[slot] = hashed
         number += 1
         word, begun = _basis, False
         if number >= shingle:
-            out[count] = _mix(gram)
+            out[count] = mixed(gram)
             count += 1
     if position == stop and 0 < number < shingle:
-        out[0] = _mix(gram + _short * _u(number))
+        out[0] = mixed(gram + _short * _u(number))
         count = 1
     words[0], words[1], words[2] = _u(position), _u(number), gram
     return count
 
 
-@_compile
+@compiled
 def _lower(shingles, a, b, minima):  # type: ignore[no-untyped-def]
     high = (shingles >> _u(32)).astype(_half)
     for function in range(a.size):
@@ -262,7 +246,7 @@ def _lower(shingles, a, b, minima):  # type: ignore[no-untyped-def]
         minima[function] = least
 
 
-@_compile
+@compiled
 def _fresh(shingles, seen):  # type: ignore[no-untyped-def]
     """Moves those to the front that ``seen``, a table that forgets, does not hold: repeats change no minimum."""
     count = 0
@@ -274,14 +258,14 @@ def _fresh(shingles, seen):  # type: ignore[no-untyped-def]
     return count
 
 
-@_compile
+@compiled
 def _shingles_of(data, letters, kinds, shingle):  # type: ignore[no-untyped-def]
     out = np.empty(data.size // 2 + 1, _u)  # a word has a letter and a space
     last, words = np.zeros(shingle, _u), np.zeros(3, _u)
     return out[: _fill(data, data.size, letters, kinds, last, words, out)].copy()
 
 
-@_compile
+@compiled
 def _bands_of(data, ends, letters, kinds, shingle, a, b, result):  # type: ignore[no-untyped-def]
     rows = a.size // result.shape[1]
     block, minima = np.empty(_BLOCK, _u), np.empty(a.size, _half)
@@ -300,4 +284,4 @@ def _bands_of(data, ends, letters, kinds, shingle, a, b, result):  # type: ignor
             hashed = _u(0)
             for row in range(band * rows, (band + 1) * rows):
                 hashed = hashed * _fold + _u(minima[row])
-            result[text, band] = max(_mix(hashed), _u(1))
+            result[text, band] = max(mixed(hashed), _u(1))

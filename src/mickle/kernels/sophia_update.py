@@ -17,11 +17,14 @@ memory. ``sophia_update`` chooses.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from mickle.kernels.compiled import compiled
 
 _BLOCK = 65536  # elements a thread takes at a time: long enough to hide the hand-over, short enough to share well
 _PARALLEL_FROM = 2 * _BLOCK  # below this a second thread would have nothing to do
@@ -38,9 +41,8 @@ class SophiaRule:
     weight_decay: float
 
 
-@dataclass(frozen=True)
-class Tensors:
-    """One parameter with its gradient and state, all of one shape; updated in place."""
+class Tensors(NamedTuple):
+    """One parameter with its gradient and state, four tensors of one shape, updated in place; and two scales."""
 
     parameter: Tensor
     gradient: Tensor
@@ -87,16 +89,12 @@ def update_foreach(many: Sequence[Tensors], rule: SophiaRule) -> list[Tensor]:
 
 def fits_numba(tensors: Tensors) -> bool:
     """Whether all four tensors are contiguous float32 in this machine's own memory."""
-    four = (tensors.parameter, tensors.gradient, tensors.momentum, tensors.curvature)
-    return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in four)
+    return all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors[:4])
 
 
 def update_numba(tensors: Tensors, rule: SophiaRule) -> int:
     """``update_plain`` for tensors that pass ``fits_numba``: in place, on as many threads as torch uses."""
-    views = [
-        t.detach().numpy().reshape(-1)
-        for t in (tensors.parameter, tensors.gradient, tensors.momentum, tensors.curvature)
-    ]
+    views = [t.detach().numpy().reshape(-1) for t in tensors[:4]]
     threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
     parallel = threads > 1 and views[0].size >= _PARALLEL_FROM
     if parallel:
@@ -125,7 +123,7 @@ def sophia_update(many: Sequence[Tensors], rule: SophiaRule) -> list[Tensor | in
     for index, tensors in enumerate(many):
         if tensors.parameter.numel() == 0:
             continue
-        dtypes = {t.dtype for t in (tensors.parameter, tensors.gradient, tensors.momentum, tensors.curvature)}
+        dtypes = {t.dtype for t in tensors[:4]}
         if fits_numba(tensors):
             counts[index] = update_numba(tensors, rule)
         elif tensors.parameter.device.type != "cpu" and len(dtypes) == 1:
@@ -145,7 +143,7 @@ _ONE = np.float32(1)
 
 # A plain loop over slices, with minimum and maximum as calls, the count as the sum of a comparison and no index
 # arithmetic: the compiler makes vector code of it, and any branch makes it 25 times slower.
-@numba.njit(error_model="numpy", cache=True, nogil=True)
+@compiled
 def _sweep(theta, gradient, momentum, curvature, beta, rest, scale, gamma, eps, keep, lr):  # type: ignore[no-untyped-def]
     unclipped = np.int32(0)
     for i in range(theta.size):

@@ -15,17 +15,15 @@ import math
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numba
 import numpy as np
 import torch
 
 from mickle.kernels.assembly import side_by_side
+from mickle.kernels.compiled import compiled
 from mickle.kernels.strips import LARGEST_HALF, STRIP
 
 BLOCK = 128  # columns, as in GPTQ; a multiple of every group size but "row"
 NARROWEST = 2.0**-12  # of a group's span over its size; below, the group counts as one value
-
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def sweep_columns(
     )  # fmt: skip
 
 
-@_jit
+@compiled
 def _sweep_strips(  # type: ignore[no-untyped-def]
     work, upper, codes, scales, zeros, coded, second, residuals, stored, errors,
     begin, end, group, bits, two_level, seeks, compensate, theta, first, last,
@@ -164,7 +162,7 @@ def _sweep_strips(  # type: ignore[no-untyped-def]
                         target[lane] -= error[lane] * factor
 
 
-@_jit
+@compiled
 def _quantize_column(  # type: ignore[no-untyped-def]
     weight, scale, zero, top, sensitivity, theta, codes, residuals, stored, error
 ):
@@ -185,7 +183,7 @@ def _quantize_column(  # type: ignore[no-untyped-def]
         error[lane] = e
 
 
-@_jit
+@compiled
 def _find_outliers(members, upper, column, top, theta, losses, dropped):  # type: ignore[no-untyped-def]
     """Mark in `dropped` [n, 16] the weights without which the others' loss falls by more than `theta`."""
     n = len(members)
@@ -235,7 +233,7 @@ def _find_outliers(members, upper, column, top, theta, losses, dropped):  # type
             dropped[k, lane] = useful > theta
 
 
-@_jit
+@compiled
 def _fit_groups(members, dropped, top, scale, zero):  # type: ignore[no-untyped-def]
     """Scale and zero of each lane from its weights that are not dropped; if all are, from 0 alone."""
     big = members.dtype.type(np.inf)
@@ -251,7 +249,7 @@ def _fit_groups(members, dropped, top, scale, zero):  # type: ignore[no-untyped-
         scale[lane], zero[lane] = _fit(low[lane], high[lane], top)
 
 
-@_jit
+@compiled
 def _quantize_statistics(scale, zero, scale_codes, zero_codes, tile):  # type: ignore[no-untyped-def]
     """The second level of one tile: codes and 16-bit numbers, and in place the statistics that they give."""
     nothing = scale.dtype.type(0)
@@ -267,7 +265,7 @@ def _quantize_statistics(scale, zero, scale_codes, zero_codes, tile):  # type: i
     tile[2], tile[3] = _code_values(zero, zero_codes)
 
 
-@_jit
+@compiled
 def _code_values(values, codes):  # type: ignore[no-untyped-def]
     """3-bit codes of 16 values in place of them, by a min-max fit with 16-bit scale and zero, which are returned."""
     top = values.dtype.type(7)
@@ -288,7 +286,7 @@ def _code_values(values, codes):  # type: ignore[no-untyped-def]
     return step, origin
 
 
-@_jit
+@compiled
 def _fit(low, high, top):  # type: ignore[no-untyped-def]
     """Scale and zero of a min-max fit; of one value alone, that value exactly; of 0 alone, scale 0."""
     if high - low > max(abs(low), abs(high)) * NARROWEST:
@@ -298,14 +296,14 @@ def _fit(low, high, top):  # type: ignore[no-untyped-def]
     return abs(middle) / top, type(top)(0) if middle >= 0 else top
 
 
-@_jit
+@compiled
 def _trial_fit(low, high, top):  # type: ignore[no-untyped-def]
     """As `_fit`, with scale 1 in place of 0."""
     scale, zero = _fit(low, high, top)
     return scale if scale > 0 else type(top)(1), zero
 
 
-@_jit
+@compiled
 def _loss(w, scale, zero, top, sensitivity):  # type: ignore[no-untyped-def]
     """((s (q - z) - w) / u)^2."""
     q = min(max(np.rint(w / scale + zero), type(top)(0)), top)
@@ -313,7 +311,7 @@ def _loss(w, scale, zero, top, sensitivity):  # type: ignore[no-untyped-def]
     return e * e
 
 
-@_jit
+@compiled
 def _half(x):  # type: ignore[no-untyped-def]
     """The nearest number that 16 bits hold, ties to even, by way of float32; at most 65504."""
     single = np.float32(x)

@@ -43,8 +43,11 @@ def token_losses(hidden: Tensor, weight: Tensor | None, labels: Tensor, ignore_i
     hidden, labels = (hidden.flatten(0, -2), labels.flatten()) if every else (hidden[counted], labels[counted])
     wanted = hidden.requires_grad or (weight is not None and weight.requires_grad)
     precision = hidden.dtype if weight is None else losses._product_precision(hidden)
-    function = _TokenLosses.apply if wanted and torch.is_grad_enabled() else _without_gradient
-    found: Tensor = function(hidden, weight, labels, precision)
+    found: Tensor
+    if wanted and torch.is_grad_enabled():
+        found = _TokenLosses.apply(hidden, weight, labels, precision)
+    else:
+        found = _by_chunks(hidden.to(precision), None if weight is None else weight.to(precision), labels, None)
     # No view: sharded models hang hooks on what they return.
     return found.new_zeros(counted.shape).masked_scatter(counted, found)
 
@@ -89,11 +92,6 @@ class _TokenLosses(torch.autograd.Function):
         return hidden_gradient, weight_gradient, None, None
 
 
-def _without_gradient(hidden: Tensor, weight: Tensor | None, labels: Tensor, precision: torch.dtype) -> Tensor:
-    """The same losses [N], one chunk's logits at a time."""
-    return _by_chunks(hidden.to(precision), None if weight is None else weight.to(precision), labels, None)
-
-
 def _by_chunks(inputs: Tensor, matrix: Tensor | None, labels: Tensor, kept: Tensor | None) -> Tensor:
     """Losses [N]; ``kept`` [N, V] becomes softmax - onehot of all tokens, without it those of one chunk are kept."""
     vocabulary = inputs.shape[-1] if matrix is None else len(matrix)
@@ -102,16 +100,8 @@ def _by_chunks(inputs: Tensor, matrix: Tensor | None, labels: Tensor, kept: Tens
     space = inputs.new_empty(most if kept is None else 0, vocabulary)
     found = inputs.new_empty(len(labels), dtype=losses._wide(inputs.dtype))
     for rows in chunks:
-        own = space[: rows.stop - rows.start] if kept is None else kept[rows]
-        found[rows] = _losses_of(inputs[rows], matrix, labels[rows], own)
+        own = space[: rows.stop - rows.start] if kept is None else kept[rows]  # [C, V]: logits, then their gradients
+        own = own.copy_(inputs[rows]) if matrix is None else losses._product(inputs[rows], matrix.T, out=own)
+        counted = torch.ones_like(labels[rows], dtype=torch.bool)
+        found[rows] = losses._losses_to_gradients(own, labels[rows], counted, None, 0.0)
     return found
-
-
-def _losses_of(inputs: Tensor, matrix: Tensor | None, labels: Tensor, space: Tensor) -> Tensor:
-    """Losses [C] of some tokens; ``space`` [C, V] becomes their softmax - onehot."""
-    if matrix is None:
-        space.copy_(inputs)
-    else:
-        losses._product(inputs, matrix.T, out=space)
-    counted = torch.ones_like(labels, dtype=torch.bool)
-    return losses._losses_to_gradients(space, labels, counted, None, 0.0)

@@ -15,10 +15,10 @@ import re
 import sys
 from functools import cache
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from mickle.kernels.compiled import MASK, compiled
 from mickle.kernels.scripts import UNSPACED
 
 CLASSES = (rf"[^\W\d_{UNSPACED}]", r"\d", r"[^\w\s]|_", r"\s", rf"(?=[^\W\d_])[{UNSPACED}]")
@@ -26,16 +26,15 @@ LETTER, DIGIT, SIGN, SPACE, ALONE = range(5)
 PIECE = re.compile(" ?(?:{0})+| ?(?:{1})+| ?(?:{2})+| ?{4}|{3}+(?= {any})|{3}+".format(*CLASSES, any=r"\S"))
 
 START, MULTIPLIER = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
-_MASK = (1 << 64) - 1
 
 
 def hash_plain(piece: str) -> int:
     """63 bits of a piece: its code points multiplied and folded in one by one."""
     value = START
     for sign in piece:
-        value = (value ^ ord(sign)) * MULTIPLIER & _MASK
+        value = (value ^ ord(sign)) * MULTIPLIER & MASK
         value ^= value >> 32
-    return (value * MULTIPLIER & _MASK) >> 1
+    return (value * MULTIPLIER & MASK) >> 1
 
 
 def pieces_plain(text: str) -> tuple[NDArray[np.uint64], NDArray[np.uint32]]:
@@ -68,14 +67,12 @@ def _classes() -> NDArray[np.uint8]:
 
 
 # -- compiled ----------------------------------------------------------------------------------------------------
-# At the top of the module, where numba's cache finds them again: nested ones are compiled in every process.
 
-_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 _start, _multiplier = np.uint64(START), np.uint64(MULTIPLIER)
 _fold, _one = np.uint64(32), np.uint64(1)
 
 
-@_jit
+@compiled
 def _split(codes, classes, hashes, starts):  # type: ignore[no-untyped-def]
     count, i, n = 0, 0, codes.size
     while i < n:

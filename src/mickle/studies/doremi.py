@@ -82,8 +82,9 @@ def weights_of(cell: Cell) -> dict[str, Any]:
 def robust_weights(cell: Cell, baseline: tuple[float, ...]) -> dict[str, Any]:
     """DoReMi's steps 1 and 2 with a small model: a reference on the baseline's weights, then the proxy."""
     from mickle.studies.domains import BYTES
-    from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy, RobustRule
+    from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy
     from mickle.training.objectives import next_token
+    from mickle.training.robust import RobustRule
 
     values, count = cell.values, len(baseline)
     steps, rows = values["proxy_steps"], values["proxy_rows"]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from mickle.training.loop import Batches
+    from mickle.training.fit import Batches
     from mickle.training.objectives import Objective
 
 

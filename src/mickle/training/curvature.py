@@ -16,6 +16,7 @@ was cut (given the drawn labels). Squaring each micro-batch with its own B would
 noisy, but would make the result depend on the cut and need a second gradient's memory.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,6 +118,26 @@ def hutchinson(
     return Estimate([None if s is None else s.mul_(u).div_(count) for s, u in zip(sums, probes)], count)
 
 
+def first_rows(micro_batches: Sequence[Batch], share: float) -> list[Batch]:
+    """About the first ``share`` of all rows, at least one.
+
+    How many micro-batches are read follows from their number alone, since sharded processes wait for each
+    other in each; entries of a batch that are not one a row are kept whole.
+    """
+    wanted = share * len(micro_batches)
+    parts = max(1, math.ceil(wanted - 1e-9))
+    return [_rows(batch, wanted / parts) for batch in micro_batches[:parts]]
+
+
+def _rows(batch: Batch, share: float) -> Batch:
+    sizes = [len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()]
+    keep = max(1, math.ceil(share * max(sizes, default=1) - 1e-9))
+    return {
+        name: value[:keep] if isinstance(value, Tensor) and value.dim() and len(value) == sizes[0] else value
+        for name, value in batch.items()
+    }
+
+
 def hessian_product(loss: Tensor, parameters: Sequence[Tensor], vectors: Sequence[Tensor]) -> list[Tensor | None]:
     """H v of a scalar loss, one tensor a parameter; None where the loss does not depend on the parameter at all."""
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
@@ -150,7 +171,10 @@ def likelihood(model: nn.Module, batch: Batch, generator: torch.Generator | None
         drawn = scores.detach() + _noise(scores, generator) if generator is not None else labels.to(scores)
         return 0.5 * (scores - drawn.reshape(scores.shape)).square().sum(), torch.tensor(len(scores))
     if kind == "multi_label_classification":
-        drawn = labels.to(scores) if generator is None else _uniform(scores, generator).lt(scores.sigmoid()).to(scores)
+        drawn = labels.to(scores)
+        if generator is not None:
+            uniform = torch.rand(scores.shape, generator=generator, device=generator.device).to(scores.device)
+            drawn = uniform.lt(scores.sigmoid()).to(scores)
         return F.binary_cross_entropy_with_logits(scores, drawn, reduction="sum"), torch.tensor(len(scores))
     if generator is None:
         return cross_entropy(scores, None, labels)
@@ -248,10 +272,6 @@ def _probe(parameter: Tensor, generator: torch.Generator, probe: str) -> Tensor:
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=generator.device).to(like)
-
-
-def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator, device=generator.device).to(like.device)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -25,10 +25,10 @@ Where this departs, each of it a setting:
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,23 +39,9 @@ from mickle.kernels.token_losses import token_losses
 from mickle.training import distributed
 from mickle.training.closure import Closure
 from mickle.training.objectives import Batch
+from mickle.training.robust import RobustRule, Score
 
-Score = Literal["excess", "hardest", "easiest"]
 NOT_TRAINED = -100
-
-
-@dataclass(frozen=True)
-class RobustRule:
-    """How the weights move. ``score``: what counts as worst; the other two are the paper's controls (section 4).
-
-    ``excess``: max(l_proxy - l_reference, 0). ``hardest``: l_proxy. ``easiest``: -l_reference.
-    """
-
-    eta: float = 1.0
-    smoothing: float = 1e-3
-    unseen: Literal["keep", "last"] = "keep"
-    loss: Literal["token", "domain_mean"] = "token"
-    score: Score = "excess"
 
 
 def domain_excess(
@@ -218,7 +204,7 @@ class RobustObjective:
     """
 
     reference: Callable[[Batch], Tensor]
-    rule: RobustRule = RobustRule()
+    rule: RobustRule = field(default_factory=RobustRule)
     sampled: Sequence[float] | None = None
 
     def __call__(self, model: RobustProxy, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -9,59 +9,28 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mickle import storage
-from mickle.config import Config
 from mickle.errors import UsageError
 from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Saving, Started, Trained, Warned
 from mickle.training import checkpoint, distributed
 from mickle.training.closure import Closure, derived_seed, seeded
 from mickle.training.dropout import has_dropout, set_dropout
+from mickle.training.fit import Batches, Fit
 from mickle.training.guard import BadNumbers, LossWatch
 from mickle.training.interruption import Interruption
 from mickle.training.objectives import Batch, Objective
-from mickle.training.optimizers import constant
 
-Batches = Callable[[int], Batch]
-Schedule = Callable[[int, int], float]
 MOST_IN_A_ROW = 3
-_NO_IDENTITY = ("params", "param_names", "lr", "steps", *checkpoint.WAYS)  # of a parameter group
-
-
-@dataclass(frozen=True)
-class _Fit:
-    """The arguments of :func:`fit`."""
-
-    model: nn.Module
-    objective: Objective
-    batches: Batches
-    optimizer: Optimizer
-    steps: int
-    schedule: Schedule
-    dropout: Schedule | None
-    accumulate: int
-    clip_norm: float | None
-    precision: str
-    evaluate: Callable[[nn.Module], dict[str, float]] | None
-    evaluate_every: int
-    checkpoints: Path | None
-    save_every: int
-    keep: int
-    seed: int
-    on_bad_numbers: str
-    watch_loss: bool
-    identity: dict[str, Any]
 
 
 @dataclass
@@ -82,53 +51,11 @@ class _Counters:
 
 
 def fit(
-    model: nn.Module,
-    objective: Objective,
-    batches: Batches,
-    optimizer: Optimizer,
-    *,
-    steps: int,
-    schedule: Schedule = constant,
-    dropout: Schedule | None = None,
-    accumulate: int = 1,
-    clip_norm: float | None = 1.0,
-    precision: Literal["float32", "bfloat16"] = "float32",
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    evaluate_every: int = 0,
-    checkpoints: Path | None = None,
-    save_every: int = 0,
-    keep: int = 2,
-    seed: int = 0,
-    on_bad_numbers: Literal["stop", "skip", "back"] = "stop",
-    watch_loss: bool = True,
-    compile: bool = False,
-    identity: Mapping[str, Any] | None = None,
+    model: nn.Module, objective: Objective, batches: Batches, optimizer: Optimizer, **options: Any
 ) -> Generator[Event, None, None]:
-    """Train ``model`` in place for ``steps`` optimizer steps; iterate over the events to make it happen.
+    """Train ``model`` in place for some optimizer ``steps``; iterate over the events to make it happen.
 
-    batches: step ``i``, from 0 -> the whole effective batch, tensors with rows first. It is split over the
-        processes and then into ``accumulate`` micro-batches, which changes memory and speed, never the result.
-    optimizer: any ``torch.optim.Optimizer`` whose ``step`` takes a closure; it gets a
-        :class:`~mickle.training.closure.Closure`. What its method ``statistics()``, if it has one, returns
-        goes into the events.
-    schedule: (step, steps) -> factor on the learning rate that each parameter group came with.
-    dropout: (step, steps) -> the rate that every dropout of the model has in this step; None leaves them alone.
-    clip_norm: largest norm of the gradient, None for no clipping.
-    precision: "bfloat16" runs forward passes under autocast; weights, gradients and state stay as they are.
-    evaluate: model (in eval mode, without gradients) -> values; run every ``evaluate_every`` steps and at the
-        end. The first value decides which checkpoint is the best: lower is better.
-    checkpoints: a folder; the newest whole checkpoint in it is gone on from. Saved every ``save_every`` steps
-        (0: never), at the end, at each best evaluation and on SIGINT or SIGTERM. The newest ``keep`` and the
-        best one stay.
-    on_bad_numbers: what to do when a number is not finite or the loss jumps, before it touches the weights.
-        "stop" raises; "skip" leaves the step out; "back" returns to the last checkpoint and goes on without
-        that batch. Three bad batches in a row stop the run in any case.
-    watch_loss: whether a finite loss that jumps is a bad number. Off for tasks that are learned in leaps, where a
-        loss near zero jumps without harm; numbers that are not finite stay bad.
-    compile: run the model through torch.compile.
-    identity: anything the result depends on besides these arguments, say hashes of the data. A checkpoint
-        with another identity is refused. Steps, evaluation, saving, accumulation, device and number of
-        processes may change.
+    The arguments, ``options`` too, are the fields of :class:`~mickle.training.fit.Fit`.
 
     Where memory runs out in a pass, the batch is made in twice as many parts, four times at most, and so are all after
     it, also when the run goes on from a checkpoint.
@@ -137,38 +64,10 @@ def fit(
     Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
     KeyboardInterrupt after a signal, when its checkpoint is whole: within a step, whatever an evaluation takes.
     """
-    least = {"steps": steps, "accumulate": accumulate - 1, "keep": keep - 1, "save_every": save_every}
-    for name, value in {**least, "evaluate_every": evaluate_every}.items():
-        if value < 0:
-            raise UsageError(f"{name} is too small")
-    if on_bad_numbers == "back" and checkpoints is None:
-        raise UsageError("on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints")
-    sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    if distributed.current().world > 1 and not sharded:
-        raise UsageError("several processes train an unsharded model", todo="call distributed.shard(model) first")
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    if compile:
-        model.compile()
-    whole_identity = {
-        "given": dict(identity or {}),
-        "optimizer": _describe_optimizer(optimizer),
-        "schedule": _describe(schedule),
-        "dropout": None if dropout is None else _describe(dropout),
-        "objective": _describe(objective),
-        "clip_norm": clip_norm,
-        "precision": precision,
-        "seed": seed,
-    }
-    return _train(_Fit(
-        model=model, objective=objective, batches=batches, optimizer=optimizer, steps=steps, schedule=schedule,
-        dropout=dropout, accumulate=accumulate, clip_norm=clip_norm, precision=precision, evaluate=evaluate,
-        evaluate_every=evaluate_every, checkpoints=Path(checkpoints) if checkpoints else None, save_every=save_every,
-        keep=keep, seed=seed, on_bad_numbers=on_bad_numbers, watch_loss=watch_loss, identity=whole_identity,
-    ))  # fmt: skip
+    return _train(Fit(model, objective, batches, optimizer, **options))
 
 
-def _train(run: _Fit) -> Generator[Event, None, None]:
+def _train(run: Fit) -> Generator[Event, None, None]:
     counters = _Counters()
     with ExitStack() as stack:
         interruption = Interruption()
@@ -198,7 +97,7 @@ def _train(run: _Fit) -> Generator[Event, None, None]:
             yield from _evaluate_and_save(run, counters, interruption)
 
 
-def _one_step(run: _Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
+def _one_step(run: Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
     """One optimizer step: the error if its numbers were bad, and then nothing has changed; and its event."""
     step, begun = counters.step, time.perf_counter()
     counters.step += 1
@@ -243,13 +142,13 @@ def _one_step(run: _Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]
     )
 
 
-def _in_more_parts(run: _Fit, counters: _Counters) -> str:
+def _in_more_parts(run: Fit, counters: _Counters) -> str:
     """What a person is told when memory ran out and a step went well in more parts."""
     same = "which draw dropout of their own" if has_dropout(run.model) else "with the same sums"
     return f"memory ran out at step {counters.step}: batches are now made in {counters.parts} parts, {same}"
 
 
-def _skip_or_stop(run: _Fit, counters: _Counters, bad: BadNumbers) -> str:
+def _skip_or_stop(run: Fit, counters: _Counters, bad: BadNumbers) -> str:
     """The warning for a step that was skipped; raises when it must not be."""
     counters.skipped += 1
     counters.skipped_in_a_row += 1
@@ -258,7 +157,7 @@ def _skip_or_stop(run: _Fit, counters: _Counters, bad: BadNumbers) -> str:
     return f"{bad.what} ({bad.where}); skipped, {counters.skipped} so far"
 
 
-def _go_back(run: _Fit, counters: _Counters, bad: BadNumbers) -> Generator[Event, None, _Counters]:
+def _go_back(run: Fit, counters: _Counters, bad: BadNumbers) -> Generator[Event, None, _Counters]:
     """Return to the last checkpoint and leave the bad batch out from now on."""
     dropped = {*counters.dropped, bad.step}
     if all(bad.step - before in dropped for before in range(MOST_IN_A_ROW)):
@@ -270,7 +169,7 @@ def _go_back(run: _Fit, counters: _Counters, bad: BadNumbers) -> Generator[Event
     return restored
 
 
-def _go_on(run: _Fit) -> Generator[Event, None, _Counters]:
+def _go_on(run: Fit) -> Generator[Event, None, _Counters]:
     """Restore the newest whole checkpoint, if there is one; returns the counters."""
     assert run.checkpoints is not None
     found, problems = checkpoint.newest(run.checkpoints)
@@ -286,7 +185,7 @@ def _go_on(run: _Fit) -> Generator[Event, None, _Counters]:
     return _Counters(**found.counters)
 
 
-def _evaluate_and_save(run: _Fit, counters: _Counters, interruption: Interruption) -> Iterator[Event]:
+def _evaluate_and_save(run: Fit, counters: _Counters, interruption: Interruption) -> Iterator[Event]:
     step, last = counters.step, counters.step == run.steps
     best = False
     due = run.evaluate is not None and (last or counters.unmeasured or _due(step, run.evaluate_every))
@@ -305,7 +204,7 @@ def _evaluate_and_save(run: _Fit, counters: _Counters, interruption: Interruptio
         raise KeyboardInterrupt
 
 
-def _save(run: _Fit, counters: _Counters) -> Iterator[Event]:
+def _save(run: Fit, counters: _Counters) -> Iterator[Event]:
     assert run.checkpoints is not None
     yield Saving(counters.step)
     path = checkpoint.save(run.checkpoints, counters.step, run.model, run.optimizer, asdict(counters), run.identity)
@@ -314,7 +213,7 @@ def _save(run: _Fit, counters: _Counters) -> Iterator[Event]:
     yield Saved(counters.step, path)
 
 
-def _evaluate(run: _Fit, step: int, interruption: Interruption) -> dict[str, float] | None:
+def _evaluate(run: Fit, step: int, interruption: Interruption) -> dict[str, float] | None:
     """What was measured; None where a signal came first. Several processes end an evaluation together or not at all."""
     assert run.evaluate is not None
     if distributed.any_process(interruption.signalled):
@@ -356,20 +255,3 @@ def _tokens(batch: Batch) -> int:
     if "input_ids" in batch:
         return batch["input_ids"].numel()
     return min(len(tensor) for tensor in batch.values() if tensor.ndim)
-
-
-def _describe_optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    """Kind and settings, group by group, less what moves during a run."""
-    groups = [
-        {name: value for name, value in group.items() if name not in _NO_IDENTITY} for group in optimizer.param_groups
-    ]
-    return {"kind": type(optimizer).__name__, **{str(i): group for i, group in enumerate(groups)}}
-
-
-def _describe(function: Any) -> Any:
-    """A function as something that can be compared after it was written to disk."""
-    if isinstance(function, Config):
-        return function.model_dump(mode="json")
-    if isinstance(function, partial):
-        return {"function": _describe(function.func), "arguments": list(function.args), **function.keywords}
-    return getattr(function, "__qualname__", type(function).__name__)

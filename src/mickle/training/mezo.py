@@ -43,8 +43,8 @@ from torch.distributed.tensor import DTensor
 from mickle.config import validate
 from mickle.errors import UsageError
 from mickle.kernels.perturb import add_draws
-from mickle.kernels.philox import Kind, Moves
-from mickle.training.mezo_rule import MOST_DRAWS, MezoRule, Update, Updates, Variant, from_codes, rounded, to_codes
+from mickle.kernels.philox import Moves
+from mickle.training.mezo_rule import MOST_DRAWS, MezoRule, Update, Updates, from_codes, rounded, to_codes
 
 RECENT, ENOUGH = 100, 10  # projections the clipping bound is made of
 
@@ -57,10 +57,11 @@ class MeZO(torch.optim.Optimizer):
     out. A
         tensor's name is part of its random numbers.
     lr: step size; may be changed between steps, it is rounded to two bytes when used.
-    eps: how far the probes go. probes: directions a step, whose mean is taken (raise lr with their number).
-    draws: rademacher or gaussian. variant: plain, momentum, adam or fzoo (`training/mezo_rule.py`).
     clip: bound of |g| as a multiple of its recent median; 0 for none.
     base: the fingerprint of the weights it begins at (`training/replay.py`), for the journal.
+    rule: fields of `MezoRule`, with its defaults. seed, betas, weight_decay. eps: how far the probes go. probes:
+        directions a step, whose mean is taken (raise lr with their number). draws: rademacher or gaussian. variant:
+        plain, momentum, adam or fzoo.
 
     Dropout is off in all forward passes: the model that a `Closure` carries is put in evaluation mode for the step. A
     step whose loss raises leaves the weights where they were (to float32 rounding), is journaled as g = 0, and raises.
@@ -71,18 +72,11 @@ class MeZO(torch.optim.Optimizer):
         parameters: Iterable[Any],
         lr: float = 1e-4,
         *,
-        seed: int = 0,
-        eps: float = 1e-3,
-        draws: Kind = "rademacher",
-        probes: int = 1,
-        variant: Variant = "plain",
-        betas: tuple[float, float] = (0.9, 0.95),
-        weight_decay: float = 0.0,
         clip: float = 5.0,
         base: str = "",
+        **rule: Any,
     ) -> None:
-        rule = {"seed": seed, "eps": eps, "draws": draws, "probes": probes, "variant": variant, "betas": betas}
-        self.rule = validate(MezoRule, {**rule, "weight_decay": weight_decay}, where="MeZO's settings")
+        self.rule = validate(MezoRule, rule, where="MeZO's settings")
         if not (lr >= 0 and clip >= 0):
             raise UsageError(f"MeZO's settings: lr {lr} and clip {clip} must not be negative")
         super().__init__(_trainable(parameters), {"lr": lr, "clip": clip, **self.rule.model_dump()})
@@ -94,7 +88,7 @@ class MeZO(torch.optim.Optimizer):
         self._last: dict[str, float] = {}
         for name, parameter in self.named_tensors():
             _refuse_unfit(name, parameter)
-        if any(group["weight_decay"] not in (0.0, weight_decay) for group in self.param_groups):
+        if any(group["weight_decay"] not in (0.0, self.rule.weight_decay) for group in self.param_groups):
             raise UsageError("MeZO's groups have the weight decay of the optimizer, or none")
 
     def named_tensors(self) -> Iterator[tuple[str, Tensor]]:

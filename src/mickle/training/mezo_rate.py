@@ -38,13 +38,6 @@ class Rate:
     projection: float  # root of the mean g^2
     gradient: float  # estimate of |d|; 0 where the batches' noise hid it
     curvature: float  # mean z'H z: about the trace of the Hessian
-    directions: int
-
-    def __str__(self) -> str:
-        return (
-            f"learning rate {self.rate:.3g} from {self.directions} directions: |g| {self.projection:.3g}, "
-            f"curvature {self.curvature:.3g}"
-        )
 
 
 @torch.no_grad()
@@ -96,4 +89,4 @@ def rate_of(
     rate = SHARE * best * rule.probes
     if rule.variant in ("adam", "fzoo"):
         rate *= projection
-    return Rate(rate, projection, math.sqrt(max(squared, 0.0)), float(c.mean()), len(g))
+    return Rate(rate, projection, math.sqrt(max(squared, 0.0)), float(c.mean()))

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mickle.config import Config, Input
+from mickle.config import Input
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.step import command
 from mickle.storage import SCRATCH
 from mickle.training.pretrain_objectives import NextToken
+from mickle.training.robust import RobustRule
 from mickle.training.run import Asked, TrainingStep, kept_plan, refuse_no_model, refuse_two_lengths
 
 if TYPE_CHECKING:
@@ -31,29 +32,6 @@ if TYPE_CHECKING:
     from mickle.training.pretrain_plan import Fresh
 
 SETTLED = 1e-3  # change of a weight below which rounds end (the paper's criterion)
-
-
-class Robust(Config):
-    """How the proxy's weights move; the defaults are the paper's."""
-
-    eta: float = Field(1.0, gt=0, le=100, description="step size of the weights, on excess in nats")
-    smoothing: float = Field(1e-3, ge=0, lt=1, description="share of the uniform distribution in every step (c)")
-    score: Literal["excess", "hardest", "easiest"] = Field(
-        "excess",
-        description="what makes a domain hard: excess over the reference's loss; hardest and easiest are controls",
-    )
-    loss: Literal["token", "domain_mean"] = Field(
-        "token", description="weights on tokens (the authors' code) or on each domain's mean (their equation)"
-    )
-    unseen: Literal["keep", "last"] = Field(
-        "keep", description="a domain that a batch lacks: its weight stays, or its last excess counts again"
-    )
-    sampling: Literal["uniform", "reference"] = Field(
-        "uniform", description="how the proxy's batches are drawn; its loss is corrected for it"
-    )
-    burn_in: float = Field(
-        0.0, ge=0, lt=1, description="share of first steps left out of the mean (ours; the paper has 0)"
-    )
 
 
 class Mix(TrainingStep):
@@ -81,7 +59,7 @@ class Mix(TrainingStep):
         le=20,
         description="most rounds, each starting from the weights of the one before; fewer where they settle",
     )
-    robust: Robust = Field(default_factory=Robust, description="how the weights move")
+    robust: RobustRule = Field(default_factory=RobustRule, description="how the weights move")
     size: Literal["tiny", "small", "base"] | int = Field(
         "tiny",
         description="size of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters",
@@ -177,7 +155,6 @@ class Mix(TrainingStep):
         """What the rounds have in common, kept in ``scratch``, and the first one's reference weights."""
         from mickle.data.domains import domain_streams, read_weights
         from mickle.training import mix_plan, mix_results
-        from mickle.training.doremi import RobustRule
         from mickle.training.mix_round import Rounds
         from mickle.training.pretrain_data import kept_tokenizer, split_pages, tell_unknown
         from mickle.training.pretrain_plan import PretrainPlan
@@ -198,9 +175,7 @@ class Mix(TrainingStep):
         self._limited(weights, streams)  # refused before anything is trained
         for line in [*plan.lines(), mix_results.domain_line(streams, weights)]:
             emit(Noted(line))
-        rule = RobustRule(**self.robust.model_dump(exclude={"sampling", "burn_in"}))
-        uniform = self.robust.sampling == "uniform"
-        return Rounds(plan, streams, rule, uniform, self.robust.burn_in, self.seed, self.identity()), weights
+        return Rounds(plan, streams, self.robust, self.seed, self.identity()), weights
 
     def dry_run(self) -> tuple[Forecast, str]:
         from mickle.data.domains import domain_sizes

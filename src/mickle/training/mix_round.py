@@ -18,28 +18,29 @@ from mickle.events import Emit, Noted
 from mickle.models.decoder import Decoder
 from mickle.storage import SCRATCH
 from mickle.training.distributed import after_first
-from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy, RobustRule
+from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy
 from mickle.training.mix_results import Round
 from mickle.training.objectives import next_token
 from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 from mickle.training.pretrain_plan import PretrainPlan
+from mickle.training.robust import RobustRule
 from mickle.training.run import TrainingRun, train
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """What all rounds have in common. Weights and what the proxy's batches are ``drawn`` by go by the streams' order.
-
-    uniform: whether the proxy draws all domains alike. burn_in: share of first steps left out of the mean weights.
-    """
+    """What all rounds have in common. Weights, and what the proxy's batches are ``drawn`` by, in the streams' order."""
 
     plan: PretrainPlan
     streams: dict[str, TokenStream]
     rule: RobustRule
-    uniform: bool
-    burn_in: float
     seed: int
     identity: Mapping[str, Any]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether the proxy draws all domains alike."""
+        return self.rule.sampling == "uniform"
 
     def drawn(self, reference: Sequence[float]) -> tuple[float, ...]:
         """What the proxy's batches are drawn by."""
@@ -87,7 +88,7 @@ class Rounds:
 
         proxy = train(run, self._proxy(), following, self._proxy, emit).model
         assert isinstance(proxy, RobustProxy)
-        return Round.of(proxy, weights, self.burn_in)
+        return Round.of(proxy, weights, self.rule.burn_in)
 
     def _batches(self, weights: Sequence[float]) -> DomainMixture:
         """Batches by weight; windows repeat, so that the reference's losses can be kept."""

@@ -19,6 +19,7 @@ from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
 from mickle.models.decoder_settings import DecoderArchitecture
+from mickle.models.folder_check import HELDOUT
 from mickle.results import Finding, Section
 from mickle.storage import SCRATCH
 from mickle.training.curves import training_findings, training_section
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from mickle.models.language import LanguageModel
     from mickle.training.pretrain_data import TokenizerAsked, TrainingText
     from mickle.training.pretrain_plan import Fresh, PretrainPlan
-
-HELDOUT = "heldout.parquet"
 
 
 @dataclass(frozen=True)
@@ -188,15 +187,16 @@ class Pretrain(TrainingStep):
         }
 
     def dry_run(self) -> tuple[Forecast, str]:
-        from mickle.training.pretrain_data import look_at, split_pages
+        from mickle.training.pretrain_data import count_line, look_at, preview, split_pages
 
         self._refuse_inputs()
         split, share = split_pages(self.data, self.heldout_share)
         tokenizer, documents, tokens_a_byte = look_at(self.asked_tokenizer, self.data, share)
         tokens = round(tokens_a_byte * split.training_bytes)
         plan, forecast = self._planned(tokenizer, tokens, split)
-        notes = (_count_line(split, share), *plan.lines(), *forecast.notes)
-        return replace(forecast, notes=notes), self._preview(tokenizer, documents[0], plan)
+        notes = (count_line(split, share), *plan.lines(), *forecast.notes)
+        shown = partial(self.objective.shown, tokenizer=tokenizer, steps=plan.steps, seed=self.seed)
+        return replace(forecast, notes=notes), preview(documents[0][: plan.sequence_length + 1], tokenizer, shown)
 
     def after(self, out: Path) -> str:
         return self.objective.next_command(out, self.data)
@@ -222,24 +222,17 @@ class Pretrain(TrainingStep):
         check_vocabulary(model, tokenizer.size, f"start: {self.start}")
         return model
 
-    def _model(self, tokenizer: TextTokenizer, plan: PretrainPlan) -> nn.Module:
-        """The model to train, as it is before the first step."""
-        from mickle import machine
-
-        machine.seed_everything(self.seed)
-        return self._model_to_go_on_from(tokenizer) or self.fresh.build(plan, self.seed)
-
     def _ready(self, work: Path, emit: Emit) -> Ready:
         """Pages split, tokenizer, tokens and plan; all of it is kept in the scratch folder."""
         from mickle.data.heldout import write_pages
         from mickle.training import distributed
-        from mickle.training.pretrain_data import kept_tokenizer, read_text, split_pages
+        from mickle.training.pretrain_data import count_line, kept_tokenizer, read_text, split_pages
         from mickle.training.pretrain_plan import PretrainPlan
 
         scratch = work / SCRATCH
         self._refuse_inputs()
         split, share = split_pages(self.data, self.heldout_share)
-        emit(Noted(_count_line(split, share)))
+        emit(Noted(count_line(split, share)))
         tokenizer = kept_tokenizer(self.asked_tokenizer, self.data, share, scratch / "tokenizer", emit)
         text = read_text(self.data, self.mixture, scratch / "stream", tokenizer, split, share, emit)
 
@@ -276,6 +269,7 @@ class Pretrain(TrainingStep):
 
     def _train(self, ready: Ready, work: Path, emit: Emit) -> Outcome:
         """The trained model, with the weights that are kept."""
+        from mickle import machine
         from mickle.training.optimizers import build_optimizer
         from mickle.training.pretrain_data import heldout_measure
 
@@ -297,21 +291,10 @@ class Pretrain(TrainingStep):
             on_bad_numbers=self.on_bad_numbers,
         )
         optimizer = self.optimizer.model_copy(update={"learning_rate": plan.learning_rate})
-        again = partial(self._model, tokenizer, plan)
+
+        def again() -> nn.Module:
+            """The model as it is before the first step."""
+            machine.seed_everything(self.seed)
+            return self._model_to_go_on_from(tokenizer) or self.fresh.build(plan, self.seed)
+
         return train(run, again(), partial(build_optimizer, optimizer), again, emit)
-
-    def _preview(self, tokenizer: TextTokenizer, document: Any, plan: PretrainPlan) -> str:
-        """The first sequence with its trained tokens coloured."""
-        from mickle.data.tokenizer import coloured
-
-        ids = [int(token) for token in document[: min(plan.sequence_length, 200) + 1]]
-        shown = self.objective.shown(ids, tokenizer, plan.steps, self.seed)
-        return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, *shown))
-
-
-def _count_line(split: Split, share: float) -> str:
-    return (
-        f"pages: {split.training_pages:,} for training ({split.training_bytes / 1e6:.2f} MB), "
-        f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); "
-        "texts on both sides: 0"
-    )

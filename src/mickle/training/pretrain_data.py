@@ -16,7 +16,7 @@ from mickle.data.mixture import DomainMixture, Mixture
 from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
 from mickle.data.pieces import pieces
 from mickle.data.records import Page
-from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_tokenizer
+from mickle.data.tokenizer import TextTokenizer, coloured, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started, Warned
 from mickle.training.objectives import Batch
@@ -24,6 +24,7 @@ from mickle.training.pretrain_objectives import PretrainObjective
 from mickle.training.pretrain_plan import PretrainPlan, derived_share, derived_vocabulary
 
 PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
+PREVIEW_TOKENS = 201  # of it that are shown
 QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
 QUICK_PAGE = 1 << 18  # characters of the longest page there
 
@@ -170,6 +171,23 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
             todo="lower heldout_share, or give more pages",
         )
     return sides, share
+
+
+def count_line(split: Split, share: float) -> str:
+    """How the pages were split, for a person."""
+    return (
+        f"pages: {split.training_pages:,} for training ({split.training_bytes / 1e6:.2f} MB), "
+        f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); "
+        "texts on both sides: 0"
+    )
+
+
+def preview(
+    document: np.ndarray, tokenizer: TextTokenizer, shown: Callable[[list[int]], tuple[list[int], list[bool]]]
+) -> str:
+    """The beginning of a document with its trained tokens coloured; ``shown``: ids, and which of them are trained."""
+    ids = [int(token) for token in document[:PREVIEW_TOKENS]]
+    return "first example; coloured tokens are trained:\n" + "".join(coloured(tokenizer, *shown(ids)))
 
 
 def heldout_measure(

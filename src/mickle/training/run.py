@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
-    from mickle.training.loop import Batches, Schedule
+    from mickle.training.fit import Batches, Schedule
     from mickle.training.objectives import Objective
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
@@ -291,10 +291,8 @@ def record(events: Iterable[Event], file: Path, emit: Emit) -> dict[str, float]:
         if writes:
             write(event)
         emit(event)
-    return values or _last_evaluation(file)
-
-
-def _last_evaluation(file: Path) -> dict[str, float]:
-    """What an earlier try of this run measured last, when it was killed after its last step."""
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    if values or not file.is_file():
+        return values
+    # An earlier try of this run was killed after its last step: what it measured then.
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     return next((line["values"] for line in reversed(lines) if line["event"] == "evaluated"), {})

@@ -26,22 +26,13 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.kernels.sophia_update import SophiaRule, Tensors, sophia_update
+from mickle.training import curvature
 from mickle.training.closure import derived_seed
-from mickle.training.curvature import (
-    Batch,
-    Estimate,
-    Estimator,
-    NotALikelihood,
-    Objective,
-    gauss_newton_bartlett,
-    hutchinson,
-    likelihood,
-    undisturbed,
-)
+from mickle.training.curvature import Batch, Estimate, Estimator, Objective, undisturbed
 from mickle.training.distributed import current, gathered, local
 from mickle.training.guard import first_not_finite
 
-ESTIMATORS: dict[str, Estimator] = {"gnb": gauss_newton_bartlett, "hutchinson": hutchinson}
+ESTIMATORS: dict[str, Estimator] = {"gnb": curvature.gauss_newton_bartlett, "hutchinson": curvature.hutchinson}
 GAMMA = {"gnb": 0.05, "hutchinson": 0.01}  # the paper's
 BATCH_SHARE = {"gnb": 240 / 480, "hutchinson": 32 / 480}  # sequences of a batch in the estimate: the paper's
 GOOD_UNCLIPPED = 0.3  # the middle of the paper's 0.1 to 0.5
@@ -167,12 +158,12 @@ class Sophia(torch.optim.Optimizer):
             return
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
         micro_batches = [batch] if isinstance(batch, Mapping) else list(batch)
-        shared = _first_rows(micro_batches, self.batch_share)
+        shared = curvature.first_rows(micro_batches, self.batch_share)
         try:
             estimate = self._estimate(model, shared, parameters, objective)
-        except NotALikelihood as reason:
+        except curvature.NotALikelihood as reason:
             warnings.warn(f"{reason.what}; Hutchinson's estimate is used from here on", stacklevel=2)
-            self.estimator = hutchinson
+            self.estimator = curvature.hutchinson
             estimate = self._estimate(model, shared, parameters, objective)
         self._absorb(parameters, estimate)
 
@@ -306,7 +297,7 @@ class Sophia(torch.optim.Optimizer):
         averages = [torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32)) for p in parameters]
         with undisturbed(model, parameters, self.seed):
             for batch in data:
-                total, count = (likelihood if objective is None else objective)(model, batch)
+                total, count = (objective or curvature.likelihood)(model, batch)
                 gradients = torch.autograd.grad(total / count, parameters, allow_unused=True)
                 for average, gradient in zip(averages, gradients):
                     average.mul_(beta)
@@ -364,15 +355,15 @@ class Sophia(torch.optim.Optimizer):
 def gamma_for(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> float:
     """The gamma that leaves a ``share`` of the coordinates of (momentum, curvature) pairs unclipped."""
     _check("share", share, 0 < share < 1, "between 0 and 1")
-    momentum, curvature = _spaced([m for m, _ in pairs]).abs(), _spaced([h for _, h in pairs])
-    if not momentum.numel():
+    momenta, curvatures = _spaced([m for m, _ in pairs]).abs(), _spaced([h for _, h in pairs])
+    if not momenta.numel():
         raise UsageError("No parameter has a curvature", todo="Give a model and data whose loss reaches them.")
-    ratios = torch.where(curvature > 0, momentum / curvature, math.inf)
+    ratios = torch.where(curvatures > 0, momenta / curvatures, math.inf)
     # Strictly above the quantile, so that the coordinate standing at it is unclipped too.
     wanted = ratios.kthvalue(max(1, math.ceil(share * ratios.numel()))).values
     gamma = float(wanted) * (1 + 1e-6)
     if not math.isfinite(gamma) or gamma == 0:
-        positive = float((curvature > 0).float().mean())
+        positive = float((curvatures > 0).float().mean())
         raise UsageError(
             f"No gamma leaves {share:.0%} of the coordinates unclipped: {positive:.0%} have curvature above 0",
             expected="a smaller share, or an estimate from more data",
@@ -390,26 +381,6 @@ def layer_of(name: str) -> str:
     parts = name.split(".")
     numbered = next((place for place, part in enumerate(parts) if part.isdigit()), 0)
     return ".".join(parts[: numbered + 1])
-
-
-def _first_rows(micro_batches: Sequence[Batch], share: float) -> list[Batch]:
-    """About the first ``share`` of all rows, at least one.
-
-    How many micro-batches are read follows from their number alone, since sharded processes wait for each
-    other in each; entries of a batch that are not one a row are kept whole.
-    """
-    wanted = share * len(micro_batches)
-    parts = max(1, math.ceil(wanted - 1e-9))
-    return [_rows(batch, wanted / parts) for batch in micro_batches[:parts]]
-
-
-def _rows(batch: Batch, share: float) -> Batch:
-    sizes = [len(value) for value in batch.values() if isinstance(value, Tensor) and value.dim()]
-    keep = max(1, math.ceil(share * max(sizes, default=1) - 1e-9))
-    return {
-        name: value[:keep] if isinstance(value, Tensor) and value.dim() and len(value) == sizes[0] else value
-        for name, value in batch.items()
-    }
 
 
 def _spaced(tensors: Sequence[Tensor]) -> Tensor:

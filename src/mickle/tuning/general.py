@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mickle.errors import UsageError
+from mickle.models.folder_check import HELDOUT
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
 
-HELDOUT = "heldout.parquet"
 MOST_PAGES, MOST_CHARACTERS = 100, 4000  # of each page the first characters
 MODULES = 40  # of the standard library, spread over the alphabet
 SHORTEST = 200  # characters of a page worth measuring

@@ -67,7 +67,8 @@ def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
 
     def scored(some: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The example that each trained token is of, and [n, 3]: its nats, 1, whether the best guess is right."""
-        batch = _rows(encoded, some)
+        rows = rows_of(encoded, [[example] for example in some])
+        batch = {name: tensor[:, :-1] for name, tensor in rows.items()}  # the last token predicts nothing
         chosen = (batch["labels"] >= 0).nonzero()[:, 0].numpy()
         nats, right = masked.token_scores(model, batch)
         return np.array(some)[chosen], np.stack([nats, np.ones_like(nats), right], axis=1)
@@ -79,12 +80,6 @@ def answer_scores(model: nn.Module, encoded: Encoded, count: int) -> np.ndarray:
     if not np.isfinite(found).all():
         raise NumericError("The model's answer is not finite.", where="held-out examples")
     return found
-
-
-def _rows(encoded: Encoded, some: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Examples as rows: inputs, the tokens after them as labels where they are trained, padding as document -1."""
-    batch = rows_of(encoded, [[example] for example in some])
-    return {name: tensor[:, :-1] for name, tensor in batch.items()}  # the last token predicts nothing
 
 
 def written(

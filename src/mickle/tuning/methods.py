@@ -95,7 +95,12 @@ class Everything(Learning):
         return weights.parameters
 
     def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
-        refuse_quantized(model)
+        if is_quantized(model):
+            raise UsageError(
+                "This model's weights are stored in few bits; they cannot learn.",
+                where="method",
+                todo="tune adapters on it with --method qlora, or start from the model it was made from",
+            )
         return model.requires_grad_(True)
 
     def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
@@ -189,9 +194,7 @@ class TuningMethod(Learning):
         """The learning rate: the one in the plan, or where there is none one that is measured and kept in ``file``."""
         return given
 
-    def optimizer(
-        self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int = 0, steps: int = 0
-    ) -> Optimizer:
+    def optimizer(self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int, steps: int) -> Optimizer:
         """The optimizer over what learns, for a run of so many steps; ``scratch``: for what it keeps on disk."""
         from mickle.training.optimizers import AdamW, build_optimizer
 
@@ -277,11 +280,9 @@ class Qlora(Adapters):
             quantize_model(model, code=self.code, double=self.double)
         return super().prepare(model, seed)
 
-    def optimizer(
-        self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int = 0, steps: int = 0
-    ) -> Optimizer:
+    def optimizer(self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int, steps: int) -> Optimizer:
         if not self.paged:
-            return super().optimizer(model, rate, adam, scratch)
+            return super().optimizer(model, rate, adam, scratch, seed, steps)
         from mickle.training.optimizers import decay_groups
         from mickle.training.paged import paged_adamw
 
@@ -300,13 +301,3 @@ class Qlora(Adapters):
 def is_quantized(model: nn.Module) -> bool:
     """Whether some of the model's layers are stored in few bits."""
     return any(hasattr(module, "stored_bytes") for module in model.modules())
-
-
-def refuse_quantized(model: nn.Module) -> None:
-    """UsageError where weights cannot learn because they are stored in few bits."""
-    if is_quantized(model):
-        raise UsageError(
-            "This model's weights are stored in few bits; they cannot learn.",
-            where="method",
-            todo="tune adapters on it with --method qlora, or start from the model it was made from",
-        )

@@ -160,9 +160,7 @@ class Mezo(TuningMethod):
 
         return self.learning_rate or given or float(kept(file, lambda: {"rate": measured()})["rate"])
 
-    def optimizer(
-        self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int = 0, steps: int = 0
-    ) -> Optimizer:
+    def optimizer(self, model: nn.Module, rate: float, adam: Adam, scratch: Path, seed: int, steps: int) -> Optimizer:
         return build_mezo(self.model_copy(update={"learning_rate": rate}), model, seed, steps)
 
     def journal(

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from mickle.training.run import Asked
     from mickle.tuning.tune_plan import Batching, TunePlan
 
+    Lesson = tuple[Objective, Callable[[int], Batch]]  # what is trained, and on which batches
+
 HELDOUT_SHARE, MOST_HELDOUT = 0.1, 500  # of the examples, unless told otherwise
 
 E = TypeVar("E")
-E_co = TypeVar("E_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,7 @@ class Task(ABC):
         """How examples become batches; ``most``: tokens that one example may have."""
 
     @abstractmethod
-    def objective_and_batches(
-        self, plan: TunePlan, seed: int, counts_answers: bool
-    ) -> tuple[Objective, Callable[[int], Batch]]:
+    def objective_and_batches(self, plan: TunePlan, seed: int, counts_answers: bool) -> Lesson:
         """What is trained, or the share of wrong answers where the method wants that; and on which batches."""
 
     @abstractmethod
@@ -116,17 +115,6 @@ class Task(ABC):
         return max(1, int(np.searchsorted(np.cumsum(lengths), most)) + 1)
 
 
-class Found(Protocol[E_co]):
-    """What a reader of files returns."""
-
-    @property
-    def examples(self) -> Sequence[E_co]:
-        """In the files' order."""
-
-    def lines(self) -> Iterable[str]:
-        """What was found, for a person."""
-
-
 @dataclass(frozen=True)
 class Sides(Generic[E]):
     """Training and held-out examples, and what was found on the way there."""
@@ -142,18 +130,21 @@ class Sides(Generic[E]):
         return {"exact": self.shared.exact, "near": self.shared.near}
 
 
-def two_sides(sources: Sources, read: Callable[[Path], Found[E]], said: Callable[[E], str]) -> Sides[E]:
-    """Both sides of a task's examples. ``said``: an example's text."""
-    found = read(sources.data)
-    lines = list(found.lines())
+def two_sides(
+    sources: Sources, read: Callable[[Path], tuple[Sequence[E], Iterable[str]]], said: Callable[[E], str]
+) -> Sides[E]:
+    """Both sides of a task's examples. ``read``: the examples of a file, in its order, and what was found there, for a
+    person. ``said``: an example's text.
+    """
+    examples, found = read(sources.data)
+    lines = list(found)
     if sources.heldout is not None:
-        other = read(sources.heldout)
-        training, heldout = list(found.examples), list(other.examples)
-        lines += [f"held out: {line}" for line in other.lines()]
+        training, (heldout, found) = list(examples), read(sources.heldout)
+        lines += [f"held out: {line}" for line in found]
     else:
-        training, heldout = split(found.examples, sources.heldout_share, sources.data, said)
+        training, heldout = split(examples, sources.heldout_share, sources.data, said)
         lines.append(f"held out: {len(heldout):,} of {len(training) + len(heldout):,} examples, by their texts")
-    return Sides(training, heldout, lines, overlap(list(map(said, training)), list(map(said, heldout))))
+    return Sides(training, list(heldout), lines, overlap(list(map(said, training)), list(map(said, heldout))))
 
 
 def split(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from mickle.data.masking import MaskedBatches, vocabulary_of
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
-from mickle.training.objectives import Batch, Objective, masked_token, trained_tokens
+from mickle.training.objectives import masked_token, trained_tokens
 from mickle.tuning import measures
 from mickle.tuning.task import Sources, Task, two_sides
 from mickle.tuning.tune_plan import Batching, TunePlan, batch_rows, row_length
 
 if TYPE_CHECKING:
     from mickle.training.run import Asked
+    from mickle.tuning.task import Lesson
 
 LEAST_TOKENS = 2
 
@@ -49,9 +50,7 @@ class ExampleTask(Task):
         rows = batch_rows(asked.batch_tokens, length, lengths)
         return Batching(length, rows, ExampleBatches(self.training, length, rows).steps_an_epoch, len(lengths))
 
-    def objective_and_batches(
-        self, plan: TunePlan, seed: int, counts_answers: bool
-    ) -> tuple[Objective, Callable[[int], Batch]]:
+    def objective_and_batches(self, plan: TunePlan, seed: int, counts_answers: bool) -> Lesson:
         return trained_tokens, ExampleBatches(self.training, plan.sequence_length, plan.batch_size, seed)
 
     def scores(self, model: nn.Module, length: int, most: int = 0) -> np.ndarray:
@@ -71,9 +70,7 @@ class HiddenTask(ExampleTask):
     def ends(self) -> list[int]:
         return []  # it continues nothing
 
-    def objective_and_batches(
-        self, plan: TunePlan, seed: int, counts_answers: bool
-    ) -> tuple[Objective, Callable[[int], Batch]]:
+    def objective_and_batches(self, plan: TunePlan, seed: int, counts_answers: bool) -> Lesson:
         _, batches = super().objective_and_batches(plan, seed, counts_answers)
         vocabulary = vocabulary_of(self.tokenizer)
         return masked_token, MaskedBatches(batches, vocabulary, measures.MASKING, plan.steps, seed)
@@ -94,7 +91,7 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
     """
     forms: list[str] = []
 
-    def read(path: Path) -> Reading:
+    def read(path: Path) -> tuple[Sequence[Example], Iterable[str]]:
         reading = _read(path, sources.most_bad, causal)
         forms.append(reading.form)
         if reading.form != forms[0]:
@@ -102,7 +99,7 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
                 f"The held-out examples are of another form ({reading.form}) than the training ones ({forms[0]}).",
                 where=str(path),
             )
-        return reading
+        return reading.examples, reading.lines()
 
     sides = two_sides(sources, read, Example.own_text)
     lines = sides.lines

@@ -6,9 +6,10 @@ One row is one term of the loss, the cross-entropy over the classes' words; rows
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,12 +30,12 @@ from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
 from mickle.evaluation.measure import in_batches
 from mickle.training.label_words import class_scores, label_words, wrong_labels
-from mickle.training.objectives import Batch, Objective
 from mickle.tuning.task import Sources, Task, two_sides
 from mickle.tuning.tune_plan import EVALUATION_TOKENS, LEAST_STEPS, MOST_EXAMPLES, Batching, TunePlan
 
 if TYPE_CHECKING:
     from mickle.training.run import Asked
+    from mickle.tuning.task import Lesson
 
 SHOWN = 3  # examples of a preview
 
@@ -59,9 +60,7 @@ class LabelTask(Task):
         word = max((len(w) for words in self.training.words for w in words), default=1)
         return Batching(8 * math.ceil((max(lengths) + word) / 8), rows, len(lengths) / rows, len(lengths))
 
-    def objective_and_batches(
-        self, plan: TunePlan, seed: int, counts_answers: bool
-    ) -> tuple[Objective, Callable[[int], Batch]]:
+    def objective_and_batches(self, plan: TunePlan, seed: int, counts_answers: bool) -> Lesson:
         """Cross-entropy over the label words, or the share of wrong ones."""
         return wrong_labels if counts_answers else label_words, LabelBatches(self.training, plan.batch_size, seed)
 
@@ -103,7 +102,12 @@ def read_labels(
     sources: Sources, prompt: LabelPrompt, tokenizer: TextTokenizer, longest: int, causal: bool
 ) -> LabelTask:
     """The labelled rows as tokens, at most ``longest`` of each."""
-    sides = two_sides(sources, partial(read_labelled, prompt=prompt, most_bad=sources.most_bad), text_of)
+
+    def read(path: Path) -> tuple[Sequence[LabelledText], Iterable[str]]:
+        found = read_labelled(path, prompt=prompt, most_bad=sources.most_bad)
+        return found.examples, found.lines()
+
+    sides = two_sides(sources, read, text_of)
     encode = partial(encode_labelled, prompt=prompt, tokenizer=tokenizer, longest=longest, causal=causal)
     training = encode(sides.training)
     unknown = tokenizer.unknown_line([np.array(ids) for ids in training.tokens], str(sources.data))
