@@ -34,7 +34,7 @@ SYSTEMS = (  # in the order of their numbers in Mickle, from 1 on
         "QLoRA",
         "2305.14314",
         "fine-tuning over 4-bit weights equals 16-bit fine-tuning; 65B fits in 48 GB",
-        "the seeds see no difference under 32 % of that cost; 65B was not tried",
+        "the seeds see no difference under 24 % of that cost; 65B was not tried",
     ),
     System(
         "spqr",
