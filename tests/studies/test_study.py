@@ -308,7 +308,7 @@ def test_a_verdict_that_does_not_survive_the_correction_is_marked() -> None:
 
 def test_a_verdict_says_where_it_is_larger_and_where_the_paper_has_no_gain() -> None:
     row = {"verdict": "reproduced", "p_holm": 0.001, "larger": True}
-    assert markdown.verdict_words({"no_gain": False}, row) == "reproduced, more than twice as large"
+    assert markdown.verdict_words({"no_gain": False}, row) == "reproduced, by more than twice the paper's margin"
     row = {"verdict": "opposite", "p_holm": 0.001, "larger": False}
     assert markdown.verdict_words({"no_gain": False}, row) == "opposite"
     assert markdown.verdict_words({"no_gain": True}, row) == "opposite: a gain where the paper has none"

@@ -57,7 +57,7 @@ def verdict_words(declared: dict[str, Any], row: dict[str, Any]) -> str:
     if declared["no_gain"] and words == "opposite":
         words += ": a gain where the paper has none"
     if row["larger"] and words == "reproduced":
-        words += ", more than twice as large"
+        words += ", by more than twice the paper's margin"
     fragile = row["verdict"] in SEEN and row["p_holm"] is not None and row["p_holm"] > FRAGILE
     return words + (f" (not after Holm's correction: p {row['p_holm']:.2g})" if fragile else "")
 
