@@ -157,13 +157,6 @@ class Decoder(OwnModel):
             answer = with_balance(answer, sight.balances, self.config.router_loss)
         return answer
 
-    def expert_load(self) -> list[list[float]]:
-        """Per layer, the share of the latest pass's routed tokens that each expert got; 1 / E each is even.
-
-        An expert near 0 is dead: its parameters do not take part. Empty without experts.
-        """
-        return [layer.mlp.load() for layer in self.layers if isinstance(layer.mlp, Experts)]
-
     def _embed(self, input_ids: Tensor, at: Tensor) -> Tensor:
         """Token embeddings, with what is added for the positions `at` ([T] or [B, T]): [B, T, D].
 

@@ -56,7 +56,6 @@ class Experts(nn.Module):
         self.gate = nn.Linear(config.width, config.experts, bias=False)
         # No ModuleList: training over several processes takes the members of one for blocks to shard one by one.
         self.experts = nn.ModuleDict({str(expert): FeedForward(config) for expert in range(config.experts)})
-        self._tokens = [0] * config.experts  # that each expert got in the latest pass
 
     def forward(self, x: Tensor, documents: Tensor | None = None, balances: list[Tensor] | None = None) -> Tensor:
         """x [B, T, D] -> [B, T, D].
@@ -70,11 +69,6 @@ class Experts(nn.Module):
             balances.append(balance(probabilities[text], chosen[text]))
         return self._serve(flat, gates, chosen).reshape(x.shape)
 
-    def load(self) -> list[float]:
-        """The share of the latest pass's (token, expert) pairs that each expert got: E numbers that sum to 1."""
-        total = max(1, sum(self._tokens))
-        return [tokens / total for tokens in self._tokens]
-
     def _serve(self, flat: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
         """flat [N, D], gates and chosen [N, k] -> [N, D]: pairs sorted by expert, one pass through each expert.
 
@@ -83,9 +77,9 @@ class Experts(nn.Module):
         sums of more than two experts' gradients may differ from run to run in the last bit.
         """
         order = chosen.flatten().argsort(stable=True)  # [N k]
-        self._tokens = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
+        tokens = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
         token = order // self.per_token
-        parts = flat.index_select(0, token).split(self._tokens)
+        parts = flat.index_select(0, token).split(tokens)
         served = torch.cat([expert(part) for expert, part in zip(self.experts.values(), parts, strict=True)])
         weighted = served * gates.flatten().index_select(0, order)[:, None]  # [N k, D]
         return torch.zeros_like(flat, dtype=weighted.dtype).index_add(0, token, weighted).to(served.dtype)
