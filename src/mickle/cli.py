@@ -6,6 +6,7 @@ import difflib
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # Threads of a product that wait for each other by spinning make a busy machine several times slower. Read by
     # libgomp when torch is loaded, so it is set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(str(message))}\n"
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     signal.signal(signal.SIGTERM, _terminate)

@@ -17,6 +17,7 @@ from mickle.config import Input
 from mickle.events import Emit
 from mickle.machine import Forecast
 from mickle.models.folder_check import HELDOUT
+from mickle.models.gguf_folder import Model
 from mickle.results import Finding
 from mickle.step import Step, command
 
@@ -38,7 +39,7 @@ class Compress(Step):
     example: ClassVar[str] = "mickle compress model --data corpus --method spqr --method.target-bits 4.2"
     reported: ClassVar[bool] = True
 
-    model: Input = Field(description="model folder, Mickle's or any other")
+    model: Model = Field(description="model folder, Mickle's or any other, or GGUF file")
     data: Input | None = Field(
         None, description="calibration text: corpus, .parquet or text file, not what the model is measured on"
     )

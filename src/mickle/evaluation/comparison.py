@@ -26,6 +26,7 @@ from mickle.evaluation.measure import Measure, open_to_measure, text_length
 from mickle.events import Emit
 from mickle.figures import COLOURS, Figure, Line, Panel, Rule
 from mickle.machine import Forecast
+from mickle.models.gguf_folder import Model
 from mickle.results import Result, Table, escaped
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class Compare(Measure):
     """Other model folders beside this one: perplexity, KL, changed best guesses, bytes."""
 
     kind: Literal["compare"] = "compare"
-    others: list[Input] = Field(min_length=1, description="model folders to compare with the model")
+    others: list[Model] = Field(min_length=1, description="model folders to compare with the model")
     data: Input | None = Field(
         None, description="pages, or conversations of which the answers count (default: own heldout.parquet)"
     )

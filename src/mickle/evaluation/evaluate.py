@@ -25,6 +25,7 @@ from mickle.evaluation.pairs import Pairs
 from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, INK, Bars, Figure, Line, Panel
 from mickle.machine import Forecast
+from mickle.models.gguf_folder import Model
 from mickle.results import Finding, Result, Section, Table, cell, drawn, facts
 from mickle.step import Step, command
 
@@ -92,7 +93,7 @@ class Evaluate(Step):
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle evaluate model --task loss --task.baselines-from corpus"
 
-    model: Input = Field(description="model folder, Mickle's or any other")
+    model: Model = Field(description="model folder, Mickle's or any other, or GGUF file")
     task: Annotated[Loss | Length | Masked | Pairs | Compare, Field(discriminator="kind")] = Field(
         default_factory=Loss, description="loss, length, masked, pairs or compare, and its settings"
     )

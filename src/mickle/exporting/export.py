@@ -19,6 +19,7 @@ from mickle.config import Config, Input
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
+from mickle.models.gguf_folder import Model
 from mickle.results import Finding
 from mickle.step import Step, command
 from mickle.storage import write_json
@@ -65,8 +66,8 @@ class Export(Step):
     reported: ClassVar[bool] = True
     example: ClassVar[str] = "mickle export adapter --format gguf --format.type Q8_0 --out exported"
 
-    model: Input = Field(
-        description="folder of a model or adapter; with a journal, what its run began with, or what it made"
+    model: Model = Field(
+        description="folder of a model or adapter, or GGUF file; with a journal, what its run began with or made"
     )
     format: Annotated[HuggingFace | Gguf, Field(discriminator="kind")] = Field(
         default_factory=HuggingFace, description="huggingface or gguf, and its settings"
@@ -74,8 +75,8 @@ class Export(Step):
     base: Literal["dequantized", "original"] = Field(
         "dequantized", description="what an adapter on a base in few bits is merged into"
     )
-    base_folder: Input | None = Field(None, description="folder of the adapter's base, where it has moved")
-    original_folder: Input | None = Field(
+    base_folder: Model | None = Field(None, description="folder of the adapter's base, where it has moved")
+    original_folder: Model | None = Field(
         None, description="with base original: the model that the base in few bits was made of"
     )
     journal: Input | None = Field(None, description="a journal of MeZO: replayed on the base, undone on the tuned")

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 
 from mickle.errors import UsageError
-from mickle.exporting.gguf_tokens import DEFAULT, MARKS, Vocabulary, read_vocabulary, rebuilt
 from mickle.exporting.source import Source, chat_template, end_marks
 from mickle.models.decoder import Decoder
+from mickle.models.decoder_folder import from_settings
 from mickle.models.folder import describe, open_tokenizer
+from mickle.models.gguf_check import gguf_package, read_gguf_header
+from mickle.models.gguf_folder import read_weights
+from mickle.models.gguf_tokens import DEFAULT, MARKS, Vocabulary, read_vocabulary, rebuilt, vocabulary_in
 from mickle.models.shape import DecoderConfig
 from mickle.storage import check_space
 
@@ -50,20 +53,9 @@ AWKWARD = (
 )
 
 
-def gguf_package() -> Any:
-    """The package `gguf`; UsageError where it is not installed."""
-    try:
-        import gguf
-    except ImportError:
-        raise UsageError(
-            "GGUF files need the package gguf", where="format", todo="pip install 'mickle[gguf]'"
-        ) from None
-    return gguf
-
-
 def refuse_other_models(folder: Path) -> None:
     """UsageError where a folder is no plain Llama, or the package is missing. Reads no weights."""
-    gguf_package()
+    gguf_package("format")
     model = describe(folder)
     if model.model_type != "llama" or not model.ours:
         more = "" if model.model_type != "llama" else " with more than our decoder does (biases, scaled positions)"
@@ -147,61 +139,31 @@ def file_names(model: Decoder) -> dict[str, str]:
     return {name: table.get_name(model.folder_name(name), (".weight",)) for name in model.state_dict()}
 
 
-def as_read(name: str, tensor: torch.Tensor, config: DecoderConfig, back: bool = False) -> torch.Tensor:
-    """A weight with its rows in llama.cpp's order (with `back`: in ours again). [heads * width, D] or any other.
+def as_read(name: str, tensor: torch.Tensor, config: DecoderConfig) -> torch.Tensor:
+    """A weight with its rows in llama.cpp's order. [heads * width, D] or any other.
 
     Inside a head the rows are 0, n/2, 1, n/2 + 1, ...
     """
     heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
     if heads is None:
         return tensor
-    halves = (config.head_width // 2, 2) if back else (2, config.head_width // 2)
-    return tensor.reshape(heads, *halves, -1).transpose(1, 2).reshape(tensor.shape)
+    return tensor.reshape(heads, 2, config.head_width // 2, -1).transpose(1, 2).reshape(tensor.shape)
 
 
 def open_gguf(folder: Path) -> Decoder:
-    """The decoder of a folder's file, in float32 and evaluation mode; shape and weights are the file's alone."""
-    gguf = gguf_package()
-    reader = gguf.GGUFReader(folder / FILE)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-
-    sizes = {ours: reader.fields[f"llama.{theirs}"].contents() for theirs, ours in SHAPE.items()}
-    config = DecoderConfig(**sizes, tied="output.weight" not in tensors)
+    """The decoder that transformers' reader finds in a folder's file, in float32 and evaluation mode."""
+    settings, tensors = read_weights(folder / FILE, read_gguf_header(folder / FILE))
+    shape = from_settings(settings)
+    assert shape is not None  # the file was written of a plain Llama
     with torch.device("meta"):
-        model = Decoder(config)
-    state = {}
-    for ours, theirs in file_names(model).items():
-        if theirs not in tensors:
-            raise UsageError(f"the file lacks tensor {theirs!r}", where=str(folder / FILE))
-        found = tensors.pop(theirs)
-        numbers = torch.from_numpy(gguf.quants.dequantize(found.data, found.tensor_type).copy())
-        state[ours] = as_read(ours, numbers, config, back=True)
-    if tensors:
-        raise UsageError(f"the file has an unknown tensor {next(iter(tensors))!r}", where=str(folder / FILE))
-    model.load_state_dict(state, assign=True)
+        model = Decoder(shape)
+    model.load_state_dict({name: tensors[model.folder_name(name)] for name in model.state_dict()}, assign=True)
     return model.eval()
 
 
 def read_back(folder: Path) -> Vocabulary:
     """The vocabulary that a folder's file holds."""
-    fields = gguf_package().GGUFReader(folder / FILE).fields
-
-    def value(name: str, default: Any = None) -> Any:
-        field = fields.get(f"tokenizer.{name}")
-        return default if field is None else field.contents()
-
-    marks = {name: value(f"ggml.{long}_token_id") for name, long in MARKS.items()}
-    return Vocabulary(
-        tokens=value("ggml.tokens"),
-        kinds=value("ggml.token_type"),
-        merges=value("ggml.merges", []),
-        pre=value("ggml.pre"),
-        begins=value("ggml.add_bos_token"),
-        ends=value("ggml.add_eos_token"),
-        marks={name: number for name, number in marks.items() if number is not None},
-        template=value("chat_template", ""),
-        note="",
-    )
+    return vocabulary_in(read_gguf_header(folder / FILE).metadata, str(folder / FILE))
 
 
 def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ from mickle.models import folder_check
 from mickle.models.architectures import architecture_of, description_of
 from mickle.models.folder_check import is_adapter
 from mickle.models.folder_files import end_tokens, open_tokenizer
+from mickle.models.gguf_folder import plain_folder
 from mickle.models.language import Description, LanguageModel, described
 from mickle.models.quantized import open_base, save_model
 from mickle.storage import no_such
@@ -22,25 +23,27 @@ __all__ = ["describe", "end_tokens", "open_model", "open_tokenizer", "save_model
 
 
 def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LanguageModel:
-    """The model of a folder, in evaluation mode: one of ours where it can compute it, else a `WrappedModel`.
+    """The model of a folder or GGUF file, in evaluation mode: one of ours where it can compute it, else a
+    `WrappedModel`.
 
     All take `model(input_ids, documents=, cache=, head=)` (`models/language.py`). `dtype` None keeps the dtype of the
     files. Raises UsageError for a folder that is not whole, not safe or not a language model, and SpoiledError for
     weights that are not finite; both name the file or tensor.
     """
+    path = plain_folder(Path(path))
     try:
-        if is_adapter(Path(path)):
+        if is_adapter(path):
             from mickle.models.adapters import open_adapter
 
-            return open_adapter(Path(path), dtype=dtype, device=device)
-        return open_base(Path(path), dtype, device)
+            return open_adapter(path, dtype=dtype, device=device)
+        return open_base(path, dtype, device)
     except NumericError as error:
         raise SpoiledError(error.what, where=error.where, todo="take an earlier copy of this model") from None
 
 
 def describe(path: Path) -> Description:
     """What a folder's settings say of its model. Reads no weights."""
-    path = Path(path)
+    path = plain_folder(Path(path))
     if not path.is_dir():
         raise no_such(path, "model folder")
     config = folder_check.read_config(path)

@@ -181,6 +181,12 @@ def _refuse_code(values: dict[str, Any], path: Path) -> None:
         )
 
 
+def check_settings(config: dict[str, Any], tensors: int, path: Path) -> None:
+    """UsageError for settings, from whatever file, that name code, claim absurd sizes, or more layers than tensors."""
+    _check_values(config, path)
+    _check_layers(config, tensors, path)
+
+
 def _check_values(value: Any, path: Path, name: str = "", depth: int = 0) -> None:
     """Walk a configuration: no code, no kernels from elsewhere, no absurd sizes, no deep nesting."""
     if depth > DEEPEST:

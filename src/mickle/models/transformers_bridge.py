@@ -10,8 +10,10 @@ needed and nowhere else.
 """
 
 import contextlib
+import io
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from typing import Any
 
 import torch
 import transformers
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -32,6 +35,8 @@ from transformers import (
     GenerationMixin,
     PreTrainedModel,
 )
+from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mickle.errors import MickleError, UsageError
@@ -180,6 +185,31 @@ def vocabulary_by_transformers(folder: Path) -> dict[str, int]:
     with _quiet(str(folder)):
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False).get_vocab()
     return dict(found)
+
+
+def read_gguf(
+    file: Path, settled: Callable[[dict[str, Any]], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The `config.json` and the weights, in float32, that transformers' reader makes of a checked GGUF file.
+
+    settled: makes the reader's settings those that a model is made of.
+    """
+    where = str(file)
+    with _quiet(where), contextlib.redirect_stderr(io.StringIO()):  # its bar asks nobody
+        settings = settled(load_gguf_checkpoint(where)["config"])
+        with torch.device("meta"):
+            model_class, config = _model_class(settings, where)
+            frame = model_class(config)
+        weights = load_gguf_checkpoint(where, return_tensors=True, model_to_load=frame)["tensors"]
+        values = json.loads(config.to_json_string(use_diff=False))
+    return {**values, "architectures": [model_class.__name__]}, weights
+
+
+def tokenizer_of_gguf(file: Path) -> Tokenizer:
+    """The tokenizer that transformers makes of a checked GGUF file."""
+    with _quiet(str(file)):
+        architecture, values, _ = get_gguf_tokenizer(str(file))
+        return convert_gguf_tokenizer(architecture, values)[0]
 
 
 def empty_frame(files: ModelFiles) -> WrappedModel:

@@ -18,6 +18,7 @@ from mickle.data.rows import value_of
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
+from mickle.models.gguf_folder import Model
 from mickle.results import Section, json_lines
 from mickle.step import Step, command
 from mickle.untrusted.values import read_text
@@ -54,7 +55,7 @@ class Sample(Writing, Step):
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle sample model --chat --prompts 'What is the capital of France?' --temperature 0"
 
-    model: Input = Field(description="model folder: ours, or any transformers language model")
+    model: Model = Field(description="model folder: ours, or any transformers language model; or GGUF file")
     prompts: tuple[str, ...] = Field((), description="texts to continue; an empty one begins a new document")
     prompt_file: Input | None = Field(
         None,

@@ -20,6 +20,7 @@ from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
 from mickle.models.decoder_settings import DecoderArchitecture
 from mickle.models.folder_check import HELDOUT
+from mickle.models.gguf_folder import Model
 from mickle.results import Finding, Section
 from mickle.storage import SCRATCH
 from mickle.training.curves import training_findings, training_section
@@ -75,7 +76,7 @@ class Pretrain(TrainingStep):
     objective: PretrainObjective = Field(
         default_factory=NextToken, description="next (a decoder) or masked (an encoder), and its settings"
     )
-    start: Input | None = Field(
+    start: Model | None = Field(
         None, description="model folder to go on from, with its tokenizer (default: a fresh model)"
     )
     size: Literal["tiny", "small", "base"] | int = Field(

@@ -21,6 +21,7 @@ from mickle.data.label_prompts import LabelPrompt
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
+from mickle.models.gguf_folder import Model
 from mickle.results import Finding, Section
 from mickle.storage import SCRATCH
 from mickle.training.optimizers import Schedule
@@ -60,8 +61,8 @@ class Tune(TrainingStep):
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
     reported: ClassVar[bool] = True
 
-    model: Input = Field(
-        description="model folder, Mickle's or any other, also one whose weights are stored in few bits"
+    model: Model = Field(
+        description="model folder, Mickle's or any other, or GGUF file, also one whose weights are stored in few bits"
     )
     data: Input = Field(
         description="examples to learn from: JSON Lines, JSON, Parquet or CSV; the form is found by the columns"
