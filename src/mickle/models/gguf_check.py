@@ -3,7 +3,7 @@
 The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md), little endian: "GGUF", version, counts of
 tensors and of metadata; the metadata, each a name, a type and a value; of each tensor name, sides (fastest first), type
 and offset; then, aligned, the numbers. Every count is held to the bytes that are left, and tensors may not overlap: so
-no file asks for more than some twenty times its own size.
+weights ask for no more than some twenty times the file's size.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mickle.errors import UsageError
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 TEXT, LIST = 8, 9
 VERSIONS = (2, 3)
-MOST_VALUES = 6_000_000  # in all lists together; the largest vocabularies in use have some 2 million
+MOST_VALUES = 2_000_000  # in the header; the largest vocabularies in use have some 900,000
 MOST_ENTRIES = 10_000  # of metadata
 MOST_TENSORS = 100_000
 LONGEST_NAME, LONGEST_TEXT = 1024, 1 << 20  # bytes

@@ -41,7 +41,8 @@ LOW, HIGH, LENGTH = 1.0, 4.0, 8192  # turns in so many tokens
 
 def plain_folder(path: Path) -> Path:
     """The folder itself; of a GGUF file, or a folder with one and no `config.json`, the plain folder made of it."""
-    file = gguf_file(Path(path))
+    path = Path(path)
+    file = gguf_file(path)
     if file is None:
         return path
     name = re.sub(r"[^\w.-]", "_", file.stem)[:80]
@@ -110,6 +111,8 @@ def read_weights(file: Path, header: GgufHeader) -> tuple[dict[str, Any], dict[s
     from mickle.models.folder_check import check_settings
     from mickle.models.transformers_bridge import read_gguf
 
+    if header.metadata.get("split.count", 0) > 1:
+        raise UsageError("this file is one part of several", where=str(file), todo="llama-gguf-split --merge makes one")
     architecture = header.metadata.get("general.architecture")
     scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
     if scaling != "none":
@@ -174,7 +177,7 @@ def read_words(file: Path, header: GgufHeader) -> tuple[Vocabulary, Tokenizer, s
 def write_words(words: Vocabulary, tokenizer: Tokenizer, work: Path) -> dict[str, Any]:
     """Tokenizer, chat template and ends of texts; what `config.json` says of the marks."""
     from mickle.models import folder_check
-    from mickle.models.folder_files import GENERATION
+    from mickle.models.folder_files import GENERATION, write_end_tokens
 
     storage.write_text(work / folder_check.TOKENIZER, tokenizer.to_str())
     names = [name for name in ("bos", "eos", "pad") if name in words.marks]
@@ -184,5 +187,7 @@ def write_words(words: Vocabulary, tokenizer: Tokenizer, work: Path) -> dict[str
         storage.write_text(work / folder_check.TEMPLATE, words.template)
     ids = {f"{name}_token_id": words.marks.get(name) for name in ("bos", "eos", "pad")}
     known = {name: number for name, number in ids.items() if number is not None}
-    storage.write_json(work / GENERATION, {**known, "eos_token_id": words.stops})
+    storage.write_json(work / GENERATION, known)
+    if words.stops and words.stops != [words.marks.get("eos")]:
+        write_end_tokens(work, words.stops)
     return ids

@@ -14,6 +14,7 @@ from pydantic import Field
 from mickle.config import validate
 from mickle.data.conversation_forms import Example, Message
 from mickle.errors import MickleError, UsageError, printable
+from mickle.models.gguf_folder import Model
 from mickle.sampling.sample import PLAINLY, Writing, ends_of, template_of, tokenizer_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Chat(Writing):
 
     example: ClassVar[str] = "mickle chat model --system 'Answer in one sentence.'"
 
-    models: tuple[Path, ...] = Field(min_length=1, description="model folders; several answer one after the other")
+    models: tuple[Model, ...] = Field(min_length=1, description="model folders or GGUF files; several answer in turn")
     system: str = Field("", description="what a system message tells the model before your first question")
     max_tokens: int = Field(512, ge=1, le=1_000_000, description="tokens of an answer, at most")
     seed: int = Field(0, ge=0, lt=2**32, description="all randomness follows from it")
