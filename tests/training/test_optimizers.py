@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,10 +22,7 @@ from mickle.training.optimizers import (
     Sophia,
     build_optimizer,
     constant,
-    cosine,
     decay_groups,
-    linear,
-    wsd,
 )
 
 
@@ -120,20 +118,24 @@ def test_every_schedule_rises_to_the_peak_and_falls_to_its_floor(kind: str) -> N
 
 
 def test_schedules_by_pencil() -> None:
-    assert constant(7, 10) == 1.0
-    assert linear(4, 10) == pytest.approx(0.5)
-    assert linear(4, 10, floor=0.2) == pytest.approx(0.6)
-    assert cosine(4, 10) == pytest.approx(0.5)
-    assert cosine(2, 12, floor=0.5) == pytest.approx(0.5 + 0.5 * (1 + 2**-0.5) / 2)
-    assert [wsd(s, 10, decay=0.5) for s in range(4, 10)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
-    assert linear(0, 10, warmup=2) == 0.5
+    cold = partial(Schedule, warmup=0.0, floor=0.0)
+    assert constant(7, 10) == cold(kind="constant")(7, 10) == 1.0
+    assert cold(kind="linear")(4, 10) == pytest.approx(0.5)
+    assert cold(kind="linear", floor=0.2)(4, 10) == pytest.approx(0.6)
+    assert cold(kind="cosine")(4, 10) == pytest.approx(0.5)
+    assert cold(kind="cosine", floor=0.5)(2, 12) == pytest.approx(0.5 + 0.5 * (1 + 2**-0.5) / 2)
+    wsd = cold(kind="wsd", decay=0.5)
+    assert [wsd(s, 10) for s in range(4, 10)] == pytest.approx([1.0, 0.8, 0.6, 0.4, 0.2, 0.0])
+    assert cold(kind="linear", warmup=0.2)(0, 10) == 0.5
 
 
-@pytest.mark.parametrize("schedule", [constant, linear, cosine, wsd])
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
-def test_the_shortest_runs_have_factors_too(schedule: Any, steps: int) -> None:
-    for warmup in (0, 1, 5):
-        assert all(0.0 <= schedule(step, steps, warmup=warmup) <= 1.0 for step in range(steps + 2))
+def test_the_shortest_runs_have_factors_too(kind: Any, steps: int) -> None:
+    for warmup in (0.0, 0.5, 1.0):
+        schedule = Schedule(kind=kind, warmup=warmup, floor=0.0)
+        assert all(0.0 <= schedule(step, steps) <= 1.0 for step in range(steps + 2))
+    assert all(0.0 <= constant(step, steps, warmup=5) <= 1.0 for step in range(steps + 2))
 
 
 def test_schedule_settings_are_checked() -> None:

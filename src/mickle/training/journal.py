@@ -25,7 +25,7 @@ import zlib
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import xxhash
 
@@ -46,12 +46,10 @@ ADAPTERS = ("lora", "prefix")
 MOST_RUNS, MOST_MEASURED = 10_000, 10_000
 _START = struct.Struct("<4sHI")
 _PIECE = struct.Struct("<IH")
-_HASHES = ("base", "tuned", "beneath")
 
 
-@dataclass(frozen=True)
-class TrainedTensor:
-    """One tensor that the run trained."""
+class TrainedTensor(NamedTuple):
+    """One tensor that the run trained, as its header lists it."""
 
     name: str
     shape: tuple[int, ...]
@@ -133,9 +131,8 @@ def encode(journal: Journal) -> bytes:
     runs, body = [], []
     for run in journal.runs:
         pieces = [(len(list(same)), code) for code, same in groupby(run.rates)]
-        tensors = [[t.name, list(t.shape), t.dtype, t.decayed] for t in run.tensors]
         runs.append({
-            "base": run.base, "tuned": run.tuned, "rule": run.rule.model_dump(mode="json"), "tensors": tensors,
+            "base": run.base, "tuned": run.tuned, "rule": run.rule.model_dump(mode="json"), "tensors": run.tensors,
             "measured": run.measured, "steps": run.steps, "pieces": len(pieces), "added": run.added,
             "beneath": run.beneath,
         })  # fmt: skip
@@ -217,12 +214,9 @@ def describe(journal: Journal) -> str:
     for number, run in enumerate(journal.runs, 1):
         rule, g = run.rule, abs(from_codes(run.projections))
         weights = sum(math.prod(t.shape) for t in run.tensors)
-        rates = from_codes(run.rates)
-        moved = (
-            ""
-            if not run.steps
-            else f", rate {rates.min():.3g} to {rates.max():.3g}, median |g| {float(sorted(g)[len(g) // 2]):.3g}"
-        )
+        rates, moved = from_codes(run.rates), ""
+        if run.steps:
+            moved = f", rate {rates.min():.3g} to {rates.max():.3g}, median |g| {float(sorted(g)[len(g) // 2]):.3g}"
         lines.append(
             f"run {number}: {run.steps:,} steps on {len(run.tensors):,} tensors ({weights:,} weights), {rule.variant}, "
             f"{rule.draws}, {rule.probes} probe{'s' if rule.probes > 1 else ''}, "
@@ -255,7 +249,8 @@ def _run(values: Any, body: memoryview) -> tuple[MezoRun, int]:
     fields = {"base", "tuned", "rule", "tensors", "measured", "steps", "pieces", "added", "beneath"}
     if not isinstance(values, dict) or values.keys() != fields:
         raise _broken(f"a run has the fields {', '.join(sorted(fields))}")
-    if not all(isinstance(values[name], str) and len(values[name]) <= 64 for name in _HASHES):
+    base, tuned, beneath = values["base"], values["tuned"], values["beneath"]
+    if not all(isinstance(text, str) and len(text) <= 64 for text in (base, tuned, beneath)):
         raise _broken("a fingerprint is no short text")
     steps, pieces, measured = values["steps"], values["pieces"], values["measured"]
     if any(type(n) is not int for n in (steps, pieces, measured)) or not 0 <= pieces <= steps <= MOST_DRAWS:
@@ -275,12 +270,9 @@ def _run(values: Any, body: memoryview) -> tuple[MezoRun, int]:
     if any((code & 0x7F80) == 0x7F80 for code in (*projections, *(code for _, code in counts))):
         raise _broken("a number in it is not finite")
     tensors, added = _tensors(values["tensors"]), _added(values["added"])
-    if (added is None) != (values["beneath"] == ""):
+    if (added is None) != (beneath == ""):
         raise _broken("it says one of what was added and to which base, and not the other")
-    run = MezoRun(
-        values["base"], values["tuned"], rule, tensors, measured, rates, projections, added, values["beneath"]
-    )
-    return run, whole
+    return MezoRun(base, tuned, rule, tensors, measured, rates, projections, added, beneath), whole
 
 
 def _added(value: Any) -> dict[str, Any] | None:

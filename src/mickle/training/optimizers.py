@@ -92,7 +92,12 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 class Schedule(Config):
-    """How the learning rate moves over a run; ``schedule(step, steps)`` is the factor on its peak."""
+    """How the learning rate moves over a run; ``schedule(step, steps)`` is the factor on its peak.
+
+    After the warm-up, constant stays at 1. The others fall to ``floor`` at the last step: linear on a straight line,
+    cosine on half a cosine (arXiv 1608.03983, equation 5), wsd, warm-up, stable, decay (MiniCPM, arXiv 2404.06395), on
+    a straight line over the last steps.
+    """
 
     kind: Literal["cosine", "linear", "wsd", "constant"] = Field("cosine", description="shape after the warm-up")
     warmup: float = Field(
@@ -105,42 +110,16 @@ class Schedule(Config):
 
     def __call__(self, step: int, steps: int) -> float:
         warmup = round(self.warmup * steps)
-        match self.kind:
-            case "cosine":
-                return cosine(step, steps, warmup=warmup, floor=self.floor)
-            case "linear":
-                return linear(step, steps, warmup=warmup, floor=self.floor)
-            case "wsd":
-                return wsd(step, steps, warmup=warmup, floor=self.floor, decay=self.decay)
-            case "constant":
-                return constant(step, steps, warmup=warmup)
+        rising = constant(step, steps, warmup=warmup)
+        if self.kind == "constant":
+            return rising
+        start = steps - max(1, round(self.decay * steps)) if self.kind == "wsd" else warmup
+        done = min(1.0, max(0.0, (step - start + 1) / max(1, steps - start)))  # from the peak, 0, to the last step, 1
+        if self.kind == "cosine":
+            return rising * (self.floor + (1 - self.floor) * (0.5 * (1 + math.cos(math.pi * done))))
+        return rising * (1 - (1 - self.floor) * done)
 
 
 def constant(step: int, steps: int, *, warmup: int = 0) -> float:
     """1 after a linear warm-up of ``warmup`` steps; step ``s`` of it has factor (s + 1) / warmup."""
     return min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
-
-
-def linear(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
-    """Warm-up, then a straight line from 1 down to ``floor`` at the last step."""
-    return constant(step, steps, warmup=warmup) * (1 - (1 - floor) * _progress(step, steps, warmup))
-
-
-def cosine(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0) -> float:
-    """Warm-up, then half a cosine from 1 to ``floor`` at the last step (arXiv 1608.03983, equation 5)."""
-    falling = 0.5 * (1 + math.cos(math.pi * _progress(step, steps, warmup)))
-    return constant(step, steps, warmup=warmup) * (floor + (1 - floor) * falling)
-
-
-def wsd(step: int, steps: int, *, warmup: int = 0, floor: float = 0.0, decay: float = 0.2) -> float:
-    """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395): flat at 1, then linear to ``floor`` over the last steps.
-
-    ``decay`` is the share of all steps in which it falls.
-    """
-    start = steps - max(1, round(decay * steps))
-    return constant(step, steps, warmup=warmup) * (1 - (1 - floor) * _progress(step, steps, start))
-
-
-def _progress(step: int, steps: int, start: int) -> float:
-    """How far ``step`` is from ``start`` (0, the peak) to the last step (1)."""
-    return min(1.0, max(0.0, (step - start + 1) / max(1, steps - start)))

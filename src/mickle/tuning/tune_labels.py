@@ -56,7 +56,9 @@ class LabelTask(Task):
     def batching(self, asked: Asked, most: int) -> Batching:
         """A row is the longest example with its longest word, to a multiple of 8: what memory is forecast for."""
         lengths = self.lengths
-        rows = rows_of_labels(asked.batch_tokens, lengths)
+        rows = min(MOST_EXAMPLES, max(1, len(lengths) // LEAST_STEPS))  # fewer where an epoch would have too few steps
+        if asked.batch_tokens:
+            rows = max(1, min(len(lengths), round(asked.batch_tokens * len(lengths) / sum(lengths))))
         word = max((len(w) for words in self.training.words for w in words), default=1)
         return Batching(8 * math.ceil((max(lengths) + word) / 8), rows, len(lengths) / rows, len(lengths))
 
@@ -107,7 +109,7 @@ def read_labels(
         found = read_labelled(path, prompt=prompt, most_bad=sources.most_bad)
         return found.examples, found.lines()
 
-    sides = two_sides(sources, read, text_of)
+    sides = two_sides(sources, read, lambda example: f"{example.before} {example.after}")  # its class left out
     encode = partial(encode_labelled, prompt=prompt, tokenizer=tokenizer, longest=longest, causal=causal)
     training = encode(sides.training)
     unknown = tokenizer.unknown_line([np.array(ids) for ids in training.tokens], str(sources.data))
@@ -121,18 +123,6 @@ def read_labels(
         training_texts=tuple(sides.training),
         heldout_texts=tuple(sides.heldout),
     )
-
-
-def text_of(example: LabelledText) -> str:
-    """What an example says, its class left out."""
-    return f"{example.before} {example.after}"
-
-
-def rows_of_labels(batch_tokens: int | None, lengths: Sequence[int]) -> int:
-    """Examples of one step: 16, fewer where an epoch would have less than 20 steps, or what so many tokens hold."""
-    if batch_tokens:
-        return max(1, min(len(lengths), round(batch_tokens * len(lengths) / sum(lengths))))
-    return min(MOST_EXAMPLES, max(1, len(lengths) // LEAST_STEPS))
 
 
 @torch.no_grad()

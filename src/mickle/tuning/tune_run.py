@@ -75,7 +75,12 @@ def read_inputs(
     folder: Path, method: TuningMethod, sources: Sources, prompt: LabelPrompt | None, length: int | None
 ) -> Known:
     """Read and check everything but the weights. ``length``: tokens of a row, where they were asked for."""
-    refuse_adapter(folder)
+    if is_adapter(folder):  # which base it has is for a merge to say
+        raise UsageError(
+            "This is an adapter folder, not a model.",
+            where=f"model: {folder}",
+            todo=f"merge it first (mickle export {folder} --out MERGED), then tune MERGED",
+        )
     shape = describe(folder)
     check_tokenizer(folder)
     tokenizer = open_text_tokenizer(folder)
@@ -96,16 +101,6 @@ def drops_units(folder: Path, method: TuningMethod) -> bool:
     settings = {name: rate for name, rate in read_config(folder).items() if not name.startswith(heads)}
     rates = [rate for name, rate in settings.items() if "drop" in name] + [getattr(method, "dropout", 0.0)]
     return method.kept is not None and any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
-
-
-def refuse_adapter(folder: Path) -> None:
-    """UsageError for an adapter's folder: which base it has is for a merge to say."""
-    if is_adapter(folder):
-        raise UsageError(
-            "This is an adapter folder, not a model.",
-            where=f"model: {folder}",
-            todo=f"merge it first (mickle export {folder} --out MERGED), then tune MERGED",
-        )
 
 
 def _import_libraries(ours: bool, few_bits: bool) -> None:
