@@ -129,11 +129,11 @@ def train_one(seed: int, width: int, rate: float, inputs: torch.Tensor, targets:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, STEPS)
     for _ in range(STEPS):
         adam.zero_grad()
-        losses(model(inputs)[None], targets[None], "squared").sum().backward()
+        losses(model(inputs)[None], targets[None]).sum().backward()
         adam.step()
         schedule.step()
     with torch.no_grad():
-        return losses(model.eval()(inputs)[None], targets[None], "squared")
+        return losses(model.eval()(inputs)[None], targets[None])
 
 
 def ratio(slower: list[float], faster: list[float]) -> dict[str, float]:

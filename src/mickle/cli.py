@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(str(message))}\n"
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     code = 0
     try:
         run([a for a in given if a != "--debug"])
@@ -120,10 +121,6 @@ def _speaks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _terminate(signum: int, frame: Any) -> None:
-    raise KeyboardInterrupt
-
-
 def _verb(name: str, arguments: list[str]) -> None:
     from mickle import flags, verbs
     from mickle.config import Lines, read_yaml, validate
@@ -139,8 +136,6 @@ def _verb(name: str, arguments: list[str]) -> None:
     _common(parser)
     options, given = flags.parse(parser, arguments)
     if options.schema:
-        import json
-
         print(json.dumps(cls.model_json_schema(), indent=2))
         return
     values: dict[str, Any] = {}

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from mickle import machine
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mickle.kernels import components, masking, repeated_windows, repetitions, signatures
+from mickle.kernels.dispatch import plain_kernels
+from mickle.kernels.sophia_update import SophiaRule, Tensors, sophia_update, update_plain
+from mickle.kernels.token_losses import token_losses, token_losses_plain
+from mickle.models.decoder import Decoder, DecoderConfig
+from mickle.quantization.nf4_linear import kernels_error
+from mickle.training.objectives import next_token
 
 
 def doctor() -> str:
@@ -30,8 +38,6 @@ def doctor() -> str:
 
 
 def _device() -> str:
-    import torch
-
     if not torch.cuda.is_available():
         return "CPU (no CUDA device: everything works, training larger models takes long)"
     properties = torch.cuda.get_device_properties(0)
@@ -54,9 +60,6 @@ def _speeds() -> list[str]:
 
 def _kernels() -> list[str]:
     """The fast kernels against their plain twins on this machine's own processor: a training step, Sophia's update."""
-    from mickle.kernels.dispatch import plain_kernels
-    from mickle.quantization.nf4_linear import kernels_error
-
     fast = _one_step()
     with plain_kernels():
         plain = _one_step()
@@ -79,11 +82,6 @@ def _verdict(error: float) -> str:
 
 def _one_step() -> list[Tensor]:
     """Loss and gradients of a small decoder."""
-    import torch
-
-    from mickle.models.decoder import Decoder, DecoderConfig
-    from mickle.training.objectives import next_token
-
     model = Decoder(DecoderConfig.for_size(200_000, 300, 128), seed=0)
     ids = torch.randint(0, 300, (4, 129), generator=torch.Generator().manual_seed(0))
     loss, count = next_token(model, {"input_ids": ids[:, :-1], "labels": ids[:, 1:]})
@@ -93,10 +91,6 @@ def _one_step() -> list[Tensor]:
 
 
 def _sophia_error() -> float:
-    import torch
-
-    from mickle.kernels.sophia_update import SophiaRule, Tensors, sophia_update, update_plain
-
     rule = SophiaRule(lr=0.01, beta=0.9, gamma=0.05, eps=1e-12, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
     values = [torch.randn(10_001, generator=generator) for _ in range(4)]
@@ -107,10 +101,6 @@ def _sophia_error() -> float:
 
 
 def _token_losses_error() -> float:
-    import torch
-
-    from mickle.kernels.token_losses import token_losses, token_losses_plain
-
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 16, generator=generator, requires_grad=True) for n in (50, 300))
     scale, labels = torch.rand(50, generator=generator), torch.arange(50)
@@ -123,10 +113,6 @@ def _token_losses_error() -> float:
 
 def _masking_differs() -> float:
     """1 where the masking kernel, which is exact, differs from its plain twin."""
-    import numpy as np
-
-    from mickle.kernels import masking
-
     special = np.arange(40) < 3
     vocabulary = masking.Vocabulary(2, special, np.arange(3, 40), np.arange(40) % 3 == 0)
     tokens = np.random.default_rng(0).integers(0, 40, (6, 70))
@@ -139,10 +125,6 @@ def _masking_differs() -> float:
 
 def _curation_differs() -> bool:
     """Whether a kernel of `mickle curate`, all of which are exact, differs from its plain twin."""
-    import numpy as np
-
-    from mickle.kernels import components, repeated_windows, repetitions, signatures
-
     draw = np.random.default_rng(0)
     words = [("river", "bridge", "Größe", "of", "the")[i] for i in draw.integers(0, 5, 300)]
     text, tokens = " ".join(words), draw.integers(0, 2, 400).astype(np.uint8)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mickle import storage
-from mickle.errors import printable
+from mickle.errors import UsageError, printable
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class JsonLines:
         if not values.get("extra", True):
             values.pop("extra")
         if isinstance(event, Trained):
-            values = json.loads(json.dumps(values), parse_float=_nine_digits)
+            values = json.loads(json.dumps(values), parse_float=lambda number: float(f"{float(number):.9g}"))
         with open(self._path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(values, separators=(",", ":")) + "\n")
 
@@ -159,8 +159,6 @@ class TensorBoard:
     """Scalars for TensorBoard. Needs the extra ``mickle[tensorboard]``."""
 
     def __init__(self, folder: Path) -> None:
-        from mickle.errors import UsageError
-
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -261,10 +259,6 @@ class Console:
 
     def _print(self, text: str) -> None:
         (self._progress.console if self._progress is not None else self._console).print(printable(text), soft_wrap=True)
-
-
-def _nine_digits(number: str) -> float:
-    return float(f"{float(number):.9g}")
 
 
 def _escape(text: str) -> str:

@@ -27,7 +27,8 @@ import pytest
 
 from mickle import storage
 from mickle.studies import base_model
-from mickle.studies.declaration import Cell, Study, digest, open_study, version_read
+from mickle.studies.declaration import Cell, Study, open_study
+from mickle.studies.results import digest, version_read
 
 RECORD = Path(__file__).with_name("sentinels.json")
 # Relative tolerances. Of what was trained: processors add in other orders (seen between AVX-512 and none: up to 1.5e-4

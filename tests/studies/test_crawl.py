@@ -152,20 +152,19 @@ def test_a_grammar_writes_its_language(language):
     assert language_of(text)[0] == language
 
 
-@pytest.mark.parametrize("kind", [*junk.REPEATING, *junk.UNREADABLE])
-def test_made_up_junk_is_what_its_stage_is_for(kind):
+@pytest.mark.parametrize("make", [*junk.REPEATING, *junk.UNREADABLE])
+def test_made_up_junk_is_what_its_stage_is_for(make):
     """Each kind fails the stage it is planted for; as text, before any template or extraction."""
     from mickle.data.quality import Quality, find_low_quality
     from mickle.data.repetitions import Repetitions, find_repetition
 
     vocabulary = sorted({word for s in sources()[:80] for p in s.paragraphs for word in p.split() if word.isalpha()})
-    make = {**junk.REPEATING, **junk.UNREADABLE}[kind]
     caught = 0
     for seed in range(10):
         blocks = make(Random(seed), vocabulary)
         text = "\n\n".join(b.text or "\n".join(f"- {i}" for i in b.items) for b in blocks)
         repeats = find_repetition(text, Repetitions())
-        caught += bool(repeats if kind in junk.REPEATING else find_low_quality(text, Quality()) and not repeats)
+        caught += bool(repeats if make in junk.REPEATING else find_low_quality(text, Quality()) and not repeats)
     assert caught >= 8
 
 

@@ -17,17 +17,8 @@ import pytest
 from mickle.errors import ResourceError, UsageError
 from mickle.events import Event, Warned
 from mickle.studies import analysis
-from mickle.studies.declaration import (
-    Arm,
-    Comparison,
-    Scale,
-    Study,
-    code_digest,
-    declaration,
-    declaration_hash,
-    declared_hash,
-    versions_read,
-)
+from mickle.studies.declaration import Arm, Comparison, Scale, Study
+from mickle.studies.results import code_digest, declaration, declaration_hash, declared_hash, versions_read
 from mickle.studies.runner import Place, reported_cells, run_study, tuning_cells
 
 # A page with a log of its calls. The method's loss is half of the baseline's, smallest at rate 2.
@@ -204,7 +195,7 @@ def test_cells_are_kept_for_one_version_of_the_study_and_of_what_it_reads(
     assert [cells_run(replace(toy, version=2)), cells_run(toy)] == [whole, 0]
     (data / "a.txt").write_text("a text")
     assert [cells_run(toy), cells_run(toy)] == [whole, 0]
-    monkeypatch.setattr("mickle.studies.declaration.installed_version", lambda name: "99")
+    monkeypatch.setattr("mickle.studies.results.installed_version", lambda name: "99")
     assert versions_read(toy)["numpy"] == "99"
     assert [cells_run(toy), cells_run(toy)] == [whole, 0]
 

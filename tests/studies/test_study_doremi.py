@@ -44,8 +44,8 @@ def test_the_declaration_is_sound() -> None:
 
 def test_worlds_and_their_reference_weights() -> None:
     assert domains.domains_of("planted") == sorted(domains.domains_of("planted"))
-    assert page.reference_weights("planted") == (0.2, 0.15, 0.2, 0.15, 0.15, 0.15)
-    natural = page.reference_weights("natural")
+    assert domains.reference_weights("planted") == (0.2, 0.15, 0.2, 0.15, 0.15, 0.15)
+    natural = domains.reference_weights("natural")
     sizes = [domains.corpus()[name][2] for name in domains.REAL]
     assert natural == pytest.approx([size / sum(sizes) for size in sizes])
 
@@ -64,7 +64,7 @@ def test_weights_that_need_no_proxy() -> None:
     assert page.weights_of(cell("uniform"))["weights"] == pytest.approx([1 / 6] * 6)
     by_hand = page.weights_of(cell("by-hand"))["weights"]
     assert by_hand == pytest.approx([0, 0.25, 0, 0.25, 0.25, 0.25])
-    assert page.weights_of(cell("by-hand", "natural"))["weights"] == pytest.approx(page.reference_weights("natural"))
+    assert page.weights_of(cell("by-hand", "natural"))["weights"] == pytest.approx(domains.reference_weights("natural"))
 
 
 def test_the_baseline_needs_its_own_steps() -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mickle.studies.mezo import margins, study
-from mickle.studies.mezo_world import BAD, FIRST_WORD, GOOD, LENGTH, RIGHT, World, labelled, peak_bytes, prompted
+from mickle.studies.mezo_arms import peak_bytes
+from mickle.studies.mezo_world import BAD, FIRST_WORD, GOOD, LENGTH, RIGHT, World, labelled, prompted
 
 
 @pytest.fixture(scope="module")

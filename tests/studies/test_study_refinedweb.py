@@ -78,19 +78,31 @@ def test_windows_cut_every_epoch_whole_and_are_shared_by_arms():
     assert len(refinedweb.window_places(5, 10, 7, seed=0)) == 7, "a corpus smaller than a window"
 
 
-class Uniform(torch.nn.Module):
+class Known(torch.nn.Module):
+    """A model whose scores are a function of the tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.anything = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids, documents=None, positions=None, head=None):
+        scores = self.scores(ids)
+        return scores if head is None else head(scores[positions], None)
+
+
+class Uniform(Known):
     """Knows nothing: every token is equally likely, and the last one a hair more."""
 
-    def forward(self, ids, documents=None):
+    def scores(self, ids):
         scores = torch.zeros(*ids.shape, 8)
         scores[..., 7] = 1e-6
         return scores
 
 
-class Cycle(torch.nn.Module):
+class Cycle(Known):
     """Says that the next token is one more, up to 7, then 0."""
 
-    def forward(self, ids, documents=None):
+    def scores(self, ids):
         return 50.0 * torch.nn.functional.one_hot((ids + 1) % 8, 8).float()
 
 

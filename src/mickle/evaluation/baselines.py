@@ -116,9 +116,7 @@ def unigram_bits(training: Sequence[bytes], text: bytes) -> float:
 
 def zlib_bytes(text: bytes, before: bytes = b"") -> int:
     """Bytes of the deflate stream of ``text``, its window filled with the end of ``before``."""
-    window = before[-ZLIB_REACH:]
-    plain = zlib.compressobj(9, zlib.DEFLATED, -15)
-    compressor = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=window) if window else plain
+    compressor = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=before[-ZLIB_REACH:])
     return len(compressor.compress(text)) + len(compressor.flush())
 
 

@@ -99,15 +99,12 @@ def _refuse_both_sides(model: Any, folder: Path) -> None:
 
 
 def _figures(nats: np.ndarray, sums: Sums, texts: Sequence[ScoredText]) -> dict[str, float]:
-    from mickle.evaluation.loss import perplexity
+    import numpy as np
 
-    mean = float(nats.sum() / sums.tokens.sum())
-    return {
-        "perplexity": perplexity(mean),
-        "nats_per_token": mean,
-        "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sum(text.bytes for text in texts))),
-        "tokens": int(sums.tokens.sum()),
-    }
+    from mickle.evaluation.loss import figures
+
+    found = figures(nats, np.array([text.bytes for text in texts]), sums.tokens)
+    return {name: found[name] for name in ("perplexity", "nats_per_token", "bits_per_byte", "tokens")}
 
 
 def differences(sums: Sums, seed: int = 0) -> dict[str, Any]:

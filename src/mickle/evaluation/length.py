@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from mickle import machine
 from mickle.config import Input
 from mickle.data import length_tasks
 from mickle.data.length_tasks import Example, Task
+from mickle.data.tasks.copying import SYMBOLS
 from mickle.errors import UsageError
 from mickle.evaluation.length_scores import (
     Encode,
@@ -63,7 +65,6 @@ class Length(Measure):
         Raises UsageError where the question has no meaning: no task and no data, a tokenizer that merges the
         task's symbols, a model that sees both sides, a model without positions and without a first token.
         """
-        from mickle import machine
         from mickle.data.tokenizer import open_text_tokenizer
         from mickle.models.adapters import tokenizer_folder
         from mickle.models.folder import open_model
@@ -186,21 +187,18 @@ def as_csv(scores: Sequence[LengthScore]) -> str:
 def picture(name: str, scores: Sequence[LengthScore], title: str) -> Figure:
     """Exact-match accuracy over length; lengths of training are shaded."""
     seen = [found.length for found in scores if found.seen]
-    return Figure(
-        (
-            Panel(
-                "length",
-                "exact-match accuracy",
-                [Line([s.length for s in scores], [s.exact for s in scores], name, "o-", size=3)],
-                span=(min(seen) - 0.5, max(seen) + 0.5, "lengths of training") if seen else None,
-                title=title,
-                title_size=10.8,
-                y_limits=(-0.03, 1.03),
-                legend="small",
-            ),
-        ),
-        height=3.2,
+    line = Line([s.length for s in scores], [s.exact for s in scores], name, "o-", size=3)
+    panel = Panel(
+        "length",
+        "exact-match accuracy",
+        [line],
+        span=(min(seen) - 0.5, max(seen) + 0.5, "lengths of training") if seen else None,
+        title=title,
+        title_size=10.8,
+        y_limits=(-0.03, 1.03),
+        legend="small",
     )
+    return Figure((panel,), height=3.2)
 
 
 def check_symbols(task: Task, encode: Encode) -> None:
@@ -208,10 +206,7 @@ def check_symbols(task: Task, encode: Encode) -> None:
 
     Each symbol, written ``PROBE`` and twice ``PROBE`` times with spaces between, must cost one token a time.
     """
-    from mickle.data.tasks.copying import SYMBOLS
-
     symbols = task.symbols or SYMBOLS[:PROBE]
-
     once, twice = (encode([" ".join([symbol] * n) for symbol in symbols]) for n in (PROBE, 2 * PROBE))
     merged = [symbol for symbol, a, b in zip(symbols, once, twice) if len(b) - len(a) != PROBE]
     names: dict[tuple[int, ...], str] = {}

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mickle.data.length_tasks import Example
 from mickle.errors import UsageError
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Encode = Callable[[Sequence[str]], Sequence[Any]]  # TextTokenizer.encode: texts -> token ids of each
+Kind = Literal["exact", "stopped_early", "ran_on", "wrong_symbol"]
 LARGEST_LOGITS = 1 << 25  # numbers in the logits of one pass: 128 MiB in float32
 
 
@@ -95,7 +96,7 @@ def score(
 class Outcome:
     """How one instance went: its kind, and the share of its target tokens that were right."""
 
-    kind: Literal["exact", "stopped_early", "ran_on", "wrong_symbol"]
+    kind: Kind
     tokens: float
 
 
@@ -111,9 +112,8 @@ def judge(model: nn.Module, instances: Sequence[Encoded], end: int) -> list[Outc
     was_training = model.training
 
     def predicted(rows: list[int]) -> list[list[int]]:
-        ids = torch.full((len(rows), max(len(instances[row].ids) for row in rows)), end, dtype=torch.long)
-        for i, row in enumerate(rows):
-            ids[i, : len(instances[row].ids)] = torch.tensor(instances[row].ids)
+        tokens = [torch.tensor(instances[row].ids) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True, padding_value=end)
         found: list[list[int]] = _predict(model, ids[:, :-1].to(device)).tolist()
         return found
 
@@ -155,18 +155,10 @@ def _outcome(row: Encoded, predicted: list[int], end: int) -> Outcome:
 
 
 def _summarise(length: int, outcomes: Sequence[Outcome], seen: bool) -> LengthScore:
-    def share(kind: str) -> float:
-        return sum(outcome.kind == kind for outcome in outcomes) / len(outcomes)
-
+    count = len(outcomes)
+    shares = {kind: sum(outcome.kind == kind for outcome in outcomes) / count for kind in get_args(Kind)}
     return LengthScore(
-        length=length,
-        count=len(outcomes),
-        exact=share("exact"),
-        stopped_early=share("stopped_early"),
-        ran_on=share("ran_on"),
-        wrong_symbol=share("wrong_symbol"),
-        tokens=sum(outcome.tokens for outcome in outcomes) / len(outcomes),
-        seen=seen,
+        length=length, count=count, **shares, tokens=sum(outcome.tokens for outcome in outcomes) / count, seen=seen
     )
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.measure import in_batches
@@ -123,18 +124,16 @@ def score(
 
 
 def window_batch(windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels [B, T] of windows, the longest first; -100 where nothing is scored.
+    """Inputs and labels [B, T] of windows; -100 where nothing is scored.
 
     Rows are padded on the right, where a causal model cannot look.
     """
-    inputs = torch.zeros(len(windows), len(windows[0].tokens) - 1, dtype=torch.int64)
-    labels = torch.full_like(inputs, -100)
-    for row, window in enumerate(windows):
-        n = len(window.tokens) - 1
-        tokens = torch.from_numpy(window.tokens.astype(np.int64))
-        inputs[row, :n] = tokens[:-1]
-        labels[row, n - window.scored : n] = tokens[1:][n - window.scored :]
-    return inputs, labels
+    rows = [torch.from_numpy(window.tokens.astype(np.int64)) for window in windows]
+    labels = [row[1:].clone() for row in rows]
+    for row, window in zip(labels, windows, strict=True):
+        row[: -window.scored] = -100
+    inputs = pad_sequence([row[:-1] for row in rows], batch_first=True)
+    return inputs, pad_sequence(labels, batch_first=True, padding_value=-100)
 
 
 @torch.no_grad()
@@ -161,17 +160,18 @@ def summarise(scored: Sequence[Scored], seed: int = 0) -> dict[str, Any]:
     domains = sorted({document.domain for document in scored})
     rows = {name: np.array([document.domain == name for document in scored]) for name in domains}
     return {
-        **_figures(nats, sizes, tokens),
+        **figures(nats, sizes, tokens),
         "bits_per_byte_interval": [low, high],
-        "by_domain": {name: _figures(nats[chosen], sizes[chosen], tokens[chosen]) for name, chosen in rows.items()},
+        "by_domain": {name: figures(nats[chosen], sizes[chosen], tokens[chosen]) for name, chosen in rows.items()},
         "by_position": by_position(scored),
     }
 
 
-def _figures(nats: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+def figures(nats: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
+    """Perplexity and bits per byte of documents with these sums of nats, sizes in bytes and numbers of tokens [n]."""
     mean = float(nats.sum() / tokens.sum())
     return {
-        "bits_per_byte": float(nats.sum() / math.log(2) / sizes.sum()),
+        "bits_per_byte": float(nats.sum() / math.log(2) / max(1, sizes.sum())),
         "perplexity": perplexity(mean),
         "nats_per_token": mean,
         "documents": len(nats),

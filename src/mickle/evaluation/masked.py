@@ -132,14 +132,14 @@ def pieces_of(tokenizer: TextTokenizer, texts: Sequence[str], length: int) -> It
 def padded(rows: Sequence[np.ndarray], filler: int) -> dict[str, Tensor]:
     """Rows of unequal length as ``input_ids`` and ``documents`` [B, T]; padding is document -1."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    longest = max(map(len, rows))
-    inputs = torch.full((len(rows), longest), filler, dtype=torch.int64)
-    documents = torch.full_like(inputs, -1)
-    for row, tokens in enumerate(rows):
-        inputs[row, : len(tokens)] = torch.from_numpy(tokens)
-        documents[row, : len(tokens)] = 0
-    return {"input_ids": inputs, "documents": documents}
+    tokens = [torch.from_numpy(row) for row in rows]
+    documents = [torch.zeros_like(row) for row in tokens]
+    return {
+        "input_ids": pad_sequence(tokens, batch_first=True, padding_value=filler),
+        "documents": pad_sequence(documents, batch_first=True, padding_value=-1),
+    }
 
 
 def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:
@@ -165,7 +165,9 @@ def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray
             right.append(logits.argmax(-1) == targets[part])
         return torch.cat(nats), torch.cat(right)
 
-    found: tuple[Tensor, Tensor] = model(batch["input_ids"], documents=batch["documents"], positions=chosen, head=head)
+    found: tuple[Tensor, Tensor] = model(
+        batch["input_ids"], documents=batch.get("documents"), positions=chosen, head=head
+    )
     return found[0].double().cpu().numpy(), found[1].double().cpu().numpy()
 
 

@@ -7,6 +7,7 @@ number of epochs, what these are worth in fresh text, dropout, memory and hours,
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 
 from mickle.config import Config, Input
 from mickle.errors import UsageError
-from mickle.events import Emit
+from mickle.events import Emit, ignore
 from mickle.machine import Forecast
 from mickle.planning.rate import Rate
 from mickle.results import Result, markdown
@@ -90,7 +91,6 @@ class Repeats(Config):
 
     def dry_run(self, data: Path | None, seed: int) -> tuple[Forecast, str]:
         """The same, said and not written."""
-        from mickle.events import ignore
         from mickle.planning.report import page
 
         found = self._plan(data, ignore, seed)
@@ -143,8 +143,6 @@ class Plan(Step):
 
 def opened_law(source: Path | None) -> Law:
     """The law that an earlier plan used, from its plan.json or folder; the paper's where none is named."""
-    from dataclasses import fields
-
     from mickle.training.repetition import C4, Law
 
     if source is None:

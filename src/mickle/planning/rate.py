@@ -7,6 +7,7 @@ where a model without dropout is at its worst. The method and its equations: :mo
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -212,8 +213,6 @@ def read_table(task: Rate) -> tuple[Any, Any, list[str]]:
 
 def read_arrays(task: Rate) -> tuple[Any, Any]:
     """Two named arrays of an .npz (never unpickled) or .safetensors file."""
-    import zipfile
-
     import numpy as np
 
     path, found = task.data, {}

@@ -3,7 +3,7 @@
 "Dropout Drops Double Descent" (arXiv 2305.16179) trains a network for each size, rate and seed: hundreds of networks,
 each too small to keep a processor busy. Here M of them, of one width, are [M, ...] tensors:
 
-    network m:  x -> relu(x W1 + b1) -> dropout(q_m) -> W2 + b2,     loss: mean squared error, or cross-entropy
+    network m:  x -> relu(x W1 + b1) -> dropout(q_m) -> W2 + b2,     loss: mean squared error
 
 trained on all their rows at each step by Adam with weight decay of its own for each (decoupled, weights only). The
 plain twin is an ``nn.Sequential`` with ``torch.optim.AdamW`` (``tests/training/test_risk.py`` holds one to the other).
@@ -14,12 +14,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-Loss = Literal["squared", "softmax"]
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,6 @@ def train_networks(
     steps: int,
     learning_rate: float,
     decays: Sequence[float] | None = None,
-    loss: Loss = "squared",
     seed: int = 0,
 ) -> Tensor:
     """Train in place on inputs [M, n, d] and targets [M, n, k]; the loss [M] without dropout at the end.
@@ -90,14 +86,14 @@ def train_networks(
         if dropping:
             kept = (bits(shape, generator, device) >= least) / keep
         adam.zero_grad()
-        losses(networks(inputs, kept), targets, loss).sum().backward()
+        losses(networks(inputs, kept), targets).sum().backward()
         if decaying:
             with torch.no_grad():
                 for weight in (networks.first, networks.last):
                     weight.mul_(1 - rate * decay)
         adam.step()
     with torch.no_grad():
-        return losses(networks(inputs), targets, loss)
+        return losses(networks(inputs), targets)
 
 
 def bits(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
@@ -109,8 +105,6 @@ def bits(shape: tuple[int, ...], generator: torch.Generator, device: torch.devic
     return drawn.view(torch.int16)[:count].view(shape)
 
 
-def losses(outputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
-    """Each network's mean loss [M] over rows: squared error summed over outputs, or cross-entropy in nats."""
-    if loss == "squared":
-        return (outputs - targets).square().sum(2).mean(1)
-    return -(targets * nn.functional.log_softmax(outputs, -1)).sum(2).mean(1)
+def losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Each network's mean loss [M] over rows: the squared error, summed over outputs."""
+    return (outputs - targets).square().sum(2).mean(1)

@@ -3,7 +3,7 @@
 "Dropout Drops Double Descent" (arXiv 2305.16179): without dropout the error of a linear or random-feature model
 rises to a peak where rows and parameters are equally many; with the right rate its curve only falls. Three worlds:
 :func:`sample_curve` over subsets of somebody's data, :func:`gaussian_problem` in a simulated one whose theory is
-known, :func:`feature_problems` over the number of random features act(x W / sqrt(D)) at a fixed number of rows (the
+known, :func:`feature_problems` over the number of random features tanh(x W / sqrt(D)) at a fixed number of rows (the
 features are centred, as everywhere here: their large mean would hide the peak). :func:`collect` fits any of them.
 
 At the threshold the error's mean over subsets hardly exists, so medians and quantiles stand beside it, and curves are
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -116,19 +116,17 @@ def feature_problems(
     counts: Sequence[int],
     inputs: int,
     noise: float,
-    activation: Literal["tanh", "relu"],
     generator: np.random.Generator,
     tests: int = 1000,
 ) -> Iterator[Problem]:
     """One data set seen through growing sets of random features; the error on fresh rows without noise."""
-    act = np.tanh if activation == "tanh" else lambda values: np.maximum(values, 0)
     truth = generator.normal(size=inputs)
     truth /= np.linalg.norm(truth)
     x, fresh = generator.normal(size=(rows, inputs)), generator.normal(size=(tests, inputs))
     y = x @ truth + math.sqrt(noise) * generator.normal(size=rows)
     mixing = generator.normal(size=(inputs, max(counts))) / math.sqrt(inputs)
-    seen, wanted = act(x @ mixing), (fresh @ truth)[:, None]
-    tested = act(fresh @ mixing)
+    seen, wanted = np.tanh(x @ mixing), (fresh @ truth)[:, None]
+    tested = np.tanh(fresh @ mixing)
     for count in counts:
 
         def error(weights: Array, intercepts: Array, count: int = count) -> Array:

@@ -56,12 +56,7 @@ def _noun(draw: random.Random, number: str, kind: int | None = None) -> list[str
 
 def _word(draw: random.Random, count: int) -> int:
     """A rank from 0, with probability proportional to 1 / (rank + 1)."""
-    return draw.choices(range(count), weights=_zipf(count))[0]
-
-
-@cache
-def _zipf(count: int) -> tuple[float, ...]:
-    return tuple(1 / rank for rank in range(1, count + 1))
+    return draw.choices(range(count), weights=[1 / rank for rank in range(1, count + 1)])[0]
 
 
 def sentences(count: int) -> list[str]:

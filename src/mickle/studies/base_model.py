@@ -26,16 +26,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from mickle import machine
 from mickle.data import installed
+from mickle.data.records import Page, read_shards, write_shards
 from mickle.errors import LockedError
 from mickle.events import Emit, Noted, ignore
 from mickle.step import Step, execute, identity_hash
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
-    from mickle.data.records import Page
+    from mickle.evaluation.paired import ScoredText
 
 SKIPPED = installed.SITE | {"test", "tests", "idle_test"}
 HELD_OUT_OF = 10  # one module in so many is never trained on
@@ -96,8 +99,6 @@ def corpus_folder() -> Path:
 
 def heldout_pages() -> list[Page]:
     """Sources of the modules that no base has read."""
-    from mickle.data.records import Page, read_shards
-
     return list(read_shards(corpus_folder() / HELDOUT, Page))
 
 
@@ -135,8 +136,6 @@ def rounding(folder: Path, model: nn.Module, pages: int) -> dict[str, float]:
 
     ``rounding_z`` is the mean difference to the unrounded base over its standard error over pages.
     """
-    import numpy as np
-
     plain, counts = unrounded_nats(folder, pages)
     nats, _ = page_nats(model, folder, pages)
     differences = (np.array(nats) - np.array(plain)) / np.mean(counts)
@@ -151,44 +150,27 @@ def rounding(folder: Path, model: nn.Module, pages: int) -> dict[str, float]:
 
 def differences(folder: Path, model: nn.Module, windows: int) -> dict[str, float]:
     """How else a model differs from its base: KL divergence (nats a token) and share of likeliest tokens changed."""
-    exact, now = unrounded_logits(folder, windows), log_probabilities(model, folder, windows)
-    divergence = (exact.exp() * (exact - now)).sum(-1).mean()
-    changed = (exact.argmax(-1) != now.argmax(-1)).float().mean()
-    return {"divergence": float(divergence), "changed": float(changed)}
-
-
-@cache
-def unrounded_logits(folder: Path, windows: int) -> Tensor:
-    """The base's own, float32 [windows, length, vocabulary]."""
+    from mickle.evaluation import comparison, paired
     from mickle.models.folder import open_model
 
-    return log_probabilities(open_model(folder), folder, windows)
-
-
-def log_probabilities(model: nn.Module, folder: Path, windows: int) -> Tensor:
-    """Logarithms of the model's probabilities on beginnings of held-out pages."""
-    import torch
-
-    model.eval()
-    with torch.no_grad():
-        windows_read = held_out_windows(folder, windows).to(next(model.parameters()).device)
-        return torch.as_tensor(model(windows_read)).float().log_softmax(-1)
+    texts = held_out_windows(folder, windows)
+    sums = paired.compare(open_model(folder), model, texts, length=len(texts[0].tokens) - 1, emit=ignore)
+    found = comparison.differences(sums)
+    return {"divergence": found["kl"], "changed": found["changed"]}
 
 
 @cache
-def held_out_windows(folder: Path, windows: int) -> Tensor:
-    """Beginnings of held-out pages as tokens, int64 [windows, length]."""
-    import numpy as np
-    import torch
-
+def held_out_windows(folder: Path, windows: int) -> list[ScoredText]:
+    """Beginnings of held-out pages, each as many tokens as a base reads and the next one."""
     from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.evaluation.paired import ScoredText
     from mickle.models.folder import describe
 
     length = describe(folder).longest
     texts = [page.text for page in measured_pages(1000)]
     documents = open_text_tokenizer(folder).encode_documents(texts)
-    long = [document[:length] for document in documents if len(document) >= length]
-    return torch.from_numpy(np.stack(long[:windows]).astype(np.int64))
+    long = [document[: length + 1] for document in documents if len(document) > length]
+    return [ScoredText(tokens, np.arange(len(tokens)) > 0, 0) for tokens in long[:windows]]
 
 
 def made(step: Step, name: str, emit: Emit = ignore) -> Path:
@@ -236,8 +218,6 @@ class SourceCorpus(Step):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Write ``pages`` for training and ``heldout``."""
-        from mickle.data.records import Page, write_shards
-
         sources = [Page(name, "sources", "", text) for name, text in source_texts()]
         training = [page for page in sources if not held_out(page.url)]
         heldout = [page for page in sources if held_out(page.url)]

@@ -185,8 +185,8 @@ class World:
     def made_up(self, stage: str, number: int) -> Draft:
         """A page of one of the kinds of junk."""
         kinds = junk.REPEATING if stage == "repetitions" else junk.UNREADABLE
-        kind = list(kinds)[number % len(kinds)]
-        return Draft(kind, stage, tuple(kinds[kind](self.random, self.vocabulary)))
+        kind = kinds[number % len(kinds)]
+        return Draft(kind.__name__.replace("_", " "), stage, tuple(kind(self.random, self.vocabulary)))
 
     def unreadable(self, number: int) -> Draft:
         """Every third one a stub, the others junk."""

@@ -22,6 +22,7 @@ from typing import Any
 from mickle.data.card import PAPER
 from mickle.data.records import Page, Removed
 from mickle.data.rules import Outcome
+from mickle.results import Table
 from mickle.studies.crawl import EDITS
 from mickle.studies.planted import Planted
 
@@ -257,16 +258,17 @@ def funnel_table(measured: Sequence[Mapping[str, float]]) -> str:
     def shown(value: float | None, pattern: str) -> str:
         return "" if value is None else pattern.format(value)
 
-    lines = [f"| stage | left, paper | {' | '.join(COLUMNS)} |", "|---|---|" + "---|" * len(COLUMNS)]
+    rows = []
     for stage in STAGES:
         paper = PAPER.get(stage)
         cells = [shown(mean(f"{measure}_{name(stage)}"), pattern) for measure, pattern in COLUMNS.values()]
-        lines.append(f"| {stage} | {shown(paper and 100 * paper, '{:.2f} %')} | {' | '.join(cells)} |")
-    changed = [(round(100 * e), mean(f"recall_edits_{round(100 * e)}")) for e in sorted(set(EDITS))]
-    lines += [
-        "",
-        "| words changed in a copy | " + " | ".join(f"{e} %" for e, _ in changed) + " |",
-        "|---|" + "---|" * len(changed),
-        "| found by near duplicates | " + " | ".join(shown(r, "{:.2f}") for _, r in changed) + " |",
-    ]
-    return "\n".join(lines)
+        rows.append([stage, shown(paper and 100 * paper, "{:.2f} %"), *cells])
+    changed = [round(100 * share) for share in sorted(set(EDITS))]
+    found = [shown(mean(f"recall_edits_{share}"), "{:.2f}") for share in changed]
+    tables = (
+        Table(["stage", "left, paper", *COLUMNS], rows),
+        Table(
+            ["words changed in a copy", *(f"{share} %" for share in changed)], [["found by near duplicates", *found]]
+        ),
+    )
+    return "\n\n".join(table.markdown() for table in tables)

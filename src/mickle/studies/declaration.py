@@ -6,17 +6,13 @@ cell. Modules are found by looking at the folder; nothing is registered. Importi
 """
 
 import difflib
-import hashlib
 import importlib
 import importlib.util
-import inspect
-import json
 import math
-import platform
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -25,7 +21,6 @@ import mickle.studies
 from mickle import storage
 from mickle.errors import UsageError
 from mickle.evaluation.compare import LEAST_SEEDS, Better, Form
-from mickle.machine import installed_version
 
 Setting = Mapping[str, Any]  # what one arm is run with: {"learning_rate": 1e-3}; JSON values only
 Measurements = dict[str, Any]  # numbers, and lists of numbers for curves; JSON values only
@@ -186,7 +181,7 @@ def arm_problems(study: Study) -> list[str]:
         counts = ", ".join(f"{arm.name} {len(arm.grid)}" for arm in study.arms)
         found.append(f"Arms have unequal numbers of tuning trials ({counts})")
     for arm in study.arms:
-        if len({digest(setting) for setting in arm.grid}) < len(arm.grid):
+        if any(setting in arm.grid[:place] for place, setting in enumerate(arm.grid)):
             found.append(f"Arm {arm.name!r} has the same setting twice, which is one trial")
     if any(not arm.grid for arm in study.arms):
         found.append("An arm has no setting to run with")
@@ -226,82 +221,6 @@ def scale_problems(study: Study) -> list[str]:
         if study.trials > 1 and scale.tuning_seeds < 1:
             found.append(f"The scale {name} has no seed to choose among {study.trials} settings")
     return found
-
-
-def declaration(study: Study, scale: str) -> dict[str, Any]:
-    """The declaration at one scale as JSON values, as it is stored in the result."""
-    values = {
-        name: getattr(study, name)
-        for name in ("name", "title", "paper", "claim", "budget_unit", "rule", "tune_by", "tune_better", "version")
-    }
-    return values | {
-        "worlds": list(study.worlds),
-        "departures": list(study.departures),
-        "arms": [asdict(arm) for arm in study.arms],
-        "comparisons": [asdict(comparison) for comparison in study.comparisons],
-        "scale": scale,
-        "sizes": asdict(study.scales[scale]),
-    }
-
-
-PROSE = ("title", "claim", "departures")
-PROSE_OF_AN_ARM = ("what",)
-PROSE_OF_A_COMPARISON = ("paper", "says")
-
-
-def declaration_hash(study: Study, scale: str) -> str:
-    """What a result is bound to: version, arms, measures, rule and this scale of the study as it is declared now."""
-    return declared_hash(declaration(study, scale))
-
-
-def declared_hash(declared: dict[str, Any]) -> str:
-    """The hash of a declaration, also of one that is read from a result's JSON.
-
-    Wording does not enter: correcting it leaves a result valid, changing what is run, measured or counted as success
-    makes it stale. The code does not enter either: whoever moves its numbers raises the study's ``version``, and a
-    test that runs a small cell of every study (``tests/studies/test_sentinels.py``) fails until they do.
-    """
-    return digest(
-        without(declared, PROSE)
-        | {
-            "arms": [without(arm, PROSE_OF_AN_ARM) for arm in declared["arms"]],
-            "comparisons": [without(comparison, PROSE_OF_A_COMPARISON) for comparison in declared["comparisons"]],
-        }
-    )
-
-
-def without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """A mapping less some of its keys."""
-    return {name: value for name, value in values.items() if name not in names}
-
-
-def digest(value: Any) -> str:
-    """Sixteen hexadecimal digits that stand for a JSON value."""
-    text = json.dumps(value, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def versions_read(study: Study) -> dict[str, str]:
-    """The version of each package that the cells read, the hash of each file or folder of data."""
-    return {str(name): version_read(name) for name in study.reads}
-
-
-def version_read(name: str | Path) -> str:
-    """One package's version, or the hash of a path's contents; "none" for a package that is not installed."""
-    if isinstance(name, Path):
-        return storage.content_digest(name)
-    if name == "python":
-        return platform.python_version()
-    return installed_version(name) or "none"
-
-
-def code_digest(study: Study) -> str:
-    """One hash for the source of this package and of the study's page, as it stands on the disk.
-
-    Cells are kept under it, so that none is ever taken for what other code would compute, committed or not.
-    """
-    files = sorted({*Path(mickle.__file__).parent.rglob("*.py"), Path(inspect.getfile(study.run_cell))})
-    return digest([[path.name, path.read_text(encoding="utf-8")] for path in files])
 
 
 def page_names() -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import one_hot
 
-from mickle.regression.networks import fresh_networks, train_networks
+from mickle.regression.networks import fresh_networks, losses, train_networks
 
 
 @cache
@@ -57,9 +57,8 @@ def train_nets(arm: str, values: Mapping[str, Any], seed: int, width: int, rows:
     )  # fmt: skip
     with torch.no_grad():
         squares = {
-            name: (networks(data[f"{name}_inputs"]) - data[f"{name}_targets"])
-            .square().sum(2).mean(1).view(count, -1).cpu()
+            name: losses(networks(data[f"{name}_inputs"]), data[f"{name}_targets"]).view(count, -1).cpu()
             for name in ("valid", "test")
-        }  # fmt: skip
+        }
     places = (squares["test"] if arm == "oracle" else squares["valid"]).argmin(1)
     return [(float(squares["test"][row, place]), float(tried[int(place)])) for row, place in enumerate(places)]

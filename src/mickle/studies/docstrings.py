@@ -15,10 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mickle.data.installed import SITE, held_out, package_files, package_folder, parsed
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from mickle.data.tokenizer import TextTokenizer
@@ -78,7 +79,7 @@ def signature(node: ast.FunctionDef) -> str:
     return f"def {node.name}({ast.unparse(node.args)}){result}:"
 
 
-Example = tuple["np.ndarray", int]  # its tokens, the start mark first; how many of them are the prompt
+Example = tuple[np.ndarray, int]  # its tokens, the start mark first; how many of them are the prompt
 
 
 @cache
@@ -93,8 +94,6 @@ def encoded(folder: Path) -> tuple[list[Example], list[Example]]:
 
 def encode(tokenizer: TextTokenizer, side: tuple[Described, ...]) -> list[Example]:
     """Prompt and completion tokenized apart, so that the boundary is where the answer begins."""
-    import numpy as np
-
     prompts = tokenizer.encode([e.prompt for e in side])
     completions = tokenizer.encode([e.completion for e in side])
     joined = [
@@ -114,35 +113,25 @@ def batch(examples: list[Example], seed: int, rows: int, index: int) -> dict[str
 def padded(examples: list[Example]) -> dict[str, Tensor]:
     """input_ids and labels [B, T], shifted; only completions are trained. What follows an end cannot reach it."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
     from mickle.data.packing import NOT_TRAINED
 
-    longest = max(len(tokens) for tokens, _ in examples) - 1
-    inputs = torch.zeros(len(examples), longest, dtype=torch.int64)
-    labels = torch.full_like(inputs, NOT_TRAINED)
-    for row, (tokens, prompt) in enumerate(examples):
-        ids = torch.from_numpy(tokens)
-        inputs[row, : len(ids) - 1] = ids[:-1]
-        labels[row, prompt - 1 : len(ids) - 1] = ids[prompt:]
-    return {"input_ids": inputs, "labels": labels}
+    inputs = [torch.from_numpy(tokens[:-1]) for tokens, _ in examples]
+    labels = [
+        torch.from_numpy(np.where(np.arange(len(tokens)) < prompt, NOT_TRAINED, tokens)[1:])
+        for tokens, prompt in examples
+    ]
+    return {
+        "input_ids": pad_sequence(inputs, batch_first=True),
+        "labels": pad_sequence(labels, batch_first=True, padding_value=NOT_TRAINED),
+    }
 
 
 def measure(model: nn.Module, examples: list[Example], count: int) -> dict[str, float]:
     """Loss (nats a token of the completion) and share of its tokens right, on held-out examples, the same for all."""
-    import torch
-    from torch.nn.functional import cross_entropy
+    from mickle.studies.training import predicted
 
     chosen = sorted(examples[:: max(1, len(examples) // count)][:count], key=lambda example: len(example[0]))
-    device = next(model.parameters()).device
-    total = right = tokens = 0.0
-    model.eval()
-    with torch.no_grad():
-        for first in range(0, len(chosen), ROWS_MEASURED):
-            rows = padded(chosen[first : first + ROWS_MEASURED])
-            labels = rows["labels"].flatten().to(device)
-            logits = model(rows["input_ids"].to(device)).float().flatten(0, 1)[labels >= 0]  # [N, vocabulary]
-            labels = labels[labels >= 0]
-            total += float(cross_entropy(logits, labels, reduction="sum"))
-            right += int((logits.argmax(-1) == labels).sum())
-            tokens += len(labels)
-    return {"loss": total / tokens, "accuracy": right / tokens}
+    parts = (chosen[first : first + ROWS_MEASURED] for first in range(0, len(chosen), ROWS_MEASURED))
+    return predicted(model, map(padded, parts))

@@ -9,15 +9,14 @@ from __future__ import annotations
 from functools import cache
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor, nn
 
 from mickle.data.installed import SITE, STDLIB, all_docstrings, package_files, parsed
+from mickle.data.mixture import DomainMixture
 from mickle.data.packing import TokenStream
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from mickle.training.objectives import next_token
 
 REAL = ("headers", "prose", "python", "tables")
 PLANTED = ("easy", "noise")
@@ -42,7 +41,8 @@ def corpus() -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
         "headers": b"".join(map(Path.read_bytes, files_of("pyarrow", "*.h"))),
         "tables": b"".join(map(Path.read_bytes, files_of("matplotlib", "*.afm"))),
         "prose": documentation(),
-        "noise": printable_noise(),
+        # Uniform random printable bytes: nobody can learn more than their frequencies.
+        "noise": np.random.default_rng(0).integers(32, 127, MOST_BYTES, dtype=np.uint8).tobytes(),
         "easy": b"abcdefgh01234567" * (MOST_BYTES // 16),
     }
     return {name: divided(data) for name, data in found.items()}
@@ -64,11 +64,6 @@ def documentation() -> bytes:
     return "\n\n".join(parts).encode()
 
 
-def printable_noise() -> bytes:
-    """Uniform random printable bytes: nobody can learn more than their frequencies."""
-    return np.random.default_rng(0).integers(32, 127, MOST_BYTES, dtype=np.uint8).tobytes()
-
-
 def divided(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
     """Every tenth piece held out; both sides no longer than is read; the size of it all."""
     there = np.frombuffer(data, dtype=np.uint8)
@@ -76,6 +71,21 @@ def divided(data: bytes) -> tuple[np.ndarray, np.ndarray, int]:
     training = [piece for place, piece in enumerate(pieces) if place % HELD_OUT_OF]
     held_out = [piece for place, piece in enumerate(pieces) if place % HELD_OUT_OF == 0]
     return np.concatenate(training)[:MOST_BYTES], np.concatenate(held_out)[:MOST_BYTES], len(there)
+
+
+def reference_weights(world: str) -> tuple[float, ...]:
+    """What the baseline reads: as planted, or in proportion to what the installation holds."""
+    names = domains_of(world)
+    if world == "planted":
+        return tuple(0.2 if name in PLANTED else 0.15 for name in names)
+    sizes = [corpus()[name][2] for name in names]
+    return tuple(size / sum(sizes) for size in sizes)
+
+
+def mixture(world: str, weights: tuple[float, ...], rows: int, length: int, seed: int) -> DomainMixture:
+    """Batches of the world's training bytes by weight."""
+    streams = tuple(stream(corpus()[name][0]) for name in domains_of(world))
+    return DomainMixture(streams, weights, rows, length, seed)
 
 
 def stream(data: np.ndarray) -> TokenStream:
@@ -89,3 +99,9 @@ def held_out_windows(name: str, length: int, rows: int) -> dict[str, Tensor]:
     data = corpus()[name][1]
     starts = np.linspace(0, len(data) - length - 1, rows).astype(np.int64)
     return stream(data).windows(starts, length)
+
+
+def held_out_losses(world: str, length: int, rows: int, model: nn.Module) -> dict[str, float]:
+    """Mean loss of each domain in nats a byte, on windows spread over its held-out bytes, the same for all."""
+    sums = {name: next_token(model, held_out_windows(name, length, rows)) for name in domains_of(world)}
+    return {name: float(total / count) for name, (total, count) in sums.items()}

@@ -53,20 +53,9 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     }
 
 
-def reference_weights(world: str) -> tuple[float, ...]:
-    """What the baseline reads: as planted, or in proportion to what the installation holds."""
-    from mickle.studies.domains import PLANTED, corpus, domains_of
-
-    names = domains_of(world)
-    if world == "planted":
-        return tuple(0.2 if name in PLANTED else 0.15 for name in names)
-    sizes = [corpus()[name][2] for name in names]
-    return tuple(size / sum(sizes) for size in sizes)
-
-
 def weights_of(cell: Cell) -> dict[str, Any]:
     """The arm's weights, and the steps that finding them took."""
-    from mickle.studies.domains import REAL, domains_of
+    from mickle.studies.domains import REAL, domains_of, reference_weights
 
     names, baseline = domains_of(cell.world), reference_weights(cell.world)
     if cell.arm == "reference":
@@ -81,7 +70,7 @@ def weights_of(cell: Cell) -> dict[str, Any]:
 
 def robust_weights(cell: Cell, baseline: tuple[float, ...]) -> dict[str, Any]:
     """DoReMi's steps 1 and 2 with a small model: a reference on the baseline's weights, then the proxy."""
-    from mickle.studies.domains import BYTES
+    from mickle.studies.domains import BYTES, mixture
     from mickle.training.doremi import ReferenceLosses, RobustObjective, RobustProxy
     from mickle.training.objectives import next_token
     from mickle.training.robust import RobustRule
@@ -89,14 +78,14 @@ def robust_weights(cell: Cell, baseline: tuple[float, ...]) -> dict[str, Any]:
     values, count = cell.values, len(baseline)
     steps, rows = values["proxy_steps"], values["proxy_rows"]
     reference = decoder(cell, "proxy_")
+    read = partial(mixture, cell.world, rows=rows, length=values["length"], seed=cell.seed)
     if cell.arm == "doremi":  # loss alone looks at no reference
-        train_on(reference, next_token, mixture(cell, baseline, rows), values["proxy_rate"], steps, cell.seed)
+        train_on(reference, next_token, read(baseline), values["proxy_rate"], steps, cell.seed)
     objective = RobustObjective(
         ReferenceLosses(reference), RobustRule(score="hardest" if cell.arm == "hardest" else "excess")
     )
     proxy = RobustProxy(decoder(cell, "proxy_"), count, steps, BYTES)
-    uniform = (1 / count,) * count
-    train_on(proxy, objective, mixture(cell, uniform, rows), values["proxy_rate"], steps, cell.seed, proxy)
+    train_on(proxy, objective, read((1 / count,) * count), values["proxy_rate"], steps, cell.seed, proxy)
     return {"weights": tuple(proxy.result(values["burn_in"]).tolist()), "steps": steps}
 
 
@@ -113,11 +102,12 @@ def decoder(cell: Cell, which: str = "") -> Decoder:
 
 def train_model(cell: Cell, weights: tuple[float, ...], steps: int, evaluations: int = 5) -> Course:
     """Train the main model on the weights; held-out losses by domain along the way."""
-    from mickle.studies.domains import domains_of
+    from mickle.studies.domains import held_out_losses, mixture
     from mickle.training.objectives import next_token
 
-    values, batches = cell.values, mixture(cell, weights, cell.values["rows"])
-    measure = partial(held_out_losses, domains_of(cell.world), values["length"], values["held_out_rows"])
+    values = cell.values
+    batches = mixture(cell.world, weights, values["rows"], values["length"], cell.seed)
+    measure = partial(held_out_losses, cell.world, values["length"], values["held_out_rows"])
     every = max(1, steps // evaluations)
     return train_on(
         decoder(cell), next_token, batches, values["rate"], steps, cell.seed, evaluate=measure, evaluate_every=every
@@ -145,24 +135,6 @@ def train_on(
     return train(
         model, objective, batches, optimizer, steps=steps, schedule=schedule, seed=seed, watch_loss=False, **options
     )
-
-
-def mixture(cell: Cell, weights: tuple[float, ...], rows: int) -> DomainMixture:
-    """Batches of the world's training bytes by weight, from the cell's seed."""
-    from mickle.data.mixture import DomainMixture
-    from mickle.studies.domains import corpus, domains_of, stream
-
-    streams = tuple(stream(corpus()[name][0]) for name in domains_of(cell.world))
-    return DomainMixture(streams, weights, rows, cell.values["length"], cell.seed)
-
-
-def held_out_losses(names: list[str], length: int, rows: int, model: nn.Module) -> dict[str, float]:
-    """Mean loss of each domain in nats a byte, on windows spread over its held-out bytes, the same for all."""
-    from mickle.studies.domains import held_out_windows
-    from mickle.training.objectives import next_token
-
-    sums = {name: next_token(model, held_out_windows(name, length, rows)) for name in names}
-    return {name: float(total / count) for name, (total, count) in sums.items()}
 
 
 FULL: dict[str, Any] = (

@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import numpy as np
 
     from mickle.regression.risk import Problem
 
@@ -61,8 +61,6 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
 
 def linear_curve(cell: Cell) -> tuple[list[list[float]], list[list[float]], int]:
     """Excess risks and rates by size and replicate, and the training rows that were used."""
-    import numpy as np
-
     values = cell.values
     errors: list[list[float]] = [[] for _ in values["sizes"][cell.world]]
     rates: list[list[float]] = [[] for _ in errors]
@@ -83,9 +81,7 @@ def problems(cell: Cell, generator: np.random.Generator) -> Iterator[Problem]:
 
     values, sizes = cell.values, cell.values["sizes"][cell.world]
     if cell.world == "features":
-        yield from feature_problems(
-            values["feature_rows"], sizes, values["feature_inputs"], values["noise"], "tanh", generator
-        )
+        yield from feature_problems(values["feature_rows"], sizes, values["feature_inputs"], values["noise"], generator)
         return
     columns, spectrum = values["columns"], None
     if cell.world == "power_law":
@@ -112,7 +108,6 @@ def fit_linear(arm: str, problem: Problem, intercept: bool) -> tuple[float, floa
 
 def fit_ridge(problem: Problem, intercept: bool) -> tuple[float, float]:
     """scikit-learn's ridge, its penalty chosen by its own leave-one-out on as many values as dropout may try."""
-    import numpy as np
     from sklearn.linear_model import RidgeCV
 
     from mickle.regression.path import DEFAULT_RATES

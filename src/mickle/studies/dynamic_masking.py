@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mickle import machine
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 from mickle.studies.steps_to_loss import with_steps
 
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """One arm with one setting in one world: two whole runs, and minimal pairs where the world has them."""
-    from mickle import machine
     from mickle.studies.masking_worlds import pair_accuracies
     from mickle.studies.training import small_decoder
 
@@ -71,12 +71,13 @@ def train_encoder(cell: Cell, world: World, model: nn.Module, steps: int) -> Cou
     """Train from the seed's weights on the seed's batches; losses at 15 % along the way."""
     from mickle.data.masking import MaskedBatches, vocabulary_of
     from mickle.data.mixture import Mixture
-    from mickle.studies.masking_worlds import fixed_loss
-    from mickle.studies.training import train
+    from mickle.studies.masking_worlds import fixed_batches
+    from mickle.studies.training import predicted, train
     from mickle.training.objectives import masked_token
     from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 
     values, (masking, rate) = cell.values, arm_settings(cell)
+    held_out = fixed_batches(world, values["length"], values["held_out_rows"])
     batches = Mixture(world.training, values["rows"], values["length"], cell.seed)
     return train(
         model,
@@ -86,7 +87,7 @@ def train_encoder(cell: Cell, world: World, model: nn.Module, steps: int) -> Cou
         steps=steps,
         worst={"loss": 2 * math.log(world.tokenizer.size)},  # a number that is not finite is a measurement
         schedule=Schedule(kind="linear", warmup=0.06, floor=0.02),
-        evaluate=partial(fixed_loss, world, values["length"], values["held_out_rows"]),
+        evaluate=partial(predicted, batches=held_out),
         evaluate_every=max(1, steps // 4),
         seed=cell.seed,
         watch_loss=False,

@@ -129,7 +129,7 @@ def keyword_list(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     return page_of(f"The best {things[0]} on the web", texts)
 
 
-def doorway(random: Random, vocabulary: Sequence[str]) -> list[Block]:
+def doorway_page(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """One paragraph, written again for each of a dozen towns."""
     thing = random.choice(THINGS)
     extra = " ".join(random.sample(list(vocabulary), 8))
@@ -151,7 +151,7 @@ def repeated_paragraphs(random: Random, vocabulary: Sequence[str]) -> list[Block
     return page_of("Terms of our offers", (text for line in own for text in (line, notice)))
 
 
-def bullets(random: Random, vocabulary: Sequence[str]) -> list[Block]:
+def bullet_list(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """A long list and nothing else."""
     items = tuple(
         " ".join(random.sample(list(vocabulary), random.randint(3, 7))) for _ in range(random.randint(40, 80))
@@ -180,13 +180,13 @@ def identifiers(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     return page_of("Index of the names of all classes", texts)
 
 
-def without_grammar(random: Random, vocabulary: Sequence[str]) -> list[Block]:
+def words_without_grammar(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """Words without the small words that join them."""
     plain = [word for word in vocabulary if word.isalpha() and word.lower() not in SHORT]
     return page_of("Keywords", (" ".join(random.sample(plain, 25)) for _ in range(random.randint(5, 10))))
 
 
-def figures(random: Random, vocabulary: Sequence[str]) -> list[Block]:
+def price_list(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     """A price list: too few of its words have letters."""
     texts = []
     for _ in range(random.randint(12, 24)):
@@ -197,20 +197,9 @@ def figures(random: Random, vocabulary: Sequence[str]) -> list[Block]:
     return page_of("Prices of the day", texts)
 
 
-REPEATING: dict[str, Callable[[Random, Sequence[str]], list[Block]]] = {
-    "repeated lines": repeated_lines,
-    "keyword list": keyword_list,
-    "doorway page": doorway,
-    "repeated paragraphs": repeated_paragraphs,
-}
-UNREADABLE: dict[str, Callable[[Random, Sequence[str]], list[Block]]] = {
-    "bullet list": bullets,
-    "hashtags": hashtags,
-    "teasers": teasers,
-    "identifiers": identifiers,
-    "words without grammar": without_grammar,
-    "price list": figures,
-}
+Kind = Callable[[Random, Sequence[str]], list[Block]]
+REPEATING: tuple[Kind, ...] = (repeated_lines, keyword_list, doorway_page, repeated_paragraphs)
+UNREADABLE: tuple[Kind, ...] = (bullet_list, hashtags, teasers, identifiers, words_without_grammar, price_list)
 
 
 def boilerplate(random: Random, words: int) -> list[str]:

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from mickle.data.installed import SITE, STDLIB, all_docstrings, package_files, parsed
 from mickle.data.masking import Masking, fixed_masks, vocabulary_of
 from mickle.data.packing import TokenStream, stream_of
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
-from mickle.evaluation.masked import token_scores
 from mickle.evaluation.pairs import Pair, accuracies, score_pairs
 from mickle.studies import agreement
 
@@ -75,16 +73,6 @@ def fixed_batches(world: World, length: int, rows: int) -> list[dict[str, Tensor
         fixed_masks(world.held_out.windows(starts[first : first + ROWS], length), first, Masking(), vocabulary)
         for first in range(0, rows, ROWS)
     ]
-
-
-def fixed_loss(world: World, length: int, rows: int, model: nn.Module) -> dict[str, float]:
-    """Mean loss in nats and accuracy on hidden tokens of held-out text at 15 %, with masks that never change."""
-    total = right = count = 0.0
-    for batch in fixed_batches(world, length, rows):
-        with torch.no_grad():
-            nats, hits = token_scores(model, batch)
-        total, right, count = total + float(nats.sum()), right + float(hits.sum()), count + len(nats)
-    return {"loss": total / count, "accuracy": right / count}
 
 
 def pair_accuracies(model: nn.Module, count: int) -> dict[str, float]:

@@ -12,165 +12,35 @@ tried, as a person would who corrects it; Adam's rates are tried as they are.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mickle.training.mezo import MeZO
-    from mickle.training.objectives import Batch, Objective
-
-ADAM_RATES = (1e-4, 3e-4, 1e-3)
-TIMES = (0.5, 1.0, 2.0)  # of the measured rate
 GRACE, GAIN = 0.02, 0.10  # what counts as equal to Adam, and as a gain over zero-shot
-POINTS = 5  # of a run at which it is validated
-FORWARDS_OF_A_GRADIENT = 3  # a backward pass costs about two forward ones
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """One arm with one setting on one number of labelled examples."""
-    from mickle.studies import mezo_world
+    from mickle.studies.mezo_arms import reading_bytes, tune_forward_only, tune_with_adam
+    from mickle.studies.mezo_world import world_of
 
-    world = mezo_world.world_of(cell.seed, cell.values["pretrain_steps"])
+    world = world_of(cell.seed, cell.values["pretrain_steps"])
     model = world.fresh() if cell.arm == "random-init" else world.pretrained()
     bare = cell.arm == "no-prompt"
     train = partial(world.batch, cell.values["examples"][cell.world], bare)
     validation = world.test(cell.values["examples"][cell.world], bare, part=2)
     test = world.test(cell.values["test_documents"], bare)
     if cell.arm == "zero-shot":
-        found: dict[str, Any] = {"budget": 1, "memory": inference_bytes(model, train(cell.values["rows"], 0))}
+        found: dict[str, Any] = {"budget": 1, "memory": reading_bytes(model, train(cell.values["rows"], 0))}
     elif cell.arm == "adam":
         found = tune_with_adam(cell, model, train, partial(world.measure, batch=validation))
     else:
-        found = tune_forward_only(cell, model, train, partial(world.measure, batch=validation))
+        found = tune_forward_only(cell, ARMS[cell.arm], model, train, partial(world.measure, batch=validation))
         model = found.pop("model")
     measured = world.measure(model, test)
     return {**found, **measured, "score": -measured["accuracy"]}
-
-
-def tune_with_adam(cell: Cell, model: nn.Module, train: Any, validate: Any) -> dict[str, Any]:
-    """Adam as the paper has it: few steps on small batches, constant rate, no decay; the best of five points is
-    kept.
-    """
-    import copy
-
-    import torch
-
-    from mickle.studies.mezo_world import peak_bytes
-    from mickle.training.label_words import label_words
-
-    values = cell.values
-    optimizer = torch.optim.AdamW(model.parameters(), lr=ADAM_RATES[cell.setting["place"]], weight_decay=0.0)
-
-    def step(batch: Batch) -> None:
-        optimizer.zero_grad()
-        total, count = label_words(model, batch)
-        (total / count).backward()
-        optimizer.step()
-
-    best, kept = -1.0, model.state_dict()
-    for number in range(values["adam_steps"]):
-        model.train()
-        step(train(values["adam_rows"], number))
-        if (number + 1) % max(1, values["adam_steps"] // POINTS) == 0:
-            accuracy = validate(model)["accuracy"]
-            if accuracy > best:
-                best, kept = accuracy, copy.deepcopy(model.state_dict())
-    model.train()
-    memory = peak_bytes(lambda: step(train(values["rows"], 0)), model, optimizer)
-    model.load_state_dict(kept)
-    return {
-        "budget": values["adam_steps"] * values["adam_rows"] * FORWARDS_OF_A_GRADIENT,
-        "memory": memory,
-        "learning_rate": ADAM_RATES[cell.setting["place"]],
-    }
-
-
-def tune_forward_only(cell: Cell, model: nn.Module, texts: Any, validate: Any) -> dict[str, Any]:
-    """MeZO in the arm's way; the journal then gives back the best of five points of the run."""
-    from mickle.studies.mezo_world import peak_bytes
-    from mickle.studies.training import train
-    from mickle.training.closure import Closure
-    from mickle.training.optimizers import constant
-    from mickle.tuning.mezo import Mezo, build_mezo, set_rate
-
-    values, arm = cell.values, ARMS[cell.arm]
-    settings = Mezo(**{**values["mezo"], **arm.get("settings", {})})
-    rows = values["rows"] * arm.get("rows", 1)
-    forwards = settings.probes + 1 if settings.variant == "fzoo" else 2 * settings.probes
-    steps = max(1, round(2 * values["steps"] * arm.get("share", 1.0) / forwards))
-    objective = objective_of(settings)
-    model = settings.learns.prepare(model, cell.seed)
-    base = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = build_mezo(settings, model, cell.seed, steps)
-    batches = partial(texts, rows)
-    rate = set_rate(settings, optimizer, lambda i: Closure(model, objective, batches(i), step=i, seed=cell.seed))
-    assert rate is not None
-    for group in optimizer.param_groups:
-        group["lr"] = group["initial_lr"] = rate.rate * TIMES[cell.setting["place"]]
-    memory = peak_bytes(partial(one_step, optimizer, model, objective, batches(0)), model) if cell.arm == "mezo" else 1
-    course = train(
-        model, objective, batches, optimizer, steps=steps, worst={}, schedule=constant, seed=cell.seed,
-        on_bad_numbers="skip", watch_loss=False, evaluate=validate, evaluate_every=max(1, steps // POINTS),
-    )  # fmt: skip
-    accuracies = course.curve("accuracy")  # of a run that diverged those before; what is left of it is measured
-    points = [(accuracy, -step) for accuracy, step in zip(accuracies, course.evaluated)]  # of equal ones the earliest
-    return {
-        "model": model,
-        "budget": steps * forwards * rows,
-        "memory": memory,
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "points": accuracies,
-        **replayed(model, optimizer, base, -max(points)[1] if points else 0),
-    }
-
-
-def one_step(optimizer: MeZO, model: nn.Module, objective: Objective, batch: Batch) -> None:
-    """A step on one batch."""
-    from mickle.training.closure import Closure
-
-    optimizer.step(Closure(model, objective, batch, step=0))
-
-
-def inference_bytes(model: nn.Module, batch: Batch) -> int:
-    """Peak of reading one batch."""
-    from mickle.studies.mezo_world import peak_bytes
-    from mickle.training.label_words import evaluate_labels
-
-    return peak_bytes(lambda: evaluate_labels(model.eval(), [batch]), model)
-
-
-def objective_of(settings: Any) -> Objective:
-    """What the settings want to fall."""
-    from mickle.training.label_words import label_words, wrong_labels
-
-    return wrong_labels if settings.objective == "accuracy" else label_words
-
-
-def replayed(model: nn.Module, optimizer: MeZO, base: dict[str, Any], best: int) -> dict[str, Any]:
-    """The journal's bytes, and how far the weights it makes of the base are from the trained ones; leaves `model`
-    at step `best`.
-    """
-    from mickle.training.journal import encode, journal_of
-    from mickle.training.replay import replay
-
-    journal = journal_of(optimizer)
-    tuned = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    differences = []
-    for exact in (False, True):
-        model.load_state_dict(base)
-        replay(model, journal, exact=exact)
-        pairs = ((tensor, tuned[name]) for name, tensor in model.state_dict().items())
-        differences.append(max(float((a - b).abs().max()) for a, b in pairs))
-    model.load_state_dict(base)
-    replay(model, journal, to_step=best)
-    finite = [d if math.isfinite(d) else 1e9 for d in differences]
-    return {"journal_bytes": len(encode(journal)), "replay_difference": finite[0], "exact_replay_difference": finite[1]}
 
 
 def margins(table: dict[str, Measurements]) -> dict[str, Measurements]:

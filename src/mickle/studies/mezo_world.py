@@ -9,18 +9,19 @@ in the same words. "it was" is the prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from mickle.models.decoder import Decoder
-    from mickle.training.objectives import Batch
+from mickle.models.decoder import Decoder
+from mickle.studies.training import small_decoder, train
+from mickle.training.label_words import evaluate_labels
+from mickle.training.objectives import Batch, next_token
+from mickle.training.optimizers import AdamW, Schedule, build_optimizer
 
 VOCABULARY, FIRST_WORD, LENGTH = 200, 8, 16
 START, IT, WAS, GOOD, BAD = 0, 1, 2, 3, 4
@@ -40,12 +41,12 @@ class World:
     weights: dict[str, Any]
 
     def fresh(self) -> Decoder:
-        """The decoder with the weights that pre-training began with."""
-        return decoder(self.seed)
+        """Two layers of width 64, 101,000 weights: the decoder as pre-training begins with it."""
+        return small_decoder({"width": 64, "layers": 2, "heads": 4, "ffn_width": 144}, VOCABULARY, 32, self.seed)
 
     def pretrained(self) -> Decoder:
         """The decoder after pre-training."""
-        model = decoder(self.seed)
+        model = self.fresh()
         model.load_state_dict(self.weights)
         return model
 
@@ -62,8 +63,6 @@ class World:
 
     def pretraining_batch(self, step: int) -> Batch:
         """Whole texts with their last word, and the tokens that follow."""
-        import torch
-
         words, strengths = self.documents(1000 + step, PRETRAIN_ROWS)
         generator = np.random.default_rng([self.seed, 2, step])
         good = (strengths.sum(1) > 0) == (generator.random(PRETRAIN_ROWS) < RIGHT)
@@ -84,8 +83,6 @@ class World:
 
     def measure(self, model: nn.Module, batch: Batch) -> dict[str, float]:
         """Accuracy and loss (nats); of a model that has left the finite numbers, chance and a large loss."""
-        from mickle.training.label_words import evaluate_labels
-
         model.eval()
         found = evaluate_labels(model, [batch])
         if not np.isfinite(found["loss"]):
@@ -110,8 +107,6 @@ def prompted(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def labelled(words: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bare: bool) -> Batch:
     """A batch as `data/label_prompts.py` makes them: class 0 is bad, class 1 good."""
-    import torch
-
     tokens = torch.from_numpy(prompted(words)[:, :-2] if bare else prompted(words))
     answers = torch.zeros(tokens.shape, dtype=torch.bool)
     answers[:, -1] = True
@@ -120,13 +115,6 @@ def labelled(words: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bare: bo
         "input_ids": tokens, "documents": torch.zeros_like(tokens), "answers": answers, "candidates": candidates,
         "labels": torch.from_numpy(labels),
     }  # fmt: skip
-
-
-def decoder(seed: int) -> Decoder:
-    """Two layers of width 64: 101,000 weights."""
-    from mickle.studies.training import small_decoder
-
-    return small_decoder({"width": 64, "layers": 2, "heads": 4, "ffn_width": 144}, VOCABULARY, 32, seed)
 
 
 @cache
@@ -140,64 +128,7 @@ def world_of(seed: int, steps: int) -> World:
 
 def pretrain(world: World, steps: int) -> dict[str, Any]:
     """Weights after `steps` steps of AdamW with a cosine."""
-    from mickle.studies.training import train
-    from mickle.training.objectives import next_token
-    from mickle.training.optimizers import AdamW, Schedule, build_optimizer
-
     model = world.fresh()
     optimizer = build_optimizer(AdamW(learning_rate=PRETRAIN_RATE), model)
     train(model, next_token, world.pretraining_batch, optimizer, steps=steps, schedule=Schedule(), seed=world.seed)
     return model.state_dict()
-
-
-def peak_bytes(work: Callable[[], Any], *holders: Any) -> int:
-    """The most bytes of tensors alive at once while `work` runs, with what `holders` (models, optimizers) hold
-    already.
-    """
-    import weakref
-
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    live, most = {"bytes": 0}, 0
-    known: set[int] = set()
-
-    def forget(key: int, size: int) -> None:
-        known.discard(key)
-        live["bytes"] -= size
-
-    def meet(tensor: torch.Tensor) -> None:
-        nonlocal most
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key not in known:
-            known.add(key)
-            live["bytes"] += storage.nbytes()
-            weakref.finalize(storage, forget, key, storage.nbytes())
-            most = max(most, live["bytes"])
-
-    class Count(TorchDispatchMode):
-        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            result = function(*args, **(kwargs or {}))
-            for leaf in tree_leaves(result):
-                if isinstance(leaf, torch.Tensor):
-                    meet(leaf)
-            return result
-
-    for tensor in held(holders):
-        meet(tensor)
-    with Count():
-        work()
-    return most
-
-
-def held(holders: Any) -> Iterator[Any]:
-    """The tensors of models and optimizers."""
-    import torch
-
-    for holder in holders:
-        if isinstance(holder, torch.nn.Module):
-            yield from holder.parameters()
-        else:
-            yield from (t for state in holder.state.values() for t in state.values() if isinstance(t, torch.Tensor))

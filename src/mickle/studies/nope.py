@@ -134,15 +134,14 @@ def packed(rows: Sequence[Encoded], filler: int) -> dict[str, Tensor]:
     """
     import torch
 
-    width = max(len(row.ids) for row in rows) - 1
+    from mickle.data.example_batches import first_fit
+
+    rows = sorted(rows, key=lambda row: -len(row.ids))
+    width = len(rows[0].ids) - 1
     shelves: list[list[Encoded]] = []
-    for row in sorted(rows, key=lambda row: -len(row.ids)):
-        fitting = (shelf for shelf in shelves if sum(len(r.ids) - 1 for r in [*shelf, row]) <= width)
-        shelf = next(fitting, None)
-        if shelf is None:
-            shelves.append([row])
-        else:
-            shelf.append(row)
+    for row, place in zip(rows, first_fit([len(row.ids) - 1 for row in rows], width), strict=True):
+        shelves += [[]] if place == len(shelves) else []
+        shelves[place].append(row)
     input_ids = torch.full((len(shelves), width), filler)
     labels, documents = torch.full_like(input_ids, -100), torch.full_like(input_ids, -1)
     for i, shelf in enumerate(shelves):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mickle.data.pages import RawPage
+from mickle.data.pages import RawPage
+from mickle.data.records import domain_of
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,6 @@ class Planted:
     @property
     def raw(self) -> RawPage:
         """The page as the pipeline reads it; what is no page as the record of a crawl."""
-        from mickle.data.pages import RawPage
-        from mickle.data.records import domain_of
-
         content = self.html if self.is_html else record(self)
         return RawPage(self.url, domain_of(self.url), "html" if self.is_html else "record", content, "utf-8")
 

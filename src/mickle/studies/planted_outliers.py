@@ -8,18 +8,25 @@ precision and recall, and its error can be told from what it was measured on: te
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
 
-    from mickle.quantization.grouped import Grouped
+from mickle.compression.methods import Method
+from mickle.compression.sweep import quantize_layer
+from mickle.quantization.grouped import Grouped
+from mickle.quantization.nf4 import dequantize_4bit, quantize_4bit
 
 FACTORS = (8.0, 20.0)  # how much larger an outlier is
 SEARCHES = 14  # halvings of the range of log tau
 TAUS = (1e-4, 1e4)
+NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # closed form: codes, scales, scales of scales
+NOT_ROUNDED = {"bits": 16.0, "formula_bits": 16.0, "outliers": 0.0}
 LOUD_SHARE, LOUDNESS = 0.01, 10.0  # of the inputs' channels
 
 
@@ -33,11 +40,28 @@ class PlantedMatrix:
     test: Tensor
 
 
+def measured(method: dict[str, Any], seed: int, values: Mapping[str, Any]) -> dict[str, float]:
+    """A method (settings of the verb; none: not rounded) on the seed's matrix: sizes, ``error`` of its output on fresh
+    inputs, ``precision`` and ``recall`` of what is kept.
+    """
+    world = planted_matrix(seed, values["outputs"], values["inputs"], values["planted_share"], values["rows"])
+    found = {"precision": 0.0, "recall": 0.0}
+    if not method:
+        return {**found, **NOT_ROUNDED, "error": 0.0}
+    if method["kind"] == "nf4":
+        blocks = quantize_4bit(world.weight)
+        bits = 8 * blocks.stored_bytes() / world.weight.numel()
+        error = output_error(world, dequantize_4bit(blocks))
+        return {**found, "bits": bits, "formula_bits": NF4_BITS, "outliers": 0.0, "error": error}
+    hessian = (world.calibration.T @ world.calibration).double() * (2 / len(world.calibration))
+    matrix = quantized(world.weight, hessian, method)
+    if matrix.values is not None:
+        found["precision"], found["recall"] = found_outliers(world.planted, outlier_places(matrix))
+    return {**found, **sizes_of([matrix]), "error": output_error(world, matrix.dequantized())}
+
+
 def planted_matrix(seed: int, outputs: int, inputs: int, share: float, rows: int) -> PlantedMatrix:
     """The matrix of a seed. ``share`` of its weights are planted outliers, 0..1; ``rows`` inputs on each side."""
-    import numpy as np
-    import torch
-
     generator = np.random.default_rng(seed)
     weight = generator.normal(size=(outputs, inputs)) / np.sqrt(inputs)
     chosen = generator.choice(outputs * inputs, round(share * outputs * inputs), replace=False)
@@ -50,8 +74,7 @@ def planted_matrix(seed: int, outputs: int, inputs: int, share: float, rows: int
     loud[generator.choice(inputs, max(1, round(LOUD_SHARE * inputs)), replace=False)] = LOUDNESS
     mixing = np.eye(inputs) + 0.5 * generator.normal(size=(inputs, inputs)) / np.sqrt(inputs)
     calibration, test = (generator.normal(size=(rows, inputs)) @ mixing * loud for _ in range(2))
-    tensors = (torch.from_numpy(part.astype(np.float32)) for part in (weight, calibration, test))
-    first, second, third = tensors
+    first, second, third = (torch.from_numpy(part.astype(np.float32)) for part in (weight, calibration, test))
     return PlantedMatrix(first, planted, second, third)
 
 
@@ -80,11 +103,6 @@ def sizes_of(matrices: list[Grouped]) -> dict[str, float]:
 
 def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Grouped:
     """One matrix by a method (settings of the verb); the threshold of outliers by halving the range of log tau."""
-    from pydantic import TypeAdapter
-
-    from mickle.compression.methods import Method
-    from mickle.compression.sweep import quantize_layer
-
     settings = TypeAdapter(Method).validate_python(method).sweep([tuple(weight.shape)])
     assert settings is not None  # as NF4's are
     measure = "outliers" if "outliers" in method else "bits"
@@ -102,15 +120,6 @@ def quantized(weight: Tensor, hessian: Tensor, method: dict[str, Any]) -> Groupe
 
 def outlier_places(matrix: Grouped) -> np.ndarray:
     """Which weights are kept as outliers, bool [out, in], columns in the matrix's own order."""
-    import numpy as np
-
-    from mickle.quantization.grouped import unsigned
-
-    assert matrix.rows is not None
-    rows = np.repeat(np.arange(matrix.layout.outputs), np.diff(matrix.rows.numpy()))
-    columns = unsigned(matrix.columns).numpy()
-    if matrix.order is not None:
-        columns = unsigned(matrix.order).numpy()[columns]
-    kept = np.zeros((matrix.layout.outputs, matrix.layout.inputs), dtype=bool)
-    kept[rows, columns] = True
-    return kept
+    assert matrix.values is not None
+    marked, bare = (replace(matrix, values=values).dequantized() for values in (torch.ones_like(matrix.values), None))
+    return (marked - bare > 0.5).numpy()

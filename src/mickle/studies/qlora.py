@@ -19,6 +19,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mickle import machine
 from mickle.studies.base_model import FULL, LARGE, SMALL, Base, base_folder, rounding
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 from mickle.studies.docstrings import Example, batch, encoded, measure
@@ -46,7 +47,6 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
 @cache
 def tuned(arm: str, rate: int, seed: int, dials: str) -> Measurements:
     """What an arm measures; kept, since in the tuning phase arms share their runs."""
-    from mickle import machine
     from mickle.models.folder import open_model
 
     values, options = json.loads(dials), ARMS[arm]
@@ -67,7 +67,6 @@ def tuned(arm: str, rate: int, seed: int, dials: str) -> Measurements:
 @cache
 def untuned(folder: Path, code: str, double: bool, pages: int, count: int) -> Measurements:
     """A base in a code before any tuning: on the task, and what rounding costs it; the same for many arms."""
-    from mickle import machine
     from mickle.models.folder import open_model
 
     model = open_model(folder, device=machine.device())
@@ -148,19 +147,22 @@ def costs(table: dict[str, Measurements]) -> dict[str, Measurements]:
 
 
 RANK = 16
-ARMS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "lora": {},
-    "nf4": {"code": "nf4"},
-    "nf4-dq": {"code": "nf4", "double": True},
-    "fp4": {"code": "fp4", "double": True},
-    "int4": {"code": "int4", "double": True},
-    "int3": {"code": "int3", "double": True},
-    "nf4-dq-qv": {"code": "nf4", "double": True, "targets": ["q_proj", "v_proj"]},
-    "nf4-dq-none": {"code": "nf4", "double": True},
-    "nf4-dq-r4": {"code": "nf4", "double": True, "rank": 4},
-    "nf4-dq-r64": {"code": "nf4", "double": True, "rank": 64},
-}
+NF4_DQ: dict[str, Any] = {"code": "nf4", "double": True}
+QV = {"targets": ["q_proj", "v_proj"]}
+TABLE: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("full", "every weight tuned, base in 16 bits or more", {}),
+    ("lora", "adapters of rank 16 on all linear layers, base as it is", {}),
+    ("nf4", "the same over NF4, scales in 32 bits", {"code": "nf4"}),
+    ("nf4-dq", "QLoRA: the same over NF4, scales quantized too", NF4_DQ),
+    ("fp4", "over FP4 (E2M1), scales quantized", {"code": "fp4", "double": True}),
+    ("int4", "over 4-bit integers, scales quantized", {"code": "int4", "double": True}),
+    ("int3", "over 3-bit integers, scales quantized", {"code": "int3", "double": True}),
+    ("nf4-dq-qv", "QLoRA with adapters on query and value matrices alone", {**NF4_DQ, **QV}),
+    ("nf4-dq-none", "the base in NF4, not tuned", NF4_DQ),
+    ("nf4-dq-r4", "QLoRA of rank 4", {**NF4_DQ, "rank": 4}),
+    ("nf4-dq-r64", "QLoRA of rank 64", {**NF4_DQ, "rank": 64}),
+)
+ARMS = {name: options for name, _, options in TABLE}
 RATES = {False: (3e-3, 1e-2, 2e-2), True: (1e-3, 3e-3, 1e-2)}  # of adapters, of all weights
 GRID = tuple({"rate": place} for place in range(3))
 SIZES: dict[str, Any] = (
@@ -194,19 +196,7 @@ study = Study(
         " match 16-bit fine-tuning (tables 2 to 4; up to 65B parameters)."
     ),
     budget_unit="examples",
-    arms=(
-        Arm("full", "every weight tuned, base in 16 bits or more", GRID),
-        Arm("lora", "adapters of rank 16 on all linear layers, base as it is", GRID),
-        Arm("nf4", "the same over NF4, scales in 32 bits", GRID),
-        Arm("nf4-dq", "QLoRA: the same over NF4, scales quantized too", GRID),
-        Arm("fp4", "over FP4 (E2M1), scales quantized", GRID),
-        Arm("int4", "over 4-bit integers, scales quantized", GRID),
-        Arm("int3", "over 3-bit integers, scales quantized", GRID),
-        Arm("nf4-dq-qv", "QLoRA with adapters on query and value matrices alone", GRID),
-        Arm("nf4-dq-none", "the base in NF4, not tuned", GRID),
-        Arm("nf4-dq-r4", "QLoRA of rank 4", GRID),
-        Arm("nf4-dq-r64", "QLoRA of rank 64", GRID),
-    ),
+    arms=tuple(Arm(name, what, GRID) for name, what, _ in TABLE),
     comparisons=(
         asked(COST, "nf4-dq", "int3", "cost", ALLOWED, MATCHES, headline=True, says=COSTS),
         asked("the same without double quantization", "nf4", "int3", "cost", ALLOWED, MATCHES, says=COSTS),

@@ -17,10 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor, nn
 
     from mickle.data.packing import TokenStream
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 OTHER_SOURCE = "numpy"  # never part of a crawl
 MARGIN = 1.02  # refined is as good as curated if its error is not above curated's times this
 WINDOW, PROMPT = 50, 25  # tokens of a training window, and those of them that are given
-GREEDY_ROWS = 100
+ROWS, GREEDY_ROWS = 32, 100  # that are measured at a time
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
@@ -88,8 +89,6 @@ def trained(cell: Cell, stream: TokenStream, vocabulary: int) -> nn.Module:
 
 def window_places(tokens: int, length: int, count: int, seed: int) -> np.ndarray:
     """Where ``count`` windows begin: each epoch cuts the whole stream, from a random offset, in a random order."""
-    import numpy as np
-
     generator = np.random.default_rng(seed)
     pieces = max(1, tokens // length)
     epochs = [generator.permutation(pieces) * length + generator.integers(length) for _ in range(-(-count // pieces))]
@@ -98,24 +97,13 @@ def window_places(tokens: int, length: int, count: int, seed: int) -> np.ndarray
 
 def evaluate(model: nn.Module, stream: TokenStream, size: int, length: int) -> dict[str, float]:
     """Bits per byte, and the share of tokens that are not the likeliest one, over a whole stream of ``size`` bytes."""
-    import numpy as np
-    import torch
-    from torch.nn.functional import cross_entropy
+    from mickle.studies.training import predicted
 
-    total = wrong = count = 0.0
     places = np.arange(0, len(stream) - length, length)
-    model.eval()
-    with torch.no_grad():
-        for first in range(0, len(places), 32):
-            batch = stream.windows(places[first : first + 32], length)
-            labels = batch["labels"].flatten()
-            scores = model(batch["input_ids"], documents=batch["documents"]).flatten(0, 1)  # [B T, V]
-            total += float(cross_entropy(scores, labels, reduction="sum", ignore_index=-100))
-            counted = labels != -100
-            wrong += float((scores.argmax(-1) != labels)[counted].sum())
-            count += float(counted.sum())
-    bytes_of_tokens = size * count / len(stream)
-    return {"bits_per_byte": total / math.log(2) / bytes_of_tokens, "error": wrong / count}
+    parts = (places[first : first + ROWS] for first in range(0, len(places), ROWS))
+    found = predicted(model, (stream.windows(part, length) for part in parts))
+    bytes_a_token = size / len(stream)
+    return {"bits_per_byte": found["loss"] / math.log(2) / bytes_a_token, "error": 1 - found["accuracy"]}
 
 
 def memorised(model: nn.Module, stream: TokenStream, windows: int, seed: int) -> float:
@@ -123,7 +111,6 @@ def memorised(model: nn.Module, stream: TokenStream, windows: int, seed: int) ->
 
     Half a window is added to the count and one window to all, so that a ratio of shares exists.
     """
-    import numpy as np
     import torch
 
     generator = np.random.default_rng(seed)

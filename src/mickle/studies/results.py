@@ -1,23 +1,22 @@
-"""A study's result on disk: where it was made and from what; published only from a commit; stale or not."""
+"""A study's result: what it is bound to; on disk, where it was made and from what; published only from a commit; stale
+or not.
+"""
 
+import hashlib
+import inspect
 import json
+import platform
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mickle import machine, storage
 from mickle.errors import UsageError
-from mickle.studies.declaration import (
-    Study,
-    declaration,
-    declaration_hash,
-    open_study,
-    page_names,
-    versions_read,
-    without,
-)
+from mickle.machine import installed_version
+from mickle.studies.declaration import Study, open_study, page_names
 from mickle.studies.figure import draw
 from mickle.studies.markdown import page
 
@@ -26,6 +25,75 @@ SOURCE = Path(__file__).resolve().parents[1]
 NO_SOURCE = (":(top,exclude)docs", ":(top,exclude)README.md")  # results and tables are written there
 SHIPPED = Path(__file__).with_name("published.json")  # what the published results come to, in the package
 SCALE_MINUTES = {"quick": 3, "full": 30}
+
+
+def declaration(study: Study, scale: str) -> dict[str, Any]:
+    """The declaration at one scale as JSON values, as it is stored in the result."""
+    return without(asdict(study), NOT_STORED) | {"scale": scale, "sizes": asdict(study.scales[scale])}
+
+
+NOT_STORED = ("scales", "run_cell", "derive", "reads")
+PROSE = ("title", "claim", "departures")
+PROSE_OF_AN_ARM = ("what",)
+PROSE_OF_A_COMPARISON = ("paper", "says")
+
+
+def declaration_hash(study: Study, scale: str) -> str:
+    """What a result is bound to: version, arms, measures, rule and this scale of the study as it is declared now."""
+    return declared_hash(declaration(study, scale))
+
+
+def declared_hash(declared: dict[str, Any]) -> str:
+    """The hash of a declaration, also of one that is read from a result's JSON.
+
+    Wording does not enter: correcting it leaves a result valid, changing what is run, measured or counted as success
+    makes it stale. The code does not enter either: whoever moves its numbers raises the study's ``version``, and a
+    test that runs a small cell of every study (``tests/studies/test_sentinels.py``) fails until they do.
+    """
+    return digest(
+        without(declared, PROSE)
+        | {
+            "arms": [without(arm, PROSE_OF_AN_ARM) for arm in declared["arms"]],
+            "comparisons": [without(comparison, PROSE_OF_A_COMPARISON) for comparison in declared["comparisons"]],
+        }
+    )
+
+
+def without(values: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """A mapping less some of its keys."""
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def digest(value: Any) -> str:
+    """Sixteen hexadecimal digits that stand for a JSON value."""
+    text = json.dumps(value, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def versions_read(study: Study) -> dict[str, str]:
+    """The version of each package that the cells read, the hash of each file or folder of data."""
+    return {str(name): version_read(name) for name in study.reads}
+
+
+def version_read(name: str | Path) -> str:
+    """One package's version, or the hash of a path's contents; "none" for a package that is not installed."""
+    if isinstance(name, Path):
+        return storage.content_digest(name)
+    if name == "python":
+        return platform.python_version()
+    return installed_version(name) or "none"
+
+
+def code_digest(study: Study) -> str:
+    """One hash for the source of this package and of the study's page, as it stands on the disk.
+
+    Cells are kept under it, so that none is ever taken for what other code would compute, committed or not.
+    """
+    files = sorted({*Path(__file__).parents[1].rglob("*.py"), Path(inspect.getfile(study.run_cell))})
+    return digest([[path.name, path.read_text(encoding="utf-8")] for path in files])
+
+
+# -- on disk, and published ----------------------------------------------------------------------------------------
 
 
 def source_state() -> dict[str, Any]:

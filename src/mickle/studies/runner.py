@@ -25,16 +25,11 @@ from mickle.studies.declaration import (
     Measurements,
     Phase,
     RunCell,
+    Scale,
     Study,
-    code_digest,
-    declaration,
-    declaration_hash,
-    digest,
-    versions_read,
 )
+from mickle.studies.results import Result, code_digest, declaration, declaration_hash, digest, versions_read
 from mickle.studies.workers import run_all
-
-Result = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -64,8 +59,7 @@ def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
     replication: the same study on other seeds. The result has: declaration, hash, seed, chosen settings, comparisons,
     runs.
     """
-    if scale not in study.scales:
-        raise UsageError(f"Study {study.name} has no scale {scale!r}", expected=f"one of: {', '.join(study.scales)}")
+    scale_of(study, scale)
     if lacking := [name for name, version in versions_read(study).items() if version == "none"]:
         raise _not_installed(study, ", ".join(lacking))
     tuning = run_cells(study, scale, "tuning", tuning_cells(study, scale, seed), place)
@@ -84,6 +78,13 @@ def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
         "cell_seconds": round(sum(run.seconds for run in runs), 1),
         "runs": [asdict(run) for run in runs],
     }
+
+
+def scale_of(study: Study, name: str) -> Scale:
+    """The study's scale of this name. Raises ``UsageError`` where it declares none."""
+    if name not in study.scales:
+        raise UsageError(f"Study {study.name} has no scale {name!r}", expected=f"one of: {', '.join(study.scales)}")
+    return study.scales[name]
 
 
 def tuning_cells(study: Study, scale: str, seed: int = 0) -> list[Cell]:

@@ -53,12 +53,13 @@ def run_pages(cell: Cell, rate: float) -> Measurements:
 
 def train_decoder(cell: Cell, rate: float, steps: int) -> Course:
     """Train from the seed's weights on the seed's batches; held-out losses along the way."""
-    from mickle.studies.training import small_decoder, train
+    from mickle.studies.training import predicted, small_decoder, train
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import Schedule
 
     values, length = cell.values, cell.values["length"]
     model = small_decoder(values, BYTES, length, cell.seed)
+    held_out = [windows(1, 0, values["held_out_rows"], length, 0)]  # the same for all arms and seeds
     return train(
         model,
         next_token,
@@ -67,7 +68,7 @@ def train_decoder(cell: Cell, rate: float, steps: int) -> Course:
         steps=steps,
         worst={"loss": DIVERGED},
         schedule=Schedule(kind="cosine", warmup=0.05, floor=0.05),
-        evaluate=partial(held_out_loss, length, values["held_out_rows"]),
+        evaluate=partial(predicted, batches=held_out),
         evaluate_every=max(1, steps // 10),
         seed=cell.seed,
         on_bad_numbers="skip",
@@ -116,14 +117,6 @@ def windows(part: int, seed: int, rows: int, length: int, index: int) -> dict[st
     data = source_bytes()[part]
     generator = torch.Generator().manual_seed(derived_seed(seed, index))
     return rows_at(data, torch.randint(len(data) - length, (rows,), generator=generator), length)
-
-
-def held_out_loss(length: int, rows: int, model: nn.Module) -> dict[str, float]:
-    """Mean loss in nats a byte on windows of the held-out files, the same for all arms and seeds."""
-    from mickle.training.objectives import next_token
-
-    total, count = next_token(model, windows(1, 0, rows, length, 0))
-    return {"loss": float(total / count)}
 
 
 def steps_to_baseline(table: dict[str, Measurements]) -> dict[str, Measurements]:

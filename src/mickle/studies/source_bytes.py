@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mickle.data.installed import SITE, STDLIB, package_files
+from mickle.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,15 +40,21 @@ def rows_at(data: Tensor, starts: Tensor, length: int) -> dict[str, Tensor]:
     return {"input_ids": found[:, :-1], "labels": found[:, 1:]}
 
 
+def held_out_windows(rows: int, length: int) -> dict[str, Tensor]:
+    """Windows at equal distances over the held-out files, the same for all: input_ids, labels [rows, length]."""
+    import torch
+
+    data = source_bytes()[1]
+    return rows_at(data, torch.linspace(0, len(data) - length - 1, rows).long(), length)
+
+
 def unique_places(seed: int, count: int, length: int) -> Tensor:
     """Where the ``count`` unique windows begin in the training bytes, int64 [count]; a smaller count is the front of a
     larger one.
     """
-    import numpy as np
     import torch
 
     from mickle.data.mixture import permute
-    from mickle.errors import UsageError
 
     there = (len(source_bytes()[0]) - 1) // length
     if count > there:

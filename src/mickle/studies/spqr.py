@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mickle.events import ignore
+from mickle.step import execute
 from mickle.studies.base_model import (
     FULL,
     LARGE,
@@ -35,18 +37,22 @@ if TYPE_CHECKING:
 
 ALLOWED = 1.0  # per cent that perplexity may rise
 LEAST_INCREASE = 0.02  # per cent: ratios of less would be ratios of noise
-NF4_BITS = 4 + 8 / 64 + 32 / (64 * 256)  # closed form: codes, scales, scales of scales
-NOT_ROUNDED = {"bits": 16.0, "formula_bits": 16.0, "outliers": 0.0}
 
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """One arm at its size in one world."""
-    return planted(cell) if cell.world == "planted" else decoder(cell, work)
+    if cell.world == "decoder":
+        return decoder(cell, work)
+    from mickle.studies.planted_outliers import measured
+
+    found = measured(ARMS[cell.arm], cell.seed, cell.values)
+    return {**found, "budget": found["bits"]}
 
 
 def decoder(cell: Cell, work: Path) -> Measurements:
     """Perplexity before and after compressing the base of the seed, calibrated on the seed's draw of training text."""
     from mickle.models.folder import open_model
+    from mickle.studies.planted_outliers import NOT_ROUNDED
 
     values, method = cell.values, ARMS[cell.arm]
     folder = base_folder(Base(**values["base"]), cell.seed % values["bases"])
@@ -71,9 +77,7 @@ def decoder(cell: Cell, work: Path) -> Measurements:
 def compressed(folder: Path, method: dict[str, Any], seed: int, windows: int, work: Path) -> nn.Module:
     """The base after ``mickle compress``, opened from its folder."""
     from mickle.compression.compress import Compress
-    from mickle.events import ignore
     from mickle.models.folder import open_model
-    from mickle.step import execute
 
     settings = {"model": folder, "data": corpus_folder(), "method": method, "samples": windows, "seed": seed}
     step = Compress.model_validate({**settings, "evaluate": False})
@@ -84,43 +88,13 @@ def sizes_of_model(model: nn.Module) -> Measurements:
     """Bits a weight, all that is stored (``bits``) and as the paper counts (``formula_bits``); share of outliers."""
     from mickle.models.quantized import bits_per_weight, quantized_layers
     from mickle.quantization.grouped_linear import GroupedLinear
-    from mickle.studies.planted_outliers import sizes_of
+    from mickle.studies.planted_outliers import NF4_BITS, sizes_of
 
     layers = list(quantized_layers(model).values())
     grouped = [layer.grouped for layer in layers if isinstance(layer, GroupedLinear)]
     if not grouped:
         return {"bits": bits_per_weight(model), "formula_bits": NF4_BITS, "outliers": 0.0}
     return sizes_of(grouped)
-
-
-def planted(cell: Cell) -> Measurements:
-    """One matrix with known outliers: error of its output on fresh inputs; precision and recall of what is kept."""
-    from mickle.quantization.nf4 import dequantize_4bit, quantize_4bit
-    from mickle.studies.planted_outliers import (
-        found_outliers,
-        outlier_places,
-        output_error,
-        planted_matrix,
-        quantized,
-        sizes_of,
-    )  # fmt: skip
-
-    values, method = cell.values, ARMS[cell.arm]
-    world = planted_matrix(cell.seed, values["outputs"], values["inputs"], values["planted_share"], values["rows"])
-    found: Measurements = {"precision": 0.0, "recall": 0.0}
-    if not method:
-        return {**found, **NOT_ROUNDED, "budget": 16.0, "error": 0.0}
-    if method["kind"] == "nf4":
-        blocks = quantize_4bit(world.weight)
-        bits = 8 * blocks.stored_bytes() / world.weight.numel()
-        error = output_error(world, dequantize_4bit(blocks))
-        return {**found, "bits": bits, "formula_bits": NF4_BITS, "outliers": 0.0, "budget": bits, "error": error}
-    hessian = (world.calibration.T @ world.calibration).double() * (2 / len(world.calibration))
-    matrix = quantized(world.weight, hessian, method)
-    if matrix.values is not None:
-        found["precision"], found["recall"] = found_outliers(world.planted, outlier_places(matrix))
-    sizes = sizes_of([matrix])
-    return {**found, **sizes, "budget": sizes["bits"], "error": output_error(world, matrix.dequantized())}
 
 
 # The verb's search for a threshold overshoots by a tenth of a per cent of a small model's weights: less is asked for.

@@ -13,6 +13,11 @@ from mickle.events import Emit, Warned
 from mickle.machine import Forecast
 from mickle.step import Step, command
 from mickle.storage import SCRATCH
+from mickle.studies import results
+from mickle.studies.declaration import Study, open_study, page_names
+from mickle.studies.markdown import measured_effect, page, verdict_words
+from mickle.studies.results import code_digest, declaration_hash, versions_read
+from mickle.studies.runner import Place, run_study, scale_of, tuning_cells
 
 ELSEWHERE = ("publish", "workers")  # where results go and how many processes share the cells change no number
 
@@ -51,8 +56,6 @@ class RunStudy(Step):
 
     def fingerprint(self) -> dict[str, Any]:
         """The declaration's hash, the code and what it reads: a changed rule, function or data is another step."""
-        from mickle.studies.declaration import code_digest, declaration_hash, versions_read
-
         study = self._study()
         reads = ", ".join(f"{name} {version}" for name, version in versions_read(study).items())
         return {"declaration": declaration_hash(study, self.scale), "code": code_digest(study), "reads": reads}
@@ -63,10 +66,6 @@ class RunStudy(Step):
 
     def dry_run(self) -> tuple[Forecast, str]:
         """How many cells would run, the rule, and the time the scale is meant for."""
-        from mickle.studies.declaration import declaration_hash
-        from mickle.studies.results import SCALE_MINUTES
-        from mickle.studies.runner import tuning_cells
-
         study = self._study()
         sizes = study.scales[self.scale]
         tuning = len(tuning_cells(study, self.scale))
@@ -77,14 +76,12 @@ class RunStudy(Step):
             f"{len(study.worlds)} world(s), {len(study.arms)} arms); "
             f"declaration {declaration_hash(study, self.scale)}"
         )
-        return Forecast(seconds=60.0 * SCALE_MINUTES.get(self.scale, 0), notes=("time: the scale's limit",)), preview
+        return Forecast(
+            seconds=60.0 * results.SCALE_MINUTES.get(self.scale, 0), notes=("time: the scale's limit",)
+        ), preview
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Run the cells that are not kept yet, then write JSON, Markdown and SVG."""
-        from mickle.studies import results
-        from mickle.studies.markdown import page
-        from mickle.studies.runner import Place, run_study
-
         study = self._study()
         source = results.source_state()
         if self.publish is not None:
@@ -123,9 +120,7 @@ class RunStudy(Step):
         if self._is_own:
             raise UsageError("A page of your own has no place in Mickle's table", where="publish", todo="leave it out")
 
-    def _study(self) -> Any:
-        from mickle.studies.declaration import open_study, page_names
-
+    def _study(self) -> Study:
         if not self.name:
             raise UsageError(
                 "No study is named",
@@ -133,19 +128,12 @@ class RunStudy(Step):
                 todo="mickle study NAME",
             )
         study = open_study(self.name)
-        if self.scale not in study.scales:
-            raise UsageError(
-                f"Study {self.name} has no scale {self.scale!r}", expected=f"one of: {', '.join(study.scales)}"
-            )
+        scale_of(study, self.scale)  # or it says that there is none
         return study
 
 
 def listing(known: dict[tuple[str, str], dict[str, Any]] | None = None) -> str:
     """Every study with its claim and the verdict published for it, newest declaration only."""
-    from mickle.studies import results
-    from mickle.studies.declaration import open_study, page_names
-    from mickle.studies.markdown import measured_effect, verdict_words
-
     known = results.shipped() if known is None else known
     lines = []
     for name in page_names():

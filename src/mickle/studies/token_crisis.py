@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
-from mickle.studies.source_bytes import BYTES, repeated_windows, rows_at, source_bytes, unique_places
+from mickle.studies.source_bytes import BYTES, held_out_windows, repeated_windows, unique_places
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,7 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
 def train_arm(cell: Cell) -> dict[str, Any]:
     """Train from the seed's weights on the seed's text; what was measured along the way."""
     from mickle.models.decoder import Decoder
-    from mickle.studies.training import train
+    from mickle.studies.training import predicted, train
     from mickle.training.dropout import Dropout
     from mickle.training.objectives import next_token
     from mickle.training.optimizers import Schedule
@@ -66,6 +66,7 @@ def train_arm(cell: Cell) -> dict[str, Any]:
     rate, start = setting.get("dropout", 0.0), values["late"] if cell.arm == "late" else 0.0
     epochs = 1 if cell.arm in FRESH else values["epochs"][cell.world]
     places = unique_places(cell.seed, steps * rows // epochs, length)
+    held_out = [held_out_windows(values["held_out_rows"], length)]
     course = train(
         model,
         partial(next_token, smoothing=setting.get("smoothing", 0.0)),
@@ -75,7 +76,7 @@ def train_arm(cell: Cell) -> dict[str, Any]:
         worst=DIVERGED,
         schedule=Schedule(kind="cosine", warmup=0.05, floor=0.1),
         dropout=Dropout(rate=rate, start=start) if rate else None,
-        evaluate=partial(measure, values["held_out_rows"], length),
+        evaluate=partial(predicted, batches=held_out),
         evaluate_every=max(1, steps // values["evaluations"]),
         seed=cell.seed,
         on_bad_numbers="skip",
@@ -117,19 +118,6 @@ def optimizer(cell: Cell, model: nn.Module) -> Any:
         weight_decay=setting.get("weight_decay", values["weight_decay"]),
     )
     return build_optimizer(settings, model)
-
-
-def measure(rows: int, length: int, model: nn.Module) -> dict[str, float]:
-    """Loss (nats a byte) and share of bytes right on windows of the held-out files, the same for all arms and seeds."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    data = source_bytes()[1]
-    batch = rows_at(data, torch.linspace(0, len(data) - length - 1, rows).long(), length)
-    logits = model(batch["input_ids"]).float().flatten(0, 1)  # [rows x length, 256]
-    labels = batch["labels"].flatten()
-    right = (logits.argmax(-1) == labels).float().mean()
-    return {"loss": float(cross_entropy(logits, labels)), "accuracy": float(right)}
 
 
 def damages(table: dict[str, Measurements]) -> dict[str, Measurements]:

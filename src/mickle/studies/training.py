@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from mickle.data.mixture import permute
 from mickle.errors import NumericError
+from mickle.evaluation.masked import token_scores
 from mickle.events import Evaluated, Trained
 from mickle.models.decoder import Decoder
 from mickle.models.shape import DecoderConfig
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from mickle.training.fit import Batches
-    from mickle.training.objectives import Objective
+    from mickle.training.objectives import Batch, Objective
 
 
 @dataclass
@@ -100,6 +102,14 @@ def train(
         course.evaluated.append(steps)
         course.measured.append(dict(worst))
     return course
+
+
+def predicted(model: nn.Module, batches: Iterable[Batch]) -> dict[str, float]:
+    """How a model predicts batches: ``loss`` (nats) and ``accuracy`` (share right), means over all labels from 0 on."""
+    model.eval()
+    with torch.no_grad():
+        nats, right = (np.concatenate(part) for part in zip(*(token_scores(model, batch) for batch in batches)))
+    return {"loss": float(nats.mean()), "accuracy": float(right.mean())}
 
 
 def in_epochs(index: int, rows: int, count: int, seed: int, first: int = 0) -> np.ndarray:

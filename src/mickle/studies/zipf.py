@@ -57,7 +57,4 @@ class ZipfProblem:
         return found
 
 
-@cache
-def zipf_problem(seed: int, features: int, classes: int, examples: int) -> ZipfProblem:
-    """The seed's problem; the arms share it."""
-    return ZipfProblem(seed, features, classes, examples)
+zipf_problem = cache(ZipfProblem)  # the arms share a seed's
