@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mickle import machine
 from mickle.compression.sweep import SweepSettings, layout_of, rounding
-from mickle.compression.walk import batch_rows
+from mickle.compression.walk import TOKENS_AT_A_TIME, batch_rows
 from mickle.evaluation.loss import CHUNK_BYTES
 from mickle.machine import Forecast
 from mickle.models.blocks import Blocks, weights_of
@@ -39,8 +39,8 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None,
 
 
 def _memory(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, dense: int, measured: bool) -> int:
-    """Peak bytes: of the walk over blocks, of writing ``dense`` bytes of other weights, or of measuring the loss of the
-    whole model, whose file is held beside what is made of it. Whatever is computed with is in float32.
+    """Peak bytes: of the walk over blocks, all in float32, of writing ``dense`` bytes of other weights, or of measuring
+    the loss of the whole model as it is stored.
     """
     elements, sizes = blocks.files.elements, dict(weights_of(blocks))
     in_blocks = sum(o * i for o, i in sizes.values())
@@ -50,8 +50,11 @@ def _memory(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, 
     else:
         needs = [_of_block([sizes[name] for name in layers], ids, settings, _width(blocks)) for layers in blocks.layers]
         walking = (4 * elements if blocks.in_memory else outside) + max(needs, default=0)
-    stored = sum(entry.end - entry.start for _, entry in blocks.files.tensors.values())
-    measuring = 4 * elements + stored + 3 * CHUNK_BYTES if measured else 0
+    measuring = 0
+    if measured:
+        stored = sum(entry.end - entry.start for _, entry in blocks.files.tensors.values())
+        widths = max((sum(map(sum, map(sizes.__getitem__, layers))) for layers in blocks.layers), default=0)
+        measuring = stored + 4 * TOKENS_AT_A_TIME * widths + 3 * CHUNK_BYTES
     return PROCESS + max(walking, outside + dense, measuring)
 
 

@@ -80,6 +80,7 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
         )
         found[when] = {name: measured[name] for name in ("perplexity", "bits_per_byte", "documents", "tokens")}
         del opened
+        machine.release_memory()  # before another model is opened
     return found
 
 
