@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 MODELS := build/models
 export HF_HUB_OFFLINE := 1
+# Bytecode is made when a module is imported: for all files of all packages it takes a minute.
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile -c constraints.txt
 
 .PHONY: demo test model lint types layers unit mutants faults fuzz docs bench pins clean
 
@@ -61,14 +63,17 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # torch comes first and pinned, so that no other package can pull a build with gigabytes of CUDA.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+$(VENV)/.installed: pyproject.toml $(VENV)/.torch
+	$(PIP) -e .
 	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
+	$(PIP) -e '.[dev]'
+	touch $(VENV)/.installed $@
 
 # Exact versions of everything, from a fresh install. torch's local tag (+cpu) is dropped: other machines have others.
 pins:

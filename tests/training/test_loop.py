@@ -98,6 +98,27 @@ def test_memory_that_is_never_enough_is_an_error_and_other_errors_stay() -> None
             train("next_token", model=still("next_token"), objective=Short("next_token", 0, error))
 
 
+def test_memory_that_runs_out_in_an_update_ends_the_run_and_it_goes_on(tmp_path: Path) -> None:
+    case, errors = "next_token", iter([None, None, None, NO_MEMORY[1]])
+    model, _ = train(case, "adamw", model=still(case), steps=6)
+
+    def ends(*given: object) -> None:
+        if (error := next(errors)) is not None:
+            raise error
+
+    def short(model: nn.Module) -> torch.optim.Optimizer:
+        optimizer = OPTIMIZERS["adamw"](model)
+        optimizer.register_step_post_hook(ends)
+        return optimizer
+
+    options: dict[str, Any] = {"steps": 6, "checkpoints": tmp_path, "save_every": 1}
+    with pytest.raises(ResourceError, match=r"update of step 4: .*can't allocate memory"):
+        train(case, short, model=still(case), **options)
+    again, told = train(case, "adamw", model=still(case), **options)
+    assert len(losses(told)) == 3
+    assert distance(model, again) == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="memory and files are counted on Linux alone")
 @pytest.mark.parametrize(("case", "optimizer"), [("next_token", "adamw"), ("classification", "mezo")])
 def test_a_long_run_takes_no_more_with_every_step(case: str, optimizer: str, tmp_path: Path) -> None:

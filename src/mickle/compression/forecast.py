@@ -45,16 +45,14 @@ def _memory(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, 
     elements, sizes = blocks.files.elements, dict(weights_of(blocks))
     in_blocks = sum(o * i for o, i in sizes.values())
     outside = 4 * (elements - in_blocks)
-    if settings is None:
-        walking = 4 * elements + 4 * in_blocks  # what was, to compare with
+    stored = sum(entry.end - entry.start for _, entry in blocks.files.tensors.values())
+    if settings is None:  # as it is stored, what was once more to compare with, and a layer's difference in float64
+        walking = 2 * stored - dense + 4 * 8 * max((o * i for o, i in sizes.values()), default=0)
     else:
         needs = [_of_block([sizes[name] for name in layers], ids, settings, _width(blocks)) for layers in blocks.layers]
         walking = (4 * elements if blocks.in_memory else outside) + max(needs, default=0)
-    measuring = 0
-    if measured:
-        stored = sum(entry.end - entry.start for _, entry in blocks.files.tensors.values())
-        widths = max((sum(map(sum, map(sizes.__getitem__, layers))) for layers in blocks.layers), default=0)
-        measuring = stored + 4 * TOKENS_AT_A_TIME * widths + 3 * CHUNK_BYTES
+    widths = max((sum(map(sum, map(sizes.__getitem__, layers))) for layers in blocks.layers), default=0)
+    measuring = stored + 4 * TOKENS_AT_A_TIME * widths + 3 * CHUNK_BYTES if measured else 0
     return PROCESS + max(walking, outside + dense, measuring)
 
 

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mickle import storage
-from mickle.errors import UsageError
+from mickle import machine, storage
+from mickle.errors import ResourceError, UsageError, first_line
 from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Saving, Started, Trained, Warned
 from mickle.training import checkpoint, distributed
 from mickle.training.closure import Closure, derived_seed, seeded
@@ -125,7 +125,7 @@ def _one_step(run: Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
     run.model.train()
     bad, parts = None, closure.parts
     try:
-        run.optimizer.step(closure)
+        _update(run.optimizer, closure)
         counters.skipped_in_a_row = 0
     except BadNumbers as error:
         bad = error
@@ -140,6 +140,21 @@ def _one_step(run: Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
     return bad, Trained(
         step + 1, closure.loss, rate, closure.gradient_norm, counters.tokens, counters.seconds, extra, closure.count
     )
+
+
+def _update(optimizer: Optimizer, closure: Closure) -> None:
+    """One update of the weights. ResourceError where memory runs out behind the gradients: some weights have changed
+    then and others not, so it cannot be done again.
+    """
+    try:
+        optimizer.step(closure)
+    except (MemoryError, RuntimeError) as error:
+        if not machine.is_out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"Memory ran out in the update of step {closure.step + 1}: {first_line(error)}",
+            todo="end other programs and run the same command again: it goes on from its last checkpoint",
+        ) from None
 
 
 def _in_more_parts(run: Fit, counters: _Counters) -> str:
