@@ -43,7 +43,8 @@ from typing import Any
 
 import numpy as np
 
-from mickle.data.near_duplicates import NearDuplicates, clusters, match_probability, signatures
+from mickle.data.near_duplicates import clusters, match_probability, signatures
+from mickle.data.rules import NearDuplicates
 from mickle.kernels import signatures as kernel
 from mickle.machine import describe, peak_memory, reset_peak_memory
 from mickle.storage import write_json

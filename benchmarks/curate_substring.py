@@ -81,16 +81,18 @@ def merged(found: np.ndarray) -> np.ndarray:
 
 def mickle_threads(path: Path, threads: int) -> Answer:
     """Bytes as documents of their own, in parts of a scratch folder: two parts on two threads."""
-    from mickle.data.repeated_spans import Search, find_spans
+    from mickle.data.repeated_spans import find_spans
+    from mickle.data.repeated_text import RepeatedText
 
     documents = (np.frombuffer(one, np.uint8) for one in path.read_bytes().split(b"\0"))
     with tempfile.TemporaryDirectory() as scratch:
-        for _ in find_spans(documents, Search(LENGTH, threads=threads), Path(scratch)):
+        for _ in find_spans(documents, RepeatedText(length=LENGTH), Path(scratch), threads):
             pass
 
 
 def words(path: Path, threads: int) -> Answer:
-    from mickle.data.repeated_text import RepeatedText, find_repeated
+    from mickle.data.repeated_spans import find_repeated
+    from mickle.data.repeated_text import RepeatedText
 
     texts = (one.decode(errors="ignore") for one in path.read_bytes().split(b"\0"))
     with tempfile.TemporaryDirectory() as scratch:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from mickle import storage, verbs
-from mickle.data.card import Tally
 from mickle.data.pages import Skipped
 from mickle.data.records import Page, Removed
+from mickle.data.tally import Tally
 from mickle.errors import UsageError
 from mickle.evaluation.evaluate import beside_baselines
 from mickle.report import LARGEST, render, stamp, write_report

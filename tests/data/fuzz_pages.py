@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 import small_web as web
 from mutations import mutated
 
-from mickle.data.card import Tally
 from mickle.data.pages import RawPage
 from mickle.data.refine import refine_page
 from mickle.data.rules import WEB, Rules
 from mickle.data.sources import Warc
+from mickle.data.tally import Tally
 from mickle.data.warc import write_warc
 
 RULES = Rules(stages=list(WEB))

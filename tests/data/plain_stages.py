@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from mickle.data.comparing import content_hash
+from mickle.data.near_duplicates import clusters, signatures, similarity
 from mickle.data.records import Failure, Page, Removed, remove
-from mickle.data.repeated_text import RepeatedText, find_repeated, settle
+from mickle.data.repeated_spans import find_repeated
+from mickle.data.repeated_text import RepeatedText, settle
+from mickle.data.rules import NearDuplicates
 
 
 def exact_duplicates(pages: Iterable[Page | Removed]) -> Iterator[Page | Removed]:
@@ -28,6 +32,40 @@ def exact_duplicates(pages: Iterable[Page | Removed]) -> Iterator[Page | Removed
         yield (
             remove(page, "exact duplicates", Failure("same text as a kept page", copies, 1), url) if copies else page
         )
+
+
+def near_duplicates(
+    pages: Iterable[Page | Removed], settings: NearDuplicates, seed: int = 0
+) -> Iterator[Page | Removed]:
+    """Removes every page whose cluster has an earlier one, naming it; holds all pages and their signatures
+    (8 bytes a band).
+
+    The value is the true similarity with the kept twin; it is under the limit where only pages between the two make
+    them one cluster. A kept page counts what was removed for it in ``copies``. Pages removed before pass untouched.
+    """
+    held = list(pages)
+    places = [place for place, page in enumerate(held) if not isinstance(page, Removed)]
+    texts = [held[place].text for place in places]
+    columns = signatures(texts, settings, seed).T
+    labels = clusters(
+        columns, len(texts), verify=settings.verify, shingle=settings.shingle, text=texts.__getitem__
+    ).tolist()
+    copies = [0] * len(texts)
+    for index, first in enumerate(labels):
+        copies[first] += index != first and 1 + held[places[index]].copies
+    limit = settings.verify or settings.threshold
+    cluster = dict(zip(places, zip(range(len(texts)), labels)))
+    for place, page in enumerate(held):
+        if place not in cluster:
+            yield page
+            continue
+        index, first = cluster[place]
+        if index == first:
+            yield replace(page, copies=page.copies + copies[index])
+            continue
+        value = similarity(texts[first], page.text, settings.shingle)
+        failure = Failure("nearly the same text as a kept page", value, limit)
+        yield remove(page, "near duplicates", failure, held[places[first]].url)
 
 
 def repeated_text(

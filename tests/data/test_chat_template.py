@@ -21,7 +21,6 @@ from mickle.data.answer_spans import (
     NOT_SHOWN,
     NotLaidOut,
     lay_out,
-    trained_spans,
 )
 from mickle.data.chat_template import PLAIN, ChatTemplate, open_template
 from mickle.data.conversations import Message
@@ -81,13 +80,15 @@ def test_whatever_people_write_it_is_the_answers_that_are_trained(texts, name):
     family = FAMILIES[name]
     texts = texts[: len(texts) // 2 * 2]
     messages = turns([(("user", "assistant")[n % 2], text) for n, text in enumerate(texts)])
-    text, spans = trained_spans(template_of(family), messages)
+    layout = lay_out(template_of(family), messages)
+    text, spans = layout.text, layout.trained
     assert [text[a:b] for a, b in spans] == answers(family, messages)
 
 
 def test_the_built_in_template_reads_well_and_trains_answers_and_end_marks():
     template = ChatTemplate(PLAIN, variables={"bos_token": "<s>", "eos_token": "</s>"}, specials=("<s>", "</s>"))
-    text, spans = trained_spans(template, turns(CONVERSATION[:5]))
+    layout = lay_out(template, turns(CONVERSATION[:5]))
+    text, spans = layout.text, layout.trained
     assert text == (
         "<s>System:\nAnswer in few words.\n\nUser:\nWhat is two and two?\n\nAssistant:\nFour.\n\nOr 4.</s>\n\n"
         "User:\n And three and three?\n\n\nAssistant:\n" + CONVERSATION[4][1] + "</s>\n\n"
@@ -148,7 +149,8 @@ def test_what_a_template_leaves_out_is_said(source, notes):
 
 def test_an_answer_that_is_shown_twice_is_trained_as_it_is_written():
     source = FAMILIES["chatml"].source.replace("message.content +", "message.content + '|' + message.content +")
-    text, spans = trained_spans(ChatTemplate(source, specials=TURNS), turns(CONVERSATION[1:3]))
+    layout = lay_out(ChatTemplate(source, specials=TURNS), turns(CONVERSATION[1:3]))
+    text, spans = layout.text, layout.trained
     assert [text[a:b] for a, b in spans] == ["Four.\n\nOr 4.|Four.\n\nOr 4.<|im_end|>"]
 
 
@@ -360,7 +362,8 @@ def test_a_template_that_is_stopped_again_and_again_is_asked_no_more(monkeypatch
 
 def test_a_template_may_take_long_texts():
     long = turns([("user", "a" * 10), ("assistant", "word " * 400_000)])
-    text, ((start, end),) = trained_spans(template_of(FAMILIES["chatml"]), long)
+    layout = lay_out(template_of(FAMILIES["chatml"]), long)
+    text, ((start, end),) = layout.text, layout.trained
     assert end - start == 2_000_000 + len("<|im_end|>") and text.endswith("<|im_end|>\n")
 
 

@@ -19,12 +19,12 @@ import small_web as web
 from mickle import storage
 from mickle.config import validate
 from mickle.data import passes
-from mickle.data.card import Tally
 from mickle.data.curate import Curate
 from mickle.data.documentation import Module
 from mickle.data.records import Removed, read_corpus, read_removed
 from mickle.data.rules import STAGES
 from mickle.data.sources import Documentation
+from mickle.data.tally import Tally
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError
 from mickle.events import Event, Noted, Progressed, Started, Warned, ignore

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from functools import partial
-
 import pytest
 
-from mickle.data.filters import apply, identify_language, language_of, long_enough
-from mickle.data.records import Failure, Page, Removed, piece
+from mickle.data.filters import identify_language, language_of, long_enough
+from mickle.data.records import Page, Removed
 
 ENGLISH = "The river runs past the old town, and nobody who lives there remembers a winter when it froze over."
 GERMAN = "Der Fluss fließt an der alten Stadt vorbei, und niemand erinnert sich an einen Winter, in dem er zufror."
@@ -85,23 +82,3 @@ def test_length_is_compared_with_less_than() -> None:
     gone = long_enough(page("x" * 9), 10)
     assert isinstance(gone, Removed)
     assert (gone.stage, gone.value) == ("length", 9.0)
-
-
-def test_stages_stop_at_the_first_that_removes() -> None:
-    stages = (partial(long_enough, minimum=5), partial(identify_language, languages=["en"], threshold=0.0))
-    short, kept = apply([page("x"), page(ENGLISH)], *stages)
-    assert isinstance(short, Removed)
-    assert short.stage == "length"
-    assert isinstance(kept, Page)
-    assert (kept.language, kept.text) == ("en", ENGLISH)
-    assert list(apply([short], *stages)) == [short]
-
-
-def test_pieces_come_just_before_their_page() -> None:
-    def behead(page: Page) -> list[Page | Removed]:
-        cut = piece(page, "lines", Failure("first letter", 1, 0), 0, page.text[:1])
-        return [cut, replace(page, text=page.text[1:])]
-
-    cut, again, kept = apply([page("abc")], behead, behead)
-    assert [(c.text, c.start) for c in (cut, again) if isinstance(c, Removed)] == [("a", 0), ("b", 0)]
-    assert kept.text == "c"

@@ -10,15 +10,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from mickle.config import validate
-from mickle.data.label_prompts import (
-    EncodedLabels,
-    LabelBatches,
-    LabelledText,
-    LabelPrompt,
-    batch_of,
-    encode_labelled,
-    read_labelled,
-)
+from mickle.data.label_batches import EncodedLabels, LabelBatches, batch_of, encode_labelled
+from mickle.data.label_prompts import LabelledText, LabelPrompt, read_labelled
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
 

@@ -296,7 +296,7 @@ def test_sorting_draws_with_replacement_and_sorts_repeated_ones_one_by_one(name,
     """As the authors draw: of n values, k draws are all different with probability n (n - 1) .. (n - k + 1) / n^k."""
     length, drawn = 16, 400
     repeated = 0
-    for record in lt.bucket(TASKS[name], 2, length, drawn, FULL):
+    for record in lt.buckets(TASKS[name], 2, [length], drawn, FULL):
         items = between(record.source, "Sort the following list [ ", " ].").split(", ")
         steps = read_work(record.target)
         assert ", ".join(step["output"] for step in steps) == record.answer
@@ -309,7 +309,7 @@ def test_sorting_draws_with_replacement_and_sorts_repeated_ones_one_by_one(name,
 
 def test_lego_asks_every_variable_of_the_second_half():
     def asked(length):
-        sources = [record.source for record in lt.bucket(TASKS["lego"], 0, length, 200)]
+        sources = [record.source for record in lt.buckets(TASKS["lego"], 0, [length], 200)]
         chains = [re.findall(r"(\w) = ", source) for source in sources]
         return {chain.index(source[-2]) for chain, source in zip(chains, sources, strict=True)}
 

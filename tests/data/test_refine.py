@@ -9,17 +9,16 @@ from typing import Any
 
 import pytest
 import small_web as web
-from plain_stages import exact_duplicates, repeated_text
+from plain_stages import exact_duplicates, near_duplicates, repeated_text
 
 from mickle import storage
 from mickle.config import validate
 from mickle.data.curate import Curate
 from mickle.data.lines import Lines
-from mickle.data.near_duplicates import NearDuplicates, near_duplicates
 from mickle.data.pages import RawPage, Skipped
-from mickle.data.records import Page, Removed, domain_of, read_corpus, read_removed
-from mickle.data.refine import correct, refine, refine_page
-from mickle.data.rules import STAGES, WEB, Outcome, Rules
+from mickle.data.records import Failure, Page, Removed, domain_of, piece, read_corpus, read_removed
+from mickle.data.refine import correct, page_stages, refine, refine_page, through
+from mickle.data.rules import STAGES, WEB, NearDuplicates, Outcome, Rules
 from mickle.data.warc import write_warc
 from mickle.errors import UsageError
 from mickle.events import ignore
@@ -136,6 +135,31 @@ def test_comparing_stages_equal_their_functions_one_after_the_other() -> None:
     ]
     assert likeness[0] == likeness[1]  # the true Jaccard similarity
     assert all(0 < value < 1 for value in likeness[0])
+
+
+def test_stages_stop_at_the_first_that_removes() -> None:
+    sentence = "The river runs past the old town, and nobody who lives there remembers a winter when it froze over."
+    stages = page_stages(Rules(stages=["length", "language"], minimum_characters=5, language_threshold=0.0))
+    seconds: dict[str, float] = {}
+    (short,) = through(Page("u", "d", "", "x"), stages, seconds)
+    assert isinstance(short, Removed)
+    assert short.stage == "length"
+    assert set(seconds) == {"length"}
+    (kept,) = through(Page("u", "d", "", sentence), stages, seconds)
+    assert type(kept) is Page
+    assert (kept.language, kept.text) == ("en", sentence)
+    assert through(short, stages, {}) == [short]
+
+
+def test_pieces_come_just_before_their_page() -> None:
+    def behead(page: Page) -> list[Page | Removed]:
+        cut = piece(page, "lines", Failure("first letter", 1, 0), 0, page.text[:1])
+        return [cut, replace(page, text=page.text[1:])]
+
+    cut, again, kept = through(Page("u", "d", "", "abc"), [("one", behead), ("two", behead)], {})
+    assert [(c.text, c.start) for c in (cut, again) if isinstance(c, Removed)] == [("a", 0), ("b", 0)]
+    assert isinstance(kept, Page)
+    assert kept.text == "c"
 
 
 def test_what_is_refined_once_stays_as_it_is(outcomes: list[Outcome]) -> None:

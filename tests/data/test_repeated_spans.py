@@ -14,16 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mickle.data import repeated_spans
-from mickle.data.repeated_spans import Search, Span, find_spans
+from mickle.data.repeated_spans import Span, find_spans
+from mickle.data.repeated_text import PART_TOKENS, RepeatedText
 from mickle.errors import UsageError
 
 CORPUS = st.lists(st.lists(st.integers(0, 1), max_size=30), max_size=8)
 DRAWN = np.random.default_rng(0)
 
 
-def spans_of(documents: list[list[int]], search: Search) -> list[list[Span]]:
+def search(length: int = 50, first: bool = False, part_tokens: int = PART_TOKENS) -> RepeatedText:
+    return RepeatedText(length=length, keep="first" if first else "none", part_tokens=part_tokens)
+
+
+def spans_of(documents: list[list[int]], settings: RepeatedText, threads: int = 1) -> list[list[Span]]:
     with TemporaryDirectory() as scratch:
-        return list(find_spans([np.array(d, np.uint32) for d in documents], search, Path(scratch)))
+        return list(find_spans([np.array(d, np.uint32) for d in documents], settings, Path(scratch), threads))
 
 
 def windows_of(documents: list[list[int]], length: int) -> list[list[tuple[int, ...]]]:
@@ -37,7 +42,7 @@ def test_spans_are_the_tokens_of_all_windows_seen_twice(
 ) -> None:
     windows = windows_of(documents, length)
     count = Counter(window for own in windows for window in own)
-    found = spans_of(documents, Search(length, False, part_tokens, threads))
+    found = spans_of(documents, search(length, False, part_tokens), threads)
     assert len(found) == len(documents)
     for own, spans in zip(windows, found):
         covered = {i + d for i, window in enumerate(own) if count[window] > 1 for d in range(length)}
@@ -52,7 +57,7 @@ def test_twins_hold_the_window_and_keep_first_keeps_the_first(
 ) -> None:
     windows = windows_of(documents, length)
     for first in (False, True):
-        for number, spans in enumerate(spans_of(documents, Search(length, first, part_tokens))):
+        for number, spans in enumerate(spans_of(documents, search(length, first, part_tokens))):
             for span in spans:
                 assert not first or span.twin <= number
                 if not first:
@@ -68,24 +73,24 @@ def test_a_span_of_fifty_tokens_counts_and_one_of_49_does_not(shared: int, found
     tokens = DRAWN.permutation(10_000).tolist()  # all different
     common = tokens[:shared]
     documents = [tokens[100:130] + common + tokens[130:140], [], tokens[200:210] + common, tokens[300:320]]
-    spans = spans_of(documents, Search(50, first, 70))
+    spans = spans_of(documents, search(50, first, 70))
     kept = [] if first or not found else [Span(30, 30 + found, 2)]
     assert spans == [kept, [], [Span(10, 10 + found, 0)] if found else [], []]
 
 
 def test_one_document_over_and_over() -> None:
     document = DRAWN.integers(0, 1000, 60).tolist()
-    assert spans_of([document] * 3, Search(50)) == [[Span(0, 60, n)] for n in (1, 0, 0)]
-    assert spans_of([document] * 3, Search(50, True)) == [[], [Span(0, 60, 0)], [Span(0, 60, 0)]]
-    assert spans_of([[1] * 100], Search(50, True)) == [[Span(50, 100, 0)]]
-    assert spans_of([], Search(50)) == []
-    assert spans_of([[], []], Search(50)) == [[], []]
+    assert spans_of([document] * 3, search(50)) == [[Span(0, 60, n)] for n in (1, 0, 0)]
+    assert spans_of([document] * 3, search(50, True)) == [[], [Span(0, 60, 0)], [Span(0, 60, 0)]]
+    assert spans_of([[1] * 100], search(50, True)) == [[Span(50, 100, 0)]]
+    assert spans_of([], search(50)) == []
+    assert spans_of([[], []], search(50)) == [[], []]
 
 
 def test_a_killed_search_goes_on_with_its_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [DRAWN.integers(0, 2, 30) for _ in range(10)]
-    search = Search(length=10, part_tokens=31)
-    link, linked = repeated_spans._link_part, []
+    parts = search(10, part_tokens=31)
+    link, linked = repeated_spans.link_windows, []
 
     def killed_in_the_fourth(*given: Any) -> None:
         link(*given)  # it had come far
@@ -93,20 +98,20 @@ def test_a_killed_search_goes_on_with_its_part(tmp_path: Path, monkeypatch: pyte
             raise KeyboardInterrupt
         linked.append(given)
 
-    monkeypatch.setattr(repeated_spans, "_link_part", killed_in_the_fourth)
+    monkeypatch.setattr(repeated_spans, "link_windows", killed_in_the_fourth)
     with pytest.raises(KeyboardInterrupt):
-        list(find_spans(documents, search, tmp_path))
+        list(find_spans(documents, parts, tmp_path))
     linked.clear()
-    monkeypatch.setattr(repeated_spans, "_link_part", lambda *given: linked.append(given) or link(*given))
+    monkeypatch.setattr(repeated_spans, "link_windows", lambda *given: linked.append(given) or link(*given))
     heard: list[int] = []
-    found = list(find_spans(documents, search, tmp_path, heard.append))
+    found = list(find_spans(documents, parts, tmp_path, 1, heard.append))
     assert (len(linked), sum(heard)) == (7, 310)
-    assert found == spans_of([d.tolist() for d in documents], search)
+    assert found == spans_of([d.tolist() for d in documents], parts)
     # Other documents in the same folder, as many tokens: nothing of the first search is taken for theirs.
     others = [d[::-1].copy() for d in documents]
-    assert list(find_spans(others, search, tmp_path)) == spans_of([d.tolist() for d in others], search)
+    assert list(find_spans(others, parts, tmp_path)) == spans_of([d.tolist() for d in others], parts)
 
 
 def test_tokens_that_look_like_separators_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="below 2"):
-        list(find_spans([np.array([1 << 63], np.uint64)], Search(), tmp_path))
+        list(find_spans([np.array([1 << 63], np.uint64)], search(), tmp_path))

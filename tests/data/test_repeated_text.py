@@ -12,7 +12,8 @@ from plain_stages import repeated_text, restore
 
 from mickle.config import to_yaml, validate
 from mickle.data.records import Page, Removed, cut
-from mickle.data.repeated_text import STAGE, Range, RepeatedText, find_repeated
+from mickle.data.repeated_spans import find_repeated
+from mickle.data.repeated_text import STAGE, Range, RepeatedText
 from mickle.errors import UsageError
 
 DRAWN = random.Random(0)

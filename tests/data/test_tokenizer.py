@@ -13,8 +13,10 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer
 
 from mickle.data import tokenizer as module
+from mickle.data.masking import begins_word
 from mickle.data.pieces import pieces
-from mickle.data.tokenizer import END_OF_DOCUMENT, MASK, coloured, open_text_tokenizer, train_tokenizer
+from mickle.data.preview import coloured
+from mickle.data.tokenizer import END_OF_DOCUMENT, MASK, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 
 TEXTS = [f"the quick brown fox number {i} jumps over the lazy dog and the {i * i} cats\n" for i in range(80)]
@@ -77,7 +79,7 @@ def test_a_library_is_given_a_bounded_text_at_a_time(monkeypatch):
     """A page of 50 MB would take it 6 GB, and a run of 50 million letters years to learn merges from."""
     whole = TOKENIZER.encode(TEXTS)
     monkeypatch.setattr(pieces, "__defaults__", (64,))
-    monkeypatch.setattr(module, "LONGEST", 64)
+    monkeypatch.setattr("mickle.data.pieces.LONGEST", 64)
     given = []
     encode = Tokenizer.encode_batch_fast
     small = replace(
@@ -255,12 +257,13 @@ def test_words_of_a_byte_level_vocabulary():
     (ids,) = MASKED.encode([text])
     pieces = [MASKED.tokenizer.decode([i]) for i in ids]
     raw = [MASKED.tokenizer.id_to_token(i) for i in ids]
-    opened = [piece for piece, i in zip(raw, ids, strict=True) if MASKED.begins_word[i]]
+    opens = begins_word(MASKED)
+    opened = [piece for piece, i in zip(raw, ids, strict=True) if opens[i]]
     # A space, a comma, a digit or a line's end opens a word; letters and the bytes of \u00fc go on with one.
     assert all(piece[0] in "\u0120\u010a,0123456789" for piece in opened)
     assert sum(piece.startswith("\u0120") for piece in opened) == text.count(" ")
     assert "".join(pieces).count("\n") == 1
-    assert MASKED.begins_word[[MASKED.start, MASKED.mask]].all()
+    assert opens[[MASKED.start, MASKED.mask]].all()
 
 
 def bert_folder(folder, configuration):
@@ -286,7 +289,7 @@ def test_a_bert_tokenizer(tmp_path, configuration):
     assert tokenizer.special == {0, 1, 2, 3, 4}
     (ids,) = tokenizer.encode_documents(["the playing plays"])
     assert ids.tolist() == [2, 7, 5, 6, 5, 8, 3]
-    assert np.flatnonzero(~tokenizer.begins_word).tolist() == [6, 8]
+    assert np.flatnonzero(~begins_word(tokenizer)).tolist() == [6, 8]
     if configuration:
         tokenizer.save(tmp_path)
         kept = json.loads((tmp_path / "tokenizer_config.json").read_text())

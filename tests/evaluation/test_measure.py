@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mickle.data.label_prompts import EncodedLabels
+from mickle.data.label_batches import EncodedLabels
 from mickle.data.length_tasks import buckets, open_task, symbol_tokenizer
 from mickle.data.records import Page
 from mickle.data.tokenizer import train_tokenizer

@@ -6,12 +6,12 @@ from random import Random
 
 import pytest
 
-from mickle.data.card import PAPER
 from mickle.data.installed import docstrings
 from mickle.data.pages import extract
 from mickle.data.records import Failure, Page, Removed, piece, remove
 from mickle.data.refine import refine
 from mickle.data.rules import WEB, Rules
+from mickle.data.tally import PAPER
 from mickle.data.urls import UrlFilter
 from mickle.errors import UsageError
 from mickle.studies import crawl_scores, junk

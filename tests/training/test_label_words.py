@@ -7,7 +7,7 @@ import torch
 from tiny_training import VOCABULARY, decoder
 from torch import Tensor, nn
 
-from mickle.data.label_prompts import EncodedLabels, batch_of
+from mickle.data.label_batches import EncodedLabels, batch_of
 from mickle.training.label_words import (
     answer_f1,
     class_scores,

@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mickle.data.chat_template import ChatTemplate
-from mickle.data.conversation_forms import Message
 from mickle.data.template_sandbox import CLOSES, OPENS, Failed, Refused, Rendering
+from mickle.data.turns import Message
 from mickle.errors import UsageError
 
 Span = tuple[int, int]
@@ -56,12 +56,6 @@ class Layout:
     contents: list[Span] | None
     notes: list[str]
     asked: int | None = None
-
-
-def trained_spans(template: ChatTemplate, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    """The rendered text and the spans [start, end) of it that are trained. Errors as :func:`lay_out`."""
-    found = lay_out(template, messages)
-    return found.text, found.trained
 
 
 def lay_out(
@@ -207,7 +201,9 @@ def _span(texts: _Renderings, number: int, text: str, place: Span | None) -> tup
     end, marked = _end(template, text[after:agreed])
     if place is None and not marked and agreed < len(upto.rstrip()):
         return None, EARLIER
-    written = template.without_marks(text[start : after + end]) if place is None else text[slice(*place)]
+    written = text[start : after + end] if place is None else text[slice(*place)]
+    if place is None and template.special_pattern:
+        written = template.special_pattern.sub("", written)
     if not written.strip():
         return None, CUT
     return (start, after + end), "" if marked else NO_END
@@ -256,17 +252,15 @@ def match_contents(text: str, sketch: list[str], messages: Sequence[Message]) ->
         content = messages[number].content
         forms = (content, content.strip(), content.rstrip(), content.lstrip(), content.strip("\n"))
         shown = next((form for form in forms if text.startswith(form + part, at)), None)
-        end = at + len(shown) if shown is not None else _next(text, part, at, content)
+        if shown is not None:
+            end = at + len(shown)
+        else:  # where the template goes on, if that is certain
+            end = text.find(part, at) if part.strip() and part.strip() not in content else -1
         if end < 0:
             return None
         found.append(Shown(number, at, end, shown is not None))
         at = end + len(part)
     return found if at == len(text) else None
-
-
-def _next(text: str, part: str, at: int, content: str) -> int:
-    """Where the template's ``part`` follows a content that it has changed; -1 where that is not certain."""
-    return text.find(part, at) if part.strip() and part.strip() not in content else -1
 
 
 # -- the template's own marks --------------------------------------------------------------------------------

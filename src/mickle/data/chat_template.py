@@ -2,7 +2,7 @@
 
     template = open_template(folder)
     text = template.render([Message("user", "Hi"), Message("assistant", "Hello")])
-    text, spans = trained_spans(template, messages)      # what the assistant writes (``answer_spans.py``)
+    layout = lay_out(template, messages)  # with what the assistant writes (``answer_spans.py``)
 
 Where a folder has none, a plain one is used that any reader understands; ``source`` is then to be stored as
 ``chat_template.jinja`` beside the tuned weights, so that the model is asked as it was trained.
@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mickle.data.conversation_forms import Message
-from mickle.data.template_sandbox import Failed, Refused, Rendering, marks_answers, render
-from mickle.data.tokenizer import TextTokenizer, mark_of, open_text_tokenizer
+from mickle.data.template_sandbox import Failed, Refused, Rendering, render
+from mickle.data.tokenizer import TextTokenizer, marks_of, open_text_tokenizer
+from mickle.data.turns import Message
 from mickle.errors import UsageError
 from mickle.storage import read_json
 from mickle.untrusted.values import read_text
@@ -27,6 +27,7 @@ from mickle.untrusted.values import read_text
 FILE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 LARGEST = 64 << 10  # bytes of a template; those in use have up to 20 kB
 LARGEST_SETTINGS = 4 << 20
+_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 PLAIN = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -87,7 +88,7 @@ class ChatTemplate:
     @property
     def marks_answers(self) -> bool:
         """Whether the template has ``{% generation %}`` blocks."""
-        return marks_answers(self.source)
+        return _GENERATION.search(self.source) is not None
 
     @cached_property
     def prompts(self) -> bool:
@@ -102,10 +103,6 @@ class ChatTemplate:
     def special_pattern(self) -> re.Pattern[str] | None:
         """Finds special tokens' spellings, the longest first; None where there are none."""
         return pattern_of(self.specials)
-
-    def without_marks(self, text: str) -> str:
-        """A text without special tokens' spellings."""
-        return self.special_pattern.sub("", text) if self.special_pattern else text
 
 
 def pattern_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
@@ -129,17 +126,8 @@ def open_template(folder: Path, tokenizer: TextTokenizer | None = None, name: st
         source, where = PLAIN, "Mickle's plain chat template"
     if len(source.encode("utf-8", "replace")) > LARGEST:
         raise UsageError("chat template is too large to be one", where=where, expected=f"at most {LARGEST:,} bytes")
-    template = ChatTemplate(
-        source,
-        where,
-        built_in,
-        {
-            name: mark
-            for name in tokenizer.configuration
-            if name.endswith("_token") and (mark := mark_of(tokenizer.configuration, name))
-        },
-        tuple(sorted(spellings_of(tokenizer))),
-    )
+    spellings = tuple(sorted(spellings_of(tokenizer)))
+    template = ChatTemplate(source, where, built_in, marks_of(tokenizer.configuration), spellings)
     template.prompts  # noqa: B018 - what is wrong with a template is said when it is opened
     return template
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -78,12 +79,15 @@ def read_kept(path: Path) -> list[Page]:
     return [o for o in read_chunk(path) if isinstance(o, Page) and not isinstance(o, Removed)]
 
 
-def seconds_of(path: Path) -> dict[str, float]:
-    """Seconds that the stages took for a chunk, by stage."""
+def seconds_of(folder: Path) -> dict[str, float]:
+    """Seconds that the stages took for all chunks, by stage in the order of their names."""
     from pyarrow import parquet
 
-    metadata = parquet.read_schema(path).metadata or {}
-    return {str(stage): float(taken) for stage, taken in json.loads(metadata.get(SECONDS, b"{}")).items()}
+    total: dict[str, float] = defaultdict(float)
+    for path in chunk_paths(folder):
+        for stage, taken in json.loads((parquet.read_schema(path).metadata or {}).get(SECONDS, b"{}")).items():
+            total[stage] += taken
+    return dict(sorted(total.items()))
 
 
 def _as_row(outcome: Outcome) -> Removed:

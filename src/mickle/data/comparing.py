@@ -20,19 +20,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mickle.data.near_duplicates import NearDuplicates, clusters, signatures, similarity
+from mickle.data.near_duplicates import clusters, signatures, similarity
 from mickle.data.parallel import each
 from mickle.data.pieces import single_spaced
 from mickle.data.records import Failure, Page, Removed, remove
-from mickle.data.repeated_text import Range, Repeated, find_repeated, settle
-from mickle.data.rules import COMPARING, Outcome, Rules, name_of
+from mickle.data.repeated_spans import find_repeated
+from mickle.data.repeated_text import Range, Repeated, settle
+from mickle.data.rules import COMPARING, NearDuplicates, Outcome, Rules, name_of
 from mickle.data.urls import url_key
+from mickle.events import Emit, Progressed, Started, ignore
 from mickle.kernels.components import merge, stars
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Progress = Callable[[str, int, int], None]  # what is done, how much of it, of how much
 _ADDRESS = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//|\s*www\.", re.IGNORECASE)
 BANDS_AT_ONCE = 16  # of all pages, in memory
 TWINS_AT_ONCE = 1 << 14  # pages kept for others, whose texts are in memory
@@ -41,10 +42,6 @@ REASONS = {
     "near_duplicates": "nearly the same text as a kept page",
     "url_duplicates": "same address as a kept page",
 }
-
-
-def no_progress(what: str, done: int, total: int) -> None:
-    """Nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +54,6 @@ class Keys:
     address: NDArray[np.uint64]
     bands: Callable[[int, int], NDArray[np.uint64]]
     earlier: int = 0
-
-    @property
-    def count(self) -> int:
-        """How many pages, earlier ones among them."""
-        return len(self.content)
 
 
 @dataclass(frozen=True)
@@ -125,28 +117,18 @@ def page_keys(pages: Sequence[Page]) -> NDArray[np.uint64]:
 
 
 def decide(
-    keys: Keys,
-    texts: Texts,
-    rules: Rules,
-    scratch: Path,
-    workers: int = 1,
-    ray: str = "",
-    progress: Progress = no_progress,
+    keys: Keys, texts: Texts, rules: Rules, scratch: Path, workers: int = 1, ray: str = "", emit: Emit = ignore
 ) -> Verdicts:
     """Which pages the chosen comparing stages take out, in the paper's order; ``scratch`` is for repeated text."""
-    verdicts = Verdicts.all_stay(keys.count)
+    verdicts = Verdicts.all_stay(len(keys.content))
     if rules.runs("exact_duplicates"):
         _take(verdicts, keys, "exact_duplicates", lambda alive: first_equal(keys.content[alive]))
     if rules.runs("near_duplicates"):
-        _take(
-            verdicts,
-            keys,
-            "near_duplicates",
-            partial(_near, keys, texts, rules.near_duplicates, workers, ray, progress),
-        )
+        first_of = partial(_near, keys, texts, rules.near_duplicates, workers, ray, emit)
+        _take(verdicts, keys, "near_duplicates", first_of)
         _measure_likeness(verdicts, texts, rules.near_duplicates)
     if rules.runs("repeated_text"):
-        _find_repeated(verdicts, keys, texts, rules, scratch, workers, progress)
+        _find_repeated(verdicts, keys, texts, rules, scratch, workers, emit)
     if rules.runs("url_duplicates"):
         _take(verdicts, keys, "url_duplicates", lambda alive: first_equal(keys.address[alive]))
     return verdicts
@@ -181,11 +163,12 @@ def _near(
     settings: NearDuplicates,
     workers: int,
     ray: str,
-    progress: Progress,
+    emit: Emit,
     alive: NDArray[np.int64],
 ) -> NDArray[np.int64]:
+    emit(Started("compare signatures", settings.bands, "bands"))
     if settings.verify:  # asks for texts, so one page after the other
-        columns = (column[alive] for column in _columns(keys, settings, progress))
+        columns = (column[alive] for column in _columns(keys, settings, emit))
         return clusters(
             columns, len(alive), verify=settings.verify, shingle=settings.shingle,
             text=lambda index: texts.one(int(alive[index])),
@@ -199,13 +182,13 @@ def _near(
     firsts = range(0, settings.bands, BANDS_AT_ONCE)
     for first, found in zip(firsts, each(edges, firsts, workers, ray)):
         merge(labels, *np.ascontiguousarray(found))
-        progress("compare signatures", first + BANDS_AT_ONCE, settings.bands)
+        emit(Progressed(min(first + BANDS_AT_ONCE, settings.bands)))
     return labels
 
 
-def _columns(keys: Keys, settings: NearDuplicates, progress: Progress) -> Iterator[NDArray[np.uint64]]:
+def _columns(keys: Keys, settings: NearDuplicates, emit: Emit) -> Iterator[NDArray[np.uint64]]:
     for first in range(0, settings.bands, BANDS_AT_ONCE):
-        progress("compare signatures", first, settings.bands)
+        emit(Progressed(first))
         yield from keys.bands(first, min(first + BANDS_AT_ONCE, settings.bands))
 
 
@@ -226,16 +209,17 @@ def _measure_likeness(verdicts: Verdicts, texts: Texts, settings: NearDuplicates
 
 
 def _find_repeated(
-    verdicts: Verdicts, keys: Keys, texts: Texts, rules: Rules, scratch: Path, workers: int, progress: Progress
+    verdicts: Verdicts, keys: Keys, texts: Texts, rules: Rules, scratch: Path, workers: int, emit: Emit
 ) -> None:
     stays = verdicts.stays()
     alive = np.flatnonzero(stays)
+    emit(Started("find repeated text", 0, "pieces"))
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress("find repeated text", done, 0)
+        emit(Progressed(done))
 
     judged = (page for page, stay in zip(texts.pages(), stays) if stay)
     found = find_repeated((page.text for page in judged), rules.repeated_text, scratch, workers, advance)
@@ -256,6 +240,18 @@ def twins_of(pages: Iterable[Page], verdicts: Verdicts) -> dict[int, str]:
     """The url of every page that is a twin."""
     wanted = {*np.unique(verdicts.twin[verdicts.twin >= 0]).tolist(), *verdicts.ranges[3::4]}
     return {index: page.url for index, page in enumerate(pages) if index in wanted}
+
+
+def settled(
+    outcomes: Iterable[Outcome], first: int, verdicts: Verdicts, rules: Rules, twin_urls: dict[int, str]
+) -> Iterator[Outcome]:
+    """Outcomes with what becomes of their pages, which are numbered from ``first`` on."""
+    for outcome in outcomes:
+        if isinstance(outcome, Page) and not isinstance(outcome, Removed):
+            yield from settle_page(outcome, first, verdicts, rules, twin_urls)
+            first += 1
+        else:
+            yield outcome
 
 
 def settle_page(
@@ -289,11 +285,4 @@ def compare_pages(outcomes: Sequence[Outcome], rules: Rules, seed: int = 0) -> I
     keys = Keys(known[:, :2], known[:, 2:], lambda first, last: signed[first:last])
     with TemporaryDirectory() as folder:
         verdicts = decide(keys, Texts(lambda: iter(pages), lambda i: pages[i].text), rules, Path(folder))
-    urls = twins_of(pages, verdicts)
-    index = 0
-    for outcome in outcomes:
-        if isinstance(outcome, Page) and not isinstance(outcome, Removed):
-            yield from settle_page(outcome, index, verdicts, rules, urls)
-            index += 1
-        else:
-            yield outcome
+    yield from settled(outcomes, 0, verdicts, rules, twins_of(pages, verdicts))

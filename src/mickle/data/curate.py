@@ -9,32 +9,34 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator, model_validator
 
 from mickle import machine, storage
 from mickle.config import Input, config_variants
-from mickle.data import chunks, documentation, passes
-from mickle.data.card import Tally, corpus_lines, corpus_section, readable
+from mickle.data import chunks, documentation
+from mickle.data.card import corpus_lines, corpus_section, readable
 from mickle.data.decontamination import index_of
 from mickle.data.parallel import each
-from mickle.data.passes import Scratch
 from mickle.data.refine import refused
 from mickle.data.rules import COMPARING, PLAIN, WEB, Rules, StageName
 from mickle.data.sources import OTHER_FILE, Documentation, Files, Rows, Source, Warc, kind_of
-from mickle.data.warc import write_warc
+from mickle.data.tally import Tally
 from mickle.data.workers import Crew
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
 from mickle.results import Finding, Section
 from mickle.step import Step, command
+
+if TYPE_CHECKING:
+    from mickle.data.passes import Scratch
 
 WARC = "source.warc.gz"  # where documentation is written, and read back as any other crawl
 # Measured on one core with all stages; for the forecast only.
@@ -109,19 +111,22 @@ class Curate(Rules, Step):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Writes pages, removed pages and the card under ``work``; goes on where a killed run stopped."""
+        from mickle.data import passes
+
         begun = time.monotonic()
         forecast = self._forecast()
         items = index_of(self.decontamination)  # before any worker asks for them: what is wrong with them is told here
         if items.warning():
             emit(Warned(items.warning()))
-        scratch = Scratch(work / storage.SCRATCH)
+        scratch = passes.Scratch(work / storage.SCRATCH)
         if not scratch.pages.exists():
             storage.check_space(work, forecast.disk_bytes)
-        for folder in (scratch.pages, scratch.earlier):
-            folder.mkdir(parents=True, exist_ok=True)
+        scratch.pages.mkdir(parents=True, exist_ok=True)
+        scratch.earlier.mkdir(exist_ok=True)
         undocumented: dict[str, list[str]] = {}
         if isinstance(self.source, Documentation):
-            undocumented = self._write_documentation(self.source, work, emit)
+            modules = documentation.list_modules(self.source.packages, self.source.tests)
+            undocumented = documentation.write(modules, work / WARC, emit)
         passes.keep_earlier(self.earlier, scratch.earlier)
         fresh = self._refine(work, scratch, emit)
         refined = time.monotonic() - begun
@@ -131,17 +136,13 @@ class Curate(Rules, Step):
         storage.write_json(work / "card.json", card)
         storage.write_text(work / "README.md", readable(card))
         _say_what_is_left(tally, self._source_name(), emit)
-        seconds = _sum(map(chunks.seconds_of, chunks.chunk_paths(scratch.pages)))
-        counts = {
-            name: card[name]
-            for name in ("records", "skipped", "removed", "kept", "kept_bytes", "kept_words", "languages")
-        }
-        return counts | {
+        names = ("records", "skipped", "removed", "kept", "kept_bytes", "kept_words", "languages")
+        return {name: card[name] for name in names} | {
             "forecast": asdict(forecast),
             "fresh_records": fresh,
             "records_per_second": round(fresh / max(refined, 1e-9), 2),
             "seconds_comparing": round(time.monotonic() - begun - refined, 2),
-            "stage_seconds": {stage: round(taken, 3) for stage, taken in sorted(seconds.items())},
+            "stage_seconds": {stage: round(taken, 3) for stage, taken in chunks.seconds_of(scratch.pages).items()},
         }
 
     @classmethod
@@ -210,32 +211,10 @@ class Curate(Rules, Step):
     def _memory(self) -> int:
         return MEMORY + self._workers() * WORKER_MEMORY
 
-    def _write_documentation(self, source: Documentation, work: Path, emit: Emit) -> dict[str, list[str]]:
-        """Writes the pages of the packages' modules to ``source.warc.gz``; returns the modules without a page by
-        reason.
-        """
-        modules = documentation.list_modules(source.packages, source.tests)
-        emit(Started("document modules", len(modules), "modules"))
-        undocumented: dict[str, list[str]] = {}
-
-        def pages() -> Iterator[tuple[str, bytes]]:
-            for done, (module, page, problem) in enumerate(documentation.render(modules), start=1):
-                emit(Progressed(done))
-                if problem:
-                    undocumented.setdefault(problem, []).append(module.name)
-                else:
-                    yield module.url, page.encode("utf-8", "replace")
-
-        partial = work / f"{WARC}.partial"
-        write_warc(partial, pages())
-        partial.rename(work / WARC)
-        if undocumented:
-            count = sum(map(len, undocumented.values()))
-            emit(Noted(f"{count} of {len(modules)} modules could not be documented: the card says why"))
-        return undocumented
-
     def _refine(self, work: Path, scratch: Scratch, emit: Emit) -> int:
         """Takes every record through the stages for one page; returns how many were not done before."""
+        from mickle.data import passes
+
         source: Source
         if isinstance(self.source, Documentation):
             source = Warc(path=work / WARC)
@@ -263,6 +242,7 @@ class Curate(Rules, Step):
 
     def _compare(self, work: Path, scratch: Scratch, emit: Emit) -> Tally:
         """Signs all pages, decides between them, and writes the corpus."""
+        from mickle.data import passes
         from mickle.data.comparing import decide
 
         rules, workers = self.rules(), self._workers()
@@ -271,30 +251,15 @@ class Curate(Rules, Step):
         for number, _ in enumerate(each(sign, scratch.all, workers, self.ray), start=1):
             emit(Progressed(number))
         keys = passes.stored_keys(scratch)
-        verdicts = decide(
-            keys, passes.stored_texts(scratch), rules, scratch.repeated, workers, self.ray, _stage_progress(emit)
-        )
+        verdicts = decide(keys, passes.stored_texts(scratch), rules, scratch.repeated, workers, self.ray, emit)
         tally = Tally(self.chosen())
         emit(Started("write the corpus", len(keys.content), "pages"))
         passes.write_corpus(scratch, work, keys, verdicts, rules, tally.add)
-        if tally.removed.get("near duplicates"):
-            count = sum(tally.removed["near duplicates"].values())
-            if tally.chained > CHAINED * count:
-                emit(
-                    Warned(
-                        f"{tally.chained:,} of {count:,} near-duplicates are not half like the page kept for them: "
-                        "clusters are chains; --near-duplicates.verify 0.8 asks for true likeness"
-                    )
-                )
+        count = sum(tally.removed.get("near duplicates", {}).values())
+        if tally.chained > CHAINED * count:
+            told = f"{tally.chained:,} of {count:,} near-duplicates are not half like the page kept for them: "
+            emit(Warned(told + "clusters are chains; --near-duplicates.verify 0.8 asks for true likeness"))
         return tally
-
-
-def _sum(many: Iterable[dict[str, float]]) -> dict[str, float]:
-    total: dict[str, float] = {}
-    for seconds in many:
-        for stage, taken in seconds.items():
-            total[stage] = total.get(stage, 0.0) + taken
-    return total
 
 
 def _advancing(before: int, emit: Emit) -> Callable[[int], None]:
@@ -309,18 +274,6 @@ def _advancing(before: int, emit: Emit) -> Callable[[int], None]:
             emit(Progressed(read // 1000))
 
     return advance
-
-
-def _stage_progress(emit: Emit) -> Callable[[str, int, int], None]:
-    state = {"what": ""}
-
-    def progress(what: str, done: int, total: int) -> None:
-        if what != state["what"]:
-            state["what"] = what
-            emit(Started(what, total, "steps"))
-        emit(Progressed(done))
-
-    return progress
 
 
 def _say_what_is_left(tally: Tally, source: str, emit: Emit) -> None:

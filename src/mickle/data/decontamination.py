@@ -20,10 +20,9 @@ from mickle import storage
 from mickle.config import Config, Input
 from mickle.data.parquet import read_batches
 from mickle.data.records import Failure, Page, Removed, read_corpus, remove
-from mickle.data.rows import value_of
 from mickle.data.words import letters_a_word
 from mickle.errors import UsageError
-from mickle.untrusted.values import most_of_rows, read_text
+from mickle.untrusted.values import good_lines, most_of_rows, read_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -157,8 +156,7 @@ def _items(path: Path) -> Iterator[tuple[str, list[str]]]:
     if path.is_dir():
         yield from ((page.url, [page.text]) for page in read_corpus(path))
     elif suffix in (".jsonl", ".ndjson"):
-        lines = enumerate(read_text(path, "evaluation set", LARGEST_JSON).split("\n"), start=1)
-        yield from _numbered(path, ((n, value_of(line, f"{path}:{n}", ITEM)) for n, line in lines if line.strip()))
+        yield from _numbered(path, good_lines(path, "evaluation set", LARGEST_JSON, ITEM))
     elif suffix == ".json":
         value = storage.read_json(path, LARGEST_JSON, most_of_rows(path.stat().st_size))
         yield from _numbered(path, enumerate(value if isinstance(value, list) else [value], start=1))

@@ -15,10 +15,13 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mickle.data.installed import STDLIB
 from mickle.data.module_pages import render_module
+from mickle.data.warc import write_warc
 from mickle.errors import UsageError
+from mickle.events import Emit, Noted, Progressed, Started
 
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 MOST_SIBLINGS = 50  # links of a page to those beside it
@@ -129,3 +132,25 @@ def render(modules: list[Module]) -> Iterator[tuple[Module, str, str]]:
     for module in modules:
         page, problem = render_module(module.name, siblings[module.family][:MOST_SIBLINGS], origin)
         yield module, page, problem
+
+
+def write(modules: list[Module], path: Path, emit: Emit) -> dict[str, list[str]]:
+    """Writes the modules' pages to a WARC file; returns the modules without a page by reason."""
+    emit(Started("document modules", len(modules), "modules"))
+    undocumented: dict[str, list[str]] = {}
+
+    def pages() -> Iterator[tuple[str, bytes]]:
+        for done, (module, page, problem) in enumerate(render(modules), start=1):
+            emit(Progressed(done))
+            if problem:
+                undocumented.setdefault(problem, []).append(module.name)
+            else:
+                yield module.url, page.encode("utf-8", "replace")
+
+    partial = path.with_name(f"{path.name}.partial")
+    write_warc(partial, pages())
+    partial.rename(path)
+    if undocumented:
+        count = sum(map(len, undocumented.values()))
+        emit(Noted(f"{count} of {len(modules)} modules could not be documented: the card says why"))
+    return undocumented

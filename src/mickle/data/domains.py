@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,13 +20,15 @@ import numpy as np
 import yaml
 
 from mickle.config import read_yaml
+from mickle.data.heldout import is_heldout, read_pages
+from mickle.data.parquet import BATCH_ROWS
+from mickle.data.records import Page, grouped
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started
 from mickle.storage import check_space, disk_errors, read_json, remove, whole, write_json, write_text
 
 if TYPE_CHECKING:
     from mickle.data.packing import TokenStream
-    from mickle.data.records import Page
     from mickle.data.tokenizer import TextTokenizer
 
 NAMELESS = "(none)"  # the domain of pages whose column is empty
@@ -154,11 +157,10 @@ def domain_sizes(data: Path, share: float, grouping: Grouping) -> dict[str, Size
 
     Raises UsageError for a group without pages, a domain with a single one, and where all pages are one domain.
     """
-    pages: dict[str, int] = {}
-    size: dict[str, int] = {}
+    pages, size = Counter[str](), Counter[str]()
     for name, text in _training_pages(data, share, grouping):
-        pages[name] = pages.get(name, 0) + 1
-        size[name] = size.get(name, 0) + len(text.encode("utf-8"))
+        pages[name] += 1
+        size[name] += len(text.encode("utf-8"))
     for name in grouping.groups:
         if name not in pages:
             raise UsageError(
@@ -193,8 +195,6 @@ def domain_streams(
     once, as a whole, and then dealt out document by document.
     """
     from mickle.data.packing import KIND, open_stream, pack
-    from mickle.data.parquet import BATCH_ROWS
-    from mickle.data.records import grouped
 
     index = folder / "domains.json"  # written last
     places = range(len(read_json(index))) if index.is_file() else ()
@@ -242,8 +242,6 @@ def _deal_out(everything: TokenStream, owners: np.ndarray, domains: int, folder:
 
 def _training_pages(data: Path, share: float, grouping: Grouping) -> Iterator[tuple[str, str]]:
     """Domain and text of each page of the training side, in their stored order."""
-    from mickle.data.heldout import is_heldout, read_pages
-
     names: dict[str, str] = {}  # patterns are tried once for each value
     for batch in read_pages(data):
         for page in batch:

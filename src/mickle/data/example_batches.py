@@ -8,7 +8,6 @@ has as many, and batch i is a function of (seed, i).
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from mickle.data.packing import NOT_TRAINED
 from mickle.errors import UsageError
@@ -73,13 +73,9 @@ class ExampleBatches:
 
     def __call__(self, index: int) -> Batch:
         """input_ids, labels (the token after each; -100 where not trained), documents (-1 is padding), each [B, T]."""
-        first = index * self.rows
-        return rows_of(self.encoded, [self._row(place) for place in range(first, first + self.rows)])
-
-    def _row(self, place: int) -> list[int]:
-        """The examples of row ``place``, counted through all epochs."""
-        epoch, row = divmod(place, self.epoch_rows)
-        return self._epoch(epoch)[row]
+        places = range(index * self.rows, (index + 1) * self.rows)  # counted through all epochs
+        count = self.epoch_rows
+        return rows_of(self.encoded, [self._epoch(place // count)[place % count] for place in places])
 
     def _epoch(self, epoch: int) -> list[list[int]]:
         if self._packed[0] != epoch:
@@ -90,10 +86,6 @@ class ExampleBatches:
     def steps_an_epoch(self) -> float:
         """Batches in which every example is read once."""
         return self.epoch_rows / self.rows
-
-    def steps(self, epochs: float) -> int:
-        """Batches after which every example has been read at least ``epochs`` times."""
-        return math.ceil(epochs * self.steps_an_epoch)
 
 
 def packed(lengths: np.ndarray, length: int, generator: np.random.Generator) -> list[list[int]]:
@@ -123,6 +115,13 @@ def first_fit(lengths: Sequence[int], length: int) -> Iterator[int]:
         while node > 1:
             node //= 2
             most[node] = max(most[2 * node], most[2 * node + 1])
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], filler: int = 0) -> Batch:
+    """A document a row: ``input_ids`` and ``documents`` [B, T]; what pads them on the right is document -1."""
+    ids = [torch.as_tensor(tokens, dtype=torch.int64) for tokens in rows]
+    documents = pad_sequence([torch.zeros_like(tokens) for tokens in ids], batch_first=True, padding_value=-1)
+    return {"input_ids": pad_sequence(ids, batch_first=True, padding_value=filler), "documents": documents}
 
 
 def rows_of(encoded: Encoded, rows: Sequence[Sequence[int]]) -> Batch:

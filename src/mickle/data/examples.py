@@ -24,16 +24,16 @@ from typing import Any
 
 import numpy as np
 
-from mickle.data.answer_spans import Layout, NotLaidOut, lay_out
+from mickle.data.answer_spans import Layout, NotLaidOut, Span, lay_out
 from mickle.data.chat_template import ChatTemplate, pattern_of, spellings_of
 from mickle.data.conversation_forms import Example
 from mickle.data.conversations import MOST_BAD
 from mickle.data.example_batches import SHOWN, Encoded, ExampleBatches
 from mickle.data.pieces import LONGEST
-from mickle.data.tokenizer import TextTokenizer, coloured
+from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
 
-__all__ = ["Encoded", "ExampleBatches", "encode_examples", "preview"]
+__all__ = ["Encoded", "ExampleBatches", "encode_examples"]
 
 AT_A_TIME = 256  # examples tokenized together
 TOO_LONG = "too long: nothing trained is left within the limit"
@@ -102,10 +102,7 @@ def _drop(found: Encoded, reason: str, why: str, example: Example) -> None:
 
 
 def _encode(
-    examples: Sequence[Example],
-    tokenizer: TextTokenizer,
-    template: ChatTemplate | None,
-    notes: Counter[str],
+    examples: Sequence[Example], tokenizer: TextTokenizer, template: ChatTemplate | None, notes: Counter[str]
 ) -> list[Pair | UsageError]:
     """Tokens and mask of each example, or why it cannot be used."""
     plain, chats, found = {}, {}, dict[int, Pair | UsageError]()
@@ -140,34 +137,37 @@ def _encode(
 def _documents(examples: dict[int, Example], tokenizer: TextTokenizer, notes: Counter[str]) -> dict[int, Pair]:
     """Texts and completions, between the document's marks."""
     texts = [example.text or example.prompt + example.completion for example in examples.values()]
-    encoded = tokenizer.encode_with_ends(texts)
-    prompts = tokenizer.encode([example.prompt for example in examples.values()])
+    prompts = [example.prompt for example in examples.values()]
+    spans = [[(len(prompt), len(text))] for prompt, text in zip(prompts, texts, strict=True)]
     pattern = pattern_of(spellings_of(tokenizer))
-    found: dict[int, Pair] = {}
-    for (number, example), text, (ids, ends), prompt in zip(examples.items(), texts, encoded, prompts, strict=True):
-        span = (0 if example.form == "text" else len(example.prompt), len(text))
-        tokens = np.concatenate([[tokenizer.start], ids, [tokenizer.end]])
-        found[number] = tokens, np.concatenate([[False], _mask(ends, [span], len(text)), [True]])
-        notes.update([SPELT] if _spells(pattern, example) else [])
-        notes.update([PROMPT] if _begins_otherwise(ids, prompt) else [])
-    return found
+    notes.update(SPELT for example in examples.values() if _spells(pattern, example))
+    found = _masked(texts, spans, prompts, tokenizer, notes)
+    marked = (
+        (np.concatenate([[tokenizer.start], tokens, [tokenizer.end]]), np.concatenate([[False], inner, [True]]))
+        for tokens, inner in found
+    )
+    return dict(zip(examples, marked, strict=True))
 
 
 def _wholes(layouts: dict[int, Layout], tokenizer: TextTokenizer, notes: Counter[str]) -> dict[int, Pair]:
     """Conversations in which only the template spells special tokens: tokenized in one piece, as the model is asked."""
     texts = [layout.text for layout in layouts.values()]
+    prompts = [layout.text[: layout.asked or 0] for layout in layouts.values()]
     with special_tokens(tokenizer):
-        encoded = tokenizer.encode_with_ends(texts)
-        prompts = tokenizer.encode([layout.text[: layout.asked or 0] for layout in layouts.values()])
-    found: dict[int, Pair] = {}
-    for (number, layout), (ids, ends), prompt in zip(layouts.items(), encoded, prompts, strict=True):
-        found[number] = ids, _mask(ends, layout.trained, len(layout.text))
-        notes.update([PROMPT] if _begins_otherwise(ids, prompt) else [])
-    return found
+        found = _masked(texts, [layout.trained for layout in layouts.values()], prompts, tokenizer, notes)
+    return dict(zip(layouts, found, strict=True))
 
 
-def _begins_otherwise(ids: np.ndarray, prompt: np.ndarray) -> bool:
-    return not np.array_equal(ids[: len(prompt)], prompt)
+def _masked(
+    texts: list[str], spans: list[list[Span]], prompts: list[str], tokenizer: TextTokenizer, notes: Counter[str]
+) -> list[Pair]:
+    """Tokens of each text, and which of them its spans train; a note where its prompt alone has other tokens."""
+    encoded = tokenizer.encode_with_ends(texts)
+    begun = zip(encoded, tokenizer.encode(prompts), strict=True)
+    notes.update(PROMPT for (ids, _), prompt in begun if not np.array_equal(ids[: len(prompt)], prompt))
+    return [
+        (ids, _mask(ends, trained, len(text))) for text, trained, (ids, ends) in zip(texts, spans, encoded, strict=True)
+    ]
 
 
 @contextmanager
@@ -233,12 +233,9 @@ def in_pieces(layout: Layout, template: ChatTemplate, tokenizer: TextTokenizer) 
     """The tokens of a conversation in which a content spells a special token: the template's own marks are special
     tokens, and what stands between them is ordinary text. With contents unknown, no content has spelt any.
     """
-    pattern, text = template.special_pattern, layout.text
+    pattern, text, contents = template.special_pattern, layout.text, layout.contents or []
     assert pattern is not None
-    templates, at = [], 0
-    for start, end in [*(layout.contents or []), (len(text), len(text))]:
-        templates.append((at, start))
-        at = end
+    templates = zip([0, *(end for _, end in contents)], [*(start for start, _ in contents), len(text)])
     marks = [match.span() for start, end in templates for match in pattern.finditer(text, start, end)]
     marks.append((len(text), len(text)))
     begins = [0, *(end for _, end in marks[:-1])]
@@ -267,35 +264,3 @@ def _check_mask(example: Example, trained: np.ndarray, tokens: np.ndarray, token
         expected="the answers trained, the questions not",
         todo="check the row and the chat template",
     )
-
-
-def preview(encoded: Encoded, tokenizer: TextTokenizer, most: int = 3, longest: int = 400) -> str:
-    """The first examples as Rich markup: trained tokens on a coloured ground, the others dim.
-
-    Where a special token is only spelt, the numbers of the tokens that it became stand in its place, so that it cannot
-    be taken for one.
-    """
-    shown = []
-    for tokens, trained in list(zip(encoded.tokens, encoded.trained, strict=True))[:most]:
-        counts = trained.copy()
-        counts[:1] = False  # nothing stands before the first token, so it is never predicted
-        rest = "" if len(tokens) <= longest else f"[dim] ... {len(tokens) - longest:,} more tokens[/]"
-        ids = tokens[:longest].tolist()
-        spelt = _spelt(tokenizer, ids)
-        pieces = coloured(tokenizer, ids, counts[:longest].tolist())
-        marked = (f"[red]{number} [/]" if at in spelt else piece for at, (number, piece) in enumerate(zip(ids, pieces)))
-        shown.append("".join(marked) + rest)
-    return "\n\n".join(shown)
-
-
-def _spelt(tokenizer: TextTokenizer, ids: list[int]) -> set[int]:
-    """Places of the ordinary tokens that spell a special one together."""
-    texts = ["\0" if token in tokenizer.special else tokenizer.decode([token]) for token in ids]
-    ends = np.cumsum([len(text) for text in texts])
-    pattern = pattern_of(spellings_of(tokenizer))
-    marks = pattern.finditer("".join(texts)) if pattern else ()
-    return {
-        at
-        for mark in marks
-        for at in range(int(np.searchsorted(ends, mark.start(), "right")), int(np.searchsorted(ends, mark.end())) + 1)
-    }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
-from mickle.data.extraction_names import HEADINGS, meaning
+from mickle.data.extraction_names import BELIEVED, HEADINGS, NEVER_HINTED, SORTS, Sort, meaning
 from mickle.data.words import latin_length
 
 if TYPE_CHECKING:
@@ -18,27 +18,7 @@ if TYPE_CHECKING:
 DEEPEST = 200  # elements inside each other that are told apart; what is deeper is read as one row of lines
 
 Kind = Literal["heading", "text", "item", "row", "code", "term"]
-Sort = Literal["unseen", "break", "inline", "link", "holder", "furniture", "line", "heading", "listing"]
-
-# fmt: off
-UNSEEN = (
-    "script", "style", "template", "head", "title", "svg", "canvas", "iframe", "frame", "frameset", "object", "embed",
-    "applet", "audio", "video", "select", "option", "button", "input", "textarea", "label", "map", "link", "meta",
-    "param", "rp", "rt", "source", "datalist", "marquee", "img")
-FURNITURE = ("nav", "aside", "menu")  # often not closed, or used for the main text
-BELIEVED = ("footer", "dialog", "figcaption")
-HOLDERS = (
-    "html", "body", "div", "section", "article", "main", "td", "th", "tr", "table", "tbody", "thead", "tfoot", "center",
-    "form", "fieldset", "details", "dl", "blockquote", "ul", "ol", "hgroup", "header", "figure", "address")
-LINES = ("p", "li", "dt", "dd", "caption", "summary", "hr", "legend", "noframes")
-LISTINGS = ("pre", "listing", "xmp", "plaintext")
-SORTS: dict[object, Sort] = {
-    "br": "break", "a": "link", **dict.fromkeys(UNSEEN, "unseen"), **dict.fromkeys(FURNITURE, "furniture"),
-    **dict.fromkeys(HEADINGS, "heading"), **dict.fromkeys((*HOLDERS, *BELIEVED), "holder"),
-    **dict.fromkeys(LINES, "line"), **dict.fromkeys(LISTINGS, "listing")}
-NEVER_HINTED = frozenset(("html", "body", "main", "article", "code", "em", "strong", "b", "i", *HEADINGS, *LISTINGS))
 TEXTS = frozenset(("div", "td", "th", "body", "section", "article", "main"))
-# fmt: on
 LAYOUT = ("table", "tr", "td", "h1", "h2", "h3", "h4", "pre", "form", "li", "script")
 LONGEST_CELL = 600  # characters of a cell of data
 KINDS: dict[str, Kind] = {"li": "item", "dd": "item", "dt": "term", **dict.fromkeys(HEADINGS, "heading")}

@@ -1,4 +1,4 @@
-"""What the names of an element, its role and its style say of it: furniture of the site, or its main text."""
+"""What tag, names, role and style of an element say of it: furniture of the site, or its main text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,26 @@ if TYPE_CHECKING:
     from lxml.etree import _Element
 
 Said = Literal["nothing", "furniture", "teaser", "body", "post", "part"]
+Sort = Literal["unseen", "break", "inline", "link", "holder", "furniture", "line", "heading", "listing"]
 HEADINGS = ("h1", "h2", "h3", "h4", "h5", "h6")
 
 # fmt: off
+UNSEEN = (
+    "script", "style", "template", "head", "title", "svg", "canvas", "iframe", "frame", "frameset", "object", "embed",
+    "applet", "audio", "video", "select", "option", "button", "input", "textarea", "label", "map", "link", "meta",
+    "param", "rp", "rt", "source", "datalist", "marquee", "img")
+FURNITURE = ("nav", "aside", "menu")  # often not closed, or used for the main text
+BELIEVED = ("footer", "dialog", "figcaption")
+HOLDERS = (
+    "html", "body", "div", "section", "article", "main", "td", "th", "tr", "table", "tbody", "thead", "tfoot", "center",
+    "form", "fieldset", "details", "dl", "blockquote", "ul", "ol", "hgroup", "header", "figure", "address")
+LINES = ("p", "li", "dt", "dd", "caption", "summary", "hr", "legend", "noframes")
+LISTINGS = ("pre", "listing", "xmp", "plaintext")
+SORTS: dict[object, Sort] = {
+    "br": "break", "a": "link", **dict.fromkeys(UNSEEN, "unseen"), **dict.fromkeys(FURNITURE, "furniture"),
+    **dict.fromkeys(HEADINGS, "heading"), **dict.fromkeys((*HOLDERS, *BELIEVED), "holder"),
+    **dict.fromkeys(LINES, "line"), **dict.fromkeys(LISTINGS, "listing")}
+NEVER_HINTED = frozenset(("html", "body", "main", "article", "code", "em", "strong", "b", "i", *HEADINGS, *LISTINGS))
 HINTS = frozenset((
     "ad", "ads", "adsbygoogle", "advert", "advertisement", "advertising", "sponsor", "sponsored", "promo", "promotion",
     "nav", "navbar", "navbox", "navigation", "subnav", "menu", "submenu", "topnav", "sidenav", "breadcrumb",

@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Literal
 
 from mickle.data.extraction_blocks import Block, Reader
+from mickle.data.extraction_phrases import SECTIONS, is_phrase, is_prose
 
 Verdict = Literal["strong", "good", "short", "bad", "heading"]
 
 # Latin lengths of a sentence; a list's mean item that is none; no sentence at all; a paragraph.
 SENTENCE, SHORT, FEW, STRONG = 60, 30, 15, 100
 TEASER, TEASER_LINE = 500, 250  # of what stands below a headline that is a link, and of one line of a row of such
-PHRASE_SIZE, NOTICE_SIZE, TITLE_SIZE = 160, 600, 300  # a longer block is no phrase, no notice, no heading
+TITLE_SIZE = 300  # a longer block is no heading
 FRAME_SHARE, WELCOME_SHARE, RIVAL_SHARE, SECTION_SHARE = 0.9, 0.5, 0.2, 0.3
 OVERRULED = 2  # times the sentences of all the rest in an element show that its tag is wrong, or was never closed
 
@@ -23,39 +24,6 @@ ENDED = re.compile(
     "[.!?:;\u2026\u3002\uff01\uff1f\uff1a\uff1b\uff0e\uff61\u0964\u0965\u061f\u06d4\u1362\u104b\u17d4\u0589\u0f0d\u0f0e]"
     "[\"'\u00bb\u201c\u201d\u2019\u203a)\\]}\u300d\u300f\uff09\u3011\u300b]*$"
     "|[\u0e00-\u0eff][\u0e00-\u0eff\\s]{19,}$"  # Thai and Lao sentences end in letters; labels are shorter
-)
-PHRASES = re.compile(
-    r"^\W*(?:"
-    r"\d+\s+(?:likes?|shares?|comments?|views?|replies|followers|votes?|retweets?|stars)\b"
-    r"|(?:share|tweet|like|email|print|reply|quote|report|edit|next|previous|prev|home|more|advertisement|sponsored)\b"
-    r".{0,25}$"
-    r"|read (?:more|the full)|continue reading|see also:?$|click here|jump to|skip to|page \d+"
-    r"|(?:log|sign) ?(?:in|up|out)\b|subscribe\b|register\b"
-    r"|(?:posted|published|written|updated|last (?:updated|modified)|by) (?:on |by |in )?.{0,60}$"
-    r"|(?:tags?|categor(?:y|ies)|filed under|labels?|posts|joined|location|share this)\s*:"
-    r"|add(?:ed)? to (?:cart|basket|wishlist)|in stock|(?:you are )?visitor\b|powered by"
-    r"|(?:created|generated) (?:by|using|with|on)|permalink"
-    r")",
-    re.IGNORECASE,
-)
-SPOKEN = re.compile(
-    r"\w+\W+\w+\W+\w.*(?<!\.\.)[.?\u3002][\"'\u201d\u2019)]*$", re.DOTALL
-)  # a sentence, whatever it begins with
-NOTICES = re.compile(
-    r"^\W*(?:(?:copyright|\u00a9|\(c\)).{0,120}$|.{0,120}all rights reserved|bookmark the|this entry was posted"
-    r"|your email address|leave a (?:reply|comment)|was this\b.{0,30}\bhelpful)",
-    re.IGNORECASE,
-)
-COOKIES = re.compile(r"(?:\bwe|site|\bby (?:using|continuing)|\byou)\b.{0,120}\bcookies\b", re.IGNORECASE | re.DOTALL)
-SECTIONS = re.compile(
-    r"^\W*(?:\d+\s+)?(?:(?:related|recommended|popular|trending|recent|latest|similar|more)"
-    r"(?: (?:articles?|posts?|stories|news|topics?|content|links?|reading|videos?|products?|pages?|comments?|for you"
-    r"|like this|from (?:this )?(?:author|site|us)|on this (?:topic|story)))*"
-    r"|comments?|leave a (?:reply|comment)|you (?:may|might) (?:also )?(?:like|enjoy|be interested in).{0,20}"
-    r"|most (?:read|popular)|share this(?: \w+)?|customers? (?:also|reviews?).{0,20}|reviews?"
-    r"|newsletter|navigation|(?:table of )?contents|search|join our .{0,20}|about the author|tags"
-    r"|categories|archives?|meta|who is online|(?:thoughts|responses|replies) (?:on|to).{0,80})\W*(?:\d+\W*)?$",
-    re.IGNORECASE,
 )
 
 
@@ -81,11 +49,8 @@ class Sums:
     """
 
     def __init__(self, blocks: Sequence[Block], reader: Reader) -> None:
-        containers = len(reader.parent)
-        self.weight, self.welcome = [0.0] * containers, [0.0] * containers
-        self.size, self.links = [0.0] * containers, [0.0] * containers
-        self.count, self.teasers = [0.0] * containers, [0.0] * containers
-        self.blocks = [0.0] * containers
+        all_sums = [[0.0] * len(reader.parent) for _ in range(7)]
+        self.weight, self.welcome, self.size, self.links, self.blocks, self.count, self.teasers = all_sums
         for block in blocks:
             place = block.container
             self.weight[place] += weight(block)
@@ -95,11 +60,11 @@ class Sums:
             if block.kind in ("text", "heading"):
                 self.count[place] += 1
                 self.teasers[place] += is_headline(block)
-        for place in range(containers - 1, 0, -1):  # a container's number is above its parent's
+        for place in range(len(reader.parent) - 1, 0, -1):  # a container's number is above its parent's
             if place in reader.welcome:
                 self.welcome[place] = self.weight[place]
             above = reader.parent[place]
-            for sums in (self.weight, self.welcome, self.size, self.links, self.blocks, self.count, self.teasers):
+            for sums in all_sums:
                 sums[above] += sums[place]
 
     def is_teasers(self, place: int) -> bool:
@@ -227,12 +192,8 @@ def is_light(blocks: Sequence[Block], number: int, around: range, limit: float) 
 
 def is_teaser(blocks: Sequence[Block], number: int) -> bool:
     """Whether little text stands between a heading and the next."""
-    size = 0
-    for following in range(number + 1, len(blocks)):
-        if blocks[following].kind == "heading" or size > TEASER:
-            break
-        size += blocks[following].size
-    return size <= TEASER
+    below = takewhile(lambda block: block.kind != "heading", islice(blocks, number + 1, None))
+    return sum(block.size for block in below) <= TEASER
 
 
 def judge(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> list[Verdict]:
@@ -258,19 +219,6 @@ def judge(blocks: Sequence[Block], reader: Reader, sums: Sums, place: int) -> li
             verdict = "bad"
         verdicts.append(verdict)
     return verdicts
-
-
-def is_phrase(block: Block) -> bool:
-    """Whether a block is one of the things that stand on every site."""
-    label = PHRASES.match(block.text) and not SPOKEN.match(block.text)
-    if block.size < PHRASE_SIZE and (label or NOTICES.match(block.text)):
-        return True
-    return block.size < NOTICE_SIZE and "cookies" in block.text and bool(COOKIES.search(block.text))
-
-
-def is_prose(block: Block) -> bool:
-    """Whether a block is text, and neither links nor a phrase."""
-    return block.links <= 0.5 * block.size and not is_phrase(block)
 
 
 def judge_list(listed: Sequence[Block]) -> Verdict:

@@ -1,11 +1,11 @@
-"""Rules that keep or remove one page, and how stages follow each other; here language and length.
+"""Rules that keep or remove one page; here language and length.
 
 Addresses (``urls.py``), repetitions, quality and lines of RefinedWeb (arXiv 2306.01116) stand beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 LANGUAGE_SAMPLE = 5000  # characters: enough to be sure, and bounded
 # Languages that the identifier tells from the one whose code (ISO 639's macrolanguage) covers them.
 COVERED = {"wuu": "zh", "yue": "zh", "nn": "no", "ary": "ar", "arz": "ar", "hr": "sh", "sr": "sh", "bs": "sh"}
-
-# A stage gives the page, or the page as removed; before it, in a list, what it cut out of it.
-Stage = Callable[[Page], Page | Removed | Sequence[Page | Removed]]
 
 
 @cache
@@ -72,21 +69,3 @@ def long_enough(page: Page, minimum: int) -> Page | Removed:
     """Removes pages whose text has fewer than ``minimum`` characters, counted as :func:`latin_length` does."""
     size = latin_length(page.text)
     return remove(page, "length", Failure("text is too short", size, minimum)) if size < minimum else page
-
-
-def apply(pages: Iterable[Page | Removed], *stages: Stage) -> Iterator[Page | Removed]:
-    """Every page through the stages in order, until one removes it; pieces cut out come just before their page.
-
-    Pages removed before pass untouched.
-    """
-    for page in pages:
-        for stage in stages:
-            if isinstance(page, Removed):
-                break
-            result = stage(page)
-            if isinstance(result, Page):
-                page = result
-            else:
-                *pieces, page = result
-                yield from pieces
-        yield page

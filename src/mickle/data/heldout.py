@@ -48,7 +48,15 @@ def page_files(source: Path) -> list[Path]:
 def read_pages(source: Path) -> Iterator[list[Page]]:
     """Pages in their stored order, some at a time. Pages without text are left out."""
     for file in page_files(source):
-        yield from _batches(file)
+        with open_parquet(file) as parquet:
+            schema = parquet.schema_arrow
+        wanted = [name for name in COLUMNS if name in schema.names and _is_text(schema.field(name).type)]
+        if "text" not in wanted:
+            expected = f"columns {', '.join(COLUMNS)}"
+            raise UsageError("These pages have no column `text` of strings.", where=str(file), expected=expected)
+        for batch in read_batches(file, wanted):
+            pages = [Page(*(str(row.get(name) or "") for name in COLUMNS)) for row in batch.to_pylist()]
+            yield [page for page in pages if page.text.strip()]
 
 
 def page_count(source: Path) -> int:
@@ -58,19 +66,6 @@ def page_count(source: Path) -> int:
         with open_parquet(file) as parquet:
             count += parquet.metadata.num_rows
     return count
-
-
-def _batches(file: Path) -> Iterator[list[Page]]:
-    with open_parquet(file) as parquet:
-        schema = parquet.schema_arrow
-    wanted = [name for name in COLUMNS if name in schema.names and _is_text(schema.field(name).type)]
-    if "text" not in wanted:
-        raise UsageError(
-            "These pages have no column `text` of strings.", where=str(file), expected=f"columns {', '.join(COLUMNS)}"
-        )
-    for batch in read_batches(file, wanted):
-        pages = [Page(*(str(row.get(name) or "") for name in COLUMNS)) for row in batch.to_pylist()]
-        yield [page for page in pages if page.text.strip()]
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -13,21 +13,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, model_validator
 
 from mickle.config import Config
 from mickle.data.conversation_columns import counted, is_given
+from mickle.data.rows import read_rows
 from mickle.errors import UsageError
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from mickle.data.tokenizer import TextTokenizer
 
 SHOWN = 3
 _FIELD = re.compile(r"\{([^{}]*)\}")
@@ -119,8 +115,6 @@ def read_labelled(path: Path, prompt: LabelPrompt, *, most_bad: float = 0.1) -> 
 
     UsageError where more than the share `most_bad` of the rows is bad, where no row is good, or all are of one class.
     """
-    from mickle.data.rows import read_rows
-
     examples: list[LabelledText] = []
     dropped, unused = Counter[str](), Counter[str]()
     read = {*prompt.fields, prompt.label_field}
@@ -149,193 +143,6 @@ def read_labelled(path: Path, prompt: LabelPrompt, *, most_bad: float = 0.1) -> 
     if len({example.label for example in examples}) < 2:
         raise UsageError("all rows are of one class: there is nothing to learn", where=str(path))
     return Labelled(tuple(examples), rows, dict(dropped), tuple(first), dict(unused))
-
-
-@dataclass(frozen=True)
-class EncodedLabels:
-    """Examples as tokens, for one kind of model.
-
-    `tokens[i]` are the tokens of example i up to the word (causal) or with the mask (encoder). `words[i][c]` are the
-    tokens of class c's word as they stand there: one token each where `single` is true.
-    """
-
-    tokens: tuple[tuple[int, ...], ...]
-    words: tuple[tuple[tuple[int, ...], ...], ...]
-    labels: tuple[int, ...]
-    mask: int | None
-
-    @property
-    def single(self) -> bool:
-        """Whether every word is one token, so that one pass of a prompt scores all of its classes."""
-        return all(len(word) == 1 for words in self.words for word in words)
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.words[0])
-
-
-def encode_labelled(
-    examples: Sequence[LabelledText],
-    prompt: LabelPrompt,
-    tokenizer: TextTokenizer,
-    *,
-    longest: int,
-    causal: bool = True,
-) -> EncodedLabels:
-    """Tokens of at most `longest` an example; the beginning of a text that is too long is left out.
-
-    UsageError where a template does not fit the kind of model, two words have the same tokens, or a word has none.
-    """
-    encode = _encode_causal if causal else _encode_masked
-    tokens, words = encode(examples, prompt, tokenizer, longest)
-    found = EncodedLabels(
-        tuple(tokens), tuple(words), tuple(e.label for e in examples), None if causal else tokenizer.mask
-    )
-    for example, row in zip(examples, found.words):
-        if len(set(row)) < len(row) or not all(row):
-            raise UsageError(
-                "two classes have words of the same tokens, or a word has none",
-                where=example.where,
-                todo="choose other words",
-            )
-    return found
-
-
-class LabelBatches:
-    """Batch `step` of labelled examples: a function of (seed, step); every example once an epoch.
-
-    With single words: `input_ids`, `documents`, `answers` (bool) [B, T] and `candidates` [B, C]; else, for each class
-    a row, `input_ids`, `documents` and `scored` (the word's tokens where they are predicted, else -100) [B, C, T].
-    `labels` [B].
-    """
-
-    def __init__(self, encoded: EncodedLabels, rows: int, seed: int) -> None:
-        self.encoded, self.rows, self.seed = encoded, rows, seed
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        count = len(self.encoded.tokens)
-        places = range(step * self.rows, (step + 1) * self.rows)
-        return batch_of(self.encoded, [int(self._epoch(place // count)[place % count]) for place in places])
-
-    def _epoch(self, number: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        import numpy as np
-
-        return np.random.default_rng([self.seed, number]).permutation(len(self.encoded.tokens))
-
-
-def batch_of(encoded: EncodedLabels, chosen: Sequence[int]) -> dict[str, Any]:
-    """The batch of some examples, as :class:`LabelBatches` says."""
-    import torch
-
-    labels = torch.tensor([encoded.labels[i] for i in chosen])
-    if encoded.single:
-        rows = [encoded.tokens[i] for i in chosen]
-        ids, documents = _padded(rows)
-        answers = torch.zeros(ids.shape, dtype=torch.bool)
-        for row, tokens in enumerate(rows):
-            answers[row, len(tokens) - 1 if encoded.mask is None else tokens.index(encoded.mask)] = True
-        candidates = torch.tensor([[word[0] for word in encoded.words[i]] for i in chosen])
-        return {
-            "input_ids": ids,
-            "documents": documents,
-            "answers": answers,
-            "candidates": candidates,
-            "labels": labels,
-        }
-    pairs = [(encoded.tokens[i], word) for i in chosen for word in encoded.words[i]]
-    ids, documents = _padded([prompt + word[:-1] for prompt, word in pairs])
-    scored = torch.full(ids.shape, -100)
-    for row, (prompt, word) in enumerate(pairs):
-        scored[row, len(prompt) - 1 : len(prompt) - 1 + len(word)] = torch.tensor(word)
-    shape = (len(chosen), encoded.classes, ids.shape[1])
-    return {
-        "input_ids": ids.view(shape),
-        "documents": documents.view(shape),
-        "scored": scored.view(shape),
-        "labels": labels,
-    }
-
-
-def _encode_causal(
-    examples: Sequence[LabelledText], prompt: LabelPrompt, tokenizer: TextTokenizer, longest: int
-) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], ...]]]:
-    """The word's tokens are what follows the tokens that the text alone and the text with the word have in common."""
-    if prompt.template.split("{label}")[1]:
-        raise UsageError(
-            "text follows {label}, which this model reads only afterwards", where="prompt.template",
-            todo="put {label} at the end, or tune an encoder",
-        )  # fmt: skip
-    alone = [list(map(int, ids)) for ids in tokenizer.encode([e.before.rstrip() for e in examples])]
-    texts = [e.before + word for e in examples for word in prompt.words]
-    whole = [list(map(int, ids)) for ids in tokenizer.encode(texts)]
-    tokens, words = [], []
-    for place, before in enumerate(alone):
-        full = whole[place * len(prompt.words) : (place + 1) * len(prompt.words)]
-        shared = min(_shared(before, ids) for ids in full)
-        found = tuple(tuple(ids[shared:]) for ids in full)
-        room = longest - 1 - max(map(len, found))
-        _refuse_no_room(room, examples[place], longest)
-        tokens.append((tokenizer.start, *before[max(0, shared - room) : shared]))
-        words.append(found)
-    return tokens, words
-
-
-def _encode_masked(
-    examples: Sequence[LabelledText], prompt: LabelPrompt, tokenizer: TextTokenizer, longest: int
-) -> tuple[list[tuple[int, ...]], list[tuple[tuple[int, ...], ...]]]:
-    """The word is one token at the mask, with the space before it where the template has one."""
-    if tokenizer.mask is None:
-        raise UsageError("the tokenizer has no mask token", where="prompt", todo="use the encoder's own tokenizer")
-    spaced = prompt.template.split("{label}")[0].endswith(" ")
-    found = []
-    for word in prompt.words:
-        ways = tokenizer.encode([f" {word}" if spaced else word, word])
-        ids = next((ids for ids in ways if len(ids) == 1), None)
-        if ids is None:
-            raise UsageError(
-                f"the word {word[:60]!r} is {len(ways[0])} tokens of this encoder, and a mask holds one",
-                where="prompt.labels",
-                todo="choose a shorter, commoner word",
-            )
-        found.append((int(ids[0]),))
-    before = tokenizer.encode([e.before.rstrip() if spaced else e.before for e in examples])
-    after = tokenizer.encode([e.after for e in examples])
-    tokens = []
-    for example, left, right in zip(examples, before, after, strict=True):
-        room = longest - 3 - len(right)
-        _refuse_no_room(room, example, longest)
-        kept = [int(t) for t in left[max(0, len(left) - room) :]]
-        tokens.append((tokenizer.start, *kept, tokenizer.mask, *map(int, right), tokenizer.end))
-    return tokens, [tuple(found)] * len(tokens)
-
-
-def _refuse_no_room(room: int, example: LabelledText, longest: int) -> None:
-    if room < 1:
-        raise UsageError(
-            f"within {longest} tokens the words leave no room for the text",
-            where=example.where,
-            todo="raise sequence_length",
-        )
-
-
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two texts begin with in common; the other keeps at least one of its own."""
-    most = min(len(one), len(other) - 1)
-    return next((i for i in range(most) if one[i] != other[i]), most)
-
-
-def _padded(rows: Sequence[Sequence[int]]) -> tuple[Any, Any]:
-    """`input_ids` and `documents` [B, T]; padding on the right is token 0 of document -1."""
-    import torch
-
-    longest = max(map(len, rows))
-    ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    documents = torch.full((len(rows), longest), -1)
-    for row, tokens in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        documents[row, : len(tokens)] = 0
-    return ids, documents
 
 
 def _problem(values: dict[str, Any], prompt: LabelPrompt) -> str:

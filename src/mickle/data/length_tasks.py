@@ -21,11 +21,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from mickle.data.rows import LARGEST_JSON, value_of
+from mickle.data.rows import LARGEST_JSON
 from mickle.data.tasks import copying, numbers, orders, pcfg, scan
 from mickle.data.tasks.problem import FULL, MINIMAL, Part, Problem
 from mickle.errors import UsageError
-from mickle.untrusted.values import read_text
+from mickle.untrusted.values import good_lines
 
 if TYPE_CHECKING:
     from mickle.data.tokenizer import TextTokenizer
@@ -77,16 +77,6 @@ def _lengths(first: int, last: int) -> tuple[int, ...]:
     return tuple(range(first, last + 1))
 
 
-COPYING = {
-    "rsc": copying.repeat_symbol,
-    "rsc2x": copying.repeat_symbol_twice_as_often,
-    "rdc": copying.replace_symbol,
-    "cmc": copying.copy_symbols,
-    "cmc2x": copying.copy_symbols_twice,
-    "mc": copying.reverse_symbols,
-    "mc2x": copying.reverse_symbols_twice,
-    "mcrv": copying.reverse_then_copy,
-}
 NUMERIC = {
     "addition": numbers.addition,
     "summation": numbers.summation,
@@ -94,13 +84,13 @@ NUMERIC = {
     "parity": numbers.parity,
 }
 ORDERED = {"sort_single": orders.sort_single, "sort_multi": orders.sort_multi, "lego": orders.lego}
-TASK_NAMES: tuple[str, ...] = (*COPYING, *NUMERIC, *ORDERED, "scan", "pcfg")
+TASK_NAMES: tuple[str, ...] = (*copying.TASKS, *NUMERIC, *ORDERED, "scan", "pcfg")
 
 
 def open_task(name: str) -> Task:
     """One task by its name. Raises UsageError for an unknown one."""
-    if name in COPYING:
-        return Task(name, COPYING[name], _lengths(2, 20), _lengths(21, 40), copying.WORDS, copying.SYMBOLS)
+    if name in copying.TASKS:
+        return Task(name, copying.TASKS[name], _lengths(2, 20), _lengths(21, 40), copying.WORDS, copying.SYMBOLS)
     if name in NUMERIC:
         return Task(name, NUMERIC[name], _lengths(1, 8), _lengths(9, 16), numbers.WORDS, tuple("0123456789xCAP"))
     if name in ORDERED:
@@ -134,35 +124,20 @@ def example(task: Task, seed: int | str, length: int, index: int = 0, scratchpad
     return Example(problem.source, problem.target_with_work(scratchpad), problem.category, problem.answer, length)
 
 
-def bucket(
-    task: Task, seed: int | str, length: int, count: int, scratchpad: frozenset[Part] = NO_WORK
-) -> list[Example]:
-    """``count`` instances of one length."""
-    return [example(task, seed, length, index, scratchpad) for index in range(count)]
-
-
 def buckets(
     task: Task, seed: int | str, lengths: Sequence[int], count: int, scratchpad: frozenset[Part] = NO_WORK
 ) -> Iterator[Example]:
     """``count`` instances of each length, shortest first: equal numbers, so that no length speaks louder."""
     for length in lengths:
-        yield from bucket(task, seed, length, count, scratchpad)
+        yield from (example(task, seed, length, index, scratchpad) for index in range(count))
 
 
-def training_examples(
-    task: Task,
-    seed: int | str,
-    step: int,
-    count: int,
-    lengths: Sequence[int] | None = None,
-    scratchpad: frozenset[Part] = NO_WORK,
-) -> list[Example]:
+def training_examples(task: Task, seed: int | str, step: int, count: int) -> list[Example]:
     """The fresh examples of one optimizer step, lengths drawn evenly (SCAN: by share of commands)."""
-    lengths = task.train if lengths is None else lengths
     rng = random.Random(f"{task.name}/{seed}/lengths/{step}")
-    weights = [task.share(length) for length in lengths] if task.share else None
-    drawn = rng.choices(lengths, weights, k=count)
-    return [example(task, f"{seed}/{step}", length, i, scratchpad) for i, length in enumerate(drawn)]
+    weights = [task.share(length) for length in task.train] if task.share else None
+    drawn = rng.choices(task.train, weights, k=count)
+    return [example(task, f"{seed}/{step}", length, i) for i, length in enumerate(drawn)]
 
 
 def read_examples(path: Path, count: Callable[[str], int] | None = None) -> list[Example]:
@@ -171,15 +146,14 @@ def read_examples(path: Path, count: Callable[[str], int] | None = None) -> list
 
     Raises UsageError naming the line that is wrong, and for a file without records.
     """
-    lines = enumerate(read_text(path, "file of examples", LARGEST_JSON).split("\n"), 1)
-    found = [_record(line, f"{path}:{number}", count) for number, line in lines if line.strip()]
+    lines = good_lines(path, "file of examples", LARGEST_JSON, "source and target")
+    found = [_record(value, f"{path}:{number}", count) for number, value in lines]
     if not found:
         raise UsageError("the file holds no records", where=str(path), expected="JSON Lines with source and target")
     return found
 
 
-def _record(line: str, where: str, count: Callable[[str], int] | None) -> Example:
-    value = value_of(line, where, "source and target")
+def _record(value: Any, where: str, count: Callable[[str], int] | None) -> Example:
     texts = ("source", "target")
     if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in texts):
         raise UsageError("the record lacks a source or a target", where=where, expected="two fields of text")
@@ -204,7 +178,7 @@ def symbol_tokenizer(*chosen: Task) -> TextTokenizer:
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 
-    from mickle.data.tokenizer import TextTokenizer
+    from mickle.data.tokenizer import TextTokenizer, configuration_of
 
     symbols = dict.fromkeys(symbol for task in chosen for symbol in task.vocabulary)
     vocabulary = {token: i for i, token in enumerate([PAD, BOS, EOS, UNKNOWN, *symbols])}
@@ -216,9 +190,5 @@ def symbol_tokenizer(*chosen: Task) -> TextTokenizer:
     tokenizer.encode_special_tokens = True  # a text cannot forge a mark by spelling it
     start = vocabulary[BOS]
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, start)])
-    configuration = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **{"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNKNOWN},
-        "clean_up_tokenization_spaces": False,
-    }
+    configuration = configuration_of(BOS, EOS, pad_token=PAD, unk_token=UNKNOWN)
     return TextTokenizer(tokenizer, start, vocabulary[EOS], configuration)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     Batch = dict[str, Tensor]
 
+SPACE_MARKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE spell the space before a word
 Probability = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -171,7 +172,40 @@ def vocabulary_of(tokenizer: TextTokenizer) -> Vocabulary:
     special[sorted(tokenizer.special)] = True
     known = set(tokenizer.tokenizer.get_vocab(with_added_tokens=True).values())
     ordinary = np.array(sorted(known - tokenizer.special), dtype=np.int64)
-    return Vocabulary(tokenizer.mask, special, ordinary, tokenizer.begins_word)
+    return Vocabulary(tokenizer.mask, special, ordinary, begins_word(tokenizer))
+
+
+def begins_word(tokenizer: TextTokenizer) -> np.ndarray:
+    """Whether a token opens a word, bool [V]: it brings its space along, or is no ending of a word ("##").
+
+    In byte-level and SentencePiece vocabularies digits and punctuation open words too, so that a long expression
+    without spaces is not one word.
+    """
+    import numpy as np
+    from tokenizers import models
+
+    vocabulary = tokenizer.tokenizer.get_vocab(with_added_tokens=True)
+    opens = np.ones(tokenizer.size, dtype=bool)
+    model = tokenizer.tokenizer.model
+    space = next((mark for mark in SPACE_MARKS if any(token.startswith(mark) for token in vocabulary)), None)
+    if isinstance(model, models.WordPiece):
+        prefix = model.continuing_subword_prefix or "##"
+        opens[[number for token, number in vocabulary.items() if token.startswith(prefix)]] = False
+    elif space is not None:
+        opens[[number for token, number in vocabulary.items() if _continues(token, space)]] = False
+    opens[sorted(tokenizer.special)] = True
+    return opens
+
+
+def _continues(token: str, space: str) -> bool:
+    """Whether a token goes on with a word: it begins with a letter, or with a byte of one that is not ASCII.
+
+    In byte-level vocabularies U+0100 to U+0120 stand for the bytes 0 to 32: line ends, tabs and the space.
+    """
+    first = token[:1]
+    if first.isascii():
+        return first.isalpha()
+    return not "\u0100" <= first <= "\u0120" if space == "\u0120" else first != space
 
 
 def mask_batch(

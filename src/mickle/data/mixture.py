@@ -12,7 +12,7 @@ block has which point. Counting the points of earlier blocks tells the how-many-
 its window.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,13 +39,7 @@ class Mixture:
     seed: int
 
     def __post_init__(self) -> None:
-        if len(self.stream) <= self.length:
-            raise UsageError(
-                f"The pages hold {len(self.stream):,} tokens, too few for one sequence of {self.length:,}.",
-                where="sequence_length",
-                expected=f"at most {max(len(self.stream) - 1, 0):,}",
-                todo="give more pages, or a shorter sequence_length",
-            )
+        _refuse_short(self.stream, self.length, "The pages hold", "give more pages, or a shorter sequence_length")
 
     @property
     def windows(self) -> int:
@@ -92,15 +86,11 @@ class DomainMixture:
             raise UsageError(f"{len(self.weights)} weights do not fit {len(self.streams)} domains")
         if min(self.weights) < 0 or not 0.999 <= sum(self.weights) <= 1.001:  # also where one is not a number
             raise UsageError("the domains' weights are shares: from 0 to 1, and 1 in all")
+        todo = "give it more pages, put it into a group, or choose a shorter sequence_length"
         for domain, stream in enumerate(self.streams):
-            if len(stream) <= self.length and self.weights[domain] > 0:
+            if self.weights[domain] > 0:
                 name = self.names[domain] if self.names else str(domain)
-                raise UsageError(
-                    f"The domain '{name}' holds {len(stream):,} tokens, too few for one sequence of {self.length:,}.",
-                    where="sequence_length",
-                    expected=f"at most {max(len(stream) - 1, 0):,}",
-                    todo="give it more pages, put it into a group, or choose a shorter sequence_length",
-                )
+                _refuse_short(stream, self.length, f"The domain '{name}' holds", todo)
 
     @property
     def windows(self) -> list[int]:
@@ -182,33 +172,40 @@ class DomainMixture:
         return np.diff(self._bounds(np.arange(begin, end)), axis=1).sum(0)
 
 
+def _refuse_short(stream: TokenStream, length: int, who: str, todo: str) -> None:
+    if len(stream) <= length:
+        raise UsageError(
+            f"{who} {len(stream):,} tokens, too few for one sequence of {length:,}.",
+            where="sequence_length",
+            expected=f"at most {max(len(stream) - 1, 0):,}",
+            todo=todo,
+        )
+
+
 def permute(places: np.ndarray, size: int, seed: int, epoch: int) -> np.ndarray:
     """Where a permutation of ``range(size)``, keyed by (seed, epoch), sends ``places`` (int64 [n])."""
-    half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     keys = _words(seed, epoch, ROUNDS + 1)[1:]
-    moved = places.astype(np.uint64)
-    outside = np.ones(len(moved), dtype=bool)
-    # The network permutes a power of four that is less than 4 x size: a walk leaves the range with probability < 3/4.
-    while outside.any():
-        moved[outside] = _feistel(moved[outside], half_bits, keys)
-        outside = moved >= size
-    return moved.astype(np.int64)
+    return _walk(places, np.full_like(places, size), lambda outside: keys)
 
 
 def permute_each(places: np.ndarray, sizes: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """:func:`permute` with a size (int64) and a key (uint64) of each place's own, [n] all of them."""
+    return _walk(places, sizes, lambda outside: _hashed(keys[outside], np.arange(ROUNDS)[:, None]))
+
+
+def _walk(places: np.ndarray, sizes: np.ndarray, rounds: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Each place through the network until it is in range; ``rounds`` gives the keys [ROUNDS] or [ROUNDS, rows]."""
     half_bits = np.maximum(1, (np.frexp(np.maximum(sizes - 1, 1))[1] + 1) // 2).astype(np.uint64)
     moved = places.astype(np.uint64)
     outside = np.arange(len(moved))
+    # The network permutes a power of four that is less than 4 x size: a walk leaves the range with probability < 3/4.
     while len(outside):
-        rounds = _hashed(keys[outside], np.arange(ROUNDS)[:, None])  # [ROUNDS, rows]
-        moved[outside] = _feistel(moved[outside], half_bits[outside], rounds)
+        moved[outside] = _feistel(moved[outside], half_bits[outside], rounds(outside))
         outside = outside[moved[outside] >= sizes[outside]]
     return moved.astype(np.int64)
 
 
-def _feistel(values: np.ndarray, half_bits: int | np.ndarray, keys: np.ndarray) -> np.ndarray:
-    shift = np.uint64(half_bits)
+def _feistel(values: np.ndarray, shift: np.ndarray, keys: np.ndarray) -> np.ndarray:
     mask = (np.uint64(1) << shift) - np.uint64(1)
     left, right = values >> shift, values & mask
     for key in keys:

@@ -144,7 +144,9 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
 def _defined(node: ast.stmt, known: dict[str, Definition]) -> dict[str, Definition]:
     """What a statement defines: a class, a function, or another name for one of those ``known``."""
     if isinstance(node, Definition):
-        return {} if _changes_property(node) else {node.name: node}
+        # A setter of a property that stands before it is left out.
+        setter = any(isinstance(d, ast.Attribute) and d.attr in ("setter", "deleter") for d in node.decorator_list)
+        return {} if setter else {node.name: node}
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Name) and node.value.id in known:
         same = known[node.value.id]
         return {target.id: same for target in node.targets if isinstance(target, ast.Name)}
@@ -177,11 +179,6 @@ def signature(label: str, node: Function) -> str:
         return label
     text = f"({ast.unparse(node.args)})" + (f" -> {ast.unparse(node.returns)}" if node.returns else "")
     return label + (text if len(text) <= LONGEST_SIGNATURE else "(...)")
-
-
-def _changes_property(node: Definition) -> bool:
-    """Whether this is no more than a setter of a property that stands before it."""
-    return any(isinstance(d, ast.Attribute) and d.attr in ("setter", "deleter") for d in node.decorator_list)
 
 
 def _last_name(node: ast.expr) -> str:

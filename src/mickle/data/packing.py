@@ -49,7 +49,8 @@ class TokenStream:
         """
         at = (positions[:, None] + np.arange(length + 1)) % len(self.tokens)  # [B, T + 1]
         tokens = self.tokens[at].astype(np.int64)
-        opens = self._opens(at)
+        nearest = np.searchsorted(self.starts, at).clip(max=len(self.starts) - 1)
+        opens = self.starts[nearest] == at  # a document
         opens[:, 0] = False
         documents = np.cumsum(opens, axis=1)  # [B, T + 1]
         labels = np.where(opens[:, 1:] & (tokens[:, 1:] != self.end), NOT_TRAINED, tokens[:, 1:])
@@ -58,11 +59,6 @@ class TokenStream:
             "labels": torch.from_numpy(labels),
             "documents": torch.from_numpy(documents[:, :-1].copy()),
         }
-
-    def _opens(self, at: np.ndarray) -> np.ndarray:
-        """Which of the stream positions ``at`` begin a document."""
-        nearest = np.searchsorted(self.starts, at).clip(max=len(self.starts) - 1)
-        return self.starts[nearest] == at
 
 
 def stream_of(documents: Iterable[np.ndarray], tokenizer: TextTokenizer) -> TokenStream:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from mickle import errors
@@ -30,17 +30,22 @@ def each(work: Callable[[T], R], items: Sequence[T], workers: int = 1, ray: str 
     if ray:
         yield from _on_ray(work, items, ray)
         return
-    pending: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            for item in items:
-                pending.append(pool.submit(work, item))
-                if len(pending) > AHEAD * workers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
+            for begun in taken_ahead((pool.submit(work, item) for item in items), AHEAD * workers):
+                yield begun.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def taken_ahead(items: Iterable[T], count: int) -> Iterator[T]:
+    """The same items, of which so many more have been taken than are given out."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def connect(address: str) -> None:

@@ -7,49 +7,34 @@ a folder of their own: they are compared with and never written.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from mickle import storage
 from mickle.data import chunks
+from mickle.data.comparing import Keys, Texts, Verdicts, page_keys, settled, twins_of
+from mickle.data.near_duplicates import signatures
 from mickle.data.records import Page, Removed, Shards, grouped, read_corpus
 from mickle.data.refine import refused
-from mickle.data.rules import Outcome, Rules
+from mickle.data.rules import Rules
 from mickle.data.sources import Found, Source
 from mickle.data.workers import Crew
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from mickle.data.comparing import Keys, Texts, Verdicts
 
 CHUNKS_HELD = 8  # in memory, when single texts are asked for
 
 
-@dataclass(frozen=True)
 class Scratch:
-    """Where a curation keeps what is unfinished."""
+    """Where a curation keeps what is unfinished: chunks of the source (``pages``) and of ``earlier`` corpora, and the
+    search for ``repeated`` text.
+    """
 
-    folder: Path
-
-    @property
-    def pages(self) -> Path:
-        """Chunks of the source."""
-        return self.folder / "chunks"
-
-    @property
-    def earlier(self) -> Path:
-        """Chunks of earlier corpora."""
-        return self.folder / "earlier"
-
-    @property
-    def repeated(self) -> Path:
-        """The search for repeated text."""
-        return self.folder / "repeated"
+    def __init__(self, folder: Path) -> None:
+        self.pages, self.earlier, self.repeated = folder / "chunks", folder / "earlier", folder / "repeated"
 
     @cached_property
     def all(self) -> list[Path]:
@@ -103,11 +88,6 @@ def sign(path: Path, rules: Rules, seed: int) -> int:
 
     Returns how many pages there are.
     """
-    import numpy as np
-
-    from mickle.data.comparing import page_keys
-    from mickle.data.near_duplicates import signatures
-
     last = path.with_suffix(".keys.npy")
     if last.exists():
         return len(np.load(last, mmap_mode="r"))
@@ -121,10 +101,6 @@ def sign(path: Path, rules: Rules, seed: int) -> int:
 
 def stored_keys(scratch: Scratch) -> Keys:
     """The keys of all signed chunks; bands are read from disk as they are asked for."""
-    import numpy as np
-
-    from mickle.data.comparing import Keys
-
     keys = [np.load(path.with_suffix(".keys.npy")) for path in scratch.all]
     earlier = sum(len(one) for one, path in zip(keys, scratch.all) if path.parent == scratch.earlier)
     whole = np.concatenate([np.empty((0, 4), np.uint64), *keys])
@@ -144,10 +120,6 @@ def kept_pages(scratch: Scratch) -> Iterator[Page]:
 
 def stored_texts(scratch: Scratch) -> Texts:
     """The pages of all signed chunks, read again when they are asked for."""
-    import numpy as np
-
-    from mickle.data.comparing import Texts
-
     counts = [len(np.load(path.with_suffix(".keys.npy"), mmap_mode="r")) for path in scratch.all]
     starts = np.concatenate([[0], np.cumsum(counts)])
     read = lru_cache(maxsize=CHUNKS_HELD)(chunks.read_kept)
@@ -161,18 +133,10 @@ def stored_texts(scratch: Scratch) -> Texts:
 
 def write_corpus(scratch: Scratch, work: Path, keys: Keys, verdicts: Verdicts, rules: Rules, add: Any) -> None:
     """Everything in order into the two folders of shards; ``add`` hears of every outcome."""
-    from mickle.data.comparing import settle_page, twins_of
-
     urls = twins_of(kept_pages(scratch), verdicts)
-    index = keys.earlier
+    outcomes = chain.from_iterable(map(chunks.read_chunk, chunks.chunk_paths(scratch.pages)))
     with Shards(work / "pages", Page) as pages, Shards(work / "removed", Removed) as removed:
-        for path in chunks.chunk_paths(scratch.pages):
-            for outcome in chunks.read_chunk(path):
-                settled: list[Outcome] = [outcome]
-                if isinstance(outcome, Page) and not isinstance(outcome, Removed):
-                    settled = list(settle_page(outcome, index, verdicts, rules, urls))
-                    index += 1
-                for one in settled:
-                    add(one)
-                    if isinstance(one, Page):
-                        (removed if isinstance(one, Removed) else pages).add(one)
+        for outcome in settled(outcomes, keys.earlier, verdicts, rules, urls):
+            add(outcome)
+            if isinstance(outcome, Page):
+                (removed if isinstance(outcome, Removed) else pages).add(outcome)

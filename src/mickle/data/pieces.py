@@ -6,7 +6,7 @@ a letter and a sign, where the patterns of GPT-2 and most of its descendants spl
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 LONGEST = 1 << 20  # characters; a tokenizer takes some 120 bytes for each
 _ENDS = [re.compile(end, re.DOTALL) for end in (r".*\S(?= )", r".*[^\W_](?=\s)", r".*[^\W_](?=[^\w\s])")]
@@ -31,3 +31,18 @@ def single_spaced(text: str) -> Iterator[str]:
             yield " " + words if begun and (apart or piece[0].isspace()) else words
             begun, apart = True, False
         apart = apart or piece[-1:].isspace()
+
+
+def portions(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
+    """The pieces of texts with the number of their text, so many at a time that they have LONGEST characters in all."""
+    some: list[tuple[int, str]] = []
+    size = 0
+    for number, text in enumerate(texts):
+        for piece in pieces(text):
+            if some and size + len(piece) > LONGEST:
+                yield some
+                some, size = [], 0
+            some.append((number, piece))
+            size += len(piece)
+    if some:
+        yield some

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 
 from mickle.data.decontamination import decontaminate
-from mickle.data.filters import Stage, apply, identify_language, long_enough
+from mickle.data.filters import identify_language, long_enough
 from mickle.data.lines import Lines, correct_lines
 from mickle.data.pages import RawPage, Skipped, extract
 from mickle.data.quality import find_low_quality
@@ -26,6 +26,9 @@ from mickle.data.repetitions import find_repetition
 from mickle.data.rules import Outcome, Rules
 from mickle.data.urls import url_filter
 
+# A stage gives the page, or the page as removed; before it, in a list, what it cut out of it.
+Stage = Callable[[Page], Page | Removed | Sequence[Page | Removed]]
+
 
 def refine_page(raw: RawPage, rules: Rules, seconds: dict[str, float] | None = None) -> list[Outcome]:
     """One page through extraction and the stages that look at one page.
@@ -33,13 +36,25 @@ def refine_page(raw: RawPage, rules: Rules, seconds: dict[str, float] | None = N
     The last outcome is the page's, kept or removed; before it come the pieces cut out of it. ``seconds`` is told
     what each stage took.
     """
+    seconds = {} if seconds is None else seconds
     begun = time.perf_counter()
     page = extract(raw, rules.largest_page, rules.extraction)
-    if seconds is not None:
-        seconds["extraction"] = time.perf_counter() - begun
-    if isinstance(page, Skipped):
-        return [page]
-    return list(apply([page], *(_timed(stage, work, seconds) for stage, work in page_stages(rules))))
+    seconds["extraction"] = time.perf_counter() - begun
+    return [page] if isinstance(page, Skipped) else through(page, page_stages(rules), seconds)
+
+
+def through(page: Page | Removed, stages: Iterable[tuple[str, Stage]], seconds: dict[str, float]) -> list[Outcome]:
+    """A page through stages in order, until one removes it, after the pieces cut out of it."""
+    pieces: list[Outcome] = []
+    for name, stage in stages:
+        if isinstance(page, Removed):
+            break
+        begun = time.perf_counter()
+        result = stage(page)
+        seconds[name] = time.perf_counter() - begun
+        *gone, page = [result] if isinstance(result, Page) else result
+        pieces += gone
+    return [*pieces, page]
 
 
 def page_stages(rules: Rules) -> list[tuple[str, Stage]]:
@@ -94,16 +109,3 @@ def _rule(stage: str, find: Callable[[Page], Failure | None]) -> Stage:
         return remove(page, stage, failure) if failure else page
 
     return check
-
-
-def _timed(stage: str, work: Stage, seconds: dict[str, float] | None) -> Stage:
-    if seconds is None:
-        return work
-
-    def timed(page: Page) -> Page | Removed | Sequence[Page | Removed]:
-        begun = time.perf_counter()
-        result = work(page)
-        seconds[stage] = time.perf_counter() - begun
-        return result
-
-    return timed

@@ -17,19 +17,21 @@ reads all tokens from first to last, those of repeated windows at random places 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mickle.data.repeated_text import Range, Repeated, RepeatedText
 from mickle.errors import UsageError
+from mickle.kernels.repeated_windows import link_type, link_windows, spans
+from mickle.kernels.word_pieces import pieces
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-PART_TOKENS = 1 << 26  # a part then takes some 0.8 GB
 SEPARATOR = 1 << 63
 
 Advance = Callable[[int], None]
@@ -45,44 +47,63 @@ class Span(NamedTuple):
     twin: int
 
 
-@dataclass(frozen=True)
-class Search:
-    """How to search: the least ``length`` of a repetition in tokens, which occurrences to report (all, or all but
-    the first), the tokens a part may have, and threads. Parts and threads do not change what is found.
-    """
+def find_repeated(
+    texts: Iterable[str], settings: RepeatedText, scratch: Path, threads: int = 1, advance: Advance = lambda count: None
+) -> Iterator[Repeated]:
+    """For each text, in order, the characters that are repeated, as ``settings`` say; the same for any number of
+    threads and parts.
 
-    length: int = 50
-    keep_first: bool = False
-    part_tokens: int = PART_TOKENS
-    threads: int = 1
+    ``texts`` is read once, before the first result. ``scratch`` is a folder for these texts alone: up to 16 bytes a
+    piece, some 4 a character; see :func:`find_spans` for how a killed search goes on. ``advance`` hears of the
+    pieces compared, one more for each text.
+    """
+    scratch.mkdir(parents=True, exist_ok=True)
+    sizes: list[int] = []
+    documents = _documents(texts, scratch / "starts.u32", sizes)
+    starts, begin = np.zeros(0, dtype=np.uint32), 0
+    for number, found in enumerate(find_spans(documents, settings, scratch, threads, advance)):
+        if number == 0:
+            starts = np.asarray(np.memmap(scratch / "starts.u32", dtype=np.uint32, mode="r"))
+        own = starts[begin : begin + sizes[number] + 1]
+        ranges = [Range(int(own[a]), int(own[b]), b - a, twin) for a, b, twin in found]
+        yield Repeated(sizes[number], ranges)
+        begin += len(own)
+
+
+def _documents(texts: Iterable[str], starts: Path, sizes: list[int]) -> Iterator[NDArray[np.uint64]]:
+    """The hashes of each text's pieces; where they start goes to a file, with the text's end, how many to ``sizes``."""
+    with starts.open("wb") as file:
+        for text in texts:
+            hashes, begins = pieces(text)
+            file.write(begins.tobytes() + len(text).to_bytes(4, sys.byteorder))
+            sizes.append(len(hashes))
+            yield hashes
 
 
 def find_spans(
-    documents: Iterable[NDArray[Any]], search: Search, scratch: Path, advance: Advance = lambda count: None
+    documents: Iterable[NDArray[Any]],
+    settings: RepeatedText,
+    scratch: Path,
+    threads: int = 1,
+    advance: Advance = lambda count: None,
 ) -> Iterator[list[Span]]:
     """The repeated spans of each document, in the order of ``documents``: arrays of whole numbers below 2^63, of any
-    tokenizer, or of bytes.
+    tokenizer, or of bytes. Parts and threads do not change what is found.
 
     ``scratch`` is a folder for this search alone. If a search was killed, the next one over the same documents writes
     the tokens anew, which is quick, and goes on with the part it was at. ``advance`` hears of the tokens compared.
     """
-    import numpy as np
-
-    from mickle.kernels.repeated_windows import spans
-
     scratch.mkdir(parents=True, exist_ok=True)
     tokens, offsets, digest = _join(documents, scratch)
-    others = np.asarray(_link(tokens, digest, search, scratch, advance))
+    others = np.asarray(_link(tokens, digest, settings, scratch, threads, advance))
     for start, end in pairwise(offsets):
-        found = spans(others, start, end - 1, search.length, search.keep_first)
+        found = spans(others, start, end - 1, settings.length, settings.keep == "first")
         twins = np.searchsorted(offsets, found[:, 2], side="right") - 1
         yield [Span(int(first - start), int(last - start), int(twin)) for (first, last, _), twin in zip(found, twins)]
 
 
 def _join(documents: Iterable[NDArray[Any]], scratch: Path) -> tuple[Any, NDArray[Any], str]:
     """All tokens with separators in one mapped file; where each document begins, and the end; their digest."""
-    import numpy as np
-
     offsets, digest = [0], hashlib.blake2b(digest_size=8)
     with (scratch / "tokens.u64").open("wb") as file:
         for number, document in enumerate(documents):
@@ -98,14 +119,12 @@ def _join(documents: Iterable[NDArray[Any]], scratch: Path) -> tuple[Any, NDArra
     return tokens, np.array(offsets, dtype=np.int64), digest.hexdigest()
 
 
-def _link(tokens: Any, digest: str, search: Search, scratch: Path, advance: Advance) -> Any:
+def _link(tokens: Any, digest: str, settings: RepeatedText, scratch: Path, threads: int, advance: Advance) -> Any:
     """The links of ``link_windows`` for the whole corpus, in a mapped file that is sparse at first; an empty file of
     its own says that a part is done.
     """
-    from mickle.kernels.repeated_windows import link_type
-
-    parts = max(search.threads, -(-len(tokens) // search.part_tokens))
-    path = scratch / f"links-{digest}-{search.length}-{parts}"
+    parts = max(threads, -(-len(tokens) // settings.part_tokens))
+    path = scratch / f"links-{digest}-{settings.length}-{parts}"
     if not path.exists():
         for old in scratch.glob("links-*"):
             old.unlink()
@@ -114,30 +133,20 @@ def _link(tokens: Any, digest: str, search: Search, scratch: Path, advance: Adva
     def link(part: int) -> int:
         done = scratch / f"{path.name}-{part}.done"
         if not done.exists():
-            _link_part(tokens, search.length, others, part, parts, int(digest, 16))
+            link_windows(tokens, settings.length, others, part, parts, int(digest, 16))
+            if isinstance(others, np.memmap):
+                others.flush()
             done.touch()
         return len(tokens) * (part + 1) // parts - len(tokens) * part // parts
 
-    with ThreadPoolExecutor(search.threads) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for count in pool.map(link, range(parts)):
             advance(count)
     return others
 
 
-def _link_part(tokens: Any, length: int, others: Any, part: int, parts: int, seed: int) -> None:
-    import numpy as np
-
-    from mickle.kernels.repeated_windows import link_windows
-
-    link_windows(tokens, length, others, part, parts, seed)
-    if isinstance(others, np.memmap):
-        others.flush()
-
-
 def _mapped(path: Path, dtype: Any, size: int, mode: Any) -> Any:
     """A mapped file of ``size`` numbers; nothing can be mapped to nothing, so an empty array for none."""
-    import numpy as np
-
     if size == 0:
         return np.zeros(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode=mode, shape=(size,))

@@ -12,24 +12,18 @@ cuts too. A cut joins what stood left and right of it, and may so make a new rep
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 
 from mickle.config import Config
 from mickle.data.records import Failure, Page, Removed, cut, piece, remove
-from mickle.data.repeated_spans import PART_TOKENS, Advance, Search, find_spans
 from mickle.data.words import latin_length
 
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
 STAGE = "repeated text"
+PART_TOKENS = 1 << 26  # a part then takes some 0.8 GB
 
 
 class RepeatedText(Config):
@@ -69,44 +63,6 @@ class Repeated(NamedTuple):
 
     tokens: int
     ranges: list[Range]
-
-
-def find_repeated(
-    texts: Iterable[str], settings: RepeatedText, scratch: Path, threads: int = 1, advance: Advance = lambda count: None
-) -> Iterator[Repeated]:
-    """For each text, in order, the characters that are repeated, as ``settings`` say; the same for any number of
-    threads and parts.
-
-    ``texts`` is read once, before the first result. ``scratch`` is a folder for these texts alone: up to 16 bytes a
-    piece, some 4 a character; see ``repeated_spans`` for how a killed search goes on. ``advance`` hears of the
-    pieces compared, one more for each text.
-    """
-    import numpy as np
-
-    search = Search(settings.length, settings.keep == "first", settings.part_tokens, threads)
-    scratch.mkdir(parents=True, exist_ok=True)
-    sizes: list[int] = []
-    documents = _documents(texts, scratch / "starts.u32", sizes)
-    starts, begin = np.zeros(0, dtype=np.uint32), 0
-    for number, spans in enumerate(find_spans(documents, search, scratch, advance)):
-        if number == 0:
-            starts = np.asarray(np.memmap(scratch / "starts.u32", dtype=np.uint32, mode="r"))
-        own = starts[begin : begin + sizes[number] + 1]
-        ranges = [Range(int(own[a]), int(own[b]), b - a, twin) for a, b, twin in spans]
-        yield Repeated(sizes[number], ranges)
-        begin += len(own)
-
-
-def _documents(texts: Iterable[str], starts: Path, sizes: list[int]) -> Iterator[NDArray[np.uint64]]:
-    """The hashes of each text's pieces; where they start goes to a file, with the text's end, how many to ``sizes``."""
-    from mickle.kernels.word_pieces import pieces
-
-    with starts.open("wb") as file:
-        for text in texts:
-            hashes, begins = pieces(text)
-            file.write(begins.tobytes() + len(text).to_bytes(4, sys.byteorder))
-            sizes.append(len(hashes))
-            yield hashes
 
 
 def settle(page: Page, repeated: Repeated, twins: list[str], settings: RepeatedText) -> Iterator[Page | Removed]:

@@ -8,7 +8,6 @@ Parquet, a JSON array cut off) is a UsageError. JSON Lines, CSV and Parquet are 
 from __future__ import annotations
 
 import csv
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +17,29 @@ from typing import IO, Any
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
 from mickle.storage import MANIFEST, no_such
-from mickle.untrusted.values import MOST_VALUES, count_values, most_of_rows, parse_json, read_text
+from mickle.untrusted.values import (
+    DEEPEST,
+    NOT_UTF8,
+    TOO_DEEP,
+    Doubled,
+    NotANumber,
+    bounded_lines,
+    decode,
+    most_of_rows,
+    parse,
+    parse_json,
+    parsed_lines,
+    read_text,
+)
 
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
 LARGEST_JSON = 1 << 30  # bytes of a JSON array, which is read whole
-DEEPEST = 32  # lists and objects inside each other
 PARQUET_ROWS = 64  # held at a time
 LINES, ARRAY, TABLE, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv",), (".parquet",)
 SUFFIXES = LINES + PARQUET + TABLE + ARRAY
 CONVERSATIONS = ("messages", "conversations", "conversation")  # lists that are one row and not a list of rows
 EXPECTED = "a file named *" + ", *".join(SUFFIXES) + ", or a folder of such files"
-NOT_UTF8 = "not UTF-8"
+TOO_LARGE = "row is larger than 16 MB"
 _CUT = "\0cut"  # stands for a line of CSV that is too long
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -98,88 +109,26 @@ def _refuse_utf16(stream: IO[bytes], path: Path) -> None:
 
 
 def _line_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
-    for number, line in enumerate(bounded_lines(stream), start=1):
-        where = f"{path}:{number}"
-        if line is None:
-            yield Row(where=where, problem="row is larger than 16 MB")
-        elif line.strip(b"\xef\xbb\xbf\r\n\t "):
-            yield _parsed(line, where)
-
-
-def bounded_lines(stream: IO[bytes], largest: int = LARGEST_ROW) -> Iterator[bytes | None]:
-    """Lines as they are; None for one of more than ``largest`` bytes, of which no more than that is ever held."""
-    while line := stream.readline(largest + 1):
-        if len(line) <= largest or line.endswith(b"\n"):
-            yield line
-            continue
-        while (rest := stream.readline(1 << 20)) and not rest.endswith(b"\n"):
-            pass
-        yield None
-
-
-class Doubled(dict[str, Any]):
-    """An object in which a key stands twice; what was meant is not known."""
-
-
-class _NotANumber:
-    """Where NaN or Infinity stood, which are no JSON."""
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    return values if len(values) == len(pairs) else Doubled(values)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: _NotANumber())
-
-
-def _parsed(line: bytes, where: str) -> Row:
-    value, problem = parse(line)
-    return Row(where=where, problem=problem) if problem else _checked(value, where)
-
-
-def parse(line: bytes) -> tuple[Any, str]:
-    """The value of a line of JSON, or what is wrong with it; an object with a key twice is :class:`Doubled`."""
-    try:
-        text = line.decode("utf-8-sig")
-        if count_values(text) > MOST_VALUES:
-            return None, f"row holds more than {MOST_VALUES:,} values"
-        return _DECODER.decode(text), ""
-    except UnicodeDecodeError:
-        return None, NOT_UTF8
-    except json.JSONDecodeError as error:
-        cut = error.pos >= len(line.rstrip()) or error.msg.startswith("Unterminated")
-        return None, "not JSON: " + ("it is cut off" if cut else error.msg)
-    except RecursionError:
-        return None, f"more than {DEEPEST} lists and objects inside each other"
-    except ValueError as error:  # such as an integer of 5,000 digits
-        return None, f"not JSON: {error}"
-
-
-def value_of(line: str, where: str, expected: str) -> Any:
-    """The value of a line of JSON of a file that must be good throughout; UsageError for one that is not."""
-    value, problem = parse(line.encode())
-    if problem:
-        raise UsageError(problem, where=where, expected=expected)
-    return value
+    for number, value, problem in parsed_lines(stream, LARGEST_ROW, TOO_LARGE):
+        yield _row(value, problem, f"{path}:{number}")
 
 
 def _is_lines(stream: IO[bytes]) -> bool:
     """Whether a file named .json holds JSON Lines, as many do: its first line is an object, and more follows."""
-    first = stream.readline(LARGEST_ROW + 1)
+    first = b"\n"
     while first and not first.strip():
         first = stream.readline(LARGEST_ROW + 1)
     second = stream.readline(LARGEST_ROW + 1).strip()
     stream.seek(0)
-    return first.endswith(b"\n") and second.startswith(b"{") and not _parsed(first, "").problem
+    return first.endswith(b"\n") and second.startswith(b"{") and not _row(*parse(first)).problem
 
 
 def _array_rows(path: Path) -> Iterator[Row]:
     """The items of an array, or of the one list that an object holds; an object that is a conversation is a row."""
     text = read_text(path, "JSON file", LARGEST_JSON)
-    value = parse_json(text, path, most_of_rows(path.stat().st_size), _DECODER.decode)
+    value = parse_json(text, path, most_of_rows(path.stat().st_size), decode)
     for number, item in enumerate(_items(value, path), start=1):
-        yield _checked(item, f"{path}, item {number}")
+        yield _row(item, where=f"{path}, item {number}")
 
 
 def _items(value: Any, path: Path) -> list[Any]:
@@ -191,11 +140,8 @@ def _items(value: Any, path: Path) -> list[Any]:
             return list(value[lists[0]])
         if not lists or lists[0] in CONVERSATIONS:
             return [value]
-    raise UsageError(
-        "this JSON file is no list of rows",
-        where=str(path),
-        expected="an array of objects, or one object with one list",
-    )
+    expected = "an array of objects, or one object with one list"
+    raise UsageError("this JSON file is no list of rows", where=str(path), expected=expected)
 
 
 # -- CSV and Parquet -------------------------------------------------------------------------------------------------
@@ -222,34 +168,31 @@ def _table_rows(stream: IO[bytes], path: Path) -> Iterator[Row]:
         except csv.Error as error:
             unclosed = "unexpected end" in str(error)
             problem = "not CSV: " + ("a quote is never closed" if unclosed else str(error))
-            yield Row(where=where, problem="row is larger than 16 MB" if "limit" in str(error) else problem)
+            yield Row(where=where, problem=TOO_LARGE if "limit" in str(error) else problem)
             continue
         if fields == [_CUT]:
-            yield Row(where=where, problem="row is larger than 16 MB")
+            yield Row(where=where, problem=TOO_LARGE)
         elif len(fields) == len(names):
-            yield _checked(dict(zip(names, fields)), where)
+            yield _row(dict(zip(names, fields)), where=where)
         elif fields:
             yield Row(where=where, problem=f"{len(fields)} fields where the columns are {len(names)}")
 
 
 def _table_lines(stream: IO[bytes]) -> Iterator[str]:
     """Decoded lines. A byte that is not UTF-8 becomes half a surrogate pair, which is then the row's problem."""
-    for number, line in enumerate(bounded_lines(stream)):
+    for number, line in enumerate(bounded_lines(stream, LARGEST_ROW)):
         text = f"{_CUT}\n" if line is None else line.decode("utf-8", "surrogateescape")
         yield text.removeprefix("\ufeff") if number == 0 else text
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    for number, values in enumerate(parquet_values(path, rows=PARQUET_ROWS), start=1):
-        where = f"{path}, row {number}"
-        yield Row(where=where, problem=NOT_UTF8) if values is None else _checked(values, where)
+    for number, values in enumerate(parquet_values(path), start=1):
+        yield _row(values, NOT_UTF8 if values is None else "", f"{path}, row {number}")
 
 
-def parquet_values(
-    path: Path, columns: Sequence[str] | None = None, rows: int = 256
-) -> Iterator[dict[str, Any] | None]:
+def parquet_values(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any] | None]:
     """The values of each row, of all columns or some; None for a row whose text is not UTF-8."""
-    for batch in read_batches(path, columns, rows):
+    for batch in read_batches(path, columns, PARQUET_ROWS):
         for at in range(batch.num_rows):
             try:
                 yield batch.slice(at, 1).to_pylist()[0]
@@ -260,10 +203,9 @@ def parquet_values(
 # -- what no row may hold ----------------------------------------------------------------------------------------------
 
 
-def _checked(value: Any, where: str) -> Row:
-    if not isinstance(value, dict):
-        return Row(where=where, problem=f"row is {_kind(value)}, not an object")
-    problem = damage(value)
+def _row(value: Any, problem: str = "", where: str = "") -> Row:
+    if not problem:
+        problem = damage(value) if isinstance(value, dict) else f"row is {_kind(value)}, not an object"
     return Row(where=where, problem=problem) if problem else Row(dict(value), where)
 
 
@@ -277,18 +219,18 @@ def damage(value: Any) -> str:
             size += len(item)
             if problem := damage_of_text(item):
                 return problem
-        elif isinstance(item, _NotANumber):
+        elif isinstance(item, NotANumber):
             return "not JSON: NaN and Infinity are no numbers there"
         elif isinstance(item, (dict, list, tuple)):
             if isinstance(item, Doubled):
                 return "a key stands twice in one object"
             if depth > DEEPEST:
-                return f"more than {DEEPEST} lists and objects inside each other"
+                return TOO_DEEP
             inner = [*item.keys(), *item.values()] if isinstance(item, dict) else item
             waiting += [(part, depth + 1) for part in inner]
             size += len(item)
         if size > LARGEST_ROW:
-            return "row is larger than 16 MB"
+            return TOO_LARGE
     return ""
 
 

@@ -8,24 +8,24 @@ add up; what makes a whole source useless is one :class:`UsageError`.
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from mickle.config import Config, Input
+from mickle.data.compressed import COMPRESSED, open_lines
 from mickle.data.pages import PAGES, RawPage, Skipped, record_page, removed_raw
-from mickle.data.parquet import open_parquet, refuse_expansion
+from mickle.data.parquet import open_parquet
 from mickle.data.records import Removed, domain_of, grouped
-from mickle.data.rows import NOT_UTF8, Doubled, bounded_lines, damage_of_text, parquet_values, parse
+from mickle.data.rows import damage_of_text, parquet_values
 from mickle.data.warc import Damaged, read_records
-from mickle.errors import UsageError, first_line
+from mickle.errors import UsageError
 from mickle.storage import no_such
+from mickle.untrusted.values import NOT_UTF8, Doubled, parsed_lines
 
 Found = RawPage | Removed | Skipped
 Advance = Callable[[int], None]  # told how many more bytes of the source have been read
@@ -59,8 +59,15 @@ class _Folder(Config):
     path: Input = Field(description="file or folder")
 
     def files(self) -> list[Path]:
-        """Files in order of their paths. :class:`UsageError` if there are none."""
-        return find_files(self.path, self.endings)
+        """The file itself, or those whose names end so, in order. :class:`UsageError` if there are none."""
+        if not self.path.exists():
+            raise no_such(self.path, where="source.path")
+        files = [self.path] if self.path.is_file() else sorted(_files_under(self.path))
+        found = [file for file in files if file.name.lower().endswith(self.endings)]
+        if not found:
+            expected = "files named *" + ", *".join(self.endings)
+            raise UsageError(f"nothing to read in {self.path}", where="source.path", expected=expected)
+        return found
 
     def parts(self) -> list[list[Path]]:
         """The files in pieces of work, at the end those that are not read: none is passed over uncounted."""
@@ -95,8 +102,20 @@ class Warc(_Folder):
         return [self.path] if self.path.is_file() else super().files()
 
     def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
-        """Its pages, still inside their records."""
-        return read_warc(path, largest, advance)
+        """Its pages, still inside their records; damaged ones as removed, an empty file too."""
+        empty = True
+        for record in read_records(path, largest + HEADER_ROOM, advance=advance):
+            empty = False
+            if isinstance(record, Damaged):
+                place = RawPage(record.url or record.place, domain_of(record.url), "record", b"")
+                yield removed_raw(place, record.reason, record.value)
+            elif record.kind in PAGES:
+                yield record_page(record)
+            else:
+                yield Skipped(f"{record.kind} record")
+        if empty:
+            place = RawPage(path.name, "", "record", b"")
+            yield removed_raw(place, "file holds no records", float(path.stat().st_size))
 
 
 class Files(_Folder):
@@ -143,6 +162,10 @@ class Rows(_Folder):
         """Where the text may stand."""
         return (self.text,) if self.text else TEXT_FIELDS
 
+    def shown_fields(self) -> str:
+        """The same for a person."""
+        return " or ".join(map(repr, self.text_fields()))
+
     def _page(self, path: Path, number: int, row: Any, problem: str, largest: int) -> Found:
         """A row's page; a bad row as removed by the stage "rows", with its number."""
         fields = row if isinstance(row, dict) else {}
@@ -162,8 +185,7 @@ class Rows(_Folder):
         if isinstance(row, Doubled):
             return "a key stands twice in one object"
         if not isinstance(text, str):
-            shown = " or ".join(repr(field) for field in self.text_fields())
-            return f"field {shown} is " + ("missing" if text is None else "not text")
+            return f"field {self.shown_fields()} is " + ("missing" if text is None else "not text")
         return damage_of_text(text)
 
 
@@ -197,19 +219,6 @@ def kind_of(path: Path) -> str:
     raise ValueError(f"{path} holds several kinds of files: {counts}; choose one, with --source.path {path}")
 
 
-def find_files(path: Path, endings: tuple[str, ...]) -> list[Path]:
-    """``path`` itself, or the files under it whose names end so, in order. :class:`UsageError` if there are none."""
-    if not path.exists():
-        raise no_such(path, where="source.path")
-    files = [path] if path.is_file() else sorted(_files_under(path))
-    found = [file for file in files if file.name.lower().endswith(endings)]
-    if not found:
-        raise UsageError(
-            f"nothing to read in {path}", where="source.path", expected="files named *" + ", *".join(endings)
-        )
-    return found
-
-
 def _files_under(folder: Path, links: bool = False) -> set[Path]:
     """The files of a folder and all below it; ``links``: and links to nothing."""
     return {path for path in folder.rglob("*") if path.is_file() or (links and _is_dangling(path))}
@@ -219,79 +228,20 @@ def _is_dangling(path: Path) -> bool:
     return path.is_symlink() and not path.exists()
 
 
-def read_warc(path: Path, largest: int, advance: Advance) -> Iterator[Found]:
-    """The records of one WARC file as pages; damaged ones as removed, an empty file too."""
-    empty = True
-    for record in read_records(path, largest + HEADER_ROOM, advance=advance):
-        empty = False
-        if isinstance(record, Damaged):
-            place = RawPage(record.url or record.place, domain_of(record.url), "record", b"")
-            yield removed_raw(place, record.reason, record.value)
-        elif record.kind in PAGES:
-            yield record_page(record)
-        else:
-            yield Skipped(f"{record.kind} record")
-    if empty:
-        yield removed_raw(RawPage(path.name, "", "record", b""), "file holds no records", float(path.stat().st_size))
-
-
 def _json_rows(path: Path, largest: int, advance: Advance) -> Iterator[tuple[int, Any, str]]:
     """Number of the line, its value, and what is wrong with it."""
-    with _open_rows(path) as stream:
+    with open_lines(path) as stream:
         # A character takes at most six bytes of JSON (\uXXXX); a longer line cannot hold a page that may stay.
-        for number, line in enumerate(bounded_lines(stream, 6 * largest + HEADER_ROOM), start=1):
-            if line is None:
-                yield number, None, "line is too long"
-                continue
-            advance(len(line) if path.suffix.lower() not in COMPRESSED else 0)
-            if line.strip(b"\xef\xbb\xbf\r\n\t "):
-                yield number, *parse(line)
-
-
-COMPRESSED = {".gz": "gzip", ".zst": "zstd"}
-
-
-@contextmanager
-def _open_rows(path: Path) -> Iterator[IO[bytes]]:
-    """The file's lines, decompressed; what is no such file, is cut off, or expands without end is refused."""
-    import pyarrow
-
-    codec = COMPRESSED.get(path.suffix.lower())
-    if codec is None:
-        with open(path, "rb") as stream:
-            yield stream
-        return
-    try:
-        with pyarrow.input_stream(path, compression=codec) as compressed:
-            yield io.BufferedReader(_Bounded(compressed, path))
-    except OSError as error:
-        raise UsageError(f"not a whole {path.suffix} file: {first_line(error, 120)}", where=str(path)) from None
-
-
-class _Bounded(io.RawIOBase):
-    """A decompressed stream that ends in an error when it outgrows its file without measure."""
-
-    def __init__(self, stream: Any, path: Path) -> None:
-        self.stream, self.path, self.given = stream, path, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        chunk = self.stream.read(len(buffer))
-        self.given += len(chunk)
-        refuse_expansion(self.given, self.path)
-        buffer[: len(chunk)] = chunk
-        return len(chunk)
+        heard = (lambda size: None) if path.suffix.lower() in COMPRESSED else advance
+        yield from parsed_lines(stream, 6 * largest + HEADER_ROOM, "line is too long", heard)
 
 
 def _parquet_rows(path: Path, source: Rows, advance: Advance) -> Iterator[tuple[int, Any, str]]:
     with open_parquet(path) as file:
         names, count = file.schema_arrow.names, file.metadata.num_rows
     if not any(field in names for field in source.text_fields()):
-        shown = " or ".join(repr(field) for field in source.text_fields())
         raise UsageError(
-            f"no column {shown}", where=str(path),
+            f"no column {source.shown_fields()}", where=str(path),
             expected="one of its columns: " + ", ".join(names[:20]), todo="name it with --source.text",
         )  # fmt: skip
     wanted = {*source.text_fields(), source.url, "url", "id", *DATE_FIELDS, "metadata"}

@@ -4,13 +4,11 @@ not stop; what goes wrong there is said here.
 
 from __future__ import annotations
 
-import re
 from typing import Any, NamedTuple
 
 from mickle.errors import UsageError
 from mickle.untrusted.child import ask
 
-_GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 # Noncharacters that stand around {% generation %} blocks where they are looked for.
 OPENS, CLOSES = "\ufdd0", "\ufdd1"
 MOST_STOPS = 20  # by the kernel; then no further text is asked of such a template
@@ -25,9 +23,12 @@ class Failed(UsageError):
     """A template that meets something in a conversation that it cannot work with."""
 
 
-def marks_answers(source: str) -> bool:
-    """Whether a template has ``{% generation %}`` blocks."""
-    return _GENERATION.search(source) is not None
+PROBLEMS: dict[str, tuple[type[UsageError], str]] = {
+    "refused": (Refused, "refuses the conversation"),
+    "stopped": (UsageError, "was stopped"),
+    "forbidden": (UsageError, "asks for what it may not"),
+    "failed": (Failed, "fails"),
+}
 
 
 class Rendering(NamedTuple):
@@ -64,12 +65,5 @@ def render(
 
 def _problem(kind: str, said: str, where: str) -> UsageError:
     """What went wrong in the other process, for the person."""
-    if kind == "refused":
-        return Refused(f"chat template refuses the conversation: {said}", where=where)
-    if kind == "stopped":
-        return UsageError(f"chat template was stopped: {said}", where=where)
-    if kind == "forbidden":
-        return UsageError(f"chat template asks for what it may not: {said}", where=where)
-    if kind == "failed":
-        return Failed(f"chat template fails: {said}", where=where)
-    return UsageError(f"chat template cannot be read: {said}", where=f"{where}, {kind}")
+    error, does = PROBLEMS.get(kind, (UsageError, "cannot be read"))
+    return error(f"chat template {does}: {said}", where=where if kind in PROBLEMS else f"{where}, {kind}")

@@ -10,7 +10,7 @@ are such marks too. A tokenizer for masked training has a mask token besides.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from mickle.data.pieces import LONGEST, pieces
+from mickle.data.pieces import pieces, portions
 from mickle.errors import UsageError
 from mickle.storage import read_json, write_json, write_text
 from mickle.untrusted.tokenizer import failures, open_tokenizer
@@ -31,7 +31,6 @@ LARGEST_SETTINGS = 4 << 20  # bytes
 LONGEST_WORD = 1 << 10  # characters of a run to learn merges from: their time grows with its square
 USUAL_END_MARKS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "<|end|>", "[SEP]")
 USUAL_MASKS = (MASK, "[MASK]", "<mask>")
-SPACE_MARKS = ("\u2581", "\u0120")  # how SentencePiece and byte-level BPE spell the space before a word
 
 
 @dataclass(frozen=True)
@@ -59,25 +58,6 @@ class TextTokenizer:
         named = {self.start, self.end, *(() if self.mask is None else (self.mask,))}
         return frozenset(named | {number for number, token in added.items() if token.special})
 
-    @cached_property
-    def begins_word(self) -> np.ndarray:
-        """Whether a token opens a word, bool [V]: it brings its space along, or is no ending of a word ("##").
-
-        In byte-level and SentencePiece vocabularies digits and punctuation open words too, so that a long expression
-        without spaces is not one word.
-        """
-        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-        opens = np.ones(self.size, dtype=bool)
-        model = self.tokenizer.model
-        space = next((mark for mark in SPACE_MARKS if any(token.startswith(mark) for token in vocabulary)), None)
-        if isinstance(model, models.WordPiece):
-            prefix = model.continuing_subword_prefix or "##"
-            opens[[number for token, number in vocabulary.items() if token.startswith(prefix)]] = False
-        elif space is not None:
-            opens[[number for token, number in vocabulary.items() if _continues(token, space)]] = False
-        opens[sorted(self.special)] = True
-        return opens
-
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids of each text, int64 [n], without document marks.
 
@@ -86,7 +66,7 @@ class TextTokenizer:
         BPE gives the tokens of the whole, other tokenizers may give another one or two at each cut.
         """
         found: list[list[np.ndarray]] = [[] for _ in texts]
-        for some in _portions(texts):
+        for some in portions(texts):
             with failures("tokenizer.json", "the tokenizer failed on a text"):
                 encodings = self.tokenizer.encode_batch_fast([piece for _, piece in some], add_special_tokens=False)
             for (number, _), encoding in zip(some, encodings, strict=True):
@@ -97,7 +77,7 @@ class TextTokenizer:
         """:meth:`encode`, and for each token the place in its text where it ends, int64 [n]."""
         found: list[tuple[list[np.ndarray], list[np.ndarray]]] = [([], []) for _ in texts]
         begun = [0] * len(texts)
-        for some in _portions(texts):
+        for some in portions(texts):
             with failures("tokenizer.json", "the tokenizer failed on a text"):
                 encodings = self.tokenizer.encode_batch([piece for _, piece in some], add_special_tokens=False)
             for (number, piece), encoding in zip(some, encodings, strict=True):
@@ -129,12 +109,12 @@ class TextTokenizer:
         """UTF-8 bytes of ``text`` that each of its tokens stands for without spelling them, int64 [n]: 0 but for
         unknown ones.
         """
-        return np.concatenate([self._unknown_bytes(piece) for piece in pieces(text)])
-
-    def _unknown_bytes(self, text: str) -> np.ndarray:
-        encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        lost = [text[slice(*span)] if i == self.unknown else "" for i, span in zip(encoding.ids, encoding.offsets)]
-        return np.array([len(piece.encode("utf-8", "replace")) for piece in lost], dtype=np.int64)
+        lost: list[str] = []
+        for piece in pieces(text):
+            encoding = self.tokenizer.encode(piece, add_special_tokens=False)
+            spans = zip(encoding.ids, encoding.offsets, strict=True)
+            lost += [piece[first:last] if number == self.unknown else "" for number, (first, last) in spans]
+        return np.array([len(part.encode("utf-8", "replace")) for part in lost], dtype=np.int64)
 
     def unknown_line(self, tokens: Sequence[np.ndarray], where: str, most: float = MOST_UNKNOWN) -> str:
         """How many tokens to train on are unknown, in a sentence; "" for none. UsageError where their share is
@@ -209,7 +189,7 @@ def train_tokenizer(
         ]
     )
     masks = {"mask_token": MASK, "pad_token": END_OF_DOCUMENT} if mask else {}
-    configuration = {**_configuration(END_OF_DOCUMENT, END_OF_DOCUMENT), **masks}
+    configuration = {**configuration_of(END_OF_DOCUMENT, END_OF_DOCUMENT), **masks}
     return _for_documents(tokenizer, END_OF_DOCUMENT, END_OF_DOCUMENT, configuration, MASK if mask else None)
 
 
@@ -233,27 +213,11 @@ def open_text_tokenizer(path: Path) -> TextTokenizer:
             expected="eos_token in tokenizer_config.json, and the token in tokenizer.json",
             todo="name it in tokenizer_config.json, or leave `tokenizer` out to train one",
         )
-    start = _named(tokenizer, configuration, ("bos_token", "cls_token"), ("[CLS]",) if end == "[SEP]" else ())
-    start = start or end
+    start = _named(tokenizer, configuration, ("bos_token", "cls_token"), ("[CLS]",) if end == "[SEP]" else ()) or end
     mask = _named(tokenizer, configuration, ("mask_token",), USUAL_MASKS)
     stated = {name for name in ("cls_token", "sep_token") if mark_of(configuration, name) in (start, end)}
-    added = {"tokenizer_class": "PreTrainedTokenizerFast"} if stated else _configuration(start, end)
+    added = {"tokenizer_class": "PreTrainedTokenizerFast"} if stated else configuration_of(start, end)
     return _for_documents(tokenizer, start, end, {**added, **configuration}, mask)
-
-
-def _portions(texts: Sequence[str]) -> Iterator[list[tuple[int, str]]]:
-    """The pieces of texts with the number of their text, so many at a time that they have LONGEST characters in all."""
-    some: list[tuple[int, str]] = []
-    size = 0
-    for number, text in enumerate(texts):
-        for piece in pieces(text):
-            if some and size + len(piece) > LONGEST:
-                yield some
-                some, size = [], 0
-            some.append((number, piece))
-            size += len(piece)
-    if some:
-        yield some
 
 
 def _named(tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usual: Sequence[str]) -> str | None:
@@ -262,8 +226,7 @@ def _named(tokenizer: Tokenizer, configuration: dict, names: Sequence[str], usua
     """
     spellings = [mark for mark in (mark_of(configuration, name) for name in names) if mark is not None]
     candidates = spellings[:1] or [mark for mark in usual if tokenizer.token_to_id(mark) is not None]
-    found = candidates[0] if candidates else None
-    return found if found is not None and tokenizer.token_to_id(found) is not None else None
+    return next((mark for mark in candidates[:1] if tokenizer.token_to_id(mark) is not None), None)
 
 
 def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: dict, mask: str | None) -> TextTokenizer:
@@ -271,26 +234,16 @@ def _for_documents(tokenizer: Tokenizer, start: str, end: str, configuration: di
     first, last = tokenizer.token_to_id(start), tokenizer.token_to_id(end)
     assert first is not None
     assert last is not None
-    hidden = None if mask is None else tokenizer.token_to_id(mask)
-    return TextTokenizer(tokenizer, first, last, configuration, hidden)
+    return TextTokenizer(tokenizer, first, last, configuration, tokenizer.token_to_id(mask) if mask else None)
 
 
-def _continues(token: str, space: str) -> bool:
-    """Whether a token goes on with a word: it begins with a letter, or with a byte of one that is not ASCII.
-
-    In byte-level vocabularies U+0100 to U+0120 stand for the bytes 0 to 32: line ends, tabs and the space.
-    """
-    first = token[:1]
-    if first.isascii():
-        return first.isalpha()
-    return not "\u0100" <= first <= "\u0120" if space == "\u0120" else first != space
-
-
-def _configuration(start: str, end: str) -> dict:
+def configuration_of(start: str, end: str, **others: str) -> dict:
+    """What ``tokenizer_config.json`` says of a tokenizer with these marks, ``others`` by their names."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start,
         "eos_token": end,
+        **others,
         "clean_up_tokenization_spaces": False,
     }
 
@@ -306,7 +259,7 @@ def _read_configuration(folder: Path, tokenizer: Tokenizer) -> dict:
     stated.pop("auto_map", None)  # it names code to run
     if "added_tokens_decoder" not in stated:
         marks = _read_settings(folder / "special_tokens_map.json")
-        stated |= {name: mark for name in marks if name.endswith("_token") and (mark := mark_of(marks, name))}
+        stated |= marks_of(marks)
     if any(mark_of(stated, name) for name in ("bos_token", "eos_token", "cls_token", "sep_token")):
         return stated
     added = tokenizer.get_added_tokens_decoder()
@@ -330,23 +283,15 @@ def _read_settings(path: Path) -> dict:
     return values
 
 
+def marks_of(configuration: dict) -> dict[str, str]:
+    """The spellings of all special tokens that settings name."""
+    names = (name for name in configuration if name.endswith("_token"))
+    return {name: mark for name in names if (mark := mark_of(configuration, name))}
+
+
 def mark_of(configuration: dict, name: str) -> str | None:
     """A special token's spelling: older files give a string, newer ones {"content": ...}."""
     value = configuration.get(name)
     if isinstance(value, dict):
         value = value.get("content")
     return value if isinstance(value, str) else None
-
-
-def coloured(tokenizer: TextTokenizer, ids: Sequence[int], trained: Sequence[bool]) -> Iterator[str]:
-    """Rich markup of a token sequence: trained tokens on alternating backgrounds, the others dim.
-
-    A token that is only part of a character is shown by its bytes' stand-ins, as it stands in the vocabulary.
-    """
-    for position, (token, counts) in enumerate(zip(ids, trained, strict=True)):
-        piece = tokenizer.decode([token])
-        if "\ufffd" in piece:
-            piece = tokenizer.tokenizer.id_to_token(int(token)) or piece
-        piece = piece.replace("\\", "\\\\").replace("[", "\\[")
-        style = ("black on green" if position % 2 else "black on bright_green") if counts else "dim"
-        yield f"[{style}]{piece}[/]"

@@ -34,6 +34,7 @@ from pydantic import Field
 from mickle.config import Config, Input
 from mickle.data.records import Failure
 from mickle.errors import UsageError
+from mickle.untrusted.values import bounded_lines
 
 LONGEST_LINE = 8192  # bytes of a list file's line; longer ones are no addresses
 LONGEST_HOST = 253  # characters, by the standard of names; of longer ones the end
@@ -239,11 +240,9 @@ def read_list(path: Path) -> Iterator[str]:
     expected = "UTF-8 text with one entry a line"
     try:
         with open(path, "rb") as file:
-            number = 0
-            while raw := file.readline(LONGEST_LINE + 1):
-                number += 1
+            for number, raw in enumerate(bounded_lines(file, LONGEST_LINE), start=1):
                 where = f"{path}:{number}"
-                if len(raw) > LONGEST_LINE:
+                if raw is None:
                     raise UsageError(f"a line of more than {LONGEST_LINE} bytes", where=where, expected=expected)
                 if b"\0" in raw:
                     raise UsageError("a list that is not text", where=where, expected=expected)

@@ -15,16 +15,14 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from mickle.data.gzip_members import RATIO, READ, Break, Members
 from mickle.data.responses import EMPTY_LINE, GZIP
 
-READ = 1 << 16
 LONGEST_HEADER = 1 << 16
 OPENING = 11  # bytes of a record's first line
-PROBE = 1 << 12  # compressed bytes that show whether a member opens with a record
-RATIO = 200  # decompressed to compressed bytes; more is an attack or worthless
-RATIO_FROM = 1 << 20  # members smaller than this, decompressed, may have any ratio
 RECORD = re.compile(rb"WARC/(?:0\.1[78]|1\.[01])\r?\n")
 LENGTH = re.compile(rb"(?im)^content-length:[ \t]*(\d{1,18})[ \t]*\r?$")
 ADDRESS = re.compile(rb"(?im)^warc-target-uri:[ \t]*<?([^\r\n>]*)>?[ \t]*\r?$")
@@ -75,114 +73,16 @@ def _address(header: bytes) -> str:
     return found.group(1).decode("utf-8", "replace").strip() if found else ""
 
 
-class Break(Exception):
-    """The compressed stream cannot be followed here."""
-
-    def __init__(self, reason: str, value: float) -> None:
-        super().__init__(reason)
-        self.reason, self.value = reason, value
-
-
-class Plain:
-    """An uncompressed file as a stream of chunks."""
-
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self.read = read
-
-    def chunk(self) -> bytes:
-        """Some bytes; none at the end."""
-        return self.read(READ)
-
-    def recover(self) -> bool:
-        """Whether there is a place to go on after a break: a plain file has no breaks."""
-        return False
-
-
-class Members:
-    """A file of gzip members as one stream of chunks; raises :class:`Break` where a member is cut, corrupt or
-    a bomb.
-    """
-
-    def __init__(self, read: Callable[[int], bytes], ratio: float = RATIO) -> None:
-        self.read, self.ratio = read, ratio
-        self.pending = b""  # compressed bytes read and not yet used
-        self._begin()
-
-    def _begin(self) -> None:
-        self.decoder = zlib.decompressobj(wbits=31)
-        self.taken = self.given = 0
-        self.history = b""  # the end of what this member took: a damaged one may have swallowed the next
-
-    def chunk(self) -> bytes:
-        """Some decompressed bytes, at most ``READ``; none at the end of the file."""
-        while True:
-            if self.decoder.eof:
-                self.pending = self.decoder.unused_data
-                self._begin()
-            source = self.pending or self.read(READ)
-            if not source:
-                if self.taken:
-                    self.pending = self.history[1:]
-                    raise Break("compressed data is cut off", self.taken)
-                return b""
-            fresh = self.taken == 0
-            if fresh and not source.strip(b"\0"):
-                self.pending = b""  # padding between members
-                continue
-            try:
-                result = self.decoder.decompress(source, READ)
-            except zlib.error:
-                self.pending = (self.history + source)[1:]
-                raise Break("compressed data is corrupt", self.given) from None
-            self.pending = self.decoder.unconsumed_tail
-            used = len(source) - len(self.pending) - len(self.decoder.unused_data)
-            self.taken += used
-            self.history = (self.history + source[:used])[-2 * READ :]
-            self.given += len(result)
-            if self.given > RATIO_FROM and self.given > self.ratio * self.taken:
-                raise Break("compressed data expands too far", self.given / self.taken)
-            if result:
-                return result
-
-    def recover(self) -> bool:
-        """Goes to the next place where a gzip member begins whose content is a WARC record; false if there is none."""
-        if self.decoder.eof:
-            self.pending = self.decoder.unused_data
-        window, at = self.pending, 0
-        while True:
-            at = window.find(GZIP, at)
-            if at < 0 or len(window) - at < PROBE:
-                more = self.read(READ)
-                if not more and at < 0:
-                    return False
-                window, at = window[at if at >= 0 else max(0, len(window) - 2) :] + more, 0
-                if more:
-                    continue
-                at = window.find(GZIP)
-            if _opens_record(window[at : at + PROBE]):
-                self.pending = window[at:]
-                self._begin()
-                return True
-            at += 1
-
-
-def _opens_record(compressed: bytes) -> bool:
-    try:
-        return RECORD.match(zlib.decompressobj(wbits=31).decompress(compressed, 64)) is not None
-    except zlib.error:
-        return False
-
-
 class _Reader:
-    """Framing over a chunk source: bytes by count, the header's end, the next record's beginning."""
+    """Framing over a source of chunks: bytes by count, the header's end, the next record's beginning."""
 
-    def __init__(self, source: Plain | Members) -> None:
-        self.source, self.buffer, self.position = source, bytearray(), 0
+    def __init__(self, chunk: Callable[[], bytes]) -> None:
+        self.chunk, self.buffer, self.position = chunk, bytearray(), 0
 
     def fill(self, count: int) -> bool:
         """Has at least ``count`` bytes in the buffer; false if the file ends before."""
         while len(self.buffer) < count:
-            chunk = self.source.chunk()
+            chunk = self.chunk()
             if not chunk:
                 return False
             self.buffer += chunk
@@ -191,11 +91,6 @@ class _Reader:
     def drop(self, count: int) -> None:
         del self.buffer[:count]
         self.position += count
-
-    def take(self, count: int) -> bytes:
-        taken = bytes(self.buffer[:count])
-        self.drop(count)
-        return taken
 
     def seek_record(self, start: int = 0) -> int:
         """Skips to where the next record opens, looking from ``start``, or to the end; returns bytes skipped."""
@@ -232,7 +127,8 @@ def read_records(
             advance(len(chunk))
             return chunk
 
-        reader = _Reader(Members(read, ratio) if compressed else Plain(read))
+        members = Members(read, RECORD, ratio) if compressed else None
+        reader = _Reader(members.chunk if members else partial(read, READ))
         while True:
             try:
                 yield from _records(reader, path.name, largest)
@@ -245,7 +141,7 @@ def read_records(
                     float(problem.value),
                 )
             reader.drop(len(reader.buffer))
-            if not reader.source.recover():
+            if members is None or not members.recover():
                 return
 
 
@@ -260,35 +156,32 @@ def _records(reader: _Reader, name: str, largest: int) -> Iterator[Record | Dama
             skipped = reader.seek_record()
             yield Damaged("", place, "not a WARC record", float(skipped))
             continue
-        yield from _one_record(reader, place, largest)
+        yield _one_record(reader, place, largest)
 
 
-def _one_record(reader: _Reader, place: str, largest: int) -> Iterator[Record | Damaged]:
+def _one_record(reader: _Reader, place: str, largest: int) -> Record | Damaged:
+    """The record that the reader stands at, behind which it then stands, or behind what is damaged of it."""
     end = _header_end(reader)
-    header = bytes(reader.buffer[:end]) if end else bytes(reader.buffer[:LONGEST_HEADER])
+    header = bytes(reader.buffer[: end or LONGEST_HEADER])
     length = LENGTH.search(header)
+    size = int(length.group(1)) if length else 0
+    reason, value = "Content-Length is wrong", float(size)
     if not end or length is None:
-        yield Damaged(_address(header), place, "header has no end" if not end else "header has no Content-Length", 0.0)
-        reader.seek_record(4)
-        return
-    size = int(length.group(1))
-    if size > largest:
-        yield Damaged(_address(header), place, "record is too large", float(size))
-        reader.seek_record(end)
-        return
-    whole = reader.fill(end + size)
-    reader.fill(end + size + 4)
-    after = bytes(reader.buffer[end + size : end + size + 4])
-    if not whole:
-        yield Damaged(_address(header), place, "record is cut off", float(len(reader.buffer) - end))
-        reader.seek_record(end)
-    elif after[:4] == b"\r\n\r\n" or after[:2] == b"\n\n" or not after.strip():
-        block = bytes(reader.buffer[end : end + size])
-        reader.drop(end + size + (2 if after[:2] == b"\n\n" else len(after)))
-        yield Record(header, block, place)
+        reason, value, end = "header has no Content-Length" if end else "header has no end", 0.0, 4
+    elif size > largest:
+        reason = "record is too large"
+    elif not reader.fill(end + size):
+        reason, value = "record is cut off", float(len(reader.buffer) - end)
     else:
-        yield Damaged(_address(header), place, "Content-Length is wrong", float(size))
-        reader.seek_record(end)
+        reader.fill(end + size + 4)
+        after = bytes(reader.buffer[end + size : end + size + 4])
+        if after[:4] == b"\r\n\r\n" or after[:2] == b"\n\n" or not after.strip():
+            block = bytes(reader.buffer[end : end + size])
+            reader.drop(end + size + (2 if after[:2] == b"\n\n" else len(after)))
+            return Record(header, block, place)
+    damaged = Damaged(_address(header), place, reason, value)
+    reader.seek_record(end)
+    return damaged
 
 
 def _header_end(reader: _Reader) -> int:

@@ -11,7 +11,7 @@ import json
 import queue
 import signal
 import sys
-from collections import deque
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
@@ -20,6 +20,7 @@ from typing import IO
 from mickle import errors
 from mickle.config import validate
 from mickle.data.pages import RawPage, Skipped, extract, removed_raw
+from mickle.data.parallel import taken_ahead
 from mickle.data.records import Page, Removed
 from mickle.data.refine import page_stages, refine_page
 from mickle.data.rules import Outcome, Rules
@@ -37,7 +38,7 @@ class Crew:
 
     def __init__(self, rules: Rules, workers: int) -> None:
         self.rules, self.workers = rules, workers
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = defaultdict(float)
         self.crew: list[_Worker] = []
 
     def __enter__(self) -> Crew:
@@ -60,18 +61,16 @@ class Crew:
         """What becomes of every page, in order: pieces cut out of it, then the page. What was removed or
         skipped before passes through.
         """
-        pending: deque[list[Outcome] | Future[Answer]] = deque()
-        for item in found:
-            pending.append(self.pool.submit(self._task, item) if isinstance(item, RawPage) else [item])
-            while len(pending) > AHEAD * self.workers:
-                yield self._result(pending.popleft())
-        while pending:
-            yield self._result(pending.popleft())
+        for begun in taken_ahead(map(self._begun, found), AHEAD * self.workers):
+            yield self._result(begun)
 
     def taken_seconds(self) -> dict[str, float]:
         """Seconds by stage since this was last asked."""
-        taken, self.seconds = self.seconds, {}
+        taken, self.seconds = self.seconds, defaultdict(float)
         return taken
+
+    def _begun(self, item: RawPage | Removed | Skipped) -> list[Outcome] | Future[Answer]:
+        return self.pool.submit(self._task, item) if isinstance(item, RawPage) else [item]
 
     def _task(self, raw: RawPage) -> Answer:
         worker = self.idle.get()
@@ -85,7 +84,7 @@ class Crew:
             return item
         outcomes, seconds = item.result()
         for stage, taken in seconds.items():
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + taken
+            self.seconds[stage] += taken
         return outcomes
 
 

@@ -88,6 +88,7 @@ def score(
     import numpy as np
     import torch
 
+    from mickle.data.example_batches import padded
     from mickle.data.masking import EVALUATION_SEED, Masking, mask_batch, vocabulary_of
 
     settings, vocabulary = Masking(), vocabulary_of(tokenizer)
@@ -127,19 +128,6 @@ def pieces_of(tokenizer: TextTokenizer, texts: Sequence[str], length: int) -> It
         for begin in range(0, len(ids), inner):
             piece = [tokenizer.start, *ids[begin : begin + inner], *close]
             yield number, np.array(piece, dtype=np.int64)
-
-
-def padded(rows: Sequence[np.ndarray], filler: int) -> dict[str, Tensor]:
-    """Rows of unequal length as ``input_ids`` and ``documents`` [B, T]; padding is document -1."""
-    import torch
-    from torch.nn.utils.rnn import pad_sequence
-
-    tokens = [torch.from_numpy(row) for row in rows]
-    documents = [torch.zeros_like(row) for row in tokens]
-    return {
-        "input_ids": pad_sequence(tokens, batch_first=True, padding_value=filler),
-        "documents": pad_sequence(documents, batch_first=True, padding_value=-1),
-    }
 
 
 def token_scores(model: nn.Module, batch: dict[str, Tensor]) -> tuple[np.ndarray, np.ndarray]:

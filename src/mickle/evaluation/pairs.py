@@ -168,8 +168,9 @@ def pseudo_log_likelihoods(
     import numpy as np
     import torch
 
+    from mickle.data.example_batches import padded
     from mickle.data.masking import vocabulary_of
-    from mickle.evaluation.masked import padded, token_scores
+    from mickle.evaluation.masked import token_scores
 
     mask = vocabulary_of(tokenizer).mask
     documents = tokenizer.encode_documents(texts)

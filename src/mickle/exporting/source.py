@@ -169,17 +169,18 @@ def end_marks(source: Source, size: int) -> dict[str, int]:
 
 def runs_on(source: Source) -> str:
     """A sentence where the mark that the chat template puts after an answer ends no text; "" where it does."""
-    from mickle.data.answer_spans import trained_spans
+    from mickle.data.answer_spans import lay_out
     from mickle.data.conversation_forms import Message
 
     template = open_source_template(source)
     if template is None or source.tokenizer_home is None:
         return ""
     try:
-        text, spans = trained_spans(template, [Message("user", "Hello"), Message("assistant", "Much")])
+        layout = lay_out(template, [Message("user", "Hello"), Message("assistant", "Much")])
     except UsageError:  # a template that wants more than a question and an answer
         return ""
-    mark = next((mark for mark in template.specials if spans and text[: spans[-1][1]].rstrip().endswith(mark)), None)
+    told = layout.text[: layout.trained[-1][1]].rstrip() if layout.trained else ""
+    mark = next((mark for mark in template.specials if told.endswith(mark)), None)
     if mark is None or open_tokenizer(source.tokenizer_home).token_to_id(mark) in source.ends:
         return ""
     return (

@@ -1,7 +1,7 @@
 """MinHash signatures of texts: normalised words, hashes of word n-grams, minima of many hash functions, bands.
 
 On the resemblance and containment of documents (Broder 1997); the numbers that RefinedWeb (arXiv 2306.01116,
-appendix G.3) gives them are settings of :mod:`mickle.data.near_duplicates`.
+appendix G.3) gives them are settings of :mod:`mickle.data.rules`.
 
 1. Text: lower case with one sigma, NFD, and each character is one of four things (:func:`kind_of`): part of a word,
    dropped (punctuation, accents, what is not seen), a space, or, in scripts without spaces, a word by itself.

@@ -14,14 +14,13 @@ from mickle import storage
 from mickle.config import Config, Input
 from mickle.data.conversation_columns import BadRow
 from mickle.data.conversation_forms import Message, read_question
-from mickle.data.rows import value_of
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Progressed, Started, Warned
 from mickle.machine import Forecast
 from mickle.models.gguf_folder import Model
 from mickle.results import Section, json_lines
 from mickle.step import Step, command
-from mickle.untrusted.values import read_text
+from mickle.untrusted.values import good_lines, read_text
 
 if TYPE_CHECKING:
     from mickle.data.chat_template import ChatTemplate
@@ -229,11 +228,12 @@ def read_questions(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterator[tuple[Any, str]]:
     """What each line holds, and its place."""
-    # Cut at no other sign, which a text may hold.
-    for number, line in enumerate(read_text(path, "prompt file", LARGEST_PROMPTS).split("\n"), 1):
-        where = f"{path}:{number}"
-        if line.strip():
-            yield (value_of(line, where, PROMPT) if path.suffix == ".jsonl" else {"prompt": line}), where
+    if path.suffix == ".jsonl":
+        lines = good_lines(path, "prompt file", LARGEST_PROMPTS, PROMPT)
+    else:  # cut at no other sign, which a text may hold
+        texts = enumerate(read_text(path, "prompt file", LARGEST_PROMPTS).split("\n"), 1)
+        lines = ((number, {"prompt": line}) for number, line in texts if line.strip())
+    return ((value, f"{path}:{number}") for number, value in lines)
 
 
 def _prompt(value: Any, where: str, expected: str) -> str:

@@ -19,9 +19,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from mickle.data.card import PAPER
 from mickle.data.records import Page, Removed
 from mickle.data.rules import Outcome
+from mickle.data.tally import PAPER
 from mickle.results import Table
 from mickle.studies.crawl import EDITS
 from mickle.studies.planted import Planted

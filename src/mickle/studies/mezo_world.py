@@ -106,7 +106,7 @@ def prompted(words: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def labelled(words: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], bare: bool) -> Batch:
-    """A batch as `data/label_prompts.py` makes them: class 0 is bad, class 1 good."""
+    """A batch as `data/label_batches.py` makes them: class 0 is bad, class 1 good."""
     tokens = torch.from_numpy(prompted(words)[:, :-2] if bare else prompted(words))
     answers = torch.zeros(tokens.shape, dtype=torch.bool)
     answers[:, -1] = True

@@ -3,7 +3,7 @@
 Source: arXiv 2305.17333, appendix E.2 and section 3.3. A class's score is the mean log-probability of its word's
 tokens after the prompt (or at the mask); the loss is the cross-entropy of the softmax over the classes' scores. The
 two others have no gradient and need none: forward-only tuning takes any number. Batches are those of
-`data/label_prompts.py`.
+`data/label_batches.py`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from mickle.data.heldout import LONGEST_HELDOUT, Split, least_share, page_count,
 from mickle.data.mixture import DomainMixture, Mixture
 from mickle.data.packing import NOT_TRAINED, TokenStream, pack, stream_of
 from mickle.data.pieces import pieces
+from mickle.data.preview import coloured
 from mickle.data.records import Page
-from mickle.data.tokenizer import TextTokenizer, coloured, open_text_tokenizer, train_tokenizer
+from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started, Warned
 from mickle.training.objectives import Batch

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from mickle.data.chat_template import ChatTemplate
     from mickle.data.example_batches import Encoded
-    from mickle.data.label_prompts import EncodedLabels
+    from mickle.data.label_batches import EncodedLabels
     from mickle.training.objectives import Batch, Objective
     from mickle.training.run import Asked
     from mickle.tuning.tune_plan import Batching, TunePlan

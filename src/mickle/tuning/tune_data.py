@@ -14,8 +14,9 @@ from torch import nn
 from mickle.data.chat_template import open_template
 from mickle.data.conversations import Example, Reading, read_conversations
 from mickle.data.example_batches import Encoded, ExampleBatches
-from mickle.data.examples import encode_examples, preview
+from mickle.data.examples import encode_examples
 from mickle.data.masking import MaskedBatches, vocabulary_of
+from mickle.data.preview import preview
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError

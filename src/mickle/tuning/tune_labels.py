@@ -17,15 +17,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mickle.data.label_prompts import (
-    EncodedLabels,
-    LabelBatches,
-    LabelledText,
-    LabelPrompt,
-    batch_of,
-    encode_labelled,
-    read_labelled,
-)
+from mickle.data.label_batches import EncodedLabels, LabelBatches, batch_of, encode_labelled
+from mickle.data.label_prompts import LabelledText, LabelPrompt, read_labelled
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
 from mickle.evaluation.measure import in_batches

@@ -6,7 +6,7 @@ digit however long the problem is.
 
 import random
 
-from mickle.data.tasks.problem import Problem, WorkStep, digits
+from mickle.data.tasks.problem import Problem, WorkStep, answered, digits
 
 WORDS = (
     "Compute Compute: The answer is . ? + Evaluate at x = in * ** - Is the number of 1 's even sequence [ ] ,"
@@ -19,14 +19,8 @@ def addition(rng: random.Random, length: int) -> Problem:
     short = rng.randint(1, length)
     counts = [length, short] if rng.random() < 0.5 else [short, length]
     first, second = (rng.randint(10 ** (count - 1) if count > 1 else 0, 10**count - 1) for count in counts)
-    answer = digits(first + second)
-    return Problem(
-        f"Compute {digits(first)} + {digits(second)} ?",
-        f"The answer is {answer}.",
-        answer,
-        "addition",
-        tuple(_addition_steps(str(first), str(second))),
-    )
+    question = f"Compute {digits(first)} + {digits(second)} ?"
+    return answered(question, digits(first + second), "addition", _addition_steps(str(first), str(second)))
 
 
 def _addition_steps(first: str, second: str) -> list[WorkStep]:
@@ -34,19 +28,10 @@ def _addition_steps(first: str, second: str) -> list[WorkStep]:
     steps, carry = [], 0
     while first or second or carry:
         a, b = int(first[-1:] or 0), int(second[-1:] or 0)
-        total = a + b + carry
-        first, second = first[:-1], second[:-1]
+        column, total = f"{a} + {b} + {carry}", a + b + carry
+        first, second, carry = first[:-1], second[:-1], total // 10
         rest = f"{' '.join(first)} + {' '.join(second)}".strip()
-        steps.append(
-            WorkStep(
-                input=f"{a} + {b} + {carry}",
-                computation=f"{a} + {b} + {carry} = {digits(total)}",
-                output=digits(total % 10),
-                variables=f"C = {total // 10}",
-                remaining=rest,
-            )
-        )
-        carry = total // 10
+        steps.append(WorkStep(column, f"{column} = {digits(total)}", digits(total % 10), rest, f"C = {carry}"))
     return steps
 
 
@@ -55,17 +40,9 @@ def summation(rng: random.Random, length: int) -> Problem:
     numbers = [rng.randint(1, 9) for _ in range(length)]
     steps, total = [], 0
     for i, number in enumerate(numbers):
-        result = (total + number) % 10
-        steps.append(
-            WorkStep(
-                input=str(number),
-                computation=f"{total} + {number} = {digits(total + number)}",
-                output=str(result),
-                variables=f"A = {result}",
-                remaining=" + ".join(map(str, numbers[i + 1 :])),
-            )
-        )
-        total = result
+        computation, rest = f"{total} + {number} = {digits(total + number)}", " + ".join(map(str, numbers[i + 1 :]))
+        total = (total + number) % 10
+        steps.append(WorkStep(str(number), computation, str(total), rest, f"A = {total}"))
     return Problem(
         f"Compute: {' + '.join(map(str, numbers))} .", f"The answer is {total} .", str(total), "summation", tuple(steps)
     )
@@ -79,24 +56,10 @@ def polynomial(rng: random.Random, length: int) -> Problem:
     steps, total = [], 0
     for i, (coefficient, degree) in enumerate(terms):
         value = coefficient * x**degree
-        result = (total + value) % 10
-        steps.append(
-            WorkStep(
-                input=texts[i],
-                computation=f"{digits(coefficient)} * {digits(x)} ** {degree} = {digits(value)}",
-                output=digits(value),
-                variables=f"A = {result}",
-                remaining=" + ".join(texts[i + 1 :]),
-            )
-        )
-        total = result
-    return Problem(
-        f"Evaluate at x = {digits(x)} in {' + '.join(texts)} ?",
-        f"The answer is {total}.",
-        str(total),
-        "polynomial",
-        tuple(steps),
-    )
+        total = (total + value) % 10
+        computation = f"{digits(coefficient)} * {digits(x)} ** {degree} = {digits(value)}"
+        steps.append(WorkStep(texts[i], computation, digits(value), " + ".join(texts[i + 1 :]), f"A = {total}"))
+    return answered(f"Evaluate at x = {digits(x)} in {' + '.join(texts)} ?", str(total), "polynomial", steps)
 
 
 def parity(rng: random.Random, length: int) -> Problem:
@@ -105,24 +68,10 @@ def parity(rng: random.Random, length: int) -> Problem:
     steps, even = [], True
     for i, bit in enumerate(bits):
         before, even = even, even ^ bool(bit)
-        state = _parity_word(even)
-        steps.append(
-            WorkStep(
-                input=str(bit),
-                computation=f"{_parity_word(before)} , {bit} -> {state}",
-                output=state,
-                variables=f"P = {state}",
-                remaining=", ".join(map(str, bits[i + 1 :])),
-            )
-        )
-    answer = "Yes" if even else "No"
-    return Problem(
-        f"Is the number of 1's even in the sequence [ {', '.join(map(str, bits))} ] ?",
-        f"The answer is {answer}.",
-        answer,
-        "parity",
-        tuple(steps),
-    )
+        state, rest = _parity_word(even), ", ".join(map(str, bits[i + 1 :]))
+        steps.append(WorkStep(str(bit), f"{_parity_word(before)} , {bit} -> {state}", state, rest, f"P = {state}"))
+    question = f"Is the number of 1's even in the sequence [ {', '.join(map(str, bits))} ] ?"
+    return answered(question, "Yes" if even else "No", "parity", steps)
 
 
 def _parity_word(even: bool) -> str:

@@ -6,7 +6,7 @@ Formats: arXiv 2305.19466, appendix on tasks; LEGO after arXiv 2206.04301, a cha
 import random
 import string
 
-from mickle.data.tasks.problem import Problem, WorkStep, digits
+from mickle.data.tasks.problem import Problem, WorkStep, answered, digits
 
 ORDERED = tuple(string.ascii_uppercase + string.ascii_lowercase)[:50]
 WORDS = (
@@ -35,22 +35,9 @@ def _sorting(ranks: list[int], names: list[str] | dict[int, str], category: str)
         smallest = min(left)
         place = left.index(smallest)  # of equal ones the first
         before, left = left, left[:place] + left[place + 1 :]
-        steps.append(
-            WorkStep(
-                input=written(before),
-                computation=f"min = {names[smallest]}",
-                output=names[smallest],
-                remaining=written(left),
-            )
-        )
-    answer = written(sorted(ranks))
-    return Problem(
-        f"Sort the following list [ {written(ranks)} ].",
-        f"The sorted list is [ {answer} ].",
-        answer,
-        category,
-        tuple(steps),
-    )
+        steps.append(WorkStep(written(before), f"min = {names[smallest]}", names[smallest], written(left)))
+    question, answer = f"Sort the following list [ {written(ranks)} ].", written(sorted(ranks))
+    return Problem(question, f"The sorted list is [ {answer} ].", answer, category, tuple(steps))
 
 
 def lego(rng: random.Random, length: int) -> Problem:
@@ -66,22 +53,10 @@ def lego(rng: random.Random, length: int) -> Problem:
     for i in range(asked + 1):
         before, value = value, value * signs[i]
         working = f"{_sign(signs[i])} {_sign(before)}1 = {_sign(value)}1" if i else f"{_sign(value)}1"
-        steps.append(
-            WorkStep(
-                input=clauses[i],
-                computation=f"{names[i]} = {working}",
-                output=f"{names[i]} = {_sign(value)}1",
-                remaining=", ".join(clauses[i + 1 :]),
-            )
-        )
-    answer = f"{_sign(value)}1"
-    return Problem(
-        f"If {', '.join(clauses)}. Then, what is the value of {names[asked]}?",
-        f"The answer is {answer}.",
-        answer,
-        "lego",
-        tuple(steps),
-    )
+        output, rest = f"{names[i]} = {_sign(value)}1", ", ".join(clauses[i + 1 :])
+        steps.append(WorkStep(clauses[i], f"{names[i]} = {working}", output, rest))
+    question = f"If {', '.join(clauses)}. Then, what is the value of {names[asked]}?"
+    return answered(question, f"{_sign(value)}1", "lego", steps)
 
 
 def _sign(value: int) -> str:

@@ -5,6 +5,7 @@ which can be left out: the input it reads, the computation, its output, the inte
 remains to be read.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,11 @@ class Problem:
                 todo="ask for no scratchpad, or take addition, summation, polynomial, parity, sort or lego",
             )
         return OPENING + JOINT.join(step.text(parts) for step in self.steps) + CLOSING + self.target
+
+
+def answered(question: str, answer: str, category: str, steps: Iterable[WorkStep]) -> Problem:
+    """A question with its scratchpad, and the sentence that says its answer."""
+    return Problem(question, f"The answer is {answer}.", answer, category, tuple(steps))
 
 
 def digits(number: int) -> str:
