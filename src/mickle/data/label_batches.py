@@ -77,10 +77,10 @@ class LabelBatches:
     def __call__(self, step: int) -> Batch:
         count = len(self.encoded.tokens)
         places = range(step * self.rows, (step + 1) * self.rows)
-        return batch_of(self.encoded, [self._epoch(place // count)[place % count] for place in places])
+        return batch_of(self.encoded, [int(self._epoch(place // count)[place % count]) for place in places])
 
-    def _epoch(self, number: int) -> list[int]:
-        return np.random.default_rng([self.seed, number]).permutation(len(self.encoded.tokens)).tolist()
+    def _epoch(self, number: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, number]).permutation(len(self.encoded.tokens))
 
 
 def batch_of(encoded: EncodedLabels, chosen: Sequence[int]) -> Batch:
