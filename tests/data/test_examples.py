@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from template_families import FAMILIES, QWEN3, TURNS
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mickle.data import examples as examples_module
 from mickle.data import tokenizer as tokenizer_module
 from mickle.data.chat_template import PLAIN, ChatTemplate
 from mickle.data.conversations import Example, Message
@@ -123,17 +122,17 @@ def test_a_long_example_is_given_to_the_tokenizer_in_pieces(monkeypatch):
         chat(f"{long}<|im_end|>{long}", long),
     ]
     alone = [encode([example]) for example in forms]
-    sizes, portions = [], tokenizer_module._portions
+    sizes, portions = [], tokenizer_module.portions
 
     def watched(texts):
         for some in portions(texts):
             sizes.append(sum(len(piece) for _, piece in some))
             yield some
 
-    monkeypatch.setattr(tokenizer_module, "_portions", watched)
+    monkeypatch.setattr(tokenizer_module, "portions", watched)
     monkeypatch.setattr(pieces, "__defaults__", (64,))
-    for module in (tokenizer_module, examples_module):
-        monkeypatch.setattr(module, "LONGEST", 64)
+    for module in ("pieces", "examples"):
+        monkeypatch.setattr(f"mickle.data.{module}.LONGEST", 64)
     found = encode(forms)
     assert [t.tolist() for t in found.tokens] == [one.tokens[0].tolist() for one in alone]
     assert [t.tolist() for t in found.trained] == [one.trained[0].tolist() for one in alone]
@@ -362,7 +361,8 @@ def test_three_epochs_are_every_example_three_times_whatever_the_seed(draw, coun
     encoded = Encoded([np.arange(length) for length in lengths], [np.ones(length, bool) for length in lengths])
     planned = math.ceil(3 * ExampleBatches(encoded, 256, 2, 0).steps_an_epoch)
     batches = ExampleBatches(encoded, 256, 2, seed)
-    read = Counter(example for step in range(2 * planned) for example in batches._row(step))
+    places = (divmod(step, batches.epoch_rows) for step in range(2 * planned))
+    read = Counter(example for epoch, row in places for example in batches._epoch(epoch)[row])
     assert min(read[example] for example in range(count)) == 3 and math.ceil(3 * batches.steps_an_epoch) == planned
 
 
