@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from llama_cpp import Llama, needs_llama_cpp
 
-from mickle.data.answer_spans import trained_spans
+from mickle.data.answer_spans import lay_out
 from mickle.data.chat_template import open_template
 from mickle.data.conversation_forms import Message
 from mickle.data.tokenizer import open_text_tokenizer
@@ -48,7 +48,8 @@ def test_numerals_stand_alone() -> None:
 
 def test_an_answer_is_found_by_its_template() -> None:
     template = open_template(FOLDER, open_text_tokenizer(FOLDER))
-    text, spans = trained_spans(template, [Message("user", "Hello"), Message("assistant", "Much")])
+    layout = lay_out(template, [Message("user", "Hello"), Message("assistant", "Much")])
+    text, spans = layout.text, layout.trained
     assert [text[slice(*span)] for span in spans] == ["Much<|im_end|>"]
 
 
