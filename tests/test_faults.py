@@ -19,7 +19,7 @@ from mickle.errors import MickleError
 from mickle.events import ignore
 from mickle.planning import repeats
 from mickle.step import Step, execute
-from mickle.studies import declaration, results, runner, workers
+from mickle.studies import results, runner, workers
 from mickle.studies import study as verb_of_studies
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
@@ -106,11 +106,11 @@ def place(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (results, workers, verb_of_studies):
         monkeypatch.setattr(module, "time", still)
     monkeypatch.setattr(results, "source_state", lambda: {"commit": "", "dirty": True})
-    for module in (declaration, runner):
+    for module in (verb_of_studies, runner):
         monkeypatch.setattr(module, "code_digest", lambda study: "of 300 files, read for every cell")
     monkeypatch.setattr(machine, "peak_memory", lambda: 1 << 30)
     monkeypatch.setattr(repeats, "measured_speed", lambda parameters, text: repeats.Speed(1e9, 1_000_000))
-    monkeypatch.setattr(declaration, "open_study", lambda name: TOY)
+    monkeypatch.setattr(verb_of_studies, "open_study", lambda name: TOY)
 
 
 def tried(verb: str, calls: int) -> list[tuple[int, bool]]:
