@@ -243,13 +243,10 @@ def test_a_killed_study_goes_on_and_ends_the_same(toy: Study, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("bad", ["crash", "raise", "nan", "no budget", "hang"])
-def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(
-    bad: str, toy: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mickle.studies.workers.START_SECONDS", 2.0)
+def test_a_cell_that_fails_is_reported_and_forbids_the_verdict(bad: str, toy: Study, tmp_path: Path) -> None:
     arms = tuple(replace(arm, grid=({"rate": 2},)) for arm in toy.arms)
     toy = replace(toy, arms=arms, worlds=("easy",), comparisons=(replace(toy.comparisons[0], worlds=("easy",)),))
-    toy = at_scale(toy, values={"bad": bad, "bad_seed": 3}, cell_seconds=0.5)
+    toy = at_scale(toy, values={"bad": bad, "bad_seed": 3}, cell_seconds=2.0)
     heard: list[Event] = []
     result = run_study(toy, "full", Place(tmp_path, heard.append, workers=2 if bad in ("crash", "hang") else 0))
     row = result["comparisons"][0]
