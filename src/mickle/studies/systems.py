@@ -60,7 +60,7 @@ SYSTEMS = (  # in the order of their numbers in Mickle, from 1 on
         "RefinedWeb",
         "2306.01116",
         "filtered, strictly deduplicated web pages train better models than raw ones",
-        "as good as curated is not shown",
+        "as good as curated is not shown, and fewer windows memorised than raw is not (opposite)",
     ),
     System(
         "False Promise",
