@@ -16,10 +16,10 @@ from mickle.compression.methods import Method, Spqr
 from mickle.config import Input
 from mickle.events import Emit
 from mickle.machine import Forecast
-from mickle.models.folder_check import HELDOUT
 from mickle.models.gguf_folder import Model
 from mickle.results import Finding
 from mickle.step import Step, command
+from mickle.storage import HELDOUT
 
 if TYPE_CHECKING:
     from mickle.compression.calibration import Calibration

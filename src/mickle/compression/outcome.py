@@ -13,7 +13,7 @@ from mickle.evaluation.comparison import weight_bytes
 from mickle.events import Emit, Noted
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.models.blocks import Blocks, read_tensor
-from mickle.models.folder_check import CONFIG, HELDOUT, INDEX, inspect_folder, regular_file
+from mickle.models.folder_check import CONFIG, INDEX, inspect_folder, regular_file
 from mickle.models.folder_files import KEPT
 from mickle.models.quantized_files import GROUPED, with_few_bits
 from mickle.models.safetensors_check import read_header
@@ -45,7 +45,7 @@ def write_weights(blocks: Blocks, work: Path, done: Path) -> None:
 
 def copy_other_files(model: Path, work: Path) -> None:
     """Tokenizer, chat template, generation settings, held-out pages: as they are."""
-    for name in (*KEPT, HELDOUT):
+    for name in (*KEPT, storage.HELDOUT):
         if (model / name).exists() and not (work / name).exists():
             storage.write_bytes(work / name, regular_file(model, name).read_bytes())
 
@@ -58,10 +58,10 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
     from mickle.evaluation.measure import longest_text
     from mickle.models.folder import open_model
 
-    if not (model / HELDOUT).is_file():
+    if not (model / storage.HELDOUT).is_file():
         return {}
     pages, size = [], 0
-    for page in (page for batch in read_pages(model / HELDOUT) for page in batch):
+    for page in (page for batch in read_pages(model / storage.HELDOUT) for page in batch):
         if size < MEASURED_BYTES:
             pages.append(page)
             size += len(page.text.encode("utf-8"))

@@ -66,6 +66,8 @@ def _refuse_expanding(metadata: Any, path: Path) -> None:
     with open(path, "rb") as stream:
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             for column in map(group.column, range(metadata.num_columns)):
+                if not column.num_values:  # nothing of it is read, and it may have no page
+                    continue
                 begin, stored = _first_page(column), stored + column.total_compressed_size
                 if stored > path.stat().st_size:
                     raise UsageError("not a whole Parquet file: its columns have more bytes than it", where=str(path))

@@ -156,11 +156,14 @@ def _records(reader: _Reader, name: str, largest: int) -> Iterator[Record | Dama
             skipped = reader.seek_record()
             yield Damaged("", place, "not a WARC record", float(skipped))
             continue
-        yield _one_record(reader, place, largest)
+        found, end = _one_record(reader, place, largest)
+        yield found  # before the next is looked for: what is compressed may break there
+        if isinstance(found, Damaged):
+            reader.seek_record(end)
 
 
-def _one_record(reader: _Reader, place: str, largest: int) -> Record | Damaged:
-    """The record that the reader stands at, behind which it then stands, or behind what is damaged of it."""
+def _one_record(reader: _Reader, place: str, largest: int) -> tuple[Record | Damaged, int]:
+    """The record that the reader stands at, behind which it then stands; of a damaged one where to go on looking."""
     end = _header_end(reader)
     header = bytes(reader.buffer[: end or LONGEST_HEADER])
     length = LENGTH.search(header)
@@ -178,10 +181,8 @@ def _one_record(reader: _Reader, place: str, largest: int) -> Record | Damaged:
         if after[:4] == b"\r\n\r\n" or after[:2] == b"\n\n" or not after.strip():
             block = bytes(reader.buffer[end : end + size])
             reader.drop(end + size + (2 if after[:2] == b"\n\n" else len(after)))
-            return Record(header, block, place)
-    damaged = Damaged(_address(header), place, reason, value)
-    reader.seek_record(end)
-    return damaged
+            return Record(header, block, place), 0
+    return Damaged(_address(header), place, reason, value), end
 
 
 def _header_end(reader: _Reader) -> int:

@@ -23,7 +23,6 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 TOKENIZER, TOKENIZER_SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SETTINGS = "quantization_config"  # in config.json, of a model in few bits
 GROUPED_TYPE = "mickle_grouped"  # the model_type of folders whose layers only Mickle can read
-HELDOUT = "heldout.parquet"  # pages that a model of ours was never trained on
 ADAPTER = "adapter_config.json"  # what makes a folder an adapter's
 LARGEST_CONFIG = 4 << 20  # bytes
 LARGEST_INDEX = 25 << 20

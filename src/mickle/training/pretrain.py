@@ -19,10 +19,9 @@ from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
 from mickle.models.decoder_settings import DecoderArchitecture
-from mickle.models.folder_check import HELDOUT
 from mickle.models.gguf_folder import Model
 from mickle.results import Finding, Section
-from mickle.storage import SCRATCH
+from mickle.storage import HELDOUT, SCRATCH
 from mickle.training.curves import training_findings, training_section
 from mickle.training.dropout import Dropout
 from mickle.training.optimizers import AdamW, OptimizerSettings, Schedule

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mickle.errors import UsageError
-from mickle.models.folder_check import HELDOUT
+from mickle.storage import HELDOUT
 
 if TYPE_CHECKING:
     from mickle.data.records import Page
