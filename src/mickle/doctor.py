@@ -46,7 +46,8 @@ def _device() -> str:
 
 def _speeds() -> list[str]:
     float32 = machine.matmul_flops("float32")
-    bfloat16 = machine.matmul_flops("bfloat16")
+    # Without instructions for it a product of 1024 takes seconds, and a small one tells the same.
+    bfloat16 = machine.matmul_flops("bfloat16", size=1024 if machine.fast_bfloat16() else 256)
     advice = (
         "training uses bfloat16"
         if machine.fast_bfloat16()
