@@ -28,7 +28,8 @@ def results(function, inputs, gradient):
 
 
 def close(ours, reference, tolerance):
-    assert (ours.double() - reference.double()).abs().max() <= tolerance * reference.double().abs().max()
+    largest = max(float(reference.double().abs().max()), 0.1)  # what cancels keeps the rounding of its terms, about 1
+    assert (ours.double() - reference.double()).abs().max() <= tolerance * largest
 
 
 @settings(max_examples=40, deadline=None)
