@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import signal
@@ -127,11 +126,7 @@ def _verb(name: str, arguments: list[str]) -> None:
     from mickle.events import ignore
     from mickle.step import execute
 
-    if name not in verbs.STEPS:
-        near = difflib.get_close_matches(name, [*verbs.STEPS, *OTHERS], n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UsageError(f"unknown verb '{name}'{hint}", expected=", ".join([*verbs.STEPS, *OTHERS]))
-    cls = verbs.step_class(name)
+    cls = verbs.step_class(name, others=OTHERS)
     parser = flags.parser(f"mickle {name}", cls, (cls.__doc__ or "").strip(), cls.example, cls.positional)
     _common(parser)
     options, given = flags.parse(parser, arguments)

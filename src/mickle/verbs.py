@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,12 +31,13 @@ STEPS = {
 }
 
 
-def step_class(name: str, where: str = "") -> type[Step]:
-    """The settings class of a verb; :class:`UsageError` with the nearest name where there is none."""
+def step_class(name: str, where: str = "", others: Iterable[str] = ()) -> type[Step]:
+    """The settings class of a verb; :class:`UsageError` with the nearest name, of `others` too, where there is none."""
     if name not in STEPS:
-        near = difflib.get_close_matches(name, STEPS, n=1)
+        known = [*STEPS, *others]
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise UsageError(f"unknown verb '{name}'{hint}", where=where, expected=", ".join(STEPS))
+        raise UsageError(f"unknown verb '{name}'{hint}", where=where, expected=", ".join(known))
     module, attribute = STEPS[name][0].split(":")
     found: type[Step] = getattr(importlib.import_module(module), attribute)
     return found

@@ -28,8 +28,7 @@ def results(function, inputs, gradient):
 
 
 def close(ours, reference, tolerance):
-    largest = max(float(reference.double().abs().max()), 0.1)  # what cancels keeps the rounding of its terms, about 1
-    assert (ours.double() - reference.double()).abs().max() <= tolerance * largest
+    assert (ours.double() - reference.double()).abs().max() <= tolerance * reference.double().abs().max()
 
 
 @settings(max_examples=40, deadline=None)
@@ -37,10 +36,12 @@ def close(ours, reference, tolerance):
 def test_equals_the_definition(seed, batch, heads, length, width):
     inputs, gradient = problem(seed, batch, heads, length, width)
     exact = results(causal_attention_plain, [t.detach().double().requires_grad_() for t in inputs], gradient)
-    for ours, reference in zip(results(causal_attention, inputs, gradient), exact, strict=True):
+    single = results(causal_attention_plain, inputs, gradient)  # where terms cancel, it rounds as much
+    for ours, plain, reference in zip(results(causal_attention, inputs, gradient), single, exact, strict=True):
         assert ours.shape == reference.shape
         assert ours.dtype == torch.float32
-        close(ours, reference, 1e-5)
+        if not torch.equal(ours, plain):
+            close(ours, reference, 1e-5)
 
 
 @settings(max_examples=40, deadline=None)

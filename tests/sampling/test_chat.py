@@ -117,6 +117,14 @@ def test_an_answer_that_is_stopped_is_kept_as_far_as_it_came(model: Path, tmp_pa
     assert saved(file)[0][-1][0] == "assistant"
 
 
+def test_a_question_without_an_answer_is_forgotten(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mickle.sampling.chat._written", lambda *_: iter(()))
+    said: list[str] = []
+    converse(Chat(models=(model,)), iter(["x", "/save talk.jsonl"]), said.append)
+    assert "(no answer: the question is forgotten)\n" in said
+    assert "nothing was answered yet" in said[-1]
+
+
 def test_no_character_is_said_in_halves(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "日本 €"
     monkeypatch.setattr("mickle.sampling.chat._written", lambda *_: iter(open_text_tokenizer(model).encode([text])[0]))

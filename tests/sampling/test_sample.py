@@ -77,7 +77,9 @@ def test_questions_are_asked_through_the_template(model: Path, tmp_path: Path) -
     folder, file = tmp_path / "model", tmp_path / "questions.jsonl"
     shutil.copytree(model, folder)
     (folder / "manifest.json").unlink()
-    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}a:")
+    (folder / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}{{ m.role + ':' + m.content }}{% endfor %}a:"
+    )
     user, answer = {"role": "user", "content": "the cat"}, {"role": "assistant", "content": "sat"}
     rows: list[dict[str, Any]] = [{"messages": [user]}, {"messages": [user, answer]}, {"prompt": "the dog"}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -87,9 +89,9 @@ def test_questions_are_asked_through_the_template(model: Path, tmp_path: Path) -
     cat, dog = lines(execute(Sample(prompts=prompts, **common), tmp_path / "two", ignore))
     assert [row["prompt"] for row in asked] == ["the cat", "the cat", "the dog"]
     assert [row.get("reference") for row in asked] == [None, "sat", None]
-    start = len(asked)  # the template writes no start mark, the prompts get one
-    assert start == 3 and all(row["messages"][0] == {"role": "system", "content": "S"} for row in asked)
-    assert cat["tokens"] and dog["tokens"]
+    assert all(row["messages"][0] == {"role": "system", "content": "S"} for row in asked)
+    assert [row["text"] for row in asked] == [cat["text"], cat["text"], dog["text"]]
+    assert cat["text"] != dog["text"]
     page = readable(asked)
     assert "system: S\nuser: the cat\nassistant: " in page and "the file's answer: sat" in page
     assert ("the file's answer", "prompt", "sat") in answers(tmp_path / "one" / "samples.jsonl")

@@ -179,6 +179,10 @@ def _answer(chat: Chat, speaker: Speaker, question: str, say: Say, before: str, 
         return
     whole = speaker.tokenizer.decode(tokens)
     say(printable(whole[len(text) :]) + "\n")
+    if not whole.strip():  # nothing to remember, and most templates take no empty turn
+        say("(no answer: the question is forgotten)\n")
+        speaker.without_last()
+        return
     speaker.messages.append(Message("assistant", whole))
     if timed and tokens:
         seconds = time.perf_counter() - begun
