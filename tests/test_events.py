@@ -4,13 +4,17 @@ import io
 import json
 import math
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from faults import Faults, Killed
 
+from mickle.errors import UsageError
 from mickle.events import (
     Console,
     Evaluated,
@@ -19,12 +23,12 @@ from mickle.events import (
     Progressed,
     Saving,
     Started,
-    TensorBoard,
     Trained,
     Warned,
     as_warnings,
     several,
 )
+from mickle.trackers import TRACKERS, Tracker, tensorboard
 
 EVENTS = [Trained(s, 2.0 / s, 0.1, 1.0, 10 * s, 0.5 * s, {}) for s in (1, 2, 3)]
 
@@ -131,10 +135,52 @@ def test_several_readers_hear_all() -> None:
 
 def test_tensorboard_reads_the_same_events(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    sink = TensorBoard(tmp_path)
+    sink = Tracker(tensorboard, tmp_path)
     for event in [*EVENTS, Evaluated(3, {"heldout_loss": 1.5})]:
         sink(event)
     read = accumulator.EventAccumulator(str(tmp_path))
     read.Reload()
     assert next((scalar.step, scalar.value) for scalar in read.Scalars("train/loss")) == (1, 2.0)
     assert read.Scalars("heldout/heldout_loss")[0].value == 1.5
+
+
+class Told:
+    """Stands for wandb or trackio: keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.runs: list[tuple[dict[str, Any], list[dict[str, float]]]] = []
+
+    def init(self, **given: Any) -> Any:
+        figures: list[dict[str, float]] = []
+        self.runs.append((given, figures))
+
+        def log(values: dict[str, float], step: int | None = None) -> None:
+            figures.append(values if step is None else values | {"step": step})
+
+        return SimpleNamespace(log=log, finish=lambda: figures.append({}), define_metric=lambda *_, **__: None)
+
+    Settings = staticmethod(dict)
+
+
+@pytest.mark.parametrize(("name", "asked"), [("wandb", {"mode": "offline"}), ("trackio", {"auto_log_cpu": False})])
+def test_a_tracker_has_a_run_for_each_training_and_sends_nothing(
+    name: str, asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, name, told := Told())  # type: ignore[misc]
+    for variable in ("WANDB_ERROR_REPORTING", "TRACKIO_DIR"):
+        monkeypatch.setenv(variable, "before")
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/space")
+    sink = Tracker(TRACKERS[name][0], tmp_path)
+    for event in 2 * [Started("training", 3, "steps"), *EVENTS, Evaluated(3, {"heldout_loss": 1.5})]:
+        sink(event)
+    sink.close()
+    assert len(told.runs) == 2
+    for given, figures in told.runs:
+        assert asked.items() <= given.items()
+        assert figures[0] == {"train/loss": 2.0, "train/learning_rate": 0.1, "train/gradient_norm": 1.0, "step": 1}
+        assert figures[-2:] == [{"heldout/heldout_loss": 1.5, "step": 3}, {}]
+    sent = "TRACKIO_SPACE_ID" in os.environ if name == "trackio" else os.environ["WANDB_ERROR_REPORTING"] != "false"
+    assert not sent
+    monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    with pytest.raises(UsageError, match="is not installed"):
+        Tracker(TRACKERS[name][0], tmp_path)

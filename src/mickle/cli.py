@@ -162,24 +162,34 @@ def _common(parser: Any) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="show resolved settings, forecast and a preview; do nothing"
     )
-    group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
+    _trackers(group)
     group.add_argument("--quiet", action="store_true", help="no progress, warnings only")
     group.add_argument("--schema", action="store_true", help="print the JSON Schema of the settings, for editors")
     group.add_argument("--debug", action="store_true", help="full traceback on errors")
 
 
+def _trackers(group: Any) -> None:
+    from mickle.trackers import TRACKERS
+
+    for name, (_, what) in TRACKERS.items():
+        group.add_argument(f"--{name}", type=Path, metavar="FOLDER", help=what)
+
+
 def _with_console(options: Any, work: Callable[[Any], str]) -> str:
     """What ``work`` has to say in the end, when the live lines are finished."""
-    from mickle.events import Console, Emit, TensorBoard, several
+    from mickle.events import Console, several
+    from mickle.trackers import TRACKERS, Tracker
 
-    console = Console(quiet=options.quiet)
-    readers: list[Emit] = [console]
-    if options.tensorboard:
-        readers.append(TensorBoard(options.tensorboard))
+    asked = {name: getattr(options, name) for name in TRACKERS if getattr(options, name)}
+    readers: list[Any] = [
+        Console(quiet=options.quiet),
+        *(Tracker(TRACKERS[name][0], folder) for name, folder in asked.items()),
+    ]
     try:
         return work(several(*readers))
     finally:
-        console.close()
+        for reader in readers:
+            reader.close()
 
 
 def _execute(step: Any, out: Path, emit: Any) -> str:
@@ -248,7 +258,7 @@ def _other(name: str, arguments: list[str]) -> None:
         )
         parser.add_argument("--seed", type=int, metavar="N", help="seed of every step that names none")
         parser.add_argument("--dry-run", action="store_true", help="each step with its state and forecast; do nothing")
-        parser.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="also write TensorBoard scalars there")
+        _trackers(parser)
         parser.add_argument("--quiet", action="store_true", help="no progress, warnings only")
         _run_recipe(parser.parse_args(arguments))
     elif name == "show":

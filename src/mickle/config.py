@@ -262,6 +262,9 @@ def inputs(config: Config, prefix: str = "") -> Iterator[tuple[str, Path]]:
         value = getattr(config, name)
         if isinstance(value, Config):
             yield from inputs(value, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)) and value and all(isinstance(item, Config) for item in value):
+            for i, item in enumerate(value):
+                yield from inputs(item, f"{prefix}{name}.{i}.")
         elif not any(map(_holds_input, (field.annotation, *field.metadata))):
             continue
         elif isinstance(value, Path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mickle import storage
-from mickle.errors import UsageError, printable
+from mickle.errors import printable
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,13 @@ class Noted(Event):
     message: str
 
 
+@dataclass(frozen=True)
+class Stopped(Noted):
+    """A training ended before its last step, and why: nothing became better any more."""
+
+    step: int
+
+
 Emit = Callable[[Event], None]
 
 
@@ -153,28 +160,6 @@ class JsonLines:
             except (ValueError, KeyError):  # the line that a kill cut in two
                 break
         storage.write_text(self._path, "".join(kept))
-
-
-class TensorBoard:
-    """Scalars for TensorBoard. Needs the extra ``mickle[tensorboard]``."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError("TensorBoard is not installed", todo="pip install 'mickle[tensorboard]'") from None
-        self._writer = SummaryWriter(str(folder))
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Trained):
-            for name in ("loss", "learning_rate", "gradient_norm"):
-                self._writer.add_scalar(f"train/{name}", getattr(event, name), event.step)
-            for name, value in event.extra.items():
-                self._writer.add_scalar(f"train/{name}", value, event.step)
-        elif isinstance(event, Evaluated):
-            for name, value in event.values.items():
-                self._writer.add_scalar(f"heldout/{name}", value, event.step)
-            self._writer.flush()
 
 
 class Console:

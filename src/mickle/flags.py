@@ -188,6 +188,8 @@ def _hyphens(argument: str) -> str:
 def _scalar(annotation: Any, value: Any) -> Any:
     if isinstance(value, list):
         return [_scalar(_item(annotation), item) for item in value]
+    if config_variants(annotation):  # an item of a list, which reads its text itself
+        return value
     kinds = members(annotation)
     if any(kind in (str, Path) or isinstance(kind, str) for kind in kinds) and not any(
         kind in (int, float, bool) for kind in kinds
@@ -216,7 +218,9 @@ def _metavar(annotation: Any) -> str:
         if k is not type(None)
     ]
     if item := _item(annotation):
-        return {"Path": "FILE", "str": "TEXT"}.get(getattr(members(item)[0], "__name__", ""), "NAME")
+        first = members(item)[0]
+        named = {"Path": "FILE", "str": "TEXT"}.get(getattr(first, "__name__", ""), "NAME")
+        return str(getattr(first, "metavar", named))
     text = "|".join(name.strip("'") for name in names)
     return "FILE" if text == "Path" else text.upper() if len(text) < 12 and "|" not in text else text
 

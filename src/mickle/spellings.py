@@ -61,7 +61,11 @@ OURS = {
     "max_new_tokens": "max_tokens",
     "tasks": "task",
     "bits": "method.target_bits",
+    "early_stopping_patience": "weights.patience",
+    "load_best_model_at_end": "weights best",
     "report_to": "tensorboard",
+    "use_wandb": "wandb",
+    "wandb_project": "wandb",
     "logging_dir": "tensorboard",
 }
 

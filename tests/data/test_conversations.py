@@ -406,6 +406,19 @@ def test_messages_written_are_read_back(tmp_path):
     assert not (tmp_path / "no.jsonl").exists()
 
 
+def test_columns_are_read_by_the_names_that_are_given(tmp_path):
+    rows = [{"q": f"Who {i}?", "a": "She.", "rules": "Be short.", "output": "x"} for i in range(3)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    found = read_conversations(path, columns={"q": "user", "a": "assistant", "rules": "system"})
+    turns = [(turn.role, turn.content) for turn in found.examples[0].messages]
+    assert turns == [("system", "Be short."), ("user", "Who 0?"), ("assistant", "She.")]
+    assert found.unused == {"output of the file": 3}
+    with pytest.raises(UsageError, match="no column 'z'") as error:
+        read_conversations(path, columns={"q": "prompt", "z": "completion"})
+    assert "'q', 'a', 'rules', 'output'" in str(error.value)
+
+
 def test_a_null_column_is_no_column():
     assert form_of({"messages": None, "text": "x"}) == "text"
     assert form_of({"messages": [], "text": "x"}) == "messages"

@@ -20,6 +20,7 @@ from mickle.errors import UsageError
 from mickle.models.folder import open_model
 from mickle.training.objectives import next_token, trained_tokens
 from mickle.tuning import measures, outcome
+from mickle.tuning.data_files import DataFile
 from mickle.tuning.methods import Full, Lora, Qlora
 from mickle.tuning.mezo import LowRank, Mezo
 from mickle.tuning.task import Sources, split
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def task(folder: Path) -> ExampleTask:
     data = made.chats(folder.parent / "chats.jsonl")
-    return read_task(Sources(data), folder, made.tokenizer(), made.LENGTH, True)
+    return read_task(Sources([DataFile(path=data)]), folder, made.tokenizer(), made.LENGTH, True)
 
 
 def test_a_system_turn_that_all_examples_share_is_no_overlap(folder: Path, tmp_path: Path) -> None:
@@ -45,7 +46,7 @@ def test_a_system_turn_that_all_examples_share_is_no_overlap(folder: Path, tmp_p
     ]
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
-    found = read_task(Sources(data), folder, made.tokenizer(), 512, True)
+    found = read_task(Sources([DataFile(path=data)]), folder, made.tokenizer(), 512, True)
     assert found.overlap == {"exact": 0, "near": 0}
     assert found.heldout_examples
 
@@ -65,16 +66,16 @@ def test_a_text_is_never_on_both_sides_and_order_does_not_matter(
     words = {" ".join(text.split()) for text in texts}
     if share != 0 and len(words) < 2:
         with pytest.raises(UsageError):
-            split(examples(texts), share, Path("d"), Example.own_text)
+            split(examples(texts), share, "d", Example.own_text)
         return
-    training, heldout = split(examples(texts), share, Path("d"), Example.own_text)
+    training, heldout = split(examples(texts), share, "d", Example.own_text)
     said = [{" ".join(e.text.split()) for e in side} for side in (training, heldout)]
     assert not said[0] & said[1]
     assert said[0] | said[1] == words
     assert bool(heldout) == (share != 0)
     assert training or not texts
     seed.shuffle(texts)
-    again = split(examples(texts), share, Path("d"), Example.own_text)[1]
+    again = split(examples(texts), share, "d", Example.own_text)[1]
     assert {" ".join(e.text.split()) for e in again} == said[1]
 
 

@@ -314,6 +314,46 @@ def _interrupt_at(step: int) -> Callable[[Event], None]:
     return interrupt
 
 
+def test_files_are_read_by_their_weights_and_columns_and_the_run_goes_on(home: Path, tmp_path: Path) -> None:
+    """Twelve questions twice, half of forty chats; no text is on both sides; a killed run has the same bytes."""
+    table = tmp_path / "faq.csv"
+    table.write_text(
+        "question,answer\n" + "".join(f"Who is number {i}?,the {made.ANIMALS[i % 6]}\n" for i in range(12))
+    )
+    data = [{"path": table, "weight": 2, "columns": "question=user,answer=assistant"}, f"{home / 'chats.jsonl'}:0.5"]
+    given: dict[str, Any] = {"data": data, "samples": 0, "steps": 4, "evaluate_every": 2, "save_every": 4}
+    found = summary(whole := tune(home, tmp_path / "whole", **given))
+    shares = [(Path(share["file"]).name, share["weight"], share["read"]) for share in found["shares"]]
+    held = found["heldout_examples"]
+    kept = [share["examples"] for share in found["shares"]]
+    assert sum(kept) + held == 52 and held == 5
+    assert shares == [("faq.csv", 2, 2 * kept[0]), ("chats.jsonl", 0.5, round(kept[1] / 2))]
+    assert found["training_examples"] == shares[0][2] + shares[1][2]
+    assert found["overlap"] == {"exact": 0, "near": 0}
+    assert any("faq.csv: an epoch reads" in line for line in found["data"])
+    assert "each" not in Tune.section(whole, found).lead and Tune.section(whole, found).tables[1].rows[0][2] == "2"
+    with pytest.raises(KeyboardInterrupt):
+        tune(home, tmp_path / "cut", _interrupt_at(2), **given)
+    assert storage.open_folder(tune(home, tmp_path / "cut", **given)).digest == storage.open_folder(whole).digest
+
+
+def test_patience_ends_a_run_that_becomes_no_better(home: Path, tmp_path: Path) -> None:
+    """A rate at which the held-out loss soon rises; stopped and gone on from after its last step too."""
+    given: dict[str, Any] = {"weights": {"patience": 2}, "learning_rate": 0.3, "steps": 40, "samples": 0}
+    given["evaluate_every"] = 2
+    found = summary(whole := tune(home, tmp_path / "whole", **given))
+    events = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    held = {event["step"]: event["values"]["heldout_loss"] for event in events if event["event"] == "evaluated"}
+    best, last = min(held, key=lambda step: held[step]), max(held)
+    assert last == best + 4 < 40
+    assert found["steps_made"] == last and max(event["step"] for event in events) == last
+    assert found["kept_step"] in (0, best)
+    assert f"stopped at step {last} of 40: the last 2 evaluations" in Tune.section(whole, found).lead
+    with pytest.raises(KeyboardInterrupt):
+        tune(home, tmp_path / "cut", _interrupt_at(last), **given)
+    assert storage.open_folder(tune(home, tmp_path / "cut", **given)).digest == storage.open_folder(whole).digest
+
+
 @pytest.mark.parametrize("kind", ["full", "qlora"])
 def test_a_killed_run_goes_on_bit_for_bit(kind: str, home: Path, tmp_path: Path) -> None:
     """SIGINT after step 6: the last checkpoint is of step 6, and the end is what it would have been."""

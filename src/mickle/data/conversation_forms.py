@@ -17,10 +17,12 @@ cannot be used raises :class:`BadRow`, whose reason is one of a fixed few, so th
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mickle.data.conversation_columns import (
+    BESIDE,
     EXTRA,
     SYSTEM,
     BadRow,
@@ -43,6 +45,8 @@ FORMS: dict[str, tuple[tuple[str, ...], ...]] = {  # of each column any one name
     "completion": (("prompt",), ("completion", "response")),
     "text": (("text",),),
 }
+ROLES = {"user": "instruction", "assistant": "output"}  # a question and its answer, by who says it
+NAMES = (*ROLES, *dict.fromkeys(name for form in FORMS.values() for names in form for name in names), *BESIDE, *EXTRA)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,15 @@ class Example:
         if self.form != "messages":
             raise UsageError(f"an example of form {self.form} is no conversation", where=self.where)
         return self
+
+
+def renamed(values: dict[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """A row by our names (``NAMES``). columns: its own -> ours. One that had such a name already is not what was meant,
+    and is kept beside it under another.
+    """
+    named = {ROLES.get(ours, ours): values[own] for own, ours in columns.items() if own in values}
+    others = {name: value for name, value in values.items() if name not in columns}
+    return named | {f"{name} of the file" if name in named else name: value for name, value in others.items()}
 
 
 def form_of(values: dict[str, Any]) -> str:

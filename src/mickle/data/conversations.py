@@ -11,14 +11,14 @@ rules are in ``conversation_forms.py``.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from mickle.data.conversation_columns import BadRow, LeftOut, counted
-from mickle.data.conversation_forms import FORMS, Example, Message, form_of, has_form, read_row
+from mickle.data.conversation_forms import FORMS, Example, Message, form_of, has_form, read_row, renamed
 from mickle.data.rows import Row, read_rows
 from mickle.errors import UsageError
 from mickle.results import json_lines
@@ -56,17 +56,22 @@ class Reading:
         return said + ([f"not used: {counted(self.unused)}"] if self.unused else [])
 
 
-def read_conversations(path: Path, *, most_bad: float = MOST_BAD) -> Reading:
+def read_conversations(path: Path, *, most_bad: float = MOST_BAD, columns: Mapping[str, str] | None = None) -> Reading:
     """Read every row of a file or folder (``data/rows.py``) as an example of the one form that the file has.
 
     Where some rows of prompt and completion have turns, tools or documents beside them, all rows are conversations.
 
-    most_bad: share of rows that may be bad. Raises UsageError, with counts and the first three places, where more
-    are; where the first rows have no known form; where a row is of another form than the file; where nothing is left.
+    most_bad: share of rows that may be bad. columns: the file's names of columns -> ours (``NAMES``).
+
+    Raises UsageError, with counts and the first three places, where more rows are bad; where the first rows have no
+    known form, or none of them such a column; where a row is of another form than the file; where nothing is left.
     """
     path = Path(path)
     source = read_rows(path)
     early, rows = list(islice(source, FIRST_ROWS)), 0
+    if columns:
+        _refuse_no_column(early, columns, path)
+        early, source = list(_renamed(early, columns)), _renamed(source, columns)
     form = next(filter(None, (form_of(row.values) for row in early)), "")
     if not form:
         raise _no_form(early, path)
@@ -113,6 +118,22 @@ def _example(row: Row, form: str) -> Example:
     return read_row(row.values, form, row.where)
 
 
+def _renamed(rows: Iterable[Row], columns: Mapping[str, str]) -> Iterator[Row]:
+    return (replace(row, values=renamed(row.values, columns)) for row in rows)
+
+
+def _refuse_no_column(early: list[Row], columns: Mapping[str, str], path: Path) -> None:
+    found = dict.fromkeys(name for row in early for name in row.values)
+    missing = next((name for name in columns if name not in found), None)
+    if found and missing is not None:
+        raise UsageError(
+            f"there is no column {missing!r}",
+            where=str(path),
+            expected=f"one of its columns: {', '.join(map(repr, list(found)[:20]))}",
+            todo="correct columns; in a settings file each of several files may have its own",
+        )
+
+
 def _no_form(rows: list[Row], path: Path) -> UsageError:
     if not rows:
         return UsageError("there are no rows to read", where=str(path), todo="check the file")
@@ -126,7 +147,7 @@ def _no_form(rows: list[Row], path: Path) -> UsageError:
         f"the columns are of no known form: {columns}",
         where=sound[0].where,
         expected=f"one of: {known}",
-        todo="rename the columns",
+        todo="say what they are with --columns, as in --columns question=user,answer=assistant",
     )
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from mickle.data.arrow import is_saved, set_files
 from mickle.data.parquet import open_parquet, read_batches
 from mickle.data.pieces import single_spaced
 from mickle.data.records import Page
@@ -25,11 +26,13 @@ COLUMNS = ("url", "domain", "language", "text")
 
 
 def page_files(source: Path) -> list[Path]:
-    """The Parquet files of a corpus folder, of a model folder's held-out pages, or the one file given."""
+    """The files of a corpus folder, of a model folder's held-out pages or of a saved set, or the one file given."""
     if source.is_file():
         return [source]
     if not source.is_dir():
         raise UsageError(f"There is nothing at {source}.", where="data", expected="a corpus folder or a Parquet file")
+    if is_saved(source):
+        return set_files(source)
     # A folder of one's own Parquet files needs no manifest; a corpus that lacks it was not finished.
     if read_manifest(source) is not None or (source / ".scratch").is_dir() or (source / "card.json").is_file():
         open_folder(source)
@@ -69,7 +72,8 @@ def page_count(source: Path) -> int:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_dictionary(kind) and pa.types.is_string(kind.value_type)
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def content_hash(text: str) -> int:

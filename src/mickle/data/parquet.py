@@ -1,4 +1,4 @@
-"""Parquet from anywhere, read in batches: as it was written, and never much more than its file.
+"""Parquet, and the Arrow files of saved sets, read in batches: as written, and never much more than the file.
 
 A shard of a folder with a manifest is hashed when a process opens it, so that not one flipped bit is read; pages of
 other files are checked by the checksums they have. Texts are read as dictionaries and measured before they are written
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mickle import storage
+from mickle.data.arrow import ArrowFile
 from mickle.data.parquet_pages import expanded_bytes
 from mickle.errors import UsageError, first_line
 
@@ -24,7 +25,8 @@ BATCH_ROWS = 256
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """A ``pyarrow.parquet.ParquetFile`` that is what was written, its texts as dictionaries.
+    """A ``pyarrow.parquet.ParquetFile`` that is what was written, its texts as dictionaries; of a file named *.arrow
+    what is asked of one (``arrow.py``).
 
     UsageError, naming the file, where it is changed or expands too far, and for all that pyarrow finds wrong with it
     in the ``with`` block.
@@ -32,16 +34,20 @@ def open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow
     from pyarrow import parquet
 
+    kind = "Arrow" if path.suffix.lower() == ".arrow" else "Parquet"
     try:
         stamp = path.stat()
         _refuse_changed(path, stamp.st_ino, stamp.st_size, stamp.st_mtime_ns)
+        if path.suffix.lower() == ".arrow":
+            yield ArrowFile(path)
+            return
         with parquet.ParquetFile(path) as file:
             _refuse_expanding(file.metadata, path)
             texts = [column.path for column in map(file.schema.column, range(len(file.schema))) if _is_text(column)]
         with parquet.ParquetFile(path, read_dictionary=texts, page_checksum_verification=True) as file:
             yield file
     except (pyarrow.ArrowException, OSError) as error:
-        raise UsageError(f"not a whole Parquet file: {first_line(error, 120)}", where=str(path)) from None
+        raise UsageError(f"not a whole {kind} file: {first_line(error, 120)}", where=str(path)) from None
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None, rows: int = BATCH_ROWS) -> Iterator[Any]:

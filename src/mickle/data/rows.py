@@ -1,4 +1,4 @@
-"""Rows of JSON Lines, JSON, CSV and Parquet, read one after the other; a bad row is said and never an exception.
+"""Rows of JSON Lines, JSON, CSV, Parquet and saved sets (``arrow.py``), read one by one; a bad row is no exception.
 
 What is wrong with one row (not UTF-8, not JSON, a key that stands twice, half a surrogate pair, a NUL, too large, too
 deep) is its ``problem``, and reading goes on with the next. What is wrong with the file as a whole (no such file, not
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from mickle.data.arrow import is_saved, set_files
 from mickle.data.parquet import read_batches
 from mickle.errors import UsageError
 from mickle.storage import MANIFEST, no_such
@@ -35,7 +36,7 @@ from mickle.untrusted.values import (
 LARGEST_ROW = 16 << 20  # bytes of a line; characters of a row
 LARGEST_JSON = 1 << 30  # bytes of a JSON array, which is read whole
 PARQUET_ROWS = 64  # held at a time
-LINES, ARRAY, TABLE, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv",), (".parquet",)
+LINES, ARRAY, TABLE, PARQUET = (".jsonl", ".ndjson"), (".json",), (".csv",), (".parquet", ".arrow")
 SUFFIXES = LINES + PARQUET + TABLE + ARRAY
 CONVERSATIONS = ("messages", "conversations", "conversation")  # lists that are one row and not a list of rows
 EXPECTED = "a file named *" + ", *".join(SUFFIXES) + ", or a folder of such files"
@@ -81,7 +82,10 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def row_files(path: Path) -> list[Path]:
-    """The file, or the files with rows in a folder; of a corpus its pages. Raises UsageError where there are none."""
+    """The file, or the files with rows in a folder; of a corpus its pages, of saved splits those of ``train``.
+
+    Raises UsageError where there are none.
+    """
     if not path.exists():
         raise no_such(path, expected=EXPECTED)
     if path.is_file():
@@ -89,6 +93,8 @@ def row_files(path: Path) -> list[Path]:
             raise UsageError(f"no rows can be read from a {path.suffix or 'nameless'} file", where=str(path),
                              expected=EXPECTED)  # fmt: skip
         return [path]
+    if is_saved(path):
+        return set_files(path)
     pages = path / "pages"
     folder = pages if pages.is_dir() and (path / MANIFEST).is_file() else path
     found = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)

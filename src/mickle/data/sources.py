@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from mickle.config import Config, Input
+from mickle.data.arrow import is_saved, set_files
 from mickle.data.compressed import COMPRESSED, open_lines
 from mickle.data.pages import PAGES, RawPage, Skipped, record_page, removed_raw
 from mickle.data.parquet import open_parquet
@@ -34,7 +35,7 @@ HEADER_ROOM = 1 << 20  # bytes that a record's HTTP header and codings may add t
 HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 TEXT_SUFFIXES = (".md", ".markdown", ".txt", ".rst")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".jsonl.zst", ".json.gz")
-ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet")
+ROW_SUFFIXES = (*JSON_SUFFIXES, ".parquet", ".arrow")
 TEXT_FIELDS = ("text", "content", "raw_content")  # of most corpora; of RefinedWeb; of RedPajama
 DATE_FIELDS = ("date", "timestamp")
 FILES_IN_A_PART = 500
@@ -143,7 +144,9 @@ class Files(_Folder):
 
 
 class Rows(_Folder):
-    """A table with a text in every row: JSON Lines (.jsonl, also .gz and .zst) or Parquet, one file or a folder."""
+    """A table with a text in every row: JSON Lines (.jsonl, also .gz and .zst) or Parquet, one file or a folder; or a
+    folder of datasets' save_to_disk, of whose splits train is read.
+    """
 
     kind: Literal["rows"] = "rows"
     endings: ClassVar[tuple[str, ...]] = ROW_SUFFIXES
@@ -152,9 +155,15 @@ class Rows(_Folder):
     )
     url: str = Field("url", description="field that holds the address, where there is one")
 
+    def files(self) -> list[Path]:
+        """The file itself, or those of a folder; of a saved set its own."""
+        return set_files(self.path) if is_saved(self.path) else super().files()
+
     def read_file(self, path: Path, largest: int, advance: Advance) -> Iterator[Found]:
         """One page per row; rows without an address get FILE#ROW. Refuses a file with more than 10 % bad rows."""
-        is_parquet = path.suffix.lower() == ".parquet"
+        if is_saved(self.path) and path not in self.files():
+            return iter([Skipped("file of another split")])
+        is_parquet = path.suffix.lower() in (".parquet", ".arrow")
         rows = _parquet_rows(path, self, advance) if is_parquet else _json_rows(path, largest, advance)
         return _good_rows((self._page(path, *row, largest) for row in rows), path)
 

@@ -76,10 +76,11 @@ def in_batches(
 
 
 def pages_to_measure(data: Path | None, folder: Path) -> list[Page]:
-    """The pages of ``data``, or those the model's own training held out."""
+    """The pages of ``data``, of its splits those of ``test``, or those the model's own training held out."""
+    from mickle.data.arrow import HELDOUT, split_of
     from mickle.data.heldout import read_pages
 
-    source = data or folder / "heldout.parquet"
+    source = split_of(data, HELDOUT) if data else folder / "heldout.parquet"
     if data is None and not source.is_file():
         raise UsageError(
             "This model has no held-out pages of its own.",

@@ -87,12 +87,13 @@ def _pages(pages: Sequence[str], tokenizer: TextTokenizer) -> list[ScoredText]:
 
 
 def _answers(data: Path, folder: Path, tokenizer: TextTokenizer, emit: Emit) -> list[ScoredText]:
+    from mickle.data.arrow import HELDOUT, split_of
     from mickle.data.chat_template import open_template
     from mickle.data.conversations import read_conversations
     from mickle.data.examples import encode_examples
     from mickle.models.adapters import tokenizer_folder
 
-    reading = read_conversations(data)
+    reading = read_conversations(split_of(data, HELDOUT))
     for line in reading.lines():
         emit(Noted(line))
     if reading.form == "text":

@@ -85,11 +85,12 @@ class Pairs(Measure):
 
 def read_pairs(path: Path, by: str | None = None) -> list[Pair]:
     """The pairs of a file. Raises UsageError naming the line or row that is wrong, and for a file without pairs."""
+    from mickle.data.arrow import HELDOUT, is_saved, split_of
     from mickle.data.rows import read_rows
 
-    if not Path(path).is_file():
+    if not Path(path).is_file() and not is_saved(Path(path)):
         raise UsageError(f"There is no file {path}.", where="data", expected="JSON Lines, JSON or Parquet")
-    pairs = [_pair(row, by) for row in read_rows(Path(path))]
+    pairs = [_pair(row, by) for row in read_rows(split_of(Path(path), HELDOUT))]
     if not pairs:
         raise UsageError("The file holds no pairs.", where=str(path), expected=EXPECTED)
     return pairs

@@ -20,8 +20,15 @@ def training_section(folder: Path, summary: dict[str, Any]) -> Section:
         f"{summary.get('parameters', 0):,} parameters was trained for {len(trained):,} steps on "
         f"{summary.get('tokens_read', 0):,} tokens."
     )
+    lead = " ".join([lead, stopped_early(summary)]).rstrip()
     drawn = [figure.svg() for figure in _curves(trained, evaluated)] if len(trained) > 1 else []
     return Section("The training", lead, drawn, [Table(("", ""), facts(summary))])
+
+
+def stopped_early(summary: dict[str, Any]) -> str:
+    """Where and why a training ended before its last step, as a sentence; "" where it did not."""
+    why = summary.get("stopped", "")
+    return f"It {why}." if why else ""
 
 
 def training_findings(summary: dict[str, Any]) -> list[Finding]:

@@ -39,6 +39,7 @@ class Fit:
     precision: "bfloat16" runs forward passes under autocast; weights, gradients and state stay as they are.
     evaluate: model (in eval mode, without gradients) -> values; run every ``evaluate_every`` steps and at the
         end. The first value decides which checkpoint is the best: lower is better.
+    patience: evaluations in a row without a new best after which the run stops; None goes on to the end.
     checkpoints: a folder; the newest whole checkpoint in it is gone on from. Saved every ``save_every`` steps
         (0: never), at the end, at each best evaluation and on SIGINT or SIGTERM. The newest ``keep`` and the
         best one stay.
@@ -66,6 +67,7 @@ class Fit:
     precision: Literal["float32", "bfloat16"] = "float32"
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None
     evaluate_every: int = 0
+    patience: int | None = None
     checkpoints: Path | None = None
     save_every: int = 0
     keep: int = 2
@@ -79,6 +81,13 @@ class Fit:
         least = {"steps": 0, "accumulate": 1, "evaluate_every": 0, "save_every": 0, "keep": 1}
         if small := [name for name, value in least.items() if getattr(self, name) < value]:
             raise UsageError(f"{small[0]} is too small")
+        if self.patience is not None and (self.patience < 1 or self.evaluate is None):
+            raise UsageError(
+                f"patience is {self.patience}, and "
+                + ("nothing is measured" if self.evaluate is None else "too small"),
+                where="weights.patience",
+                expected="at least 1, and held-out examples to measure on",
+            )
         if self.on_bad_numbers == "back" and self.checkpoints is None:
             raise UsageError(
                 "on_bad_numbers: back needs checkpoints to return to", todo="give a folder for checkpoints"

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from mickle import machine, storage
 from mickle.errors import ResourceError, UsageError, first_line
-from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Saving, Started, Trained, Warned
+from mickle.events import Evaluated, Event, Noted, Progressed, Saved, Saving, Started, Stopped, Trained, Warned
 from mickle.training import checkpoint, distributed
 from mickle.training.closure import Closure, derived_seed, seeded
 from mickle.training.dropout import has_dropout, set_dropout
@@ -45,6 +45,7 @@ class _Counters:
     dropped: list[int] = field(default_factory=list)
     best_step: int | None = None
     best_value: float | None = None
+    worse: int = 0  # evaluations since the best one
     unmeasured: bool = False  # a signal came before the evaluation of this step: it is made when the run goes on
     watch: dict[str, Any] = field(default_factory=dict)
     parts: int = 0  # of a batch, where memory ran out with fewer
@@ -60,7 +61,8 @@ def fit(
     Where memory runs out in a pass, the batch is made in twice as many parts, four times at most, and so are all after
     it, also when the run goes on from a checkpoint.
 
-    Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saving, Saved, Warned, Noted.
+    Yields Started, Progressed (the step gone on from), Trained, Evaluated, Saving, Saved, Warned, Noted, and where
+    patience ends Stopped as the last.
     Raises NumericError, ResourceError (disk), LockedError (another process trains here), UsageError, and
     KeyboardInterrupt after a signal, when its checkpoint is whole: within a step, whatever an evaluation takes.
     """
@@ -83,7 +85,7 @@ def _train(run: Fit) -> Generator[Event, None, None]:
             yield from _evaluate_and_save(run, counters, interruption)
         if run.on_bad_numbers == "back" and counters.step == 0:
             yield from _save(run, counters)  # something to return to
-        while counters.step < run.steps:
+        while counters.step < run.steps and not _is_over(run, counters):
             parts = counters.parts
             bad, event = _one_step(run, counters)
             yield event
@@ -95,6 +97,23 @@ def _train(run: Fit) -> Generator[Event, None, None]:
             if bad is not None:
                 yield Warned(_skip_or_stop(run, counters, bad))
             yield from _evaluate_and_save(run, counters, interruption)
+        if _is_over(run, counters) and counters.step < run.steps:
+            yield Stopped(_why_stopped(run, counters), counters.step)
+
+
+def _is_over(run: Fit, counters: _Counters) -> bool:
+    """Whether as many evaluations in a row as ``patience`` says were no better than the best before them."""
+    return run.patience is not None and counters.worse >= run.patience
+
+
+def _why_stopped(run: Fit, counters: _Counters) -> str:
+    many = f"the last {counters.worse} evaluations were" if counters.worse > 1 else "the last evaluation was"
+    best = (
+        "finite"
+        if counters.best_value is None
+        else f"better than step {counters.best_step:,}'s {counters.best_value:.4g}"
+    )
+    return f"stopped at step {counters.step:,} of {run.steps:,}: {many} not {best}"
 
 
 def _one_step(run: Fit, counters: _Counters) -> tuple[BadNumbers | None, Event]:
@@ -209,11 +228,14 @@ def _evaluate_and_save(run: Fit, counters: _Counters, interruption: Interruption
     if values is not None:
         first = next(iter(values.values()))
         best = math.isfinite(first) and (counters.best_value is None or first < counters.best_value)
+        counters.worse += 1
         if best:
-            counters.best_step, counters.best_value = step, first
+            counters.best_step, counters.best_value, counters.worse = step, first, 0
         yield Evaluated(step, values)
     interrupted = distributed.any_process(interruption.signalled)
-    if run.checkpoints is not None and (last or interrupted or best or _due(step, run.save_every)):
+    if run.checkpoints is not None and (
+        last or interrupted or best or _is_over(run, counters) or _due(step, run.save_every)
+    ):
         yield from _save(run, counters)
     if interrupted:
         raise KeyboardInterrupt

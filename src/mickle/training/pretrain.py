@@ -30,6 +30,8 @@ from mickle.training.run import (
     CHECKPOINTS,
     METRICS,
     Asked,
+    Best,
+    KeptWeights,
     Outcome,
     TrainingRun,
     TrainingStep,
@@ -120,8 +122,9 @@ class Pretrain(TrainingStep):
         None, ge=1, description="optimizer steps between evaluations (default: 20 evaluations in a run)"
     )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 20 in a run)")
-    weights: Literal["best", "last"] = Field(
-        "best", description="which weights to keep: the best by held-out loss, or the last"
+    weights: KeptWeights = Field(
+        default_factory=Best,
+        description="which weights to keep: best by held-out loss, perhaps with a patience to stop early, or last",
     )
 
     @model_validator(mode="after")
@@ -179,9 +182,8 @@ class Pretrain(TrainingStep):
             "heldout_pages": len(split.heldout),
             "heldout_overlap": 0,  # split() has checked it, by content
             "training_tokens": plan.training_tokens,
-            "tokens_read": plan.steps * plan.batch_tokens,
-            "kept_step": done.step,
-            "last_evaluation": done.last,
+            "tokens_read": done.steps * plan.batch_tokens,
+            **done.summary,
             "forecast": asdict(ready.forecast),
             "plan": asdict(plan),
         }

@@ -13,12 +13,14 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+from pydantic import Field
 
 from mickle import machine, storage
 from mickle.config import Config
 from mickle.errors import ResourceError
-from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Trained
+from mickle.events import Emit, Evaluated, Event, JsonLines, Noted, Stopped, Trained
 from mickle.machine import Forecast
 from mickle.step import Step, execute_alone
 
@@ -33,7 +35,8 @@ METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 KEPT_CHECKPOINTS = 2
 PLANNED = ("steps", "accumulate", "precision", "evaluate_every", "save_every")  # what `fit` takes of a plan
 OPTIONS = (
-    "schedule", "clip_norm", "dropout", "checkpoints", "keep", "seed", "on_bad_numbers", "watch_loss", "identity",
+    "schedule", "clip_norm", "dropout", "patience", "checkpoints", "keep", "seed", "on_bad_numbers", "watch_loss",
+    "identity",
 )  # fmt: skip
 Measure = Callable[["nn.Module"], dict[str, float]]
 
@@ -58,6 +61,24 @@ class TrainingStep(Step):
             else:
                 distributed.follow(lambda: self.run(work, ignore))
         return out
+
+
+class Best(Config):
+    """The weights of the lowest held-out loss."""
+
+    kind: Literal["best"] = "best"
+    patience: int | None = Field(
+        None, ge=1, description="evaluations without a lower held-out loss after which it stops (default: never)"
+    )
+
+
+class Last(Config):
+    """The weights of the last step."""
+
+    kind: Literal["last"] = "last"
+
+
+KeptWeights = Annotated[Best | Last, Field(discriminator="kind")]
 
 
 def refuse_two_lengths(steps: int | None, epochs: float | None) -> None:
@@ -203,7 +224,7 @@ class TrainingRun:
     """What a training is made of beside the model and the optimizer over it; fields as those of ``loop.fit``.
 
     log: the file of its events. measure: of held-out data, for the evaluations of the run.
-    weights: which are kept, the best by ``measure`` or the last; None where nobody asks.
+    weights: which are kept, the best by ``measure``, and with what patience, or the last; None where nobody asks.
     start: what ``measure`` gives before the first step, where that is known; the best may then be the weights as they
     came.
     """
@@ -219,11 +240,16 @@ class TrainingRun:
     identity: Mapping[str, Any]
     dropout: Schedule | None = None
     measure: Measure | None = None
-    weights: Literal["best", "last"] | None = None
+    weights: Best | Last | None = None
     start: float = math.inf
     keep: int = KEPT_CHECKPOINTS
     on_bad_numbers: Literal["stop", "skip", "back"] = "stop"
     watch_loss: bool = True
+
+    @property
+    def patience(self) -> int | None:
+        """Evaluations without a better one after which it stops."""
+        return self.weights.patience if isinstance(self.weights, Best) else None
 
     def events(self, model: nn.Module, optimizer: Optimizer) -> Generator[Event, None, None]:
         """Train the model in place, event by event."""
@@ -235,12 +261,22 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A trained model with the weights that are kept, whole; their step; and what the last evaluation measured."""
+    """A trained model with the weights that are kept, whole; their step; what the last evaluation measured; how many
+    steps were made, and why no more, where it stopped early.
+    """
 
     model: nn.Module
     optimizer: Optimizer
     step: int
     last: dict[str, float]
+    steps: int
+    stopped: str = ""
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The same for a folder's summary."""
+        told = {"kept_step": self.step, "last_evaluation": self.last}
+        return told | ({"steps_made": self.steps, "stopped": self.stopped} if self.stopped else {})
 
 
 def train(
@@ -258,9 +294,10 @@ def train(
     machine.seed_everything(run.seed)
     optimizer = optimizer_of(distributed.shard(model))
     with closing(run.events(model, optimizer)) as events:  # however it ends, its lock goes at once
-        last = record(events, run.log, emit)
+        last, stopped = record(events, run.log, emit)
+    steps = stopped.step if stopped else run.plan.steps
     machine.release_memory()  # that of activations, before the best weights are read beside all that trained
-    best = run.weights == "best" and run.measure is not None
+    best = isinstance(run.weights, Best) and run.measure is not None
     found = checkpoint.best(run.checkpoints) if best else None
     chosen, lowest = found or (None, math.inf)
     untouched = best and run.start < math.inf and run.start <= lowest
@@ -269,17 +306,19 @@ def train(
     if chosen is not None and not untouched:
         checkpoint.load_weights(chosen, model)
     distributed.wait_for_all()  # the first process will delete the checkpoints: not before all have read theirs
-    step = 0 if untouched else run.plan.steps if chosen is None else checkpoint.step_of(chosen)
+    step = 0 if untouched else steps if chosen is None else checkpoint.step_of(chosen)
     if run.weights is not None:
-        emit(Noted(f"weights of step {step:,} of {run.plan.steps:,} are kept ({run.weights} by held-out loss)"))
-    return Outcome(model, optimizer, step, last)
+        emit(Noted(f"weights of step {step:,} of {run.plan.steps:,} are kept ({run.weights.kind} by held-out loss)"))
+    return Outcome(model, optimizer, step, last, steps, stopped.message if stopped else "")
 
 
-def record(events: Iterable[Event], file: Path, emit: Emit) -> dict[str, float]:
-    """Run the training; pass its events on and write them down, each step once. Returns the last evaluation."""
+def record(events: Iterable[Event], file: Path, emit: Emit) -> tuple[dict[str, float], Stopped | None]:
+    """Run the training; pass its events on and write them down, each step once. Returns the last evaluation, and where
+    it stopped early.
+    """
     from mickle.training import distributed
 
-    write, newest, values = JsonLines(file), None, {}
+    write, newest, values, stopped = JsonLines(file), None, {}, None
     writes = distributed.current().writes
     for event in events:
         if isinstance(event, Trained):
@@ -288,11 +327,13 @@ def record(events: Iterable[Event], file: Path, emit: Emit) -> dict[str, float]:
             newest = event.step
         elif isinstance(event, Evaluated):
             values = event.values
+        elif isinstance(event, Stopped):
+            stopped = event
         if writes:
             write(event)
         emit(event)
     if values or not file.is_file():
-        return values
+        return values, stopped
     # An earlier try of this run was killed after its last step: what it measured then.
     lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return next((line["values"] for line in reversed(lines) if line["event"] == "evaluated"), {})
+    return next((line["values"] for line in reversed(lines) if line["event"] == "evaluated"), {}), stopped

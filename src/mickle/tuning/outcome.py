@@ -14,6 +14,7 @@ from mickle.evaluation.loss import bootstrap_ratio
 from mickle.results import Section, Table, drawn, facts, json_lines
 from mickle.sampling.sample import answers
 from mickle.storage import write_text
+from mickle.training.curves import stopped_early
 from mickle.tuning.methods import TuningMethod
 
 TABLE, FIGURE, SAMPLES = "table.md", "tune.svg", "samples.jsonl"
@@ -154,9 +155,20 @@ def tuning_section(folder: Path, summary: dict[str, Any]) -> Section:
             rows.append((label, before, after, f"{change} ({interval})", texts))
     headings = ("nats a token", "before", "after", "difference (95 % over texts)", "texts")
     tables = [Table(headings, rows, frozenset({1, 2, 3, 4})), Table(("", ""), facts(summary))]
+    shares = [
+        (s["file"], f"{s['examples']:,}", f"{s['weight']:g}", f"{s['read']:,}") for s in summary.get("shares", [])
+    ]
+    if len(shares) > 1 or any(weight != "1" for _, _, weight, _ in shares):
+        tables.insert(1, Table(("data", "training examples", "weight", "read an epoch"), shares, frozenset({1, 2, 3})))
     lead = (
         f"{summary.get('training_examples', 0):,} examples taught {summary.get('trained_parameters', 0):,} of "
         f"{summary.get('parameters', 0):,} parameters ({summary.get('method', '')})."
     )
-    lead = " ".join([lead, *(f"Warning: {message}." for message in summary.get("warnings", []))])
+    lead = " ".join(
+        [
+            lead,
+            *filter(None, [stopped_early(summary)]),
+            *(f"Warning: {message}." for message in summary.get("warnings", [])),
+        ]
+    )
     return Section("The tuning", lead, drawn(folder), tables, answers(folder / SAMPLES))

@@ -29,6 +29,8 @@ from mickle.training.run import (
     CHECKPOINTS,
     METRICS,
     Asked,
+    Best,
+    KeptWeights,
     Outcome,
     TrainingRun,
     TrainingStep,
@@ -37,6 +39,7 @@ from mickle.training.run import (
     refuse_two_lengths,
     train,
 )
+from mickle.tuning.data_files import Columns, DataFiles
 from mickle.tuning.methods import Adam, Full, Lora, Qlora
 from mickle.tuning.mezo import Mezo
 
@@ -64,8 +67,12 @@ class Tune(TrainingStep):
     model: Model = Field(
         description="model folder, Mickle's or any other, or GGUF file, also one whose weights are stored in few bits"
     )
-    data: Input = Field(
-        description="examples to learn from: JSON Lines, JSON, Parquet or CSV; the form is found by the columns"
+    data: DataFiles = Field(
+        description="examples to learn from: JSON Lines, JSON, Parquet, CSV or saved sets of datasets, each perhaps "
+        "with a weight, how often it is read; the form is found by the columns"
+    )
+    columns: Columns = Field(
+        default_factory=dict, description="what columns of other names are, such as question=user,answer=assistant"
     )
     heldout: Input | None = Field(None, description="examples to measure on (default: some of data)")
     heldout_share: float | None = Field(
@@ -119,8 +126,9 @@ class Tune(TrainingStep):
         None, ge=1, description="optimizer steps between evaluations (default: 10 evaluations in a run)"
     )
     save_every: int | None = Field(None, ge=1, description="steps between checkpoints (default: 10 in a run)")
-    weights: Literal["best", "last"] = Field(
-        "best", description="which weights to keep: the best by held-out loss, or the last"
+    weights: KeptWeights = Field(
+        default_factory=Best,
+        description="which weights to keep: best by held-out loss, perhaps with a patience to stop early, or last",
     )
     most_bad: float = Field(0.1, ge=0, le=1, description="share of bad rows above which the data is refused")
     samples: int = Field(4, ge=0, le=100, description="held-out examples that the model answers before and after")
@@ -130,6 +138,8 @@ class Tune(TrainingStep):
         refuse_two_lengths(self.steps, self.epochs)
         if self.heldout is not None and self.heldout_share is not None:
             raise ValueError("held-out examples are given; leave heldout_share out")
+        if self.prompt is not None and (self.columns or any(file.columns for file in self.data)):
+            raise ValueError("prompt names its columns itself; leave columns out")
         if self.method.counts_answers and self.prompt is None:
             raise ValueError("method.objective: accuracy needs a prompt with labels")
         return self
@@ -200,13 +210,13 @@ class Tune(TrainingStep):
             "parameters": plan.parameters,
             "trained_parameters": sum(p.numel() for p in done.model.parameters() if p.requires_grad),
             "data": list(known.task.lines),
+            "shares": [asdict(share) for share in known.task.shares],
             "training_examples": len(known.task.lengths),
             "heldout_examples": len(known.task.heldout_lengths),
             "overlap": known.task.overlap,
             "general_text": whence,
-            "tokens_read": plan.steps * plan.batch_tokens,
-            "kept_step": done.step,
-            "last_evaluation": done.last,
+            "tokens_read": done.steps * plan.batch_tokens,
+            **done.summary,
             "warnings": warnings,
             **results,
             **journal,
@@ -227,7 +237,7 @@ class Tune(TrainingStep):
         from mickle.tuning.task import Sources
         from mickle.tuning.tune_run import read_inputs
 
-        sources = Sources(self.data, self.heldout, self.heldout_share, self.most_bad)
+        sources = Sources(self.data, self.heldout, self.heldout_share, self.most_bad, self.columns)
         return read_inputs(self.model, self.method, sources, self.prompt, self.sequence_length)
 
     def _ready(self, scratch: Path, emit: Emit) -> tuple[Known, TunePlan, Forecast]:

@@ -22,7 +22,7 @@ from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import UsageError
 from mickle.training.objectives import masked_token, trained_tokens
 from mickle.tuning import measures
-from mickle.tuning.task import Sources, Task, two_sides
+from mickle.tuning.task import Names, Sources, Task, two_sides
 from mickle.tuning.tune_plan import Batching, TunePlan, batch_rows, row_length
 
 if TYPE_CHECKING:
@@ -90,34 +90,37 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
 
     Raises UsageError for data of which too much is bad, too little is left, or that is not for such a model.
     """
-    forms: list[str] = []
+    forms: list[tuple[str, str]] = []  # of each file, and of its examples
 
-    def read(path: Path) -> tuple[Sequence[Example], Iterable[str]]:
-        reading = _read(path, sources.most_bad, causal)
-        forms.append(reading.form)
-        if reading.form != forms[0]:
+    def read(path: Path, columns: Names) -> tuple[Sequence[Example], Iterable[str]]:
+        reading = _read(path, columns, sources.most_bad, causal)
+        forms.append((reading.form, reading.examples[0].form))
+        if forms[-1][1] != forms[0][1]:
             raise UsageError(
-                f"The held-out examples are of another form ({reading.form}) than the training ones ({forms[0]}).",
+                f"These examples are of another form ({reading.form}) than those of {sources.data[0].path} "
+                f"({forms[0][0]}).",
                 where=str(path),
+                expected="conversations, prompts with completions, or texts, in all files alike",
             )
         return reading.examples, reading.lines()
 
     sides = two_sides(sources, read, Example.own_text)
     lines = sides.lines
-    template = open_template(model, tokenizer) if forms[0] not in ("text", "completion") else None
+    form, kind = forms[0]
+    template = open_template(model, tokenizer) if kind == "messages" else None
     if template is not None and template.builtin:
         lines.append("the model has no chat template: a plain one is used, and written beside the weights")
     encode = partial(encode_examples, tokenizer=tokenizer, template=template, longest=longest)
     found = encode(sides.training, most_bad=sources.most_bad)
     held = encode(sides.heldout, most_bad=sources.most_bad if sources.heldout else 1.0)
-    _refuse_empty(found, sources.data, longest)
+    _refuse_empty(found, sources.where, longest)
     lines += [*found.lines(held), sides.shared.line()]
     answers = [ids[mask] for ids, mask in zip(found.tokens, found.trained, strict=True)]
-    tokenizer.unknown_line(answers, str(sources.data))
-    lines += filter(None, [tokenizer.unknown_line(found.tokens, str(sources.data))])
-    kind = ExampleTask if causal else HiddenTask
-    return kind(
-        form=forms[0],
+    tokenizer.unknown_line(answers, sources.where)
+    lines += filter(None, [tokenizer.unknown_line(found.tokens, sources.where)])
+    made = ExampleTask if causal else HiddenTask
+    return made(
+        form=form,
         lines=tuple(lines),
         overlap=sides.overlap,
         training=found,
@@ -125,11 +128,12 @@ def read_task(sources: Sources, model: Path, tokenizer: TextTokenizer, longest: 
         heldout_examples=tuple(sides.heldout),
         tokenizer=tokenizer,
         template=template,
+        shares=sides.shares,
     )
 
 
-def _read(path: Path, most_bad: float, causal: bool) -> Reading:
-    reading = read_conversations(path, most_bad=most_bad)
+def _read(path: Path, columns: Names, most_bad: float, causal: bool) -> Reading:
+    reading = read_conversations(path, most_bad=most_bad, columns=columns)
     if reading.form == "preference":
         raise UsageError(
             "These are preferences (chosen and rejected answers); tune learns from answers.",
@@ -145,11 +149,11 @@ def _read(path: Path, most_bad: float, causal: bool) -> Reading:
     return reading
 
 
-def _refuse_empty(found: Encoded, path: Path, longest: int) -> None:
+def _refuse_empty(found: Encoded, where: str, longest: int) -> None:
     if sum(map(len, found.tokens)) < LEAST_TOKENS or not any(trained.any() for trained in found.trained):
         raise UsageError(
             "There is nothing to learn here: no token of an answer is left.",
-            where=str(path),
+            where=where,
             expected=f"examples with an answer within {longest:,} tokens",
             todo="give more or shorter examples, or raise sequence_length",
         )

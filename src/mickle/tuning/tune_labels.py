@@ -23,7 +23,7 @@ from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError
 from mickle.evaluation.measure import in_batches
 from mickle.training.label_words import class_scores, label_words, wrong_labels
-from mickle.tuning.task import Sources, Task, two_sides
+from mickle.tuning.task import Names, Sources, Task, two_sides
 from mickle.tuning.tune_plan import EVALUATION_TOKENS, LEAST_STEPS, MOST_EXAMPLES, Batching, TunePlan
 
 if TYPE_CHECKING:
@@ -98,14 +98,14 @@ def read_labels(
 ) -> LabelTask:
     """The labelled rows as tokens, at most ``longest`` of each."""
 
-    def read(path: Path) -> tuple[Sequence[LabelledText], Iterable[str]]:
+    def read(path: Path, columns: Names) -> tuple[Sequence[LabelledText], Iterable[str]]:
         found = read_labelled(path, prompt=prompt, most_bad=sources.most_bad)
         return found.examples, found.lines()
 
     sides = two_sides(sources, read, lambda example: f"{example.before} {example.after}")  # its class left out
     encode = partial(encode_labelled, prompt=prompt, tokenizer=tokenizer, longest=longest, causal=causal)
     training = encode(sides.training)
-    unknown = tokenizer.unknown_line([np.array(ids) for ids in training.tokens], str(sources.data))
+    unknown = tokenizer.unknown_line([np.array(ids) for ids in training.tokens], sources.where)
     return LabelTask(
         form="labels",
         lines=(*sides.lines, sides.shared.line(), *filter(None, [unknown])),
@@ -115,6 +115,7 @@ def read_labels(
         prompt=prompt,
         training_texts=tuple(sides.training),
         heldout_texts=tuple(sides.heldout),
+        shares=sides.shares,
     )
 
 

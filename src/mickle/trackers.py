@@ -1,0 +1,112 @@
+"""Where a run can be watched: TensorBoard, Weights & Biases and trackio, each where it is installed and asked for.
+
+All of them write into a folder on this machine and send nothing: W&B runs offline whatever its environment says,
+trackio without a Space or a server, neither reports errors or load. To send a run is their own command.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mickle.errors import UsageError
+from mickle.events import Evaluated, Event, Started, Trained
+
+PROJECT = "mickle"
+SENDING = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL")  # what trackio obeys
+
+
+@dataclass
+class Run:
+    """An open run of a tracker: how figures of a step are written there, and its end."""
+
+    log: Callable[[dict[str, float], int], Any]
+    close: Callable[[], Any]
+
+
+class Tracker:
+    """A reader of events: each training that it hears of is a run, which ``begin`` opens in ``folder``."""
+
+    def __init__(self, begin: Callable[[Path], Run], folder: Path) -> None:
+        self._begin, self._folder = begin, folder
+        self._run: Run | None = begin(folder)  # at once: what is not installed is said before anything is done
+        self._used = False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Started) and event.what == "training" and self._used:
+            self.close()
+        if isinstance(event, (Trained, Evaluated)):
+            self._run = self._run or self._begin(self._folder)
+            self._run.log(figures_of(event), event.step)
+            self._used = True
+
+    def close(self) -> None:
+        """End the open run."""
+        if self._run is not None:
+            self._run.close()
+        self._run, self._used = None, False
+
+
+def figures_of(event: Trained | Evaluated) -> dict[str, float]:
+    """The figures of a step by the names they have in every tracker: train/loss, heldout/..."""
+    if isinstance(event, Evaluated):
+        return {f"heldout/{name}": value for name, value in event.values.items()}
+    told = {name: getattr(event, name) for name in ("loss", "learning_rate", "gradient_norm")} | event.extra
+    return {f"train/{name}": value for name, value in told.items()}
+
+
+def tensorboard(folder: Path) -> Run:
+    """Scalars for TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise _missing("TensorBoard", "tensorboard") from None
+    writer = SummaryWriter(str(folder))
+
+    def log(figures: dict[str, float], step: int) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return Run(log, writer.close)
+
+
+def wandb(folder: Path) -> Run:
+    """A run of Weights & Biases, offline; ``wandb sync`` sends it."""
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when it is imported
+    try:
+        import wandb
+    except ImportError:
+        raise _missing("Weights & Biases", "wandb") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
+    run = wandb.init(project=PROJECT, dir=str(folder), mode="offline", settings=quiet)
+    run.define_metric("*", step_metric="step")  # its own count only grows; a run that goes back would lose figures
+    return Run(lambda figures, step: run.log(figures | {"step": step}), run.finish)
+
+
+def trackio(folder: Path) -> Run:
+    """A run of trackio in a local database; ``trackio show`` draws it."""
+    os.environ["TRACKIO_DIR"] = str(folder.resolve())  # read when it is imported
+    for name in SENDING:
+        os.environ.pop(name, None)
+    try:
+        import trackio
+    except ImportError:
+        raise _missing("trackio", "trackio") from None
+    run = trackio.init(project=PROJECT, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+    return Run(lambda figures, step: run.log(figures, step=step), run.finish)
+
+
+TRACKERS = {
+    "tensorboard": (tensorboard, "also write TensorBoard scalars there"),
+    "wandb": (wandb, "also write a W&B run there, offline: nothing is sent"),
+    "trackio": (trackio, "also write a trackio run there: nothing is sent"),
+}
+
+
+def _missing(name: str, package: str) -> UsageError:
+    return UsageError(f"{name} is not installed", todo=f"pip install 'mickle[{package}]', or leave --{package} out")
