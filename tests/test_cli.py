@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from types import ModuleType
 import pytest
 
 import mickle
-from mickle import cli, flags, verbs
+from mickle import cli, flags, machine, verbs
 from mickle.config import leaves, validate
 from mickle.errors import UsageError
 from mickle.spellings import OURS
@@ -116,6 +117,65 @@ def test_dry_run_writes_nothing(toy: ModuleType, tmp_path: Path, capsys: pytest.
     assert list(tmp_path.iterdir()) == []
 
 
+def test_dry_run_shows_what_does_something_and_what_was_left_out_as_it_will_be(
+    toy: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
+    """A setting that does nothing beside the others is not shown; one that was given all the same is told."""
+    chosen = ["write", "--dry-run", "--method", "fancy", "--method.gamma", "1", "--words", "ab", "c"]
+    assert _main(*chosen) == 0
+    said = capsys.readouterr().out
+    assert "settings\nseed: 0\nwords:\n- ab\n- c\nmethod:\n  kind: fancy\n  gamma: 1.0\nlearning_rate" in said
+    assert "derived\nlength: 3\noutput" in said and "echo" not in said
+    assert not recwarn
+    assert _main(*chosen, "--method.echo", "2", "--length", "4") == 0
+    said = capsys.readouterr().out
+    assert "echo" not in said and "length: 4" in said and "derived" not in said
+    assert [str(warning.message) for warning in recwarn] == ["method.echo does nothing beside the other settings"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "devices", "says"),
+    [
+        (["write", "--device", "gpu"], 2, "expected: auto, cpu, cuda or cuda:1"),
+        (["write", "--device", "cuda"], 0, "(?s)CUDA.*to do: .*leave --device out, or take --device cpu"),
+        (["write", "--device", "cuda:2"], 2, "expected: cuda:0 to cuda:1"),
+        (["curate", "--device", "cuda"], 2, "curate computes on the CPU"),
+        (["chat", "m", "--device", "cuda:7"], 1, "expected: cuda:0"),
+    ],
+)
+def test_a_device_that_is_not_here_is_refused_with_what_to_do(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch, arguments: list[str], devices: int, says: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+    with pytest.raises(UsageError) as caught:
+        cli.run(arguments)
+    assert re.search(says, str(caught.value))
+    assert machine.DEVICE not in os.environ
+
+
+def test_the_chosen_device_is_where_models_are_also_in_processes_that_begin_there(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    asked = "import os; from mickle.machine import DEVICE; print(os.environ[DEVICE])"
+
+    def run(self: object, work: Path, emit: object) -> dict[str, object]:
+        seen.extend([str(machine.device()), subprocess.check_output([sys.executable, "-c", asked], text=True).strip()])
+        return {}
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(toy.Write, "run", run)
+    mickle.write(device="cpu", out=tmp_path / "w")
+    assert seen == ["cpu", "cpu"]
+    assert machine.device().type == "cuda"
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: seen.append(f"set {device}"))
+    with machine.computing_on("cuda:1"):
+        assert str(machine.device()) == "cuda:1" and seen[-1] == "set cuda:1"
+        with machine.computing_on(None):  # a verb that calls another
+            assert str(machine.device()) == "cuda:1"
+
+
 def test_schema_and_version(toy: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert _main("write", "--schema") == 0
     schema = json.loads(capsys.readouterr().out)
@@ -154,6 +214,7 @@ def test_a_verb_s_function_tells_of_itself(toy: ModuleType, tmp_path: Path) -> N
         (["tune", "m", "--lora_r", "8"], "here it is --method.rank"),
         (["tune", "m", "--load-in-4bit"], "here it is --method qlora"),
         (["pretrain", "c", "--output-dir", "x"], "here it is --out"),
+        (["tune", "m", "--no_cuda"], "here it is --device cpu"),
         (["cht", "m"], "did you mean 'chat'"),
         (["frobnicate"], "expected: curate, mix, plan, .*show, doctor"),
     ],
@@ -165,7 +226,11 @@ def test_what_people_know_from_elsewhere_is_answered_with_ours(arguments: list[s
 
 
 def test_every_answer_is_a_setting_of_some_verb() -> None:
-    known = {name for verb in verbs.STEPS for name, _, _ in leaves(verbs.step_class(verb))} | {"out", *TRACKERS}
+    known = {name for verb in verbs.STEPS for name, _, _ in leaves(verbs.step_class(verb))} | {
+        "out",
+        "device",
+        *TRACKERS,
+    }
     assert {ours.partition(" ")[0] for ours in OURS.values()} <= known
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import pkgutil
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import mickle
-from mickle import flags, verbs
+from mickle import cli, flags, verbs
 from mickle.config import Config, config_variants, leaves, validate
 from mickle.evaluation.evaluate import Evaluate
 from mickle.evaluation.measure import Measure
@@ -96,6 +97,25 @@ def test_the_next_command_can_be_typed(
     made = flags.parser(f"mickle {verb}", settings_class, "", "", positional)
     made.add_argument("--out")
     validate(settings_class, flags.read_values(settings_class, flags.parse(made, arguments)[1]))
+
+
+def said_to_do(file: Path) -> str:
+    """What the errors of a module tell people to do."""
+    calls = (node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+    told = (word.value for call in calls for word in call.keywords if word.arg in ("todo", "expected", "description"))
+    parts = (part.value for value in told for part in ast.walk(value) if isinstance(part, ast.Constant))
+    return " ".join(part for part in parts if isinstance(part, str))
+
+
+def test_every_flag_that_an_error_or_a_help_text_names_is_there() -> None:
+    known = {"--merge", "--local-dir"}  # of other programs
+    for settings in (*map(verbs.step_class, verbs.STEPS), Chat):
+        made = flags.parser("", settings, "", "")
+        cli._common(made)
+        known |= set(made._option_string_actions)
+    for file in sorted((ROOT / "src/mickle").rglob("*.py")):
+        named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", said_to_do(file)))
+        assert named <= known, file
 
 
 def test_every_page_of_the_documentation_is_in_its_index() -> None:

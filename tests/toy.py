@@ -12,6 +12,7 @@ from mickle import storage
 from mickle.config import Config, Input
 from mickle.errors import ResourceError, UsageError
 from mickle.events import Emit, Progressed, Started
+from mickle.machine import Forecast
 from mickle.step import Step
 
 
@@ -23,6 +24,10 @@ class Plain(Config):
 class Fancy(Config):
     kind: Literal["fancy"] = "fancy"
     gamma: float = Field(0.5, gt=0, le=1, description="how fancy")
+    echo: int = Field(0, description="does nothing with a gamma of 1")
+
+    def idle(self) -> set[str]:
+        return {"echo"} if self.gamma == 1 else set()
 
 
 class Write(Step):
@@ -38,6 +43,10 @@ class Write(Step):
     learning_rate: float = Field(1e-3, gt=0, description="speed")
     note: str = Field("", description="may change between tries")
     fail: bool = Field(False, description="stop half-way")
+    length: int | None = Field(None, description="letters (default: all)")
+
+    def dry_run(self) -> tuple[Forecast, str]:
+        return Forecast(derived={"length": sum(map(len, self.words)), "method.gamma": 0.5}), ""
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         type(self).calls.append("write")

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from mickle import __version__
 from mickle.errors import MickleError, ResourceError, ToldError, UsageError, bug, first_line, printable
+from mickle.machine import DEVICES, computing_on, is_out_of_memory
 
 OTHERS = {
     "chat": ("ask a chat model, or several side by side, in this terminal", "mickle chat model"),
@@ -85,8 +86,6 @@ def explain(error: Exception) -> MickleError:
     """Any failure as one that can be read: what, where, expected, to do."""
     if isinstance(error, MickleError):
         return error
-    from mickle.machine import is_out_of_memory
-
     if is_out_of_memory(error):
         todo = "choose a smaller size or batch (--dry-run forecasts both)"
         return ResourceError(f"out of memory: {first_line(error)}", todo=todo)
@@ -146,13 +145,13 @@ def _verb(name: str, arguments: list[str]) -> None:
         _say(text)
         return
     out = options.out or verbs.default_out(name, step)
-    if options.dry_run:
-        _show_dry_run(step, out)
-        return
-    if not _speaks():
-        execute(step, out, ignore)
-        return
-    _say(_with_console(options, lambda emit: _execute(step, out, emit)))
+    with verbs.prepared(name, step, options.device):
+        if options.dry_run:
+            _show_dry_run(step, out)
+        elif not _speaks():
+            execute(step, out, ignore)
+        else:
+            _say(_with_console(options, lambda emit: _execute(step, out, emit)))
 
 
 def _common(parser: Any) -> None:
@@ -162,10 +161,15 @@ def _common(parser: Any) -> None:
     group.add_argument(
         "--dry-run", action="store_true", help="show resolved settings, forecast and a preview; do nothing"
     )
+    _device(group)
     _trackers(group)
     group.add_argument("--quiet", action="store_true", help="no progress, warnings only")
     group.add_argument("--schema", action="store_true", help="print the JSON Schema of the settings, for editors")
     group.add_argument("--debug", action="store_true", help="full traceback on errors")
+
+
+def _device(parser: Any) -> None:
+    parser.add_argument("--device", metavar="NAME", help=f"where to compute: {DEVICES} (default auto, the fastest)")
 
 
 def _trackers(group: Any) -> None:
@@ -216,11 +220,21 @@ def _report_beside(step: Any, folder: Path) -> Path:
 def _show_dry_run(step: Any, out: Path) -> None:
     from rich.console import Console
 
-    from mickle.config import to_yaml
+    from mickle.config import applying, as_yaml
+    from mickle.step import flat
 
     forecast, preview = step.dry_run()
     console = Console(highlight=False)
-    console.print(f"[bold]settings[/]\n{to_yaml(step).rstrip()}", markup=True, soft_wrap=True)
+    given = flat(applying(step))
+    derived = {
+        name: float(f"{value:.4g}") if isinstance(value, float) else value
+        for name, value in forecast.derived.items()
+        if name not in given and name not in step.idle()
+    }
+    for name, values in (("settings", applying(step)), ("derived", derived)):
+        if values:
+            console.print(f"[bold]{name}[/]")
+            console.print(printable(as_yaml(values).rstrip()), markup=False, soft_wrap=True)
     console.print(printable(f"[bold]output[/] {out}"))
     console.print(f"[bold]forecast[/] {printable(str(forecast))}")
     for note in forecast.notes:
@@ -234,9 +248,11 @@ def _chat(arguments: list[str]) -> None:
     from mickle.sampling import chat
 
     parser = flags.parser("mickle chat", chat.Chat, (chat.Chat.__doc__ or "").strip(), chat.Chat.example, "models", "")
+    _device(parser)
     parser.add_argument("--debug", action="store_true", help="full traceback on errors")
-    _, given = flags.parse(parser, arguments)
-    chat.run(flags.read_values(chat.Chat, given))
+    options, given = flags.parse(parser, arguments)
+    with computing_on(options.device):
+        chat.run(flags.read_values(chat.Chat, given))
 
 
 def _other(name: str, arguments: list[str]) -> None:
@@ -258,9 +274,12 @@ def _other(name: str, arguments: list[str]) -> None:
         )
         parser.add_argument("--seed", type=int, metavar="N", help="seed of every step that names none")
         parser.add_argument("--dry-run", action="store_true", help="each step with its state and forecast; do nothing")
+        _device(parser)
         _trackers(parser)
         parser.add_argument("--quiet", action="store_true", help="no progress, warnings only")
-        _run_recipe(parser.parse_args(arguments))
+        options = parser.parse_args(arguments)
+        with computing_on(options.device):
+            _run_recipe(options)
     elif name == "show":
         parser.add_argument(
             "folder", type=Path, help="a folder that Mickle made, any model folder, or a journal of MeZO"

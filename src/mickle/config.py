@@ -59,6 +59,10 @@ class Config(BaseModel):
                 raise _unknown_field(str(name), list(cls.model_fields))
         return {name: _meant(cls.model_fields[name], value) for name, value in values.items()}
 
+    def idle(self) -> set[str]:
+        """Own fields that do nothing, as the others are."""
+        return set()
+
 
 def _meant(field: Any, value: Any) -> Any:
     kinds = [variant for variant in config_variants(field.annotation) if "kind" in variant.model_fields]
@@ -223,7 +227,33 @@ def _refuse_bombs(text: str, path: Path) -> None:
 
 def to_yaml(config: Config) -> str:
     """The resolved settings as YAML that :func:`load` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return as_yaml(config.model_dump(mode="json"))
+
+
+def as_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML, in their order."""
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def applying(config: Config) -> dict[str, Any]:
+    """The settings that are set and do something, as plain values; those inside each other too."""
+    given = config.model_dump(mode="json")
+    values = {name: getattr(config, name) for name in given if name not in config.idle()}
+    return {
+        name: applying(value) if isinstance(value, Config) else given[name]
+        for name, value in values.items()
+        if value not in (None, "", (), [])
+    }
+
+
+def without_effect(config: Config, prefix: str = "") -> Iterator[str]:
+    """Settings (dotted) that were given another value than their default, and do nothing as the others are."""
+    for name in type(config).model_fields:
+        value, idle = getattr(config, name), name in config.idle()
+        if idle and value != type(config).model_fields[name].get_default(call_default_factory=True):
+            yield prefix + name
+        elif isinstance(value, Config) and not idle:
+            yield from without_effect(value, f"{prefix}{name}.")
 
 
 def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

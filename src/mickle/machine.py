@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import resource
 import statistics
 import time
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mickle.errors import ResourceError, first_line
+from mickle.errors import ResourceError, UsageError, first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     import torch
 
 T = TypeVar("T")
+DEVICE = "MICKLE_DEVICE"  # in the environment, so that worker processes compute there too
+DEVICES = "auto, cpu, cuda or cuda:1"
 RETRIES = 4  # where memory runs out, in pieces of half the size each time
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a piece of work will need: peak memory and disk in bytes, wall time in seconds, and why."""
+    """What a piece of work will need: peak memory and disk in bytes, wall time in seconds, and why; and the settings
+    that were left out, as they will be.
+    """
 
     memory_bytes: int = 0
     seconds: float = 0.0
     disk_bytes: int = 0
     notes: tuple[str, ...] = ()
+    derived: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = []
@@ -43,10 +50,52 @@ class Forecast:
 
 
 def device() -> torch.device:
-    """The fastest device here: CUDA if there is one, else the CPU."""
+    """Where models are: what was chosen (:func:`computing_on`), else CUDA if there is one, else the CPU."""
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = os.environ.get(DEVICE, "")
+    found = torch.device(chosen or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if found.index is not None:
+        torch.cuda.set_device(found)  # kernels of our own run where the thread is
+    return found
+
+
+@contextmanager
+def computing_on(name: str | None) -> Iterator[None]:
+    """Choose the device inside: cpu, cuda, cuda:1, or auto for the fastest; None leaves what is chosen.
+
+    Raises UsageError for one that is not here.
+    """
+    before = os.environ.get(DEVICE)
+    if name is not None:
+        os.environ[DEVICE] = "" if name == "auto" else _refuse_device(name)
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE, None)
+        os.environ.update({} if before is None else {DEVICE: before})
+
+
+def _refuse_device(name: str) -> str:
+    """The name of a device that is here."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", name):
+        raise UsageError(f"there is no device '{name[:40]}'", where="device", expected=DEVICES)
+    if name == "cpu":
+        return name
+    import torch
+
+    count, leave = torch.cuda.device_count(), "leave --device out, or take --device cpu"
+    if not count:
+        built = "no CUDA device is found" if torch.version.cuda else "this torch is built without CUDA"
+        todo = "look at nvidia-smi and CUDA_VISIBLE_DEVICES" if torch.version.cuda else "install torch for CUDA"
+        raise UsageError(f"{name} is not here: {built}", where="device", todo=f"{todo}; or {leave}")
+    if ":" not in name:
+        return name
+    if int(name[5:]) >= count:
+        raise UsageError(f"{name} is not here", where="device", expected=f"cuda:0 to cuda:{count - 1}", todo=leave)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("each process of torchrun has a device of its own", where="device", todo="take --device cuda")
+    return name
 
 
 def seed_everything(seed: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mickle import storage, verbs
 from mickle.errors import UsageError, shortened
+from mickle.step import command
 
 LEFT_OUT = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown elsewhere, or too long for a line
 
@@ -89,7 +90,7 @@ def _journal(path: Path) -> str:
 
 
 def _use(folder: str, journal: Path, step: str) -> str:
-    return f"mickle export {folder} --journal {journal} --to-step {step} --out OUT"
+    return command("export", folder, "--journal", journal, "--to-step", step, "--out", "OUT")
 
 
 def _ends(path: Path) -> tuple[str, str]:

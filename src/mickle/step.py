@@ -34,14 +34,16 @@ class Step(Config):
 
     Class variables: ``version`` (raised by hand when results change), ``kind`` (what the output folder is),
     ``example`` (a command shown in the help), ``positional`` (the field that may stand without its flag),
-    ``resumable_changes`` (fields that may differ when an unfinished run goes on), ``reported`` (the command line writes
-    a report page beside the folder), ``title`` and ``lead`` (heading and sentence of its part of a report).
+    ``cpu_only`` (no other device is of use), ``resumable_changes`` (fields that may differ when an unfinished run goes
+    on), ``reported`` (the command line writes a report page beside the folder), ``title`` and ``lead`` (heading and
+    sentence of its part of a report).
     """
 
     version: ClassVar[int] = 1
     kind: ClassVar[str] = ""
     example: ClassVar[str] = ""
     positional: ClassVar[str] = ""
+    cpu_only: ClassVar[bool] = False
     resumable_changes: ClassVar[frozenset[str]] = frozenset()
     reported: ClassVar[bool] = False
     title: ClassVar[str] = "The folder"

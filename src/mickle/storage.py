@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 SETTINGS = "settings.yaml"  # a record of what was asked, paths included; no part of a folder's content
 HELDOUT = "heldout.parquet"  # in a model folder of ours: pages that it was never trained on
+HELDOUT_EXAMPLES = "heldout.jsonl"  # in a tuned one: examples that it was never tuned on
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 TEMPORARY = ".tmp"  # what such a name begins with; safetensors' own do too
 FORMAT = 1

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +61,27 @@ def default_out(name: str, step: Step) -> Path:
     return Path("runs") / f"{name}-{identity_hash(step.identity())}"
 
 
+@contextmanager
+def prepared(name: str, step: Step, device: str | None) -> Iterator[None]:
+    """On the device that was asked for; settings that do nothing are told as Python's warnings."""
+    from mickle.config import without_effect
+    from mickle.machine import computing_on
+
+    for setting in without_effect(step):
+        warnings.warn(f"{setting} does nothing beside the other settings", stacklevel=3)
+    if step.cpu_only and device not in (None, "auto", "cpu"):
+        raise UsageError(f"{name} computes on the CPU", where="device", todo="leave --device out")
+    with computing_on(device):
+        yield
+
+
 def call(
     name: str,
     *first: Any,
     out: Path | str | None = None,
     config: Path | str | None = None,
     emit: Emit | None = None,
+    device: str | None = None,
     **settings: Any,
 ) -> Path:
     """Run a verb from Python: settings by name, the folder back. Without ``emit``, warnings are Python's own.
@@ -87,12 +104,15 @@ def call(
     if config is not None:
         given = {**load(cls, config).model_dump(exclude_unset=True), **given}
     step = validate(cls, given, where=f"mickle.{name}(...)")
-    return execute(step, Path(out) if out is not None else default_out(name, step), emit or as_warnings)
+    with prepared(name, step, device):
+        return execute(step, Path(out) if out is not None else default_out(name, step), emit or as_warnings)
 
 
 def function(name: str) -> Any:
     """A verb as a Python function, with the settings as its signature and their descriptions as its documentation."""
     import inspect
+
+    from mickle.machine import DEVICES
 
     cls = step_class(name)
 
@@ -111,11 +131,12 @@ def function(name: str) -> Any:
         )
         for field_name, field in ordered
     ]
-    common = [inspect.Parameter(more, kind, default=None) for more in ("out", "config", "emit")]
+    common = [inspect.Parameter(more, kind, default=None) for more in ("out", "config", "emit", "device")]
     said = {field_name: field.description for field_name, field in ordered} | {
         "out": "the folder (default: runs/VERB-HASH)",
         "config": "settings as a YAML file",
         "emit": "is told every event of the work (mickle.events)",
+        "device": f"where to compute: {DEVICES} (default: auto, the fastest)",
     }
     lines = "\n".join(f"    {field_name}: {text}" for field_name, text in said.items())
     run.__name__ = run.__qualname__ = name

@@ -468,6 +468,8 @@ TEX = '<math><semantics><mi>p</mi><annotation encoding="application/x-tex">p=2r<
         f'<span class="mwe"><span class="mwe-a11y" style="display: none;">{TEX}</span><img alt="p=2r"></span>',
         '<script type="math/tex">p=2r</script>',
         '<script type="math/asciimath">p=2r</script>',
+        '<script type="math/katex">p=2r</script>',
+        '<script type="math/mml"><math><mi>p</mi><mo>=</mo><mn>2</mn><mi>r</mi></math></script>',
         '<img class="latex" alt="p=2r" src="p.png">',
         '<span class="katex"><span class="katex-html" aria-hidden="true"><b>p</b><b>=2r</b></span></span>',
         '<span class="MathJax_Preview">p</span><span class="MathJax"><math><mi>p</mi></math></span>'
@@ -477,3 +479,46 @@ TEX = '<math><semantics><mi>p</mi><annotation encoding="application/x-tex">p=2r<
 def test_a_formula_stands_in_its_sentence_once(formula: str) -> None:
     page = f"<body><article>{BODY}<p>A rim measures {formula}, which every potter knows.</p>{BODY}</article></body>"
     assert "A rim measures p=2r, which every potter knows." in main_text(page)
+
+
+FRACTION = "<mfrac><mi>a</mi><mi>b</mi></mfrac>"
+NEXT = "<mrow><mi>i</mi><mo>+</mo><mn>1</mn></mrow>"
+
+
+@pytest.mark.parametrize(
+    ("formula", "line"),
+    [
+        ("<mi>v</mi><mo>=</mo>" + FRACTION, "v=a/b"),
+        ("<mfrac><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow><mn>12</mn></mfrac>", "(a+b)/12"),
+        (f"<msub><mi>x</mi>{NEXT}</msub><msup><mi>y</mi><mn>2</mn></msup>", "x_(i+1)y^2"),
+        ("<msqrt><mn>2</mn><mi>r</mi></msqrt>", "\u221a2r"),
+        (f"<munderover><mo>\u2211</mo>{NEXT}<mi>n</mi></munderover>", "\u2211_(i+1)^n"),
+        ("<mtable><mtr><mtd><mi>a</mi></mtd><mtd><mi>b</mi></mtd></mtr><mtr><mtd>c</mtd></mtr></mtable>", "a, b; c"),
+        ("<mrow>" * 300 + FRACTION + "</mrow>" * 300, "ab"),
+    ],
+)
+def test_mathml_without_tex_is_written_in_a_line(formula: str, line: str) -> None:
+    page = f"<body><article>{BODY}<p>The rule is <math>{formula}</math>, she says.</p>{BODY}</article></body>"
+    assert f"The rule is {line}, she says." in main_text(page)
+
+
+LINES = "for bowl in kiln:\n    lift(bowl)\n    count += 1"
+NUMBERED = "\n".join(f'<span class="lineno">{number:3} </span>{line}' for number, line in enumerate(LINES.split("\n")))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "code"),
+    [
+        ('<td class="linenos"><div class="linenodiv"><pre><span></span>1\n2\n3</pre></div></td>', LINES),
+        ('<td class="gutter"><pre><span class="line">1</span><br><span class="line">2</span></pre></td>', LINES),
+        ('<td class="rouge-gutter gl"><pre class="lineno">1\n2\n3\n</pre></td>', LINES),
+        ("", NUMBERED),
+        ("", LINES + '<span class="line-numbers-rows"><span></span></span>'),
+    ],
+)
+def test_line_numbers_beside_code_are_no_text(numbers: str, code: str) -> None:
+    listing = f"<table><tr>{numbers}<td><div><pre>{code}</pre></div></td></tr></table>"
+    page = f"<body><article>{BODY}{listing}{BODY}</article></body>"
+    text = main_text(page)
+    assert f"\n\n{LINES}\n\n" in text
+    assert not re.search(r"^[\d\s]+$", text, re.MULTILINE)

@@ -59,6 +59,19 @@ def test_copies_of_a_text_fall_on_one_side_even_with_other_white_space():
     assert sides.distinct == 400
 
 
+def test_copies_are_told_by_side():
+    from mickle.training.pretrain_data import count_line
+
+    pages = [Page("", "", "en", f"the text of page {i}") for i in range(60)]
+    sides = split([pages, pages, pages[:30]], 0.3)
+    assert sides.distinct == 60
+    assert sides.training_copies + sides.merged == 90
+    line = count_line(sides, 0.3)
+    assert f"copies of others among them: {sides.training_copies}; {len(sides.heldout)} held out" in line
+    assert f"copies merged into them: {sides.merged};" in line
+    assert "cop" not in count_line(split([pages], 0.3), 0.3)
+
+
 def test_a_giant_page_is_trained_on_and_another_held_out(tmp_path, monkeypatch):
     """Of 50.2 MB the one page of 50 would be nearly all, on the wrong side."""
     giant = Page("", "", "", "many words " * 20)

@@ -14,7 +14,8 @@ from mickle.data.tokenizer import TextTokenizer, train_tokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation import paired
 from mickle.evaluation.comparison import Compare, differences, weight_bytes
-from mickle.evaluation.paired import ScoredText, Sums, compare, refuse_other_tokens, texts_to_score
+from mickle.evaluation.paired import Sums, compare, refuse_other_tokens
+from mickle.evaluation.texts import ScoredText, texts_to_score
 from mickle.events import Noted, ignore
 from mickle.models.decoder import Decoder
 from mickle.models.folder import save_model
@@ -157,7 +158,7 @@ def test_answers_of_conversations_are_what_is_scored(tmp_path):
     said = []
     (first, _) = texts_to_score(data, None, reference, TOKENIZER, said.append)
     assert said[0].message == "form messages (columns messages): 2 of 2 rows"
-    assert TOKENIZER.decode(first.tokens[first.scored]) == "see<|endoftext|>" and first.bytes == len("see<|endoftext|>")
+    assert TOKENIZER.decode(first.tokens[first.scored]) == "see<|endoftext|>" and first.bytes == len("see")
     data.write_text("\n".join(json.dumps({"text": text}) for text in TEXTS))
     plain = texts_to_score(data, 20, reference, TOKENIZER)
     pages = texts_to_score(None, 20, reference, TOKENIZER)

@@ -5,16 +5,19 @@ import math
 
 import pytest
 
+import mickle
 from mickle.data.heldout import write_pages
 from mickle.data.records import Page
 from mickle.data.tokenizer import train_tokenizer
 from mickle.errors import UsageError
 from mickle.evaluation.evaluate import Evaluate, training_texts_for
-from mickle.events import Noted, ignore
+from mickle.evaluation.texts import page_texts
+from mickle.events import Noted, Warned, ignore
 from mickle.models.decoder import Decoder
 from mickle.models.folder import save_model
 from mickle.models.shape import DecoderConfig
 from mickle.step import execute
+from mickle.storage import read_manifest
 
 PAGES = [
     Page(f"u{i}", "even" if i % 2 == 0 else "odd|one", "en", f"page {i} tells of {i * i} birds and {i + 1} trees")
@@ -50,7 +53,7 @@ def test_numbers_table_and_figure(model, tmp_path):
     table = (out / "table.md").read_text()
     assert "| **this model** |" in table
     assert "odd\\|one" in table
-    assert any("6 measured pages were left out" in line for line in said)
+    assert any("6 that are measured were left out" in line for line in said)
     assert (out / "loss.svg").read_text().count("<svg") == 1
     assert storage_kind(out) == "evaluation"
 
@@ -68,7 +71,8 @@ def test_the_same_command_gives_the_same_bytes(model, tmp_path):
 
 def test_baselines_never_learn_from_a_measured_page_whatever_its_white_space(model, tmp_path):
     spaced = [Page("v", "d", "en", PAGES[0].text.replace(" ", "\n "))]
-    texts, left_out = training_texts_for(tmp_path / "corpus", spaced)
+    measured = page_texts(spaced, TOKENIZER)
+    texts, left_out = training_texts_for(tmp_path / "corpus", measured, model, TOKENIZER, ignore)
     assert left_out == 1
     assert PAGES[0].text not in texts
 
@@ -84,6 +88,46 @@ def test_a_folder_of_transformers(model, tmp_path):
     results = json.loads((out / "results.json").read_text())
     assert results["length"] == 16
     assert results["model"]["perplexity"] == pytest.approx(TOKENIZER.size, rel=0.1)
+
+
+def test_answers_cost_what_tuning_says_and_baselines_read_the_same_answers(model, tmp_path):
+    """The loss of a file of conversations is the one that tune measures on it; a tuned folder has it by default."""
+    ask = "how many birds tells page {} of"
+    rows = [[{"role": "user", "content": ask.format(i)}, {"role": "assistant", "content": f"{i * i} of them"}]
+            for i in range(24)]  # fmt: skip
+    files = {"train": rows[:16], "held": rows[16:]}
+    for name, some in files.items():
+        lines = "".join(json.dumps({"messages": turns}) + "\n" for turns in some)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    tuned = mickle.tune(
+        model=model, data=tmp_path / "train.jsonl", heldout=tmp_path / "held.jsonl", steps=2, samples=0,
+        weights="last", learning_rate=1e-2, out=tmp_path / "tuned", emit=ignore,
+    )  # fmt: skip
+    said = read_manifest(tuned).meta["summary"]["task"]
+    task = {"kind": "loss", "data": tmp_path / "held.jsonl", "baselines_from": tmp_path / "train.jsonl"}
+    found = {
+        "before": mickle.evaluate(model, task=task, out=tmp_path / "before", emit=ignore),
+        "after": mickle.evaluate(tuned, out=tmp_path / "after", emit=ignore),
+    }
+    for name, out in found.items():
+        results = json.loads((out / "results.json").read_text())
+        assert results["model"]["nats_per_token"] == pytest.approx(said[name], rel=1e-4)
+        assert results["model"]["tokens"] == said["tokens"]
+        assert results["model"]["bytes"] == sum(len(turns[1]["content"]) for turns in rows[16:])
+    baselines = json.loads((found["before"] / "results.json").read_text())["baselines"]
+    assert baselines["5-gram bytes"] < baselines["unigram bytes"] < baselines["zlib after the question"]
+    assert "8 conversations, their answers" in (found["before"] / "table.md").read_text()
+
+
+@pytest.mark.parametrize("data", ["corpus", "heldout"])
+def test_it_warns_of_texts_that_the_model_was_trained_on(data, made, tmp_path):
+    """Those of its own step, by content; of what it held out it says how the training measured it."""
+    heard = []
+    task = {"kind": "loss"} if data == "heldout" else {"kind": "loss", "data": made / data}
+    mickle.evaluate(made / "model", task=task, out=tmp_path / "out", emit=heard.append)
+    warned = [event.message for event in heard if isinstance(event, Warned)]
+    told = [event.message for event in heard if isinstance(event, Noted) and "another measure" in event.message]
+    assert (len(warned), len(told)) == ((0, 1) if data == "heldout" else (1, 0))
 
 
 def test_length_is_a_task_of_the_same_verb():

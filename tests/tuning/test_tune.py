@@ -72,7 +72,7 @@ def test_an_adapter_folder_with_everything_said(adapter: tuple[Path, list[Event]
     assert {p.name for p in out.iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "base.json", "tokenizer.json", "tokenizer_config.json",
         "generation_config.json", "chat_template.jinja", "metrics.jsonl", "samples.jsonl", "table.md", "tune.svg",
-        "settings.yaml", "manifest.json",
+        "settings.yaml", "manifest.json", "heldout.jsonl",
     }  # fmt: skip
     found = summary(out)
     assert found["training_examples"] == 36

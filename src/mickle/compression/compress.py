@@ -35,6 +35,7 @@ class Compress(Step):
     lead: ClassVar[str] = (
         "The same model in few bits: what each layer takes, and how far its output moved on the calibration text."
     )
+    cpu_only: ClassVar[bool] = True
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle compress model --data corpus --method spqr --method.target-bits 4.2"
     reported: ClassVar[bool] = True

@@ -45,7 +45,7 @@ def write_weights(blocks: Blocks, work: Path, done: Path) -> None:
 
 def copy_other_files(model: Path, work: Path) -> None:
     """Tokenizer, chat template, generation settings, held-out pages: as they are."""
-    for name in (*KEPT, storage.HELDOUT):
+    for name in (*KEPT, storage.HELDOUT, storage.HELDOUT_EXAMPLES):
         if (model / name).exists() and not (work / name).exists():
             storage.write_bytes(work / name, regular_file(model, name).read_bytes())
 

@@ -24,7 +24,7 @@ from mickle.errors import UsageError
 from mickle.results import json_lines
 from mickle.storage import write_text
 
-__all__ = ["Example", "Message", "Reading", "read_conversations", "write_messages"]
+__all__ = ["Example", "Message", "Reading", "read_conversations", "write_examples", "write_messages"]
 
 MOST_BAD = 0.1  # share of bad rows above which a file is refused
 FIRST_ROWS = 100  # in which the form must be seen
@@ -157,13 +157,22 @@ def write_messages(path: Path, examples: Iterable[Example]) -> int:
     A completion becomes a question and an answer. Raises UsageError for text and preferences, which are no
     conversations.
     """
-    rows = [_row(example.as_conversation()) for example in examples]
-    write_text(Path(path), json_lines(rows))
-    return len(rows)
+    conversations = [example.as_conversation() for example in examples]
+    write_examples(path, conversations)
+    return len(conversations)
+
+
+def write_examples(path: Path, examples: Iterable[Example]) -> None:
+    """Write examples as JSON Lines that :func:`read_conversations` reads as the same ones; none of preferences."""
+    write_text(Path(path), json_lines(map(_row, examples)))
 
 
 def _row(example: Example) -> dict[str, Any]:
-    """The columns of a conversation, those that are empty left out."""
+    """The columns of an example, those that are empty left out."""
+    if example.form == "completion":
+        return {"prompt": example.prompt, "completion": example.completion}
+    if example.form == "text":
+        return {"text": example.text}
     turns = [
         {"role": turn.role, "content": turn.content} | ({} if turn.trained else {"train": False})
         for turn in example.messages

@@ -52,8 +52,9 @@ AnySource = Annotated[Documentation | Warc | Files | Rows, Field(discriminator="
 class Curate(Rules, Step):
     """Pages to a corpus by the stages of RefinedWeb; whatever is removed is kept beside it with its reason."""
 
-    version: ClassVar[int] = 6  # 6: undeclared Japanese; a head that ends inside a sign; links to nothing
+    version: ClassVar[int] = 7  # 6: undeclared Japanese, links to nothing; 7: more formulas, no line numbers of code
     kind: ClassVar[str] = "corpus"
+    cpu_only: ClassVar[bool] = True
     positional: ClassVar[str] = "source"
     example: ClassVar[str] = "mickle curate crawl/ --out corpus"
 
@@ -290,4 +291,5 @@ def _say_what_is_left(tally: Tally, source: str, emit: Emit) -> None:
         )
     if tally.kept == 1:
         emit(Warned(f"one page is left of {tally.records:,} records ({tally.commonest_removals() or 'none removed'})"))
-    emit(Noted(f"kept {tally.kept:,} of {tally.records:,} records, {tally.kept_bytes / 1e6:,.2f} MB of text"))
+    merged = f"; copies merged: {tally.copies:,}, into {tally.copied:,} of them" if tally.copies else ""
+    emit(Noted(f"kept {tally.kept:,} of {tally.records:,} records, {tally.kept_bytes / 1e6:,.2f} MB of text{merged}"))

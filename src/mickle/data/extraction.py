@@ -40,6 +40,7 @@ from pydantic import Field
 
 from mickle.config import Config
 from mickle.data.extraction_blocks import Block, Reader, outside_links, text_size
+from mickle.data.extraction_formulas import spell_formulas
 from mickle.data.extraction_rules import select
 
 if TYPE_CHECKING:
@@ -48,9 +49,13 @@ if TYPE_CHECKING:
 PAGE_ENDS = re.compile(r"</(?:body|html)\s*>", re.IGNORECASE)
 NESTING = re.compile(r"</?(?!(?:p|h[1-6]|br|hr|a|pre|script|style)\b)[a-z][^<>]*>", re.IGNORECASE)
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
-FORMULA_IMAGES = frozenset(
-    ("math", "tex", "latex", "mwe-math-fallback-image-inline", "mwe-math-fallback-image-display")
+LINE_NUMBERED = re.compile(r"linen|line-num|gutter|blob-num|hljs-ln|\blnt?\b", re.IGNORECASE)
+# What programs that colour code call the elements that hold its line numbers.
+LINE_NUMBERS = re.compile(
+    r"(?:^|\s)(?:line-?(?:no|num|nr|number)s?|linenodiv|(?:rouge-)?gutter|lnt?|blob-num|diff-line-num|hljs-ln-numbers)(?:\s|$)",
+    re.IGNORECASE,
 )
+NUMBERS = re.compile(r"[\d\s.:|]*")
 ADDRESS = re.compile(r"[ \t]?(?:\bhttps?://|\bwww\.)[^\s<>\"']*[^\s<>\"'.,;:!?)\]]", re.IGNORECASE)
 DOUBT_SHARE, DOUBT_SHORT_SHARE = 0.2, 0.5  # of a page's text outside links that was found, and of a short find
 DOUBT_SIZE, DOUBT_SHORT = 200, 500  # characters: outside links where nothing was found; of a short find
@@ -142,40 +147,17 @@ def parse(html: str) -> _Element | None:
     if root is not None:
         if any(word in html for word in ("math", "latex", "katex")):
             spell_formulas(root)
+        if LINE_NUMBERED.search(html):
+            drop_line_numbers(root)
         etree.strip_elements(root, "script", "style", "template", "svg", "select", "button", with_tail=False)
     return root
 
 
-def spell_formulas(root: _Element) -> None:
-    """Makes each formula a word: its TeX, or what its signs are, once, whatever a page holds to draw it."""
-    for formula in list(root.iter("script")):
-        if (formula.get("type") or "").startswith(("math/tex", "math/asciimath")):
-            for drawn in formula.itersiblings(preceding=True):
-                if not (drawn.get("class") or "").startswith("MathJax"):
-                    break
-                drawn.clear(keep_tail=True)
-            set_word(formula, formula.text or "")
-    for formula in list(root.iter("math")):
-        notes = {note.get("encoding", ""): note.text for note in formula.iter("annotation", "annotation-xml")}
-        signs = " ".join("".join(formula.itertext()).split())
-        set_word(formula, notes.get("application/x-tex") or formula.get("alttext") or signs)
-    for drawn in list(root.iter("span", "img")):
-        names = (drawn.get("class") or "").split()
-        before = drawn.getprevious()
-        said = "" if before is None else "".join(before.itertext())
-        if drawn.tag == "img" and FORMULA_IMAGES.intersection(names) and (text := drawn.get("alt", "")) not in said:
-            set_word(drawn, text)
-        elif "katex-html" in names and not said:
-            set_word(drawn, "".join(drawn.itertext()))
-
-
-def set_word(element: _Element, text: str) -> None:
-    """An element as nothing but text, also where it stands hidden, for programs that read pages aloud."""
-    element.clear(keep_tail=True)
-    element.tag, element.text = "span", text
-    around = element.getparent()
-    if around is not None and around.tag == "span":
-        around.attrib.clear()
+def drop_line_numbers(root: _Element) -> None:
+    """Empties the elements beside code that hold nothing but the numbers of its lines."""
+    for element in root.iter("td", "th", "div", "span", "pre", "a"):
+        if LINE_NUMBERS.search(element.get("class") or "") and NUMBERS.fullmatch("".join(element.itertext())):
+            element.clear(keep_tail=True)
 
 
 def is_doubtful(root: _Element, reader: Reader, chosen: Sequence[Block]) -> bool:

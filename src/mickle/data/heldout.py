@@ -97,12 +97,18 @@ def least_share(pages: Iterable[list[Page]]) -> float:
 
 @dataclass(frozen=True)
 class Split:
-    """Counts of a split, and the held-out pages themselves (they are few)."""
+    """Counts of a split, and the held-out pages themselves (they are few): copies of one are ``merged`` into it."""
 
     training_pages: int
     training_bytes: int
     heldout: tuple[Page, ...]
     distinct: int
+    merged: int = 0
+
+    @property
+    def training_copies(self) -> int:
+        """Training pages whose text another one has; they are trained on as often as they stand there."""
+        return self.training_pages - (self.distinct - len(self.heldout))
 
     @property
     def heldout_bytes(self) -> int:
@@ -114,11 +120,12 @@ def split(pages: Iterable[list[Page]], share: float) -> Split:
     """Sort pages by side, with every held-out text once, and check that no text is on both."""
     training: set[int] = set()
     heldout: dict[int, Page] = {}
-    count = size = 0
+    count = size = merged = 0
     for batch in pages:
         for page in batch:
             key = content_hash(page.text)
             if is_heldout(page.text, share):
+                merged += key in heldout
                 heldout.setdefault(key, page)
             else:
                 training.add(key)
@@ -126,7 +133,7 @@ def split(pages: Iterable[list[Page]], share: float) -> Split:
                 size += len(page.text.encode("utf-8"))
     if training & heldout.keys():
         raise AssertionError("a text is on both sides of the split")
-    return Split(count, size, tuple(heldout.values()), len(training) + len(heldout))
+    return Split(count, size, tuple(heldout.values()), len(training) + len(heldout), merged)
 
 
 def training_texts(source: Path, share: float) -> Iterator[list[str]]:

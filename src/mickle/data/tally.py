@@ -50,6 +50,7 @@ class Tally:
         self.languages: Counter[str] = Counter()
         self.domains: dict[str, Counter[str]] = defaultdict(Counter)
         self.kept = self.kept_bytes = self.kept_words = self.removed_bytes = self.chained = 0
+        self.copies = self.copied = 0  # pages that left for another one, and those that they left for
         self._order = count()  # pages removed unread can be alike in all but this
         self._samples: dict[tuple[str, str], list[tuple[int, int, Removed]]] = defaultdict(list)
 
@@ -77,6 +78,8 @@ class Tally:
         self.kept += 1
         self.kept_bytes += size
         self.kept_words += len(page.text.split())
+        self.copies += page.copies
+        self.copied += page.copies > 0
         self.languages[page.language] += 1
         self.domains[page.domain].update(pages=1, bytes=size)
 

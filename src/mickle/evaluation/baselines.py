@@ -16,6 +16,8 @@ All figures are bits per byte of UTF-8 text, so that they compare with any model
   and the bytes it needs without them. It reads the held-out pages as one text and so may learn from one for the
   next, which no model here may; that is to its advantage.
 
+- zlib after the question: of answers, each by itself, what stands around it read first.
+
 A document begins without a context; the code of its length is left out for all.
 """
 
@@ -129,6 +131,13 @@ def lzma_bytes(text: bytes, before: bytes = b"") -> int:
         return len(lzma.compress(content, format=lzma.FORMAT_RAW, filters=filters)) if content else 0
 
     return size(before + text) - size(before)
+
+
+def after_its_question(pairs: Sequence[tuple[str, str]]) -> float:
+    """Bits per byte of answers that zlib reads one by one, each after its question: (question, answer) of each."""
+    coded = [(question.encode("utf-8"), answer.encode("utf-8")) for question, answer in pairs]
+    size = sum(len(answer) for _, answer in coded)
+    return 8 * sum(zlib_bytes(answer, question) for question, answer in coded) / max(1, size)
 
 
 def measure(heldout: Sequence[str], training: Sequence[str] = (), order: int = ORDER) -> dict[str, float]:

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
 
-    from mickle.evaluation.paired import ScoredText, Sums
+    from mickle.evaluation.paired import Sums
+    from mickle.evaluation.texts import ScoredText
 
 
 class Compare(Measure):
@@ -42,7 +43,7 @@ class Compare(Measure):
     kind: Literal["compare"] = "compare"
     others: list[Model] = Field(min_length=1, description="model folders to compare with the model")
     data: Input | None = Field(
-        None, description="pages, or conversations of which the answers count (default: own heldout.parquet)"
+        None, description="pages, or conversations of which the answers count (default: what its training held out)"
     )
     length: int | None = Field(None, ge=2, description="tokens of a window (default: what the models were made for)")
     tokens: int | None = Field(None, ge=1, description="tokens to score; the first texts that hold them (default: all)")
@@ -53,7 +54,8 @@ class Compare(Measure):
         Raises UsageError for folders with other tokenizers or vocabularies, for a model that sees both sides, and where
         there is nothing to score.
         """
-        from mickle.evaluation.paired import compare, refuse_other_tokens, texts_to_score
+        from mickle.evaluation.paired import compare, refuse_other_tokens
+        from mickle.evaluation.texts import texts_to_score
 
         reference, tokenizer = open_to_measure(folder)
         texts = texts_to_score(self.data, self.tokens, folder, tokenizer, emit)

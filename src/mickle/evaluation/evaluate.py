@@ -1,15 +1,15 @@
 """``mickle evaluate``: how good a model is, beside what it must beat.
 
-``loss`` measures perplexity and bits per byte on pages, with byte baselines; ``length`` asks at which length
-of a task a model breaks (``length.py``); ``masked`` measures how well a model fills in hidden tokens (``masked.py``);
-``pairs`` how often it prefers the good sentence of two (``pairs.py``); ``compare`` measures how far other folders are
-from this one, against their bytes (``comparison.py``). Works on any folder of ``transformers`` with a causal language
-model, and for masked and pairs with a masked one.
+``loss`` measures perplexity and bits per byte on pages or on the answers of conversations, with byte baselines;
+``length`` asks at which length of a task a model breaks (``length.py``); ``masked`` measures how well a model fills in
+hidden tokens (``masked.py``); ``pairs`` how often it prefers the good sentence of two (``pairs.py``); ``compare``
+measures how far other folders are from this one, against their bytes (``comparison.py``). Works on any folder of
+``transformers`` with a causal language model, and for masked and pairs with a masked one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -22,35 +22,44 @@ from mickle.evaluation.length import Length
 from mickle.evaluation.masked import Masked
 from mickle.evaluation.measure import Measure, open_to_measure, pages_to_measure, text_length
 from mickle.evaluation.pairs import Pairs
-from mickle.events import Emit, Noted
+from mickle.events import Emit, Event, Noted, Warned
 from mickle.figures import COLOURS, INK, Bars, Figure, Line, Panel
 from mickle.machine import Forecast
 from mickle.models.gguf_folder import Model
 from mickle.results import Finding, Result, Section, Table, cell, drawn, facts
 from mickle.step import Step, command
+from mickle.storage import HELDOUT, content_digest, read_manifest
 
 if TYPE_CHECKING:
-    from mickle.data.records import Page
+    from mickle.data.tokenizer import TextTokenizer
+    from mickle.evaluation.texts import ScoredText
 
 
 class Loss(Measure):
-    """Perplexity and bits per byte on pages the model has not seen, beside byte baselines."""
+    """Perplexity and bits per byte on pages or answers the model has not seen, beside byte baselines."""
 
     kind: Literal["loss"] = "loss"
-    data: Input | None = Field(None, description="pages to measure on (default: the model's own heldout.parquet)")
+    data: Input | None = Field(
+        None, description="pages, or conversations of which the answers count (default: what its training held out)"
+    )
     baselines_from: Input | None = Field(
-        None, description="the training corpus, from which baselines may learn; measured pages in it are left out"
+        None, description="what it was trained on, from which baselines may learn; what is measured is left out of it"
     )
     length: int | None = Field(None, ge=1, description="tokens of a window (default: what the model was made for)")
     stride: int | None = Field(None, ge=1, description="tokens by which windows slide (default: half the length)")
     ngram_order: int = Field(5, ge=1, le=8, description="bytes in a gram of the n-gram baseline")
 
-    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
-        """Score the pages, and measure the baselines on the same bytes. Refuses a model that sees both sides."""
-        from mickle.evaluation import baselines
-        from mickle.evaluation.loss import score, summarise
+    def idle(self) -> set[str]:
+        return {"ngram_order"} if self.baselines_from is None else set()
 
-        pages = pages_to_measure(self.data, folder)
+    def run(self, folder: Path, emit: Emit, seed: int = 0) -> Result:
+        """Score the texts, and measure the baselines on the same bytes. Refuses a model that sees both sides."""
+        from mickle.evaluation.baselines import after_its_question, measure
+        from mickle.evaluation.loss import score_texts, summarise
+        from mickle.evaluation.texts import own_examples, texts_to_score
+
+        if self.data is None and own_examples(folder) is None:
+            pages_to_measure(None, folder)  # refused before the model is opened
         model, tokenizer = open_to_measure(folder)
         if not model.causal:
             raise UsageError(
@@ -58,16 +67,24 @@ class Loss(Measure):
                 expected="causal",
                 todo="measure how it fills in hidden tokens, with --task masked, or --task pairs",
             )
+        texts = texts_to_score(self.data, None, folder, tokenizer, emit)
+        answers = any(text.around for text in texts)
+        for remark in _remarks(folder, self.data):
+            emit(remark)
         length = text_length(model, self.length)
         stride = self.stride or max(1, length // 2)
-        measured = summarise(score(model, tokenizer, pages, length=length, stride=stride, emit=emit), seed)
-        training, left_out = training_texts_for(self.baselines_from, pages)
+        scored = score_texts(model, tokenizer, texts, length=length, stride=stride, emit=emit)
+        measured = summarise(scored, seed)
+        training, left_out = training_texts_for(self.baselines_from, texts, folder, tokenizer, emit)
         if self.baselines_from is not None:
-            learnt = f"baselines learn from {len(training):,} pages"
-            emit(Noted(f"{learnt}; {left_out:,} measured pages were left out of them"))
-        others = baselines.measure([page.text for page in pages], training, self.ngram_order)
+            learnt = f"baselines learn from {len(training):,} texts"
+            emit(Noted(f"{learnt}; {left_out:,} that are measured were left out of them"))
+        others = measure([text.text for text in texts], training, self.ngram_order)
+        if answers:
+            others["zlib after the question"] = after_its_question([(text.around, text.text) for text in texts])
         values = {
             "task": "loss",
+            "measured_on": "answers" if answers else "pages",
             "length": length,
             "stride": stride,
             "model": measured,
@@ -75,19 +92,35 @@ class Loss(Measure):
             "baseline_pages": len(training),
             "pages_left_out_of_baselines": left_out,
         }
-        names = ("bits_per_byte", "bits_per_byte_interval", "perplexity")
-        summary = {name: measured[name] for name in names} | {"baselines": others}
-        return Result(summary, values, _page(measured, others), {"loss.svg": _picture(measured, others)})
+        names = ("bits_per_byte", "bits_per_byte_interval", "nats_per_token", "perplexity")
+        summary = {name: measured[name] for name in names} | {"measured_on": values["measured_on"], "baselines": others}
+        return Result(summary, values, _page(summary, measured), {"loss.svg": _picture(measured, others)})
+
+    def forecast(self, folder: Path) -> Forecast:
+        """What is left out, as it will be."""
+        from mickle.evaluation.texts import own_examples
+        from mickle.models.folder import describe
+
+        length = self.length or describe(folder).longest
+        data = own_examples(folder) or folder / HELDOUT
+        derived = {"data": str(data), "length": length, "stride": max(1, length // 2)}
+        return Forecast(derived={f"task.{name}": value for name, value in derived.items()})
 
     def after(self, folder: Path, out: Path) -> str:
         """See what it writes."""
+        from mickle.evaluation.texts import holds_pages, own_examples
+
+        data = self.data or own_examples(folder)
+        if data is not None and not holds_pages(data):
+            return command("chat", folder)
         return command("sample", folder, "--prompts", "Return the")
 
 
 class Evaluate(Step):
-    """Measure a model: loss on pages, the length at which it breaks, hidden tokens, minimal pairs, others beside it."""
+    """Measure a model: loss on pages or answers, the length at which it breaks, hidden tokens, pairs, others beside."""
 
-    version: ClassVar[int] = 2  # 2: unknown tokens cost their bytes; columns of rows are obeyed
+    # 2: unknown tokens cost their bytes; columns of rows are obeyed; 3: marks are no bytes of answers
+    version: ClassVar[int] = 3
     kind: ClassVar[str] = "evaluation"
     title: ClassVar[str] = "The evaluation"
     positional: ClassVar[str] = "model"
@@ -120,7 +153,7 @@ class Evaluate(Step):
         """Bits per byte of the model and of the best baseline."""
         if "bits_per_byte" not in summary:
             return []
-        found = [Finding(f"{summary['bits_per_byte']:.3f}", "bits per byte on pages never seen")]
+        found = [Finding(f"{summary['bits_per_byte']:.3f}", f"bits per byte on {_measured_on(summary)}")]
         if summary.get("baselines"):
             name, value = _best(summary["baselines"])
             found.append(Finding(f"{value:.3f}", f"best trivial baseline ({name})"))
@@ -136,50 +169,82 @@ def beside_baselines(summary: dict[str, Any]) -> str:
     much = f"{share:.0%} fewer bits than" if share > 0 else f"{-share:.0%} more bits than"
     low, high = summary.get("bits_per_byte_interval", [summary["bits_per_byte"]] * 2)
     if low <= best <= high:
-        end = f"That is within the interval over pages, {low:.2f} to {high:.2f} bits a byte: neither is clearly better."
+        end = f"That is within the interval over texts, {low:.2f} to {high:.2f} bits a byte: neither is clearly better."
     else:
         end = "The model is the better one." if share > 0 else "The baseline is the better one."
-    return f"On pages it has not seen, the model needs {much} the best trivial baseline ({name}). {end}"
+    return f"On {_measured_on(summary)}, the model needs {much} the best trivial baseline ({name}). {end}"
+
+
+def _measured_on(summary: dict[str, Any]) -> str:
+    return "these answers" if summary.get("measured_on") == "answers" else "pages it has not seen"
 
 
 def _best(baselines: dict[str, float]) -> tuple[str, float]:
     return min(baselines.items(), key=lambda item: item[1])
 
 
-def training_texts_for(source: Path | None, measured: Sequence[Page]) -> tuple[list[str], int]:
-    """Texts that baselines may learn from, and how many pages were left out because they are measured.
+def _remarks(folder: Path, data: Path | None) -> Iterator[Event]:
+    """What to know of a figure: the model was trained on these texts, or its training measured them in another way."""
+    manifest = read_manifest(folder)
+    meta = manifest.meta if manifest else {}
+    trained_on = str(meta.get("identity", {}).get("settings", {}).get("data", ""))  # of several files all their hashes
+    if data is not None and trained_on and content_digest(data) in trained_on:
+        yield Warned("the model was trained on most of these texts: the loss on them says little")
+    bits = meta.get("summary", {}).get("last_evaluation", {}).get("heldout_bits_per_byte")
+    if data is None and bits is not None:
+        yield Noted(
+            f"the training's own figure, {bits:.3f} bits per byte at its end, is another measure: of the first of these"
+            " pages, in windows side by side, which cut what stands before a token, and with the ends of pages counted"
+        )
+
+
+def training_texts_for(
+    source: Path | None, measured: Sequence[ScoredText], folder: Path, tokenizer: TextTokenizer, emit: Emit
+) -> tuple[list[str], int]:
+    """Texts that baselines may learn from, and how many were left out because they are measured.
 
     Reading stops when there is more text than any baseline takes.
     """
-    from mickle.data.heldout import content_hash, read_pages
+    from mickle.data.heldout import content_hash
     from mickle.evaluation.baselines import LARGEST_TRAINING_TEXT
 
     texts: list[str] = []
     if source is None:
         return texts, 0
-    hidden = {content_hash(page.text) for page in measured}
+    hidden = {content_hash(text.around + text.text) for text in measured}
     size = left_out = 0
-    for batch in read_pages(source):
-        for page in batch:
-            if content_hash(page.text) in hidden:
-                left_out += 1
-            else:
-                texts.append(page.text)
-                size += len(page.text)
+    for around, text in _known_texts(source, folder, tokenizer, emit):
+        if content_hash(around + text) in hidden:
+            left_out += 1
+            continue
+        texts.append(text)
+        size += len(text)
         if size > LARGEST_TRAINING_TEXT:
             break
     return texts, left_out
 
 
-def _page(model: dict[str, Any], baselines: dict[str, float]) -> list[str | Table]:
+def _known_texts(source: Path, folder: Path, tokenizer: TextTokenizer, emit: Emit) -> Iterator[tuple[str, str]]:
+    """Pages, or answers each with what stands around it."""
+    from mickle.data.heldout import read_pages
+    from mickle.evaluation.texts import holds_pages, texts_to_score
+
+    if holds_pages(source):
+        yield from (("", page.text) for batch in read_pages(source) for page in batch)
+    else:
+        yield from ((text.around, text.text) for text in texts_to_score(source, None, folder, tokenizer, emit))
+
+
+def _page(summary: dict[str, Any], model: dict[str, Any]) -> list[str | Table]:
     """The model among the baselines, best first, then its domains."""
     low, high = model["bits_per_byte_interval"]
-    rows = sorted([("**this model**", model["bits_per_byte"]), *baselines.items()], key=lambda row: row[1])
+    rows = sorted([("**this model**", model["bits_per_byte"]), *summary["baselines"].items()], key=lambda row: row[1])
+    texts = "conversations, their answers:" if summary["measured_on"] == "answers" else "pages,"
     page: list[str | Table] = [
-        f"{model['documents']:,} pages, {model['bytes']:,} bytes, {model['tokens']:,} tokens; "
-        f"perplexity per token {model['perplexity']:.2f}; bits per byte {model['bits_per_byte']:.3f} "
-        f"(95 % over pages: {low:.3f} to {high:.3f})",
-        Table(("on the same pages", "bits per byte"), [(name, f"{value:.3f}") for name, value in rows]),
+        f"{model['documents']:,} {texts} {model['bytes']:,} bytes, {model['tokens']:,} tokens; "
+        f"loss {model['nats_per_token']:.4f} nats a token, perplexity {model['perplexity']:.2f}; "
+        f"bits per byte {model['bits_per_byte']:.3f} (95 % over texts: {low:.3f} to {high:.3f})",
+        Table((f"on the same {summary['measured_on']}", "bits per byte"), [(name, f"{v:.3f}") for name, v in rows]),
     ]
     if len(model["by_domain"]) > 1:
         domains = [

@@ -29,6 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.measure import in_batches
+from mickle.evaluation.texts import ScoredText, page_texts
 from mickle.events import Emit, Started, Warned, as_warnings
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Scored:
-    """One document: its domain, UTF-8 bytes, and the nats of each of its tokens [n]."""
+    """One document: its domain, the UTF-8 bytes of what counts in it, and the nats of each token that does [n]."""
 
     domain: str
     bytes: int
@@ -102,29 +103,45 @@ def score(
 
     Raises UsageError for a stride that is not within 1..length, NumericError where the model's answer is not finite.
     """
+    texts = page_texts(pages, tokenizer)
+    return score_texts(model, tokenizer, texts, length=length, stride=stride, batch_tokens=batch_tokens, emit=emit)
+
+
+def score_texts(
+    model: nn.Module,
+    tokenizer: TextTokenizer,
+    texts: Sequence[ScoredText],
+    *,
+    length: int,
+    stride: int,
+    batch_tokens: int = 8192,
+    emit: Emit = as_warnings,
+) -> list[Scored]:
+    """:func:`score` for texts of which not every token may count: nats of those that do."""
     if not 1 <= stride <= length:
         raise UsageError(f"A stride of {stride} does not go with windows of {length}.", expected=f"1 to {length}")
-    encoded = tokenizer.encode([page.text for page in pages])
-    documents = [np.concatenate([[tokenizer.start], ids]) for ids in encoded]
-    nats = [np.zeros(len(document) - 1) for document in documents]
-    windows = [w for number, ids in enumerate(documents) for w in windows_of(number, ids, length, stride)]
-    device = next(model.parameters()).device
-    emit(Started("scoring pages", sum(window.scored for window in windows), "tokens"))
+    nats = [np.zeros(len(text.tokens)) for text in texts]
+    windows = [w for number, text in enumerate(texts) for w in windows_of(number, text.tokens, length, stride)]
+    windows = [w for w in windows if texts[w.document].scored[w.at : w.at + w.scored].any()]
+    emit(Started("scoring", sum(window.scored for window in windows), "tokens"))
     model.eval()
-    work = partial(_score_batch, model, device=device)
+    work = partial(_score_batch, model, texts)
     for rows, found in in_batches(windows, lambda w: len(w.tokens), batch_tokens, work, emit, lambda w: w.scored):
         for window, values in zip(rows, found, strict=True):
-            nats[window.document][window.at - 1 : window.at - 1 + window.scored] = values
-    if unknown := tokenizer.unknown_line(encoded, "data", most=1.0):
-        emit(Warned(f"{unknown}; its bytes are counted at 8 bits each"))
-        nats = [values + math.log(256) * tokenizer.unknown_bytes(page.text) for values, page in zip(nats, pages)]
-    return [
-        Scored(page.domain, len(page.text.encode("utf-8")), values) for page, values in zip(pages, nats, strict=True)
-    ]
+            nats[window.document][window.at : window.at + window.scored] = values
+    nats = [values[text.scored] for values, text in zip(nats, texts, strict=True)]
+    if unknown := tokenizer.unknown_line([text.tokens[text.scored] for text in texts], "data", most=1.0):
+        pages = not any(text.around for text in texts)
+        counted = "counted at 8 bits each" if pages else "not counted: bits per byte are too few"
+        emit(Warned(f"{unknown}; its bytes are {counted}"))
+        if pages:
+            lost = [math.log(256) * tokenizer.unknown_bytes(text.text) for text in texts]
+            nats = [values + more for values, more in zip(nats, lost, strict=True)]
+    return [Scored(text.domain, text.bytes, values) for text, values in zip(texts, nats, strict=True)]
 
 
-def window_batch(windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-    """Inputs and labels [B, T] of windows; -100 where nothing is scored.
+def window_batch(windows: Sequence[Window], texts: Sequence[ScoredText]) -> tuple[Tensor, Tensor]:
+    """Inputs and labels [B, T] of windows of ``texts``; -100 where nothing is scored.
 
     Rows are padded on the right, where a causal model cannot look.
     """
@@ -132,14 +149,17 @@ def window_batch(windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
     labels = [row[1:].clone() for row in rows]
     for row, window in zip(labels, windows, strict=True):
         row[: -window.scored] = -100
+        counts = torch.from_numpy(texts[window.document].scored[window.at : window.at + window.scored])
+        row[-window.scored :].masked_fill_(~counts, -100)
     inputs = pad_sequence([row[:-1] for row in rows], batch_first=True)
     return inputs, pad_sequence(labels, batch_first=True, padding_value=-100)
 
 
 @torch.no_grad()
-def _score_batch(model: nn.Module, windows: Sequence[Window], device: torch.device) -> list[np.ndarray]:
-    """Nats of each window's scored tokens."""
-    inputs, labels = window_batch(windows)
+def _score_batch(model: nn.Module, texts: Sequence[ScoredText], windows: Sequence[Window]) -> list[np.ndarray]:
+    """Nats of each window's tokens that it is the first to reach; 0 where they do not count."""
+    inputs, labels = window_batch(windows, texts)
+    device = next(model.parameters()).device
     nats = model(inputs.to(device), head=partial(token_nats, labels=labels.to(device))).cpu().numpy()  # [B, T]
     if not np.isfinite(nats).all():
         raise NumericError("The model's answer is not finite.", where="evaluation")

@@ -24,6 +24,7 @@ from mickle.evaluation.measure import Measure, in_batches, open_to_measure, page
 from mickle.events import Emit, Started, as_warnings
 from mickle.figures import COLOURS, Figure, Line, Panel
 from mickle.results import Result, Table
+from mickle.step import command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +56,7 @@ class Masked(Measure):
             raise UsageError(
                 "This model sees one side of a token; it does not fill in hidden ones.",
                 where=str(folder),
-                todo=f"mickle evaluate {folder} --task loss",
+                todo=command("evaluate", folder, "--task", "loss"),
             )
         length = text_length(model, self.length, LENGTH_UNKNOWN)
         scores = [

@@ -21,95 +21,13 @@ from torch import Tensor, nn
 from mickle.data.tokenizer import TextTokenizer
 from mickle.errors import NumericError, UsageError
 from mickle.evaluation.loss import Window, window_batch, windows_of
-from mickle.evaluation.measure import in_batches, pages_to_measure
-from mickle.events import Emit, Noted, Started, as_warnings
+from mickle.evaluation.measure import in_batches
+from mickle.evaluation.texts import ScoredText
+from mickle.events import Emit, Started, as_warnings
 
 BATCH_TOKENS = 4096
 LOGITS_BYTES = 128 << 20  # of one model's float32 logits in a batch, where the model makes them all itself
 CHUNK_BYTES = 16 << 20  # of one model's float64 logits held at a time
-
-
-@dataclass(frozen=True)
-class ScoredText:
-    """One page or conversation: its tokens [n], which of them are scored [n], and the UTF-8 bytes of those."""
-
-    tokens: np.ndarray
-    scored: np.ndarray
-    bytes: int
-
-
-def texts_to_score(
-    data: Path | None, most: int | None, folder: Path, tokenizer: TextTokenizer, emit: Emit = as_warnings
-) -> list[ScoredText]:
-    """Pages with all their tokens, or conversations and completions with their answers.
-
-    most: tokens to score; the first texts that hold them are taken. emit: what was found in rows, and what was dropped.
-    """
-    if _holds_pages(data):
-        pages = [page.text for page in pages_to_measure(data, folder)]
-        found = _pages(pages, tokenizer)
-    else:
-        assert data is not None
-        found = _answers(data, folder, tokenizer, emit)
-    found = [text for text in found if text.scored.any()]
-    if not found:
-        raise UsageError("there is nothing to score here", where=str(data or folder))
-    if most is None:
-        return found
-    counts = np.cumsum([text.scored.sum() for text in found])
-    return found[: int(np.searchsorted(counts, most)) + 1]
-
-
-def _holds_pages(data: Path | None) -> bool:
-    """A folder of pages, or a Parquet file with a column of texts; all else is read as rows of examples."""
-    if data is None or (data / "pages").is_dir():
-        return True
-    if data.is_dir():
-        data = min(data.glob("*.parquet"), default=data)
-    if data.suffix.lower() != ".parquet":
-        return False
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return "text" in parquet.read_schema(data).names
-    except (ArrowException, OSError):
-        return True  # said by the reader of pages
-
-
-def _pages(pages: Sequence[str], tokenizer: TextTokenizer) -> list[ScoredText]:
-    found = []
-    for page, ids in zip(pages, tokenizer.encode(pages), strict=True):
-        tokens = np.concatenate([[tokenizer.start], ids]).astype(np.int64)
-        scored = np.ones(len(tokens), dtype=bool)
-        scored[0] = False
-        found.append(ScoredText(tokens, scored, len(page.encode("utf-8", "replace"))))
-    return found
-
-
-def _answers(data: Path, folder: Path, tokenizer: TextTokenizer, emit: Emit) -> list[ScoredText]:
-    from mickle.data.arrow import HELDOUT, split_of
-    from mickle.data.chat_template import open_template
-    from mickle.data.conversations import read_conversations
-    from mickle.data.examples import encode_examples
-    from mickle.models.adapters import tokenizer_folder
-
-    reading = read_conversations(split_of(data, HELDOUT))
-    for line in reading.lines():
-        emit(Noted(line))
-    if reading.form == "text":
-        return _pages([example.text for example in reading.examples], tokenizer)
-    chats = any(example.form == "messages" for example in reading.examples)
-    template = open_template(tokenizer_folder(folder), tokenizer) if chats else None
-    encoded = encode_examples(reading.examples, tokenizer, template, longest=1 << 30)
-    for line in encoded.lines():
-        emit(Noted(line))
-    found = []
-    for tokens, trained in zip(encoded.tokens, encoded.trained, strict=True):
-        trained = trained.copy()
-        trained[0] = False
-        size = len(tokenizer.decode(tokens[trained]).encode("utf-8", "replace"))
-        found.append(ScoredText(tokens, trained, size))
-    return found
 
 
 def refuse_other_tokens(first: TextTokenizer, second: TextTokenizer, folder: Path, other: Path) -> None:
@@ -173,11 +91,7 @@ def _score_batch(
     reference: nn.Module, other: nn.Module, windows: Sequence[Window], texts: Sequence[ScoredText]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of every scored token: the text it is of, and [4, n]: nats of both, KL, whether the best guess changed."""
-    inputs, labels = window_batch(windows)
-    for row, window in enumerate(windows):
-        end = len(window.tokens) - 1
-        counts = torch.from_numpy(texts[window.document].scored[window.at : window.at + window.scored])
-        labels[row, end - window.scored : end].masked_fill_(~counts, -100)
+    inputs, labels = window_batch(windows, texts)
     chosen = labels >= 0
     documents = np.array([window.document for window in windows])[chosen.nonzero()[:, 0].numpy()]
     device = next(reference.parameters()).device

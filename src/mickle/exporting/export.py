@@ -62,6 +62,7 @@ class Export(Step):
     lead: ClassVar[str] = (
         "The exported model was opened anew and run beside its source; this is how far they are apart."
     )
+    cpu_only: ClassVar[bool] = True
     positional: ClassVar[str] = "model"
     reported: ClassVar[bool] = True
     example: ClassVar[str] = "mickle export adapter --format gguf --format.type Q8_0 --out exported"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from mickle import machine
 from mickle.config import validate
 from mickle.data.conversation_forms import Example, Message
 from mickle.errors import MickleError, UsageError, printable
@@ -99,7 +100,7 @@ def open_speaker(chat: Chat, folder: Path) -> Speaker:
 
     tokenizer = tokenizer_of(folder)
     template = template_of(folder, tokenizer)
-    model = open_model(folder)
+    model = open_model(folder, device=machine.device())
     if not model.causal:
         raise UsageError("this model fills in masks; it cannot answer", where=str(folder), expected="a causal one")
     return Speaker(str(folder), model, tokenizer, template, ends_of(folder, tokenizer), _opening(chat))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from mickle import storage
+from mickle import machine, storage
 from mickle.config import Config, Input
 from mickle.data.conversation_columns import BadRow
 from mickle.data.conversation_forms import Message, read_question
@@ -44,6 +44,9 @@ class Writing(Config):
     top_k: int = Field(0, ge=0, description="draw among the k likeliest tokens only; 0 is off")
     top_p: float = Field(0.95, gt=0, le=1, description="draw among the likeliest tokens that reach this probability")
 
+    def idle(self) -> set[str]:
+        return set() if self.temperature else {"top_k", "top_p"}
+
 
 class Sample(Writing, Step):
     """Let a model continue prompts, or answer them: greedy or drawn, with a seed of its own for every row."""
@@ -72,7 +75,7 @@ class Sample(Writing, Step):
         from mickle.models.folder import open_model
 
         rows = self._rows()
-        model: Any = open_model(self.model)
+        model: Any = open_model(self.model, device=machine.device())
         tokenizer = tokenizer_of(self.model)
         asked = self._tokens(rows, tokenizer, emit)
         arms = {"text": model}

@@ -38,7 +38,7 @@ from mickle.step import Step, execute, identity_hash
 if TYPE_CHECKING:
     from torch import nn
 
-    from mickle.evaluation.paired import ScoredText
+    from mickle.evaluation.texts import ScoredText
 
 SKIPPED = installed.SITE | {"test", "tests", "idle_test"}
 HELD_OUT_OF = 10  # one module in so many is never trained on
@@ -163,7 +163,7 @@ def differences(folder: Path, model: nn.Module, windows: int) -> dict[str, float
 def held_out_windows(folder: Path, windows: int) -> list[ScoredText]:
     """Beginnings of held-out pages, each as many tokens as a base reads and the next one."""
     from mickle.data.tokenizer import open_text_tokenizer
-    from mickle.evaluation.paired import ScoredText
+    from mickle.evaluation.texts import ScoredText
     from mickle.models.folder import describe
 
     length = describe(folder).longest

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from mickle import machine
 from mickle.errors import MickleError, ToldError, UsageError
 
 T = TypeVar("T")
@@ -70,7 +71,7 @@ def processes() -> Iterator[Place]:
         return
     from torch.distributed.rendezvous import rendezvous
 
-    gpu = torch.cuda.is_available()
+    gpu = machine.device().type == "cuda"
     if gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     store, rank, world = next(iter(rendezvous("env://")))

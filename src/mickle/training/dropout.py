@@ -38,6 +38,9 @@ class Dropout(Config):
             raise ValueError("start and ramp are shares of one run: together at most 1")
         return self
 
+    def idle(self) -> set[str]:
+        return set() if self.rate else {"start", "ramp"}
+
     def __call__(self, step: int, steps: int) -> float:
         """The rate at ``step`` (finished steps, from 0) of ``steps``."""
         begun = step - self.start * steps

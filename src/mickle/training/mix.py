@@ -192,7 +192,9 @@ class Mix(TrainingStep):
         each = step_seconds(plan, self.fresh.build(plan, self.seed)) * plan.steps
         space = disk(plan, 2 * split.training_bytes) + 4 * sum(tokens.values())
         # A reference, and a proxy that also runs the reference forward, which is a third of a step.
-        forecast = Forecast(proxy_memory(plan), self.rounds * each * (1 + 4 / 3), space, tuple(plan.lines()))
+        forecast = Forecast(
+            proxy_memory(plan), self.rounds * each * (1 + 4 / 3), space, tuple(plan.lines()), plan.derived
+        )
         return forecast, preview(tokens, plan)
 
     def after(self, out: Path) -> str:

@@ -108,6 +108,9 @@ class Schedule(Config):
     )
     decay: float = Field(0.2, gt=0, le=1, description="share of the steps in which the learning rate falls (wsd only)")
 
+    def idle(self) -> set[str]:
+        return {"constant": {"floor", "decay"}, "wsd": set[str]()}.get(self.kind, {"decay"})
+
     def __call__(self, step: int, steps: int) -> float:
         warmup = round(self.warmup * steps)
         rising = constant(step, steps, warmup=warmup)

@@ -51,6 +51,9 @@ if TYPE_CHECKING:
     from mickle.training.pretrain_plan import Fresh, PretrainPlan
 
 
+FRESH = frozenset({"size", "architecture", "vocabulary_size", "tokenizer"})  # settings of a model from nothing
+
+
 @dataclass(frozen=True)
 class Ready:
     """What a run knows before its model is made."""
@@ -131,10 +134,15 @@ class Pretrain(TrainingStep):
     def _agree(self) -> Pretrain:
         refuse_two_lengths(self.steps, self.epochs)
         refuse_no_model(self.size, self.tokenizer, self.vocabulary_size)
-        fresh = self.model_fields_set & {"size", "architecture", "vocabulary_size", "tokenizer"}
+        fresh = self.model_fields_set & FRESH
         if self.start is not None and fresh:
             raise ValueError(f"the model of start has its own {', '.join(sorted(fresh))}; leave that out")
         return self
+
+    def idle(self) -> set[str]:
+        if self.start is not None:
+            return set(FRESH)
+        return set() if self.tokenizer is None else {"vocabulary_size"}
 
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
@@ -198,7 +206,10 @@ class Pretrain(TrainingStep):
         plan, forecast = self._planned(tokenizer, tokens, split)
         notes = (count_line(split, share), *plan.lines(), *forecast.notes)
         shown = partial(self.objective.shown, tokenizer=tokenizer, steps=plan.steps, seed=self.seed)
-        return replace(forecast, notes=notes), preview(documents[0][: plan.sequence_length + 1], tokenizer, shown)
+        derived = {**plan.derived, "heldout_share": share, "vocabulary_size": tokenizer.size}
+        return replace(forecast, notes=notes, derived=derived), preview(
+            documents[0][: plan.sequence_length + 1], tokenizer, shown
+        )
 
     def after(self, out: Path) -> str:
         return self.objective.next_command(out, self.data)
@@ -273,9 +284,15 @@ class Pretrain(TrainingStep):
         """The trained model, with the weights that are kept."""
         from mickle import machine
         from mickle.training.optimizers import build_optimizer
-        from mickle.training.pretrain_data import heldout_measure
+        from mickle.training.pretrain_data import QUICK_MEASURE, heldout_measure
 
         plan, tokenizer, pages = ready.plan, ready.tokenizer, ready.split.heldout
+        if pages:
+            emit(
+                Noted(
+                    f"held-out loss in training is of {QUICK_MEASURE}; `mickle evaluate` reads all of them, and whole"
+                )
+            )
         windows = ready.text.batches(plan, self.seed)
         run = TrainingRun(
             plan=plan,

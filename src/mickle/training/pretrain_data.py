@@ -28,6 +28,7 @@ PREVIEW_BYTES = 4 << 20  # text that a dry run looks at
 PREVIEW_TOKENS = 201  # of it that are shown
 QUICK_TOKENS = 16_384  # tokens of held-out text that an evaluation during the run reads
 QUICK_PAGE = 1 << 18  # characters of the longest page there
+QUICK_MEASURE = f"the first {QUICK_TOKENS:,} tokens of held-out pages and their ends, in windows side by side"
 
 
 @dataclass(frozen=True)
@@ -176,9 +177,11 @@ def split_pages(data: Path, share: float | None) -> tuple[Split, float]:
 
 def count_line(split: Split, share: float) -> str:
     """How the pages were split, for a person."""
+    copies = f", copies of others among them: {split.training_copies:,}" if split.training_copies else ""
+    merged = f", copies merged into them: {split.merged:,}" if split.merged else ""
     return (
-        f"pages: {split.training_pages:,} for training ({split.training_bytes / 1e6:.2f} MB), "
-        f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}); "
+        f"pages: {split.training_pages:,} for training ({split.training_bytes / 1e6:.2f} MB){copies}; "
+        f"{len(split.heldout):,} held out ({split.heldout_bytes / 1e6:.2f} MB, share {share:.3g}){merged}; "
         "texts on both sides: 0"
     )
 

@@ -116,6 +116,12 @@ class TrainingPlan:
         return self.batch_size * self.sequence_length
 
     @property
+    def derived(self) -> dict[str, Any]:
+        """The settings that a person may leave out, as they are."""
+        names = [name for name in (*(f.name for f in fields(Asked)), "recompute") if name != "epochs"]
+        return {name: found for name in names if (found := getattr(self, name, None)) not in (None, 0.0)}
+
+    @property
     def micro_rows(self) -> int:
         """Rows of the largest part of a batch."""
         return math.ceil(self.batch_size / self.accumulate)

@@ -117,6 +117,9 @@ class Mezo(TuningMethod):
         "loss", description="what is made to fall: the loss, or the share of wrong answers (needs a prompt with labels)"
     )
 
+    def idle(self) -> set[str]:
+        return {"betas"} if self.variant in ("plain", "fzoo") else set()
+
     @property
     def one_process(self) -> str:
         return "its probes move whole weights in place"

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mickle.data.chat_template import ChatTemplate
+    from mickle.data.conversation_forms import Example
     from mickle.data.example_batches import Encoded
     from mickle.data.label_batches import EncodedLabels
     from mickle.training.objectives import Batch, Objective
@@ -88,7 +89,8 @@ class Task(ABC):
     """Examples ready to be learnt from and measured on; ``lines`` say for a person what was found.
 
     overlap: how many held-out examples are among the training ones, ``exact`` and ``near``. template: the chat template
-    that conversations were written with. shares: what an epoch reads of each file.
+    that conversations were written with. shares: what an epoch reads of each file. heldout_examples: as they stand in
+    their file, for other measures; none of labelled rows.
     """
 
     form: str
@@ -98,6 +100,7 @@ class Task(ABC):
     heldout: Encoded | EncodedLabels
     template: ChatTemplate | None = None
     shares: tuple[Share, ...] = ()
+    heldout_examples: tuple[Example, ...] = ()
 
     unit = "token"  # what a loss is the mean over
     leaps = False  # whether it is learnt in leaps, so that a loss that jumps is no fault
@@ -189,7 +192,9 @@ def two_sides(
     if None in named:
         pool = [example for part, path in zip(parts, named, strict=True) if path is None for example in part]
         left, chosen = split(pool, sources.heldout_share, sources.where, said)
-        lines.append(f"held out: {len(chosen):,} of {len(left) + len(chosen):,} examples, by their texts")
+        copies = len(pool) - len(left) - len(chosen)
+        merged = f"; copies merged into them: {copies:,}" if copies else ""
+        lines.append(f"held out: {len(chosen):,} of {len(pool):,} examples, by their texts{merged}")
         heldout, hidden = heldout + chosen, {content_hash(said(example)) for example in chosen}
         parts = [
             part if path else [example for example in part if content_hash(said(example)) not in hidden]

@@ -57,8 +57,8 @@ QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run 
 class Tune(TrainingStep):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
-    # 3: ends of texts, types that came in; 4: step 0 may be the best; 5: columns are obeyed; 6: nine digits in metrics
-    version: ClassVar[int] = 6
+    # 3: ends of texts, types that came in; 4: step 0 may be the best; 5: columns are obeyed; 7: heldout.jsonl
+    version: ClassVar[int] = 7
     kind: ClassVar[str] = "tuned"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
@@ -144,6 +144,9 @@ class Tune(TrainingStep):
             raise ValueError("method.objective: accuracy needs a prompt with labels")
         return self
 
+    def idle(self) -> set[str]:
+        return {"optimizer", "recompute"} if self.method.kept is None else set()
+
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
         """What it gave and what it broke, its curve, and answers before and after."""
@@ -227,7 +230,8 @@ class Tune(TrainingStep):
     def dry_run(self) -> tuple[Forecast, str]:
         known = self._inputs()
         plan, forecast = known.plan(Asked.of(self), self.recompute)
-        return replace(forecast, notes=(*known.task.lines, *plan.lines())), known.task.preview()
+        notes = (*known.task.lines, *plan.lines())
+        return replace(forecast, notes=notes, derived=plan.derived), known.task.preview()
 
     def after(self, out: Path) -> str:
         return self.method.learns.next_command(out)

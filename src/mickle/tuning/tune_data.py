@@ -38,7 +38,6 @@ class ExampleTask(Task):
 
     training: Encoded
     heldout: Encoded
-    heldout_examples: tuple[Example, ...]
     tokenizer: TextTokenizer
 
     @property

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mickle import machine, storage
+from mickle.data.conversations import write_examples
 from mickle.data.label_prompts import LabelPrompt
 from mickle.data.records import Page
 from mickle.data.tokenizer import TextTokenizer, open_text_tokenizer
@@ -25,6 +26,7 @@ from mickle.models.folder_files import keep_words
 from mickle.models.language import Description, LanguageModel, check_vocabulary
 from mickle.models.linear_layers import is_linear
 from mickle.models.lora import LoraLinear
+from mickle.step import command
 from mickle.training.run import Asked
 from mickle.tuning import measures, tune_plan
 from mickle.tuning.methods import TuningMethod
@@ -79,7 +81,7 @@ def read_inputs(
         raise UsageError(
             "This is an adapter folder, not a model.",
             where=f"model: {folder}",
-            todo=f"merge it first (mickle export {folder} --out MERGED), then tune MERGED",
+            todo=f"merge it first ({command('export', folder, '--out', 'MERGED')}), then tune MERGED",
         )
     shape = describe(folder)
     check_tokenizer(folder)
@@ -196,12 +198,16 @@ def round_as_given(known: Known, model: nn.Module) -> torch.dtype:
 
 
 def save_tuned(known: Known, model: nn.Module, work: Path) -> None:
-    """A plain model folder, or an adapter folder in PEFT's form; tokenizer, chat template and the ends of texts too."""
+    """A plain model folder, or an adapter folder in PEFT's form; tokenizer, chat template, ends of texts and the
+    examples that were held out, too.
+    """
     template = known.task.template
     known.method.learns.save(model, work, known.folder, known.tokenizer)
     keep_words(known.folder, work, known.task.ends)
     if template is not None and template.builtin:
         storage.write_text(work / TEMPLATE, template.source)
+    if known.task.heldout_examples:
+        write_examples(work / storage.HELDOUT_EXAMPLES, known.task.heldout_examples)
 
 
 def runs_on(known: Known, work: Path) -> str:
