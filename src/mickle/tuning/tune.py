@@ -57,7 +57,8 @@ QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run 
 class Tune(TrainingStep):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
-    # 3: ends of texts, types that came in; 4: step 0 may be the best; 5: columns are obeyed; 6: nine digits in metrics; 7: heldout.jsonl
+    # 3: ends of texts, types that came in; 4: step 0 may be the best; 5: columns are obeyed; 6: nine digits in metrics;
+    # 7: heldout.jsonl
     version: ClassVar[int] = 7
     kind: ClassVar[str] = "tuned"
     positional: ClassVar[str] = "model"
