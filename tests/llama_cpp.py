@@ -21,6 +21,16 @@ needs_llama_cpp = pytest.mark.skipif(
 class Unseen(ctypes.Structure):
     _fields_ = (("bytes", ctypes.c_uint64 * 64),)
 
+    def exact(self) -> "Unseen":
+        """Settings of a context, with all in 32 bits: the types of its cache (two 1s after two pointers that are none)
+        are 0, and so is flash attention, the last of four -1s.
+        """
+        cache = [n for n in range(2, 64) if self.bytes[n] == 1 + (1 << 32) and not any(self.bytes[n - 2 : n])]
+        open_choices = [n for n in range(63) if self.bytes[n] == self.bytes[n + 1] == (1 << 64) - 1]
+        assert len(cache) == len(open_choices) == 1
+        self.bytes[cache[0]], self.bytes[open_choices[0] + 1] = 0, (1 << 32) - 1
+        return self
+
 
 class Batch(ctypes.Structure):
     _fields_ = (("count", ctypes.c_int32), ("tokens", ctypes.c_void_p), ("others", ctypes.c_void_p * 5))
@@ -36,6 +46,7 @@ def library() -> Any:
     for name, result in (
         ("llama_model_default_params", Unseen),
         ("llama_context_default_params", Unseen),
+        ("llama_model_quantize_default_params", Unseen),
         ("llama_batch_get_one", Batch),
         ("llama_model_load_from_file", ctypes.c_void_p),
         ("llama_init_from_model", ctypes.c_void_p),
@@ -71,9 +82,8 @@ class Llama:
 
     def greedy(self, ids: list[int], count: int) -> tuple[list[int], list[float]]:
         """The likeliest continuation of some ids, and the logits after them."""
-        context = ctypes.c_void_p(
-            self.library.llama_init_from_model(self.model, self.library.llama_context_default_params())
-        )
+        settings = self.library.llama_context_default_params().exact()
+        context = ctypes.c_void_p(self.library.llama_init_from_model(self.model, settings))
         self.library.llama_set_n_threads(context, 1, 1)  # more would wait for each other
         written: list[int] = []
         first: list[float] = []

@@ -1,4 +1,4 @@
-"""What is this folder or journal, where is it from, is it whole."""
+"""What is this folder, GGUF file or journal, where is it from, is it whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from mickle import storage, verbs
 from mickle.errors import UsageError, shortened
+from mickle.models.gguf_folder import SUFFIX, about, gguf_file
 from mickle.step import command
 
 LEFT_OUT = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown elsewhere, or too long for a line
@@ -17,11 +18,12 @@ LEFT_OUT = ("text", "forecast", "removed", "skipped", "stage_seconds")  # shown 
 def show(folder: Path, check: str = "hashes") -> str:
     """A few lines on a folder: kind, size, parents, settings, summary, and whether every byte is as written.
 
-    Of a journal of MeZO, a file: what it moves, how far, between which weights, and how to use it.
+    Of a GGUF file what its header says. Of a journal of MeZO, a file: what it moves, how far, between which weights,
+    and how to use it.
     """
     folder = Path(folder)
     if folder.is_file():
-        return _journal(folder)
+        return about(folder) if folder.suffix == SUFFIX else _journal(folder)
     if not folder.is_dir():
         raise UsageError(f"no such folder: {folder}", todo="check the path")
     if (folder / storage.SCRATCH).is_dir():
@@ -114,6 +116,8 @@ def _unfinished(folder: Path) -> str:
 
 
 def _foreign(folder: Path) -> str:
+    if (file := gguf_file(folder)) is not None:
+        return about(file)
     if not (folder / "config.json").is_file():
         raise UsageError(
             f"{folder} is neither a Mickle folder nor a model folder", expected="manifest.json or config.json in it"

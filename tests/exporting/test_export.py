@@ -427,8 +427,8 @@ def bad(base: Path, tmp_path: Path, what: str) -> dict[str, Any]:
         ("base of a model", "is no adapter"),
         ("step without journal", "to_step needs a journal"),
         ("original unread", "add --base original"),
-        ("not llama", "GGUF is written of plain Llama models; this is a mickle_decoder"),
-        ("experts", "this is a mixtral"),
+        ("not llama", "GGUF is not written of a mickle_decoder"),
+        ("experts", "not written of a mixtral"),
         ("no words", "holds its tokenizer, and this folder has none"),
     ],
 )

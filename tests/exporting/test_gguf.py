@@ -1,5 +1,6 @@
 """A GGUF file, read by llama.cpp's own package, holds the model, the tokenizer and the template that went into it."""
 
+import ctypes
 import json
 import shutil
 from pathlib import Path
@@ -9,6 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from llama_cpp import library, needs_llama_cpp
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from mickle.data.tokenizer import train_tokenizer
@@ -16,6 +18,7 @@ from mickle.errors import UsageError
 from mickle.events import Event, Warned
 from mickle.exporting import gguf_file
 from mickle.exporting.export import Export
+from mickle.exporting.gguf_families import FAMILIES, as_told
 from mickle.exporting.gguf_file import open_gguf, read_back
 from mickle.models.adapters import save_adapter
 from mickle.models.decoder import Decoder, DecoderConfig
@@ -28,17 +31,19 @@ TEXT = "The reader opens 12 files and returns their lines; it's def add(a, b): o
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
 
 
-def make_base(folder: Path, *, width: int = 64, head_width: int = 16, tied: bool = True, extra: int = 0) -> Path:
+def make_base(
+    folder: Path, *, width: int = 64, head_width: int = 16, tied: bool = True, extra: int = 0, layers: int = 2
+) -> Path:
     words = train_tokenizer([TEXT], 300)
-    shape = DecoderConfig(words.size + extra, width, 2, 4, 2, head_width, 96, 64, initial_std=0.2, tied=tied)
+    shape = DecoderConfig(words.size + extra, width, layers, 4, 2, head_width, 96, 64, initial_std=0.2, tied=tied)
     save_model(Decoder(shape, seed=3), folder, words)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 
-def export(model: Path, out: Path, kind: str) -> list[Event]:
+def export(model: Path, out: Path, kind: str, bound: float | None = None) -> list[Event]:
     events: list[Event] = []
-    execute(Export(model=model, format={"kind": "gguf", "type": kind}), out, events.append)  # type: ignore[arg-type]
+    execute(Export(model=model, format={"kind": "gguf", "type": kind}, bound=bound), out, events.append)  # type: ignore[arg-type]
     return events
 
 
@@ -63,6 +68,28 @@ def test_each_type_holds_the_model_within_its_bound(kind: str, low: float, high:
     if kind == "F32":
         ours, theirs = open_model(base).state_dict(), open_gguf(tmp_path / "out").state_dict()
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize(
+    ("kind", "number", "width", "tied"),
+    [("Q4_K_M", 15, 256, True), ("Q6_K", 18, 256, False), ("Q4_K_M", 15, 96, False)],
+)
+def test_types_stand_where_llama_cpps_program_puts_them(
+    kind: str, number: int, width: int, tied: bool, tmp_path: Path
+) -> None:
+    base = make_base(tmp_path / "base", width=width, tied=tied, layers=9)
+    export(base, tmp_path / "wide", "F32")
+    export(base, tmp_path / "ours", kind, bound=20)
+    settings = library().llama_model_quantize_default_params()
+    settings.bytes[0] = 1 + (number << 32)  # one thread; the type of the file
+    names = [str(tmp_path / name).encode() for name in ("wide/model.gguf", "theirs.gguf")]
+    assert library().llama_model_quantize(*names, ctypes.byref(settings)) == 0
+    one, other = (
+        {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / name).tensors}
+        for name in ("ours/model.gguf", "theirs.gguf")
+    )
+    assert one == other
 
 
 def test_metadata_says_the_shape_the_tokens_and_the_template(tmp_path: Path) -> None:
@@ -115,12 +142,14 @@ def test_marks_are_the_tokenizers_and_not_a_configs_defaults(tmp_path: Path) -> 
 
 
 def test_rows_of_queries_go_pair_by_pair_as_neighbouring_rotations_want() -> None:
-    config = DecoderConfig(60, 8, 1, 2, 1, 6, 8, 8)
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1}
     rows = torch.arange(12.0)[:, None].expand(12, 8)
-    order = gguf_file.as_read("layers.0.self_attn.q_proj.weight", rows, config)[:, 0].tolist()
+    order = as_told(FAMILIES["llama"], "model.layers.0.self_attn.q_proj.weight", rows, heads)[:, 0].tolist()
     assert order == [0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11]
-    untouched = gguf_file.as_read("layers.0.self_attn.v_proj.weight", rows[:6], config)
-    assert torch.equal(untouched, rows[:6])
+    biases = as_told(FAMILIES["llama"], "model.layers.0.self_attn.k_proj.bias", rows[:6, 0], heads)
+    assert biases.tolist() == [0, 3, 1, 4, 2, 5]
+    for family, part in (("llama", "v_proj"), ("qwen2", "q_proj")):
+        assert torch.equal(as_told(FAMILIES[family], f"model.layers.0.self_attn.{part}.weight", rows, heads), rows)
 
 
 def test_a_rotation_of_neighbours_over_these_rows_is_llamas_rotation_of_halves(tmp_path: Path) -> None:
@@ -178,7 +207,7 @@ def test_rows_that_blocks_do_not_divide_stay_in_f16_and_that_is_said(tmp_path: P
 
 def test_a_file_with_rows_in_the_wrong_order_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = make_base(tmp_path / "base")
-    monkeypatch.setattr(gguf_file, "as_read", lambda name, tensor, config: tensor)
+    monkeypatch.setattr(gguf_file, "as_told", lambda family, name, tensor, settings: tensor)
     with pytest.raises(UsageError, match="layer 'model.layers.*_proj' of the export computes something else"):
         export(base, tmp_path / "out", "Q4_0")
     assert not (tmp_path / "out").exists()
@@ -230,7 +259,7 @@ def test_an_unknown_way_of_cutting_is_exported_and_said(tmp_path: Path) -> None:
 def test_a_vocabulary_that_is_no_byte_level_bpe_is_refused(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     (base / "tokenizer.json").write_text(Tokenizer(models.WordLevel({"a": 0, "<|endoftext|>": 1}, "a")).to_str())
-    with pytest.raises(UsageError, match="no byte-level BPE .WordLevel"):
+    with pytest.raises(UsageError, match="no byte-level BPE and none of SentencePiece's .WordLevel"):
         export(base, tmp_path / "out", "F16")
 
 

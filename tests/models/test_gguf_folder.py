@@ -1,6 +1,7 @@
 """GGUF files are opened as the models that went into them, with their words; hostile ones are refused before that."""
 
 import json
+import shutil
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ import transformers
 from llama_cpp import Llama, needs_llama_cpp
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from mickle.data.tokenizer import train_tokenizer
+from mickle.data.tokenizer import open_text_tokenizer, train_tokenizer
 from mickle.errors import UsageError
 from mickle.events import ignore
 from mickle.exporting.export import Export
@@ -23,9 +24,11 @@ from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import describe, end_tokens, open_model, open_tokenizer, save_model
 from mickle.models.gguf_check import read_gguf_header
 from mickle.models.gguf_folder import plain_folder, read_weights, write_plain
-from mickle.models.gguf_tokens import ALIASES, CUTS, rebuilt, vocabulary_in
+from mickle.models.gguf_tokens import ALIASES, CUTS, LOOSE, rebuilt, vocabulary_in
 from mickle.sampling.sample import Sample
+from mickle.show import show
 from mickle.step import execute
+from mickle.training.pretrain import Pretrain
 
 TEXT = "The reader opens 12 files and returns their lines; it's def add(a, b): once upon a time. " * 20
 AWKWARD = (
@@ -84,6 +87,22 @@ def test_verbs_take_the_file(exported: Path, tmp_path: Path) -> None:
     out = execute(Export(model=file), tmp_path / "plain", ignore)
     assert json.loads((out / "export.json").read_text())["proof"]["typical"] < 1e-6
     assert json.loads((out / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_file_is_shown_by_its_header_and_is_a_tokenizer(exported: Path, tmp_path: Path) -> None:
+    file = exported / "out" / "model.gguf"
+    said = show(file)
+    assert said.startswith(f"{file}: a GGUF file of a llama, its header sound\n  content   ")
+    assert "tensors in F16, 5 tensors in F32" in said and "layers 2, width 64, heads 4, over 2, positions 64" in said
+    assert "gpt2, cut as smollm; bos '<|endoftext|>', eos '<|endoftext|>'; a chat template" in said
+    assert said.split("\n", 1)[1] in show(exported / "out")
+    shutil.copy(file, tmp_path / "a.gguf")
+    assert show(tmp_path).endswith(said.split("\n", 1)[1])
+    step = Pretrain(data=exported, tokenizer=file)  # type: ignore[arg-type]
+    assert step.tokenizer is not None and not (step.tokenizer / "model.safetensors").exists()
+    ours = open_text_tokenizer(step.tokenizer)
+    assert ours.end == open_text_tokenizer(exported / "base").end
+    assert ours.tokenizer.encode(TEXT).ids == open_text_tokenizer(exported / "base").tokenizer.encode(TEXT).ids
 
 
 def test_several_files_in_a_folder_are_refused(exported: Path, tmp_path: Path) -> None:
@@ -233,8 +252,8 @@ def gpt2_rows(name: str, data: np.ndarray) -> np.ndarray:
 FAMILIES = {
     "qwen2": (transformers.Qwen2Config, SIZES, SHAPE, lambda name, data: data),
     "qwen3": (transformers.Qwen3Config, SIZES, SHAPE, lambda name, data: data),
-    "gemma2": (transformers.Gemma2Config, SIZES, SHAPE, gemma_norms),
-    "gemma3": (transformers.Gemma3TextConfig, SIZES, SHAPE, gemma_norms),
+    "gemma2": (transformers.Gemma2Config, {**SIZES, "query_pre_attn_scalar": 8}, SHAPE, gemma_norms),
+    "gemma3": (transformers.Gemma3TextConfig, {**SIZES, "query_pre_attn_scalar": 8}, SHAPE, gemma_norms),
     "gpt2": (
         transformers.GPT2Config,
         {"vocab_size": 60, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -273,7 +292,7 @@ def test_what_the_reader_would_leave_out_is_refused(exported: Path, tmp_path: Pa
         read_weights(file, replace(header, tensors={**header.tensors, "more": ((1,), "F32")}))
 
 
-@pytest.mark.parametrize(("factor", "known"), [(8.0, True), (32.0, True), (5.0, False)])
+@pytest.mark.parametrize(("factor", "known"), [(8.0, True), (16.0, True), (0.5, False)])
 def test_the_factors_of_llama_3_are_its_settings(factor: float, known: bool, exported: Path, tmp_path: Path) -> None:
     """The tensor is made as llama.cpp's converter makes it, frequency by frequency."""
     reader = gguf.GGUFReader(exported / "out" / "model.gguf")
@@ -345,7 +364,7 @@ def crossing() -> tuple[list[str], list[str]]:
 
 
 @needs_llama_cpp
-@pytest.mark.parametrize("pre", [*CUTS, *ALIASES, "dbrx", "smaug-bpe"])
+@pytest.mark.parametrize("pre", [*CUTS, *ALIASES, *LOOSE, "dbrx", "smaug-bpe"])
 def test_tokens_are_llama_cpps_under_every_name(
     pre: str, crossing: tuple[list[str], list[str]], tmp_path: Path
 ) -> None:
@@ -354,7 +373,7 @@ def test_tokens_are_llama_cpps_under_every_name(
         model, tmp_path / "model.gguf", "llama", {**SHAPE, "rope.dimension_count": 8}, words=byte_level(*crossing, pre)
     )
     theirs, ours = Llama(file), rebuilt(vocabulary_in(read_gguf_header(file).metadata, "here"))
-    for awkward in (TEXT, *AWKWARD):
+    for awkward in (TEXT, *(text for text in AWKWARD if pre not in LOOSE or "\u0301" not in text)):
         assert ours.encode(awkward, add_special_tokens=False).ids == theirs.tokens(awkward, special=True), awkward
 
 

@@ -19,7 +19,7 @@ from mickle.config import Config, Input
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
-from mickle.models.gguf_folder import Model
+from mickle.models.gguf_folder import Model, about, gguf_file
 from mickle.results import Finding
 from mickle.step import Step, command
 from mickle.storage import write_json
@@ -45,18 +45,18 @@ class HuggingFace(Config):
 
 
 class Gguf(Config):
-    """One file for llama.cpp and its kin, of a Llama with a byte-level vocabulary; needs the package gguf."""
+    """One file for llama.cpp and its kin; needs the package gguf."""
 
     kind: Literal["gguf"] = "gguf"
-    type: Literal["F32", "F16", "BF16", "Q8_0", "Q4_0"] = Field(
-        "F16", description="number type of the matrices in the file"
+    type: Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q4_K_M", "Q4_0"] | None = Field(
+        None, description="number type of the matrices (default: F16; of a model in few bits the nearest)"
     )
 
 
 class Export(Step):
     """Write a model, or an adapter merged into its base, for other tools, and prove it equal by running it."""
 
-    version: ClassVar[int] = 2  # 2: two matrices stay two, templates and marks come from where they count
+    version: ClassVar[int] = 3  # 3: GGUF says more of a model, and of one in few bits has the nearest type
     kind: ClassVar[str] = "exported"
     title: ClassVar[str] = "The export"
     lead: ClassVar[str] = (
@@ -122,6 +122,12 @@ class Export(Step):
         """How alike it is."""
         return [Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's")]
 
+    @classmethod
+    def shown(cls, folder: Path) -> list[str]:
+        """What the header of a GGUF file in it says."""
+        file = gguf_file(folder)
+        return [] if file is None else about(file).splitlines()[1:]
+
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.exporting.huggingface import refuse_missing_rows, write_huggingface
         from mickle.exporting.source import runs_on
@@ -141,17 +147,20 @@ class Export(Step):
             refuse_missing_rows(open_tokenizer(home).get_vocab(), model.vocab_size, home / TOKENIZER)
         if how:
             emit(Noted(how))
-        merged = merge(model, source, self.format, emit)
+        kept = ""
         if isinstance(self.format, Gguf):
             from mickle.exporting.gguf_file import write_gguf
+            from mickle.exporting.gguf_quants import kept_of
 
-            notes = write_gguf(model, source, work, self.format.type)
+            kind, kept = kept_of(model, self.format.type)
+            merged = merge(model, source, self.format, emit)
+            notes = write_gguf(model, source, work, kind)
         else:
-            notes = []
+            merged, notes = merge(model, source, self.format, emit), []
             write_huggingface(model, source, work)
-        for note in filter(None, (*notes, runs_on(source))):
+            kind = _type(model)
+        for note in filter(None, (kept, *notes, runs_on(source))):
             emit(Warned(note))
-        kind = self.format.type if isinstance(self.format, Gguf) else _type(model)
         again = model if source.journal and _type(model) == "float32" else None  # not replayed twice
         del model  # two models at a time are enough
         proof = check(source, work, self, kind, emit, again)
@@ -162,6 +171,7 @@ class Export(Step):
             "difference": proof.typical,
             "largest_difference": proof.largest,
             "same_tokens": proof.same_tokens,
+            **({"kept": kept} if kept else {}),
         }
 
     def after(self, out: Path) -> str:

@@ -42,6 +42,8 @@ BOUNDS = {
     "F16": 0.01,
     "BF16": 0.05,
     "Q8_0": 0.05,
+    "Q6_K": 0.2,
+    "Q4_K_M": 0.7,
     "Q4_0": 0.7,
 }
 # How far one weight may be rounded: a share of it (of its block's largest: half a step, the step's own rounding in 16
@@ -51,10 +53,12 @@ ROUNDED = {
     "float16": (2.0**-11, 2.0**-25),
     "bfloat16": (2.0**-8, 1e-38),
     "Q8_0": (1 / 254 + 2.0**-11, 2.0**-18),
+    "Q6_K": (1 / 32, 2.0**-18),
+    "Q4_K_M": (1 / 6, 2.0**-18),
     "Q4_0": (1 / 8 + 2.0**-10, 2.0**-18),
 }
 ROUNDED |= {"F32": ROUNDED["float32"], "F16": ROUNDED["float16"], "BF16": ROUNDED["bfloat16"]}
-BLOCKED = {"Q8_0": 32, "Q4_0": 32}
+BLOCKED = {"Q8_0": (32,), "Q6_K": (256, 32), "Q4_K_M": (256, 32), "Q4_0": (32,)}  # where rows are no multiple, the next
 LARGEST = 10  # how many bounds a single logit may be off
 EXACT = ("float32", "F32")
 READ_ALIKE = 1e-4  # `typical` of two readings of one folder in float32, at most: only sums are in another order
@@ -187,13 +191,13 @@ def refuse_other_layers(source: nn.Module, exported: nn.Module) -> None:
 @torch.no_grad()
 def only_rounded(source: nn.Module, exported: nn.Module, name: str, kind: str) -> bool:
     """Whether no weight of a layer is further off than its type rounds at most: by a share of itself, or of the largest
-    of the 32 that share a scale.
+    of the numbers that share a scale.
     """
     share, least = ROUNDED[kind]
     before, after = (dense_weight(linear_layers(model)[name]).float() for model in (source, exported))
     size = before.abs()
-    if kind in BLOCKED and not size.shape[1] % BLOCKED[kind]:
-        size = size.unflatten(1, (-1, BLOCKED[kind])).amax(2).repeat_interleave(BLOCKED[kind], 1)
+    block = next((block for block in BLOCKED.get(kind, ()) if not size.shape[1] % block), 1)
+    size = size.unflatten(1, (-1, block)).amax(2).repeat_interleave(block, 1)
     return bool(((after - before).abs() <= share * size + least).all())
 
 

@@ -2,8 +2,8 @@
 
 The file is checked first (`models/gguf_check.py`), its weights are read and made dense by transformers' own reader, and
 its tokenizer is built by the name that the file has for how text is cut (`models/gguf_tokens.py`), since transformers'
-conversion knows too few of them. What that reader would leave out of a file (a tensor, scaled positions) is refused;
-the factors that Llama 3.1 and later scale their positions by are recognized.
+conversion knows too few of them. What that reader leaves out of the settings is added (`models/gguf_settings.py`); a
+tensor that it would leave out is refused.
 
 Folders stand in ``$XDG_CACHE_HOME`` or ``~/.cache``, ``mickle/gguf``, by the file's name and hash. They may be deleted
 when nothing runs: an adapter that was trained on one needs the same file again (`base_folder`).
@@ -15,6 +15,8 @@ import math
 import os
 import re
 import warnings
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +24,7 @@ from pydantic import AfterValidator
 
 from mickle import storage
 from mickle.config import IsInput
-from mickle.errors import UsageError
+from mickle.errors import UsageError, shortened
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -32,33 +34,42 @@ if TYPE_CHECKING:
     from mickle.models.gguf_tokens import Vocabulary
 
 SUFFIX = ".gguf"
-VERSION = 1  # of what is made of a file; raised by hand
+VERSION = 2  # of what is made of a file; raised by hand
 NARROW = ("bfloat16", "float16")  # taken where they hold every number exactly
-FACTORS = "rope_freqs.weight"  # what Llama 3.1 and later divide frequencies by
-SCALINGS = (8.0, 32.0)  # by Llama 3.1 and 3.2, between
-LOW, HIGH, LENGTH = 1.0, 4.0, 8192  # turns in so many tokens
 
 
 def plain_folder(path: Path) -> Path:
     """The folder itself; of a GGUF file, or a folder with one and no `config.json`, the plain folder made of it."""
-    path = Path(path)
-    file = gguf_file(path)
+    file = gguf_file(Path(path))
     if file is None:
-        return path
-    name = re.sub(r"[^\w.-]", "_", file.stem)[:80]
-    home = cache() / f"{name}-{storage.hash_file(file)[:16]}-{VERSION}"
-    if not home.exists():
-        home.parent.mkdir(parents=True, exist_ok=True)
-        with storage.lock(home.parent / f".{home.name}.lock"):
-            if not home.exists():
-                write_plain(file, home)
+        return Path(path)
+    home = _made(file, "", write_plain)
     manifest = storage.read_manifest(home)
     said = manifest.meta["summary"]["said"] if manifest else ""
     warnings.warn(f"{file}: {said}; the plain folder is {home}", stacklevel=2)
     return home
 
 
+def words_folder(path: Path) -> Path:
+    """As `plain_folder`, of a setting that names a tokenizer: what is made of a GGUF file holds that alone."""
+    file = gguf_file(Path(path))
+    return Path(path) if file is None else _made(file, "-words", write_words_alone)
+
+
 Model = Annotated[Path, IsInput(), AfterValidator(plain_folder)]  # a setting that names a model
+Words = Annotated[Path, IsInput(), AfterValidator(words_folder)]  # a setting that names a tokenizer
+
+
+def _made(file: Path, what: str, write: Callable[[Path, Path], None]) -> Path:
+    """The folder that `write` makes of a file, made where it is not there yet."""
+    name = re.sub(r"[^\w.-]", "_", file.stem)[:80]
+    home = cache() / f"{name}-{storage.hash_file(file)[:16]}-{VERSION}{what}"
+    if not home.exists():
+        home.parent.mkdir(parents=True, exist_ok=True)
+        with storage.lock(home.parent / f".{home.name}.lock"):
+            if not home.exists():
+                write(file, home)
+    return home
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -106,54 +117,90 @@ def write_plain(file: Path, home: Path) -> None:
         storage.write_json(work / CONFIG, {**config, **write_words(words, tokenizer, work), "dtype": stored})
 
 
+def write_words_alone(file: Path, home: Path) -> None:
+    """The tokenizer, chat template and marks of a GGUF file, as a folder."""
+    from mickle.models.gguf_check import read_gguf_header
+
+    words, tokenizer, _ = read_words(file, read_gguf_header(file))
+    with storage.write_folder(home, kind="tokenizer", parents={"gguf": str(file)}) as work:
+        write_words(words, tokenizer, work)
+
+
+def about(file: Path) -> str:
+    """A few lines on a GGUF file, of its header alone: architecture, sizes, types of its numbers, words."""
+    from mickle.models.gguf_check import read_gguf_header
+    from mickle.models.gguf_tokens import vocabulary_in
+
+    header = read_gguf_header(file)
+    architecture, words = str(header.metadata.get("general.architecture")), vocabulary_in(header.metadata, str(file))
+    own = {name.removeprefix(f"{architecture}."): value for name, value in header.metadata.items()}
+    sizes = {
+        "layers": own.get("block_count"),
+        "width": own.get("embedding_length"),
+        "heads": own.get("attention.head_count"),
+        "over": own.get("attention.head_count_kv"),
+        "positions": own.get("context_length"),
+        "tokens": len(words.tokens),
+    }
+    counts = Counter(kind for _, kind in header.tensors.values())
+    numbers = sum(math.prod(shape) for shape, _ in header.tensors.values())
+    marks = ", ".join(f"{name} {words.tokens[number]!r}" for name, number in words.marks.items())
+    rows = {
+        "content": f"{numbers:,} numbers in {file.stat().st_size / 1e6:,.2f} MB: "
+        + ", ".join(f"{count} tensors in {kind}" for kind, count in counts.most_common()),
+        "sizes": ", ".join(f"{name} {value:,}" for name, value in sizes.items() if type(value) is int),
+        "words": f"{words.kind}, cut as {words.pre}; {marks}; {'a' if words.template else 'no'} chat template",
+    }
+    name = header.metadata.get("general.name") or ""
+    return "\n".join([
+        f"{file}: a GGUF file of a {architecture}{f' ({str(name)[:60]})' if name else ''}, its header sound",
+        *(f"  {title:<9} {shortened(line, 160)}" for title, line in rows.items()),
+    ])  # fmt: skip
+
+
 def read_weights(file: Path, header: GgufHeader) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """`config.json` and weights in float32 by transformers' names; UsageError where its reader leaves out a part."""
     from mickle.models.folder_check import check_settings
+    from mickle.models.gguf_settings import completed
     from mickle.models.transformers_bridge import read_gguf
 
     if header.metadata.get("split.count", 0) > 1:
         raise UsageError("this file is one part of several", where=str(file), todo="llama-gguf-split --merge makes one")
-    architecture = header.metadata.get("general.architecture")
-    scaling = header.metadata.get(f"{architecture}.rope.scaling.type", "none")
-    if scaling != "none":
-        raise UsageError(
-            f"positions of this model are scaled ({str(scaling)[:40]}), which transformers' reader leaves out",
-            where=str(file),
-            todo="take the model's own folder",
-        )
+    architecture = str(header.metadata.get("general.architecture"))
+    own = {name.removeprefix(f"{architecture}."): value for name, value in header.metadata.items()}
+    width = own.get("attention.key_length")
 
     def settled(settings: dict[str, Any]) -> dict[str, Any]:
         """With what the reader leaves out of some architectures, and 1e-05 where 32 bits made it 9.9999997e-06."""
         check_settings(settings, len(header.tensors), file)
         settings = {k: float(f"{v:.7g}") if type(v) is float else v for k, v in settings.items()}
-        width = header.metadata.get(f"{architecture}.attention.key_length")
-        more = {"head_dim": width} if width is not None else {}
+        more = {"pad_token_id": None, **({} if width is None else {"head_dim": width})}  # not a type's own padding
         return {**more, **({"n_positions": settings["n_ctx"]} if "n_ctx" in settings else {}), **settings}
 
     config, tensors = read_gguf(file, settled)
-    left = len(header.tensors) - len(tensors) - (FACTORS in header.tensors)
+    factors = _factors(file, header)
+    left = len(header.tensors) - len(tensors) - len(factors)
     if left:
         raise UsageError(f"transformers' reader leaves out {left} tensors of this {architecture}", where=str(file))
-    if FACTORS in header.tensors:
-        config["rope_parameters"] = _scaling(file, config["rope_parameters"]["rope_theta"])
+    try:
+        config = completed(config, own, factors)
+    except UsageError as error:
+        raise UsageError(error.what, where=str(file), todo=error.todo) from None
     return {name: value for name, value in config.items() if not name.startswith("_")}, tensors
 
 
-def _scaling(file: Path, theta: float) -> dict[str, Any]:
-    """The settings under which transformers divides frequencies by just the factors in the file."""
+def _factors(file: Path, header: GgufHeader) -> dict[str, Tensor]:
+    """The tensors of a file that scale positions, which are no weights."""
     import torch
 
     from mickle.models.gguf_check import gguf_package
+    from mickle.models.gguf_settings import FACTORS, LONG, SHORT
 
+    wanted = {FACTORS, LONG, SHORT} & header.tensors.keys()
+    if not wanted:
+        return {}
     reader = gguf_package().GGUFReader(file)
-    factors = torch.tensor(next(t.data for t in reader.tensors if t.name == FACTORS))
-    waves = 2 * math.pi * theta ** (torch.arange(len(factors)) / len(factors))
-    for factor in SCALINGS:
-        smooth = ((LENGTH / waves - LOW) / (HIGH - LOW)).clamp(0, 1)
-        if torch.allclose(factors, 1 / (smooth + (1 - smooth) / factor), rtol=1e-4):
-            bounds = {"low_freq_factor": LOW, "high_freq_factor": HIGH, "original_max_position_embeddings": LENGTH}
-            return {"rope_type": "llama3", "rope_theta": theta, "factor": factor, **bounds}
-    raise UsageError("positions are scaled by factors that no known Llama has", where=str(file))
+    return {t.name: torch.tensor(t.data, dtype=torch.float32) for t in reader.tensors if t.name in wanted}
 
 
 def read_words(file: Path, header: GgufHeader) -> tuple[Vocabulary, Tokenizer, str]:
@@ -168,7 +215,7 @@ def read_words(file: Path, header: GgufHeader) -> tuple[Vocabulary, Tokenizer, s
 
         tokenizer = tokenizer_of_gguf(file)
     if words.kind == SENTENCEPIECE:
-        mark_spaces(tokenizer, header.metadata.get("tokenizer.ggml.add_space_prefix", True))
+        mark_spaces(tokenizer, words.prefix)
     framed(tokenizer, words)
     known = words.pre in CUTS or words.kind == SENTENCEPIECE
     return words, tokenizer, "" if known else "; text is cut as transformers has it, not as llama.cpp"

@@ -1,4 +1,4 @@
-"""A byte-level vocabulary as a GGUF file says it: tokens, their kinds, merges, and how text is cut before merging.
+"""A vocabulary as a GGUF file says it: tokens, their kinds, merges, and how text is cut before merging.
 
 GGUF names the cutting (`tokenizer.ggml.pre`) and llama.cpp has the regular expressions in its source, so a tokenizer
 whose cutting has no name there would be read wrongly without a word. Names, by what llama.cpp does under each:
@@ -7,15 +7,23 @@ whose cutting has no name there would be read wrongly without a word. Names, by 
     smollm     each numeral by itself, then the expression of GPT-2: what Mickle's own tokenizers do
     llama-bpe  the expression of Llama 3; a word that is a token is taken whole, merges or not
     qwen2      the expression of Qwen 2
+    tekken     the expression of Mistral Nemo; a word that is a token is taken whole
+    gpt-4o     the expression of GPT-4o, which Phi-4-mini has
 
 Any other is written as "default", and said. Read are also the other names that llama.cpp has for these, and those whose
 expressions transformers has; a name that neither knows is refused.
+
+Vocabularies of SentencePiece (Llama 2, Mistral, Gemma, Phi-3) have no merges in the file but a score for each token:
+of all neighbours whose text together is a token, those with the highest score are joined first. Folders have them as
+merges, so a token's score is the place of its first merge, below 0.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +31,7 @@ from mickle.errors import UsageError
 from mickle.models.folder_files import open_tokenizer
 from mickle.untrusted.tokenizer import failures, read_tokenizer
 
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5  # kinds of tokens in the format
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of tokens in the format
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3, QWEN2 = CONTRACTIONS + r"\p{N}{1,3}" + REST, CONTRACTIONS + r"\p{N}" + REST
@@ -37,6 +45,7 @@ ALIASES = {
     **dict.fromkeys(("llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), "llama-bpe"),
     **dict.fromkeys(("deepseek-r1-qwen", "stablelm2"), "qwen2"),
 }
+LOOSE = ("tekken", "gpt-4o")  # transformers' expressions, of which llama.cpp's do not know marks
 WHOLE = ("llama-bpe", "tekken")  # take a word that is a token whole, and begin texts with the start mark
 MARKS = {  # as the tokenizer's files and as this one call them
     "bos": "bos",
@@ -63,6 +72,8 @@ class Vocabulary:
     note: str = ""
     template: str = ""  # of conversations; "" where the folder has none
     kind: str = "gpt2"  # tokenizer.ggml.model: pairs of bytes
+    scores: tuple[float, ...] = ()  # of tokens, where the kind is SentencePiece
+    prefix: bool = False  # whether a space is put before each text, where it is SentencePiece
 
     @property
     def stops(self) -> list[int]:
@@ -75,15 +86,17 @@ class Vocabulary:
 def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, int]) -> Vocabulary:
     """The vocabulary of a folder's `tokenizer.json` for a model of `size` tokens, whose ids it must be.
 
-    marks: ids of bos, eos, eot and pad. UsageError for what is no byte-level BPE.
+    marks: ids of bos, eos, eot and pad. UsageError for what is neither a byte-level BPE nor of SentencePiece.
     """
     path = tokenizer / "tokenizer.json"
     opened = open_tokenizer(tokenizer)
     values = read_tokenizer(path)
     model, added = values["model"], values.get("added_tokens") or []
-    if model.get("type") != "BPE" or model.get("byte_fallback") or "ByteLevel" not in str(values.get("decoder")):
+    pieces = bool(model.get("byte_fallback"))
+    if model.get("type") != "BPE" or (not pieces and "ByteLevel" not in str(values.get("decoder"))):
         raise UsageError(
-            f"this tokenizer is no byte-level BPE ({model.get('type')}); its GGUF form is not written",
+            f"this tokenizer is no byte-level BPE and none of SentencePiece's ({model.get('type')}); its GGUF form is "
+            "not written",
             where=str(path),
             todo="export with --format huggingface and use llama.cpp's own converter on that folder",
         )
@@ -91,21 +104,47 @@ def read_vocabulary(tokenizer: Path, size: int, marks: dict[str, int]) -> Vocabu
     kinds = dict.fromkeys(texts, NORMAL)
     kinds |= {int(t["id"]): CONTROL if t.get("special") else USER_DEFINED for t in added}
     read = opened.encode("a").ids
-    pre, note = _pre(values)
-    return Vocabulary(
+    found = Vocabulary(
         tokens=[texts.get(number, f"[PAD{number}]") for number in range(size)],
         kinds=[kinds.get(number, UNUSED) for number in range(size)],
         merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []],
-        pre=pre,
+        pre=DEFAULT,
         begins=bool(read) and read[0] == marks.get("bos"),
         ends=len(read) > 1 and read[-1] == marks.get("eos"),
         marks=marks,
-        note=note,
     )
+    if pieces:
+        return _pieces(found, values, str(path))
+    pre, note = _pre(values)
+    return replace(found, pre=pre, note=note)
+
+
+def _pieces(found: Vocabulary, values: dict[str, Any], where: str) -> Vocabulary:
+    """A vocabulary of SentencePiece with the scores that its merges come from."""
+    unknown = values["model"].get("unk_token")
+    if unknown not in found.tokens:
+        raise UsageError("a vocabulary of SentencePiece has a token for what it does not know", where=where)
+    kinds = [BYTE if re.fullmatch("<0x[0-9A-F]{2}>", t) else k for t, k in zip(found.tokens, found.kinds, strict=True)]
+    kinds[found.tokens.index(unknown)] = UNKNOWN
+    scores: dict[str, float] = {}
+    for place, (left, right) in enumerate(merge.split(" ", 1) for merge in found.merges):
+        scores.setdefault(left + right, float(-place))
+    prefix, note = _spaces(values)
+    scored = tuple(scores.get(token, 0.0) for token in found.tokens)
+    return replace(found, kinds=kinds, kind=SENTENCEPIECE, merges=[], scores=scored, prefix=prefix, note=note)
+
+
+def _spaces(values: dict[str, Any]) -> tuple[bool, str]:
+    """Whether a tokenizer of SentencePiece puts a space before each text, and what does not agree with llama.cpp."""
+    stated = json.dumps([values.get("normalizer"), values.get("pre_tokenizer")])
+    scheme = re.search(r'"prepend_scheme": "(\w+)"', stated)
+    prefix = "Prepend" in stated or bool(scheme and scheme[1] != "never")
+    only_first = bool(scheme and scheme[1] == "first")
+    return prefix, "llama.cpp puts a space after every mark too, not only before a text" if only_first else ""
 
 
 def vocabulary_in(metadata: Mapping[str, Any], where: str) -> Vocabulary:
-    """The byte-level vocabulary that a file's metadata hold; UsageError where a part is missing or of another kind."""
+    """The vocabulary that a file's metadata hold; UsageError where a part is missing or of another kind."""
 
     def value(name: str, kind: type, default: Any = None) -> Any:
         found = metadata.get(f"tokenizer.{name}", default)
@@ -132,13 +171,15 @@ def vocabulary_in(metadata: Mapping[str, Any], where: str) -> Vocabulary:
         marks={name: number for name, number in marks.items() if 0 <= number < len(tokens)},
         template=value("chat_template", str, ""),
         kind=kind,
+        prefix=kind == SENTENCEPIECE and value("ggml.add_space_prefix", bool, True),
     )
 
 
 def _pre(values: dict[str, Any]) -> tuple[str, str]:
     """llama.cpp's name for how this tokenizer cuts text, and what does not agree with it."""
     cut, whole = _expressions(values.get("pre_tokenizer") or {}), bool(values["model"].get("ignore_merges"))
-    name = next((name for name, parts in CUTS.items() if cut == parts and whole == (name in WHOLE)), DEFAULT)
+    known = CUTS | {name: _cuts(name) for name in LOOSE}
+    name = next((name for name, parts in known.items() if cut == parts and whole == (name in WHOLE)), DEFAULT)
     if name == DEFAULT:
         return (name, "llama.cpp has no name for how this tokenizer cuts text: it will read some texts as other tokens")
     if values.get("normalizer"):
@@ -146,6 +187,8 @@ def _pre(values: dict[str, Any]) -> tuple[str, str]:
             name,
             "llama.cpp does not normalize text as this tokenizer does: unusual characters may become other tokens",
         )
+    if name in LOOSE:
+        return name, f"llama.cpp cuts accents that are characters of their own otherwise under {name!r}"
     return name, ""
 
 

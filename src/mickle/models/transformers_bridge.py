@@ -36,7 +36,12 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.integrations.gguf import convert_gguf_tokenizer, get_gguf_tokenizer
-from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers.modeling_gguf_pytorch_utils import (
+    GGUF_SUPPORTED_ARCHITECTURES,
+    GGUF_TO_TRANSFORMERS_MAPPING,
+    TENSOR_PROCESSORS,
+    load_gguf_checkpoint,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mickle.errors import MickleError, UsageError
@@ -195,6 +200,10 @@ def read_gguf(
     settled: makes the reader's settings those that a model is made of.
     """
     where = str(file)
+    if "smollm3" not in TENSOR_PROCESSORS:  # a Llama in all that its reader asks, which does not know it
+        GGUF_SUPPORTED_ARCHITECTURES.append("smollm3")
+        GGUF_TO_TRANSFORMERS_MAPPING["config"]["smollm3"] = GGUF_TO_TRANSFORMERS_MAPPING["config"]["llama"]
+        TENSOR_PROCESSORS["smollm3"] = TENSOR_PROCESSORS["llama"]
     with _quiet(where), contextlib.redirect_stderr(io.StringIO()):  # its bar asks nobody
         settings = settled(load_gguf_checkpoint(where)["config"])
         with torch.device("meta"):
@@ -203,6 +212,13 @@ def read_gguf(
         weights = load_gguf_checkpoint(where, return_tensors=True, model_to_load=frame)["tensors"]
         values = json.loads(config.to_json_string(use_diff=False))
     return {**values, "architectures": [model_class.__name__]}, weights
+
+
+def full_settings(config: dict[str, Any], where: str) -> dict[str, Any]:
+    """The settings of a `config.json` with what transformers takes where it says nothing."""
+    with _quiet(where):
+        values: dict[str, Any] = _model_class(config, where)[1].to_dict()
+    return values
 
 
 def tokenizer_of_gguf(file: Path) -> Tokenizer:

@@ -17,6 +17,7 @@ from mickle.config import Input
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.decoder_settings import DecoderArchitecture
+from mickle.models.gguf_folder import Words
 from mickle.step import command
 from mickle.storage import SCRATCH
 from mickle.training.pretrain_objectives import NextToken
@@ -64,7 +65,9 @@ class Mix(TrainingStep):
         "tiny",
         description="size of reference and proxy: tiny (10^6 parameters), small, base, or a number of parameters",
     )
-    tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
+    tokenizer: Words | None = Field(
+        None, description="tokenizer.json, a folder with one, or a GGUF file (default: train one)"
+    )
     vocabulary_size: int | None = Field(
         None, ge=257, le=1 << 20, description="tokens in the vocabulary (default: from size)"
     )

@@ -19,7 +19,7 @@ from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
 from mickle.models.decoder_settings import DecoderArchitecture
-from mickle.models.gguf_folder import Model
+from mickle.models.gguf_folder import Model, Words
 from mickle.results import Finding, Section
 from mickle.storage import HELDOUT, SCRATCH
 from mickle.training.curves import training_findings, training_section
@@ -86,7 +86,9 @@ class Pretrain(TrainingStep):
     size: Literal["tiny", "small", "base"] | int = Field(
         "tiny", description="tiny (10^6 parameters), small (5 x 10^6), base (25 x 10^6), or a number of parameters"
     )
-    tokenizer: Input | None = Field(None, description="tokenizer.json or a folder with one (default: train one)")
+    tokenizer: Words | None = Field(
+        None, description="tokenizer.json, a folder with one, or a GGUF file (default: train one)"
+    )
     vocabulary_size: int | None = Field(
         None, ge=257, le=1 << 20, description="tokens in the vocabulary (default: from size)"
     )
