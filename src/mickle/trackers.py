@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,14 @@ def trackio(folder: Path) -> Run:
         import trackio
     except ImportError:
         raise _missing("trackio", "trackio") from None
-    run = trackio.init(project=PROJECT, embed=False, auto_log_gpu=False, auto_log_cpu=False)
-    return Run(lambda figures, step: run.log(figures, step=step), run.finish)
+    with redirect_stdout(StringIO()):  # what it says of uploads is not so here
+        run = trackio.init(project=PROJECT, embed=False, auto_log_gpu=False, auto_log_cpu=False)
+
+    def close() -> None:
+        with redirect_stdout(StringIO()):
+            trackio.finish()
+
+    return Run(lambda figures, step: run.log(figures, step=step), close)
 
 
 TRACKERS = {
