@@ -14,7 +14,8 @@ from mickle.errors import MickleError, NumericError, UsageError
 from mickle.models.adapters import adapter_base, open_adapter, save_adapter, tokenizer_folder
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import open_model, save_model
-from mickle.models.lora import attach_lora, lora_layers
+from mickle.models.lora import attach_lora, lora_layers, merge_lora
+from mickle.models.trained_layers import train_rows, train_whole, trained_rows
 
 IDS = torch.randint(0, 60, (2, 17), generator=torch.Generator().manual_seed(0))
 
@@ -88,6 +89,52 @@ def test_what_we_write_peft_reads_bit_for_bit(kind: str, tmp_path: Path) -> None
     equal_files(tmp_path / "adapter", tmp_path / "again")
     again = open_adapter(tmp_path / "again")
     assert torch.equal(again(IDS), open_adapter(tmp_path / "adapter")(IDS))
+
+
+BESIDE: dict[str, dict[str, Any]] = {
+    "llama": {"tokens": {"model.embed_tokens": [7, 3]}, "whole": ["model.norm"]},  # tied
+    "untied": {"tokens": {"model.embed_tokens": [3], "lm_head": [3, 59]}, "whole": ["layers.1.input_layernorm"]},
+    "gpt2": {"tokens": {"transformer.wte": [0, 59]}, "whole": ["ln_f"]},
+    "bert": {"tokens": {"bert.embeddings.word_embeddings": [5]}, "whole": ["cls.predictions.transform.LayerNorm"]},
+    "head": {"tokens": {}, "whole": ["lm_head"]},
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_rows_and_layers_that_learn_beside_adapters_are_pefts_both_ways(kind: str, tmp_path: Path) -> None:
+    """One step of training moves what is named and nothing else; PEFT computes it, and merged it is a plain model."""
+    from peft import PeftModel
+
+    shape, chosen = {"head": "untied"}.get(kind, kind), BESIDE[kind]
+    model, ours = theirs(shape, tmp_path / "base"), open_model(tmp_path / "base")
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    attach_lora(ours, rank=2, targets=["q_proj", "c_attn", "query"])
+    train_rows(ours, chosen["tokens"])
+    train_whole(ours, chosen["whole"])
+    ours(IDS).logsumexp(-1).sum().backward()
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter -= 0.01 * parameter.grad if parameter.grad is not None else 0
+        save_adapter(ours, tmp_path / "adapter", tmp_path / "base")
+        peft = PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+        torch.testing.assert_close(ours(IDS), expected := peft(IDS).logits, atol=2e-4, rtol=1e-5)
+        assert not torch.allclose(expected, open_model(tmp_path / "base")(IDS), atol=1e-3)
+        peft.save_pretrained(tmp_path / "again")
+        equal_files(tmp_path / "adapter", tmp_path / "again")
+        again = open_adapter(tmp_path / "again", base=tmp_path / "base")
+        assert torch.equal(again(IDS), open_adapter(tmp_path / "adapter")(IDS))
+        save_adapter(again, tmp_path / "third", tmp_path / "base")
+        equal_files(tmp_path / "adapter", tmp_path / "third")
+        merge_lora(again)
+        torch.testing.assert_close(again(IDS), expected, atol=2e-4, rtol=1e-5)
+        for name, tensor in again.state_dict().items():
+            rows = (tensor != before[name]).any(-1).nonzero() if tensor.ndim == 2 else torch.empty(0)
+            tables = [tokens for table, tokens in chosen["tokens"].items() if table.split(".")[-1] in name]
+            assert not tables or rows.flatten().tolist() == sorted(tables[0])
+    learning = open_adapter(tmp_path / "adapter", trainable=True)
+    assert {id(p) for p in learning.parameters() if p.requires_grad} >= {
+        id(t.rows) for t in trained_rows(learning).values()
+    }
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
@@ -227,8 +274,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
 CONFIGS = {
     "DoRA": {"use_dora": True},
     "trains biases .bias 'all'": {"bias": "all"},
-    "modules_to_save": {"modules_to_save": ["lm_head"]},
-    "trainable_token_indices": {"trainable_token_indices": [1]},
+    "no layer is called 'lm_head'": {"modules_to_save": ["lm_head"]},
+    "has not the tensors that its settings name: 'embed_tokens'": {"trainable_token_indices": {"embed_tokens": [1]}},
+    "trainable_token_indices is .*1, 1": {"trainable_token_indices": [1, 1]},
+    "modules_to_save is .3": {"modules_to_save": [3]},
     "layer_replication": {"layer_replication": [[0, 2]]},
     "Megatron": {"megatron_config": {"a": 1}},
     "began with 'pissa', which changes the base": {"init_lora_weights": "pissa"},

@@ -337,6 +337,38 @@ def test_files_are_read_by_their_weights_and_columns_and_the_run_goes_on(home: P
     assert storage.open_folder(tune(home, tmp_path / "cut", **given)).digest == storage.open_folder(whole).digest
 
 
+def test_marks_that_the_model_lacks_learn_beside_adapters(home: Path, tmp_path: Path) -> None:
+    """A chat template's new mark has a spare row, which learns, as a norm does; killed it has the same bytes; merged it
+    is proven equal.
+    """
+    from mickle.exporting.export import Export
+
+    base = made.decoder_folder(tmp_path / "base", spare=1)
+    (base / "chat_template.jinja").write_text(
+        "{% for m in messages %}{{ m.role }}: {% generation %}{{ m.content }}<|new|>{% endgeneration %}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    method = {"kind": "lora", "rank": 2, "trained_tokens": ["<|new|>"], "modules_to_save": ["norm"]}
+    found = summary(whole := tune(home, tmp_path / "whole", model=base, method=method))
+    tensors = storage.load_tensors(whole / "adapter_model.safetensors")
+    mark = json.loads((whole / "adapter_config.json").read_text())["trainable_token_indices"]["model.embed_tokens"]
+    assert mark == [json.loads((base / "config.json").read_text())["vocab_size"] - 1]
+    row = tensors["base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"]
+    before = open_model(base)
+    assert not torch.allclose(row, before.embed_tokens.weight[mark], atol=1e-3)
+    assert not torch.allclose(tensors["base_model.model.model.norm.weight"], before.norm.weight, atol=1e-3)
+    assert (
+        found["trained_parameters"] == found["plan"]["learning"] == sum(tensor.numel() for tensor in tensors.values())
+    )
+    assert found["task"]["after"] < found["task"]["before"] - 0.2
+    with pytest.raises(KeyboardInterrupt):
+        tune(home, tmp_path / "cut", _interrupt_at(6), model=base, method=method)
+    cut = tune(home, tmp_path / "cut", model=base, method=method)
+    assert storage.open_folder(cut).digest == storage.open_folder(whole).digest
+    merged = open_model(execute(Export(model=whole), tmp_path / "merged", ignore))
+    assert torch.allclose(merged.embed_tokens.weight[mark], row)
+
+
 def test_patience_ends_a_run_that_becomes_no_better(home: Path, tmp_path: Path) -> None:
     """A rate at which the held-out loss soon rises; stopped and gone on from after its last step too."""
     given: dict[str, Any] = {"weights": {"patience": 2}, "learning_rate": 0.3, "steps": 40, "samples": 0}

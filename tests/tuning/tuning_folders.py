@@ -25,10 +25,10 @@ def tokenizer(mask: bool = False) -> TextTokenizer:
     return train_tokenizer(TEXTS, 280, or_fewer=True, mask=mask)
 
 
-def decoder_folder(folder: Path, causal: bool = True) -> Path:
-    """Ours: a Llama, or a EuroBERT where it sees both sides."""
+def decoder_folder(folder: Path, causal: bool = True, spare: int = 0) -> Path:
+    """Ours: a Llama, or a EuroBERT where it sees both sides. spare: rows of its tables that no token has."""
     marks = tokenizer(mask=not causal)
-    shape = DecoderConfig(marks.size, 16, 2, 2, 2, 8, 32, LENGTH, causal=causal, initial_std=0.2)
+    shape = DecoderConfig(marks.size + spare, 16, 2, 2, 2, 8, 32, LENGTH, causal=causal, initial_std=0.2)
     save_model(Decoder(shape, seed=3), folder, marks)
     return folder
 

@@ -39,12 +39,11 @@ HARMLESS = {
     *("revision", "inference_mode", "peft_version", "exclude_modules", "layers_to_transform", "layers_pattern"),
     *("megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size"),
     *("runtime_config", "ensure_weight_tying", "dora_ephemeral_gpu_offload"),
+    *("modules_to_save", "trainable_token_indices"),
 }
 STARTS = (True, False, None, "gaussian", "orthogonal", "eva")  # ways to begin that leave the base as it is
 VARIANTS = {
     "use_dora": "DoRA",
-    "modules_to_save": "whole layers trained beside the adapter (modules_to_save)",
-    "trainable_token_indices": "trained rows of the embedding (trainable_token_indices)",
     "layer_replication": "layers used twice (layer_replication)",
     "megatron_config": "layers of Megatron",
     "target_parameters": "adapters on bare parameters (target_parameters)",
@@ -66,6 +65,8 @@ class AdapterSettings:
     alpha_pattern: dict[str, float]
     targets: list[str] | None  # None: a regular expression, or "all-linear"; the tensors say which
     some_left_out: bool  # whether layers that targets name have no adapter by rights
+    whole: list[str]  # ends of the names of layers that are trained whole
+    tokens: dict[str, list[int]]  # ends of the names of tables -> their trained rows; "" stands for any
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -107,6 +108,8 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
     targets, rslora = values.get("target_modules"), values.get("use_rslora", False)
     dropout = values.get("lora_dropout", 0.0)
     share = type(dropout) in (int, float) and 0 <= dropout < 1
+    whole, tokens = values.get("modules_to_save") or [], values.get("trainable_token_indices") or {}
+    tokens = {"": tokens} if isinstance(tokens, list) else tokens
     return AdapterSettings(
         rank=_count(values.get("r"), "r", path),
         alpha=_number(values.get("lora_alpha"), "lora_alpha", path),
@@ -118,7 +121,19 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
         },
         targets=[str(target) for target in targets] if isinstance(targets, list) else None,
         some_left_out=any(values.get(key) not in (None, []) for key in ("exclude_modules", "layers_to_transform")),
+        whole=_checked(whole, "modules_to_save", path, "a list of names", _holds(whole, list, str)),
+        tokens=_checked(tokens, "trainable_token_indices", path, "lists of tokens", _are_tokens(tokens)),
     )
+
+
+def _holds(values: Any, kind: type, item: type) -> bool:
+    return isinstance(values, kind) and all(type(value) is item for value in values)
+
+
+def _are_tokens(tokens: Any) -> bool:
+    """Whether a table has lists of different tokens by names."""
+    lists = tokens.values() if _holds(tokens, dict, str) else [None]
+    return all(_holds(some, list, int) and len(set(some)) == len(some) > 0 for some in lists)
 
 
 def write_adapter(

@@ -1,6 +1,7 @@
 """Adapter folders in PEFT's format, written and read: `adapter_config.json` and `adapter_model.safetensors`.
 
-A's and B's are named `base_model.model.<the layer's folder name>.lora_A.weight` and `.lora_B.weight`. Our own folders
+A's and B's are named `base_model.model.<the layer's folder name>.lora_A.weight` and `.lora_B.weight`, rows of tables
+`.token_adapter.trainable_tokens_delta`, layers trained whole as in the model's folder. Our own folders
 hold a note on their base too (`models/adapter_folder.py`), so that another base is refused. What PEFT writes is read
 where it is a plain LoRA, rsLoRA and patterns too; a variant that would compute something else is refused by its name
 (`models/adapter_folder.py`). A folder from a stranger is checked as a model folder is, before memory is taken.
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mickle import storage
 from mickle.errors import UsageError
@@ -31,16 +32,19 @@ from mickle.models.adapter_folder import (
     write_adapter,
 )
 from mickle.models.folder_check import ADAPTER
+from mickle.models.language import LanguageModel
 from mickle.models.linear_layers import features, folder_layer_name, is_conv1d, is_linear, linear_layers, replace_layer
 from mickle.models.lora import LoraLinear, lora_layers, matched
 from mickle.models.prefix import PrefixedModel, open_prefix, save_prefix
 from mickle.models.quantized import open_base, quantize_model
 from mickle.models.safetensors_check import TensorEntry, read_header, refuse_not_finite
+from mickle.models.trained_layers import train_rows, train_whole, trained_rows, trained_whole
 
 __all__ = ["adapter_base", "base_in_few_bits", "open_adapter", "read_settings", "save_adapter", "tokenizer_folder"]
 __all__ += ["weights_digest"]
 PREFIX = "base_model.model."
 ENDINGS = {"lora_A": ".lora_A.weight", "lora_B": ".lora_B.weight"}
+ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 def save_adapter(
@@ -64,6 +68,9 @@ def save_adapter(
         for name, layer in layers.items()
         for part in ENDINGS
     }
+    tensors |= {f"{PREFIX}{name}{ROWS}": table.rows.detach() for name, table in trained_rows(model).items()}
+    for name, whole in trained_whole(model).items():
+        tensors |= {f"{PREFIX}{name}.{own}": value.detach() for own, value in whole.state_dict().items()}
     write_adapter(folder, base, tensors, _settings(model, layers, base), tokenizer, quantization)
 
 
@@ -78,8 +85,9 @@ def open_adapter(
     """The base model with the adapters of `folder` on it, in evaluation mode.
 
     base: the base's folder, where it is not where the adapter says. dtype: of the base (None: as in its files); A and B
-    are float32 or wider. trainable: A and B take gradients; all else is frozen in either case. as_trained False: on
-    `base` as it is, whatever the hash of its weights, and not put into few bits: the model that the base was made of.
+    are float32 or wider. trainable: what was trained takes gradients; all else is frozen in either case. as_trained
+    False: on `base` as it is, whatever the hash of its weights, and not put into few bits: the model that the base was
+    made of.
 
     Raises UsageError for a folder that is not whole or not safe, for another base than the adapter was made on (naming
     the layer that does not fit), and for kinds of adapter that Mickle does not compute.
@@ -90,7 +98,9 @@ def open_adapter(
     if values["peft_type"] == "PREFIX_TUNING":
         return open_prefix(folder, values, base, dtype, device)
     settings = plain_lora(values, folder / ADAPTER)
-    entries = _entries(read_header(folder_check.regular_file(folder, WEIGHTS)), folder / WEIGHTS)
+    header = read_header(folder_check.regular_file(folder, WEIGHTS))
+    beside = {key: entry for key, entry in header.items() if _is_beside(key, settings)}
+    entries = _entries({key: entry for key, entry in header.items() if key not in beside}, folder / WEIGHTS)
     model = open_base(base, dtype, device)
     how = base_note(folder).get("quantization")
     if as_trained and how:
@@ -109,7 +119,49 @@ def open_adapter(
             value = tensors[f"{PREFIX}{name}{ending}"].to(device=device, dtype=wide)
             setattr(layer, part, nn.Parameter(value, requires_grad=trainable))
         replace_layer(model, name, layer)
+    try:
+        _put_beside(model, {key: tensors[key].to(device) for key in beside}, settings, trainable)
+    except UsageError as error:
+        raise UsageError(error.what, where=str(folder / WEIGHTS), expected=error.expected) from None
     return model.eval()
+
+
+def _is_beside(key: str, settings: AdapterSettings) -> bool:
+    """Whether a tensor is trained rows of a table, or of a layer that is trained whole."""
+    layer = key.removeprefix(PREFIX).rpartition(".")[0]
+    ours = key.startswith(PREFIX) and ".lora_" not in key
+    return ours and (key.endswith(ROWS) or any(f".{layer}.".find(f".{name}.") >= 0 for name in settings.whole))
+
+
+@torch.no_grad()
+def _put_beside(model: LanguageModel, tensors: dict[str, Tensor], settings: AdapterSettings, trainable: bool) -> None:
+    """Trained rows and whole layers into the model. UsageError names what does not fit."""
+    found = {key.removeprefix(PREFIX).removesuffix(ROWS): value for key, value in tensors.items() if key.endswith(ROWS)}
+    for name, rows in found.items():
+        tokens = next((some for end, some in settings.tokens.items() if not end or f".{name}".endswith(f".{end}")), [])
+        train_rows(model, {name: tokens})
+        table = trained_rows(model)[name]
+        _refuse_other_shape(name + ROWS, rows, table.rows)
+        table.rows.copy_(rows[torch.tensor(tokens).argsort()]).requires_grad_(trainable)
+    train_whole(model, settings.whole)
+    own = {f"{PREFIX}{name}.{key}": p for name, m in trained_whole(model).items() for key, p in m.state_dict().items()}
+    given = {key: value for key, value in tensors.items() if not key.endswith(ROWS)}
+    if own.keys() != given.keys() or len(found) < len(settings.tokens):
+        odd = min([*(own.keys() ^ given.keys()), *(settings.tokens.keys() - found.keys())])
+        raise UsageError(f"adapter has not the tensors that its settings name: {odd[:120]!r}")
+    for key, value in given.items():
+        _refuse_other_shape(key, value, own[key])
+        own[key].copy_(value)
+    for layer in trained_whole(model).values():
+        layer.requires_grad_(trainable)
+
+
+def _refuse_other_shape(name: str, found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape or not found.is_floating_point():
+        raise UsageError(
+            f"{name[:120]!r} is {found.dtype} of shape {list(found.shape)}",
+            expected=f"floats of {list(expected.shape)}",
+        )
 
 
 def _entries(header: dict[str, TensorEntry], path: Path) -> dict[str, dict[str, TensorEntry]]:
@@ -187,7 +239,8 @@ def _settings(model: nn.Module, layers: dict[str, LoraLinear], base: Path) -> di
         "use_dora": False,
         "init_lora_weights": True,
         "inference_mode": True,
-        "modules_to_save": None,
+        "modules_to_save": list(trained_whole(model)) or None,
+        "trainable_token_indices": {n: table.tokens.tolist() for n, table in trained_rows(model).items()} or None,
         "rank_pattern": {name: layer.rank for name, layer in layers.items() if layer.rank != rank},
         "alpha_pattern": {n: _short(layer.alpha) for n, layer in layers.items() if layer.alpha != alpha},
     }

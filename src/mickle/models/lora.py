@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from mickle.errors import UsageError
 from mickle.kernels.low_rank import add_low_rank, low_rank_linear
 from mickle.models.linear_layers import dense_weight, features, is_conv1d, linear_layers, replace_layer, stored_type
+from mickle.models.trained_layers import put_rows_in
 
 ALL_LINEAR = "all-linear"
 
@@ -184,6 +185,7 @@ def merge_lora(
                 "rounding": float((merged.to(wide) - exact).norm()),
             }
         replace_layer(model, name, _plain_layer(inner, merged))
+    put_rows_in(model)
     return figures
 
 

@@ -84,6 +84,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     from torch import nn
 
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables |= {id(p) for name, p in model.named_parameters() if name.endswith(".rows")}  # of tables of tokens
     trainable = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trainable if p.ndim >= 2 and id(p) not in tables]
     others = [p for p in trainable if p.ndim < 2 or id(p) in tables]

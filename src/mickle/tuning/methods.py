@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mickle.training.run import TrainingRun
     from mickle.tuning.weights import Weights
 
+BESIDE = {"modules_to_save", "trained_tokens"}  # settings of what learns beside adapters
 LARGE = 7e9  # parameters for which the methods' rates hold
 EPOCHS = 3
 
@@ -76,6 +77,24 @@ class Learning(Config):
         Raises UsageError where the model cannot take it.
         """
         raise NotImplementedError
+
+    @property
+    def marks(self) -> list[str]:
+        """Tokens, as they are spelt, whose rows of the embedding and the output matrix learn too."""
+        return []
+
+    @property
+    def layers(self) -> list[str]:
+        """Layers that learn whole beside others: ends of their names."""
+        return []
+
+    def prepare_beside(self, model: LanguageModel, tokenizer: TextTokenizer) -> None:
+        """Let what ``marks`` and ``layers`` name learn. Raises UsageError where the model cannot take it."""
+        from mickle.models.trained_layers import tables, train_rows, train_whole
+
+        tokens = [tokenizer.tokenizer.token_to_id(mark) for mark in self.marks]
+        train_rows(model, dict.fromkeys(tables(model), tokens) if tokens else {})
+        train_whole(model, self.layers)
 
     def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
         """A model folder, or an adapter's in PEFT's form with where its base is."""
@@ -129,12 +148,12 @@ class BesideLinear(Learning):
         return self.targets
 
     def count(self, weights: Weights) -> int:
-        return self.rank * weights.sides
+        return self.rank * weights.sides + len(self.marks) * weights.row + weights.whole
 
     def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         from mickle.models.lora import attach_lora
 
-        attach_lora(model, seed=seed, **self.model_dump(include=set(Adapters.model_fields)))
+        attach_lora(model, seed=seed, **self.model_dump(include=set(Adapters.model_fields) - BESIDE))
         return model
 
     def save(self, model: nn.Module, work: Path, base: Path, tokenizer: TextTokenizer) -> None:
@@ -238,6 +257,29 @@ class Adapters(BesideLinear, TuningMethod):
     alpha_pattern: dict[str, float] = Field(
         default_factory=dict, description="alphas of single layers, by their names or regular expressions"
     )
+    trained_tokens: list[str] = Field(
+        default_factory=list,
+        description="tokens whose rows of embedding and output matrix learn too, such as marks of a chat template; "
+        "one that the tokenizer lacks is added where the model has a row to spare",
+    )
+    modules_to_save: list[str] = Field(
+        default_factory=list, description="layers that learn whole, by the ends of their names: norm, lm_head"
+    )
+
+    @property
+    def marks(self) -> list[str]:
+        return list(dict.fromkeys(self.trained_tokens))
+
+    @property
+    def layers(self) -> list[str]:
+        return self.modules_to_save
+
+    @property
+    def one_process(self) -> str:
+        return "rows of a table are no process's share" if self.trained_tokens else ""
+
+    def unpacked_bytes(self, weights: Weights) -> int:
+        return 12 * weights.table if self.trained_tokens else 0  # the table with its rows put in, and gradients
 
 
 class Lora(Adapters):
@@ -265,13 +307,13 @@ class Qlora(Adapters):
 
     @property
     def one_process(self) -> str:
-        return "pages are of whole averages, not of a process's share" if self.paged else ""
+        return "pages are of whole averages, not of a process's share" if self.paged else super().one_process
 
     def bytes_a_number(self, precision: str) -> float:
         return 4.127 / 8 if self.double else 4.5 / 8
 
     def unpacked_bytes(self, weights: Weights) -> int:
-        return 4 * weights.largest
+        return 4 * weights.largest + super().unpacked_bytes(weights)
 
     def prepare(self, model: LanguageModel, seed: int) -> LanguageModel:
         from mickle.models.quantized import quantize_model

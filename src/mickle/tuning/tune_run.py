@@ -86,6 +86,8 @@ def read_inputs(
     shape = describe(folder)
     check_tokenizer(folder)
     tokenizer = open_text_tokenizer(folder)
+    if new := [mark for mark in method.learns.marks if tokenizer.tokenizer.token_to_id(mark) is None]:
+        tokenizer.tokenizer.add_special_tokens(new)
     check_vocabulary(shape, tokenizer.size, folder)
     most = tune_plan.longest_row(length, shape)
     task: Task
@@ -94,7 +96,9 @@ def read_inputs(
     else:
         task = read_task(sources, folder, tokenizer, most, shape.causal)
     _import_libraries(shape.ours, method.few_bits or "quantization_config" in read_config(folder))
-    return Known(folder, method, task, tokenizer, shape, weigh(folder, method.learns.adapted), most)
+    return Known(
+        folder, method, task, tokenizer, shape, weigh(folder, method.learns.adapted, method.learns.layers), most
+    )
 
 
 def drops_units(folder: Path, method: TuningMethod) -> bool:
@@ -124,6 +128,7 @@ def open_model_to_tune(known: Known, plan: TunePlan, seed: int) -> LanguageModel
     model = open_model(known.folder, device=machine.device())
     check_vocabulary(model, known.tokenizer.size, known.folder)
     prepared = learns.prepare(model, seed)
+    learns.prepare_beside(prepared, known.tokenizer)
     if learns.whole:
         prepared.float()
     else:
