@@ -108,7 +108,8 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
     targets, rslora = values.get("target_modules"), values.get("use_rslora", False)
     dropout = values.get("lora_dropout", 0.0)
     share = type(dropout) in (int, float) and 0 <= dropout < 1
-    whole, tokens = values.get("modules_to_save") or [], values.get("trainable_token_indices") or {}
+    whole: Any = values.get("modules_to_save") or []
+    tokens: Any = values.get("trainable_token_indices") or {}
     tokens = {"": tokens} if isinstance(tokens, list) else tokens
     return AdapterSettings(
         rank=_count(values.get("r"), "r", path),
@@ -127,12 +128,13 @@ def plain_lora(values: dict[str, Any], path: Path) -> AdapterSettings:
 
 
 def _holds(values: Any, kind: type, item: type) -> bool:
-    return isinstance(values, kind) and all(type(value) is item for value in values)
+    found: Any = values if isinstance(values, kind) else None
+    return found is not None and all(type(value) is item for value in found)
 
 
 def _are_tokens(tokens: Any) -> bool:
     """Whether a table has lists of different tokens by names."""
-    lists = tokens.values() if _holds(tokens, dict, str) else [None]
+    lists: list[Any] = [*tokens.values()] if _holds(tokens, dict, str) else [None]
     return all(_holds(some, list, int) and len(set(some)) == len(some) > 0 for some in lists)
 
 

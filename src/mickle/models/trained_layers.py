@@ -115,7 +115,7 @@ def train_whole(model: nn.Module, names: Sequence[str]) -> None:
         for own, layer in found:
             _refuse_frozen(model, own, layer)
             layer.requires_grad_(True)
-            layer.learns_whole = True  # type: ignore[assignment]
+            layer.learns_whole = True
 
 
 def trained_whole(model: nn.Module) -> dict[str, nn.Module]:

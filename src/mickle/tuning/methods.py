@@ -92,7 +92,7 @@ class Learning(Config):
         """Let what ``marks`` and ``layers`` name learn. Raises UsageError where the model cannot take it."""
         from mickle.models.trained_layers import tables, train_rows, train_whole
 
-        tokens = [tokenizer.tokenizer.token_to_id(mark) for mark in self.marks]
+        tokens: list[Any] = [tokenizer.tokenizer.token_to_id(mark) for mark in self.marks]
         train_rows(model, dict.fromkeys(tables(model), tokens) if tokens else {})
         train_whole(model, self.layers)
 
