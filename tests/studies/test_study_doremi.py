@@ -46,7 +46,7 @@ def test_worlds_and_their_reference_weights() -> None:
     assert domains.domains_of("planted") == sorted(domains.domains_of("planted"))
     assert domains.reference_weights("planted") == (0.2, 0.15, 0.2, 0.15, 0.15, 0.15)
     natural = domains.reference_weights("natural")
-    sizes = [domains.corpus()[name][2] for name in domains.REAL]
+    sizes = [domains.corpus("")[name][2] for name in domains.REAL]
     assert natural == pytest.approx([size / sum(sizes) for size in sizes])
 
 

@@ -58,7 +58,7 @@ def test_batches_are_functions_of_seed_and_step_and_never_held_out_text() -> Non
     assert torch.equal(first["input_ids"], again["input_ids"])
     assert torch.equal(first["input_ids"][:, 1:], first["labels"][:, :-1])
     assert not torch.equal(first["input_ids"], page.windows(0, 6, 4, 16, 3)["input_ids"])
-    training, held_out = source_bytes()
+    training, held_out = source_bytes("")
     assert len(training) > 10**6
     assert len(held_out) > 10**5
 

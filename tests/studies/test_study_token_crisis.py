@@ -51,7 +51,7 @@ def test_each_unique_window_is_read_equally_often(steps: int, unique: int) -> No
     assert len(set(places.tolist())) == unique
     batches = [repeated_windows(places, 3, 4, 8, step) for step in range(steps)]
     read = Counter(row.numpy().tobytes() for batch in batches for row in batch["input_ids"])
-    known = {source_bytes()[0][place : place + 8].long().numpy().tobytes() for place in places.tolist()}
+    known = {source_bytes("")[0][place : place + 8].long().numpy().tobytes() for place in places.tolist()}
     assert set(read) <= known
     if len(known) == unique:  # true repeats, floor or ceil of them
         assert set(read.values()) <= {steps * 4 // unique, -(-steps * 4 // unique)}

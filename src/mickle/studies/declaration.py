@@ -111,6 +111,27 @@ RunCell = Callable[[Cell, Path], Measurements]
 
 
 @dataclass(frozen=True)
+class Taking:
+    """What a study takes of a person's own in place of what it has itself, or why nothing.
+
+    ``data`` and ``model`` say what may be given; "" where it is not taken, and ``instead`` says why. It is asked in
+    ``worlds``, by the study's comparisons there or by ``comparisons`` of its own. ``minutes`` are what the page's
+    largest scale then takes on two cores; with other hours, ``dials`` of its values (numbers, or numbers by world)
+    change in proportion. ``check(values)`` reads the data as a cell will and raises what is wrong, before any cell
+    runs. Cells find the paths in ``cell.values`` as ``data`` and ``model``.
+    """
+
+    data: str = ""
+    model: str = ""
+    instead: str = ""
+    worlds: tuple[str, ...] = ("default",)
+    comparisons: tuple[Comparison, ...] = ()
+    minutes: float = 30.0
+    dials: tuple[str, ...] = ("steps",)
+    check: Callable[[Mapping[str, Any]], object] | None = None
+
+
+@dataclass(frozen=True)
 class Study:
     """The declaration. ``run_cell(cell, work)`` runs one cell and returns its measurements.
 
@@ -126,7 +147,8 @@ class Study:
 
     ``version`` is raised by hand when the code that computes the cells moves their numbers: older results are stale
     then. ``reads`` says what else the numbers depend on: installed packages whose text or code the cells read (by
-    name; ``python`` is the standard library), and files or folders of data (as paths).
+    name; ``python`` is the standard library), and files or folders of data (as paths). ``takes`` says what a person may
+    give of their own, and ``own`` is what was given (``studies/own.py``).
     """
 
     name: str  # the module's name
@@ -146,6 +168,8 @@ class Study:
     departures: tuple[str, ...] = ()  # where this differs from the paper, one line each
     version: int = 1
     reads: tuple[str | Path, ...] = ("python", "numpy", "torch")
+    takes: Taking = Taking()
+    own: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for problem in problems(self):
@@ -208,12 +232,13 @@ def comparison_problems(study: Study) -> list[str]:
 
 
 def scale_problems(study: Study) -> list[str]:
-    """Both scales that everybody can run, and at ``full`` enough seeds for a verdict."""
-    if not {"quick", "full"} <= set(study.scales):
+    """Both scales that everybody can run, or ``real`` alone, and but for ``quick`` enough seeds for a verdict."""
+    if not ({"quick", "full"} <= set(study.scales) or set(study.scales) == {"real"}):
         return ["The scales quick and full are not both declared"]
-    if study.scales["full"].seeds < LEAST_SEEDS:
-        seeds = study.scales["full"].seeds
-        return [f"The full scale has {seeds} seeds; {LEAST_SEEDS} are the least for a verdict"]
+    largest = "real" if "real" in study.scales else "full"
+    if study.scales[largest].seeds < LEAST_SEEDS:
+        seeds = study.scales[largest].seeds
+        return [f"The {largest} scale has {seeds} seeds; {LEAST_SEEDS} are the least for a verdict"]
     found = []
     for name, scale in study.scales.items():
         if not 1 <= scale.seeds <= FIRST_TUNING_SEED:
@@ -229,12 +254,20 @@ def page_names() -> list[str]:
     return sorted(path.stem for path in paths if PAGE.search(path.read_text(encoding="utf-8")))
 
 
-def open_study(name: str) -> Study:
-    """The declaration of one study, by its name or as the file of a page that lies anywhere. An unknown name is
-    answered with the nearest known one.
+def has_real(name: str) -> bool:
+    """Whether a study is asked on a real model too: by a page ``NAME_real.py``, whose ``real`` is its declaration."""
+    return any((Path(folder) / f"{name}_real.py").is_file() for folder in mickle.studies.__path__)
+
+
+def open_study(name: str, scale: str = "full") -> Study:
+    """The declaration of one study, by its name or as the file of a page that lies anywhere; at scale ``real`` that of
+    its page for a real model. An unknown name is answered with the nearest known one.
     """
     if name.endswith(".py"):
         return _open_page(Path(name))
+    if scale == "real" and has_real(name):
+        real: Study = importlib.import_module(f"mickle.studies.{name}_real").real
+        return real
     names = page_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)

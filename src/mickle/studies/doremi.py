@@ -13,11 +13,12 @@ the loss that the reference weights give after S (``steps_to_loss``).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
 from mickle.studies.steps_to_loss import with_steps
 
 if TYPE_CHECKING:
@@ -30,19 +31,21 @@ if TYPE_CHECKING:
 
 def run_cell(cell: Cell, work: Path) -> Measurements:
     """Find the arm's weights, train the model on them twice, measure every domain of the world on held-out bytes."""
-    from mickle.studies.domains import REAL, domains_of
+    from mickle.studies.domains import PLANTED, domains_of
 
-    names = domains_of(cell.world)
+    data = cell.values.get("data", "")
+    names = domains_of(cell.world, data)
+    real = [name for name in names if data or name not in PLANTED]
     found = weights_of(cell)
     course = train_model(cell, found["weights"], cell.values["steps"])
     half = train_model(cell, found["weights"], cell.values["steps"] // 2, evaluations=1)
     last = course.measured[-1]
-    means = [sum(values[name] for name in REAL) / len(REAL) for values in course.measured]
+    means = [sum(values[name] for name in real) / len(real) for values in course.measured]
     return {
         "budget": cell.values["steps"],
         "mean_real": means[-1],
-        "mean_real_at_half": sum(half.measured[-1][name] for name in REAL) / len(REAL),
-        "worst_real": max(last[name] for name in REAL),
+        "mean_real_at_half": sum(half.measured[-1][name] for name in real) / len(real),
+        "worst_real": max(last[name] for name in real),
         "mean_all": sum(last[name] for name in names) / len(names),
         "noise_weight": sum(found["weights"][names.index(n)] for n in names if n == "noise"),
         "weights": list(found["weights"]),
@@ -53,17 +56,25 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     }
 
 
+def own_domains(values: Mapping[str, Any]) -> list[str]:
+    """The domains of a person's data; UsageError where they are too few or too small."""
+    from mickle.studies.domains import domains_of
+
+    return domains_of("natural", values["data"])
+
+
 def weights_of(cell: Cell) -> dict[str, Any]:
     """The arm's weights, and the steps that finding them took."""
-    from mickle.studies.domains import REAL, domains_of, reference_weights
+    from mickle.studies.domains import PLANTED, domains_of, reference_weights
 
-    names, baseline = domains_of(cell.world), reference_weights(cell.world)
+    data = cell.values.get("data", "")
+    names, baseline = domains_of(cell.world, data), reference_weights(cell.world, data)
     if cell.arm == "reference":
         return {"weights": baseline, "steps": 0}
     if cell.arm == "uniform":
         return {"weights": (1 / len(names),) * len(names), "steps": 0}
     if cell.arm == "by-hand":
-        kept = [share if name in REAL else 0.0 for name, share in zip(names, baseline, strict=True)]
+        kept = [0.0 if name in PLANTED and not data else share for name, share in zip(names, baseline, strict=True)]
         return {"weights": tuple(share / sum(kept) for share in kept), "steps": 0}
     return robust_weights(cell, baseline)
 
@@ -78,7 +89,7 @@ def robust_weights(cell: Cell, baseline: tuple[float, ...]) -> dict[str, Any]:
     values, count = cell.values, len(baseline)
     steps, rows = values["proxy_steps"], values["proxy_rows"]
     reference = decoder(cell, "proxy_")
-    read = partial(mixture, cell.world, rows=rows, length=values["length"], seed=cell.seed)
+    read = partial(mixture, cell.world, rows=rows, length=values["length"], seed=cell.seed, data=values.get("data", ""))
     if cell.arm == "doremi":  # loss alone looks at no reference
         train_on(reference, next_token, read(baseline), values["proxy_rate"], steps, cell.seed)
     objective = RobustObjective(
@@ -106,8 +117,9 @@ def train_model(cell: Cell, weights: tuple[float, ...], steps: int, evaluations:
     from mickle.training.objectives import next_token
 
     values = cell.values
-    batches = mixture(cell.world, weights, values["rows"], values["length"], cell.seed)
-    measure = partial(held_out_losses, cell.world, values["length"], values["held_out_rows"])
+    data = values.get("data", "")
+    batches = mixture(cell.world, weights, values["rows"], values["length"], cell.seed, data)
+    measure = partial(held_out_losses, cell.world, values["length"], values["held_out_rows"], data=data)
     every = max(1, steps // evaluations)
     return train_on(
         decoder(cell), next_token, batches, values["rate"], steps, cell.seed, evaluate=measure, evaluate_every=every
@@ -204,6 +216,13 @@ study = Study(
     reads=("python", "numpy", "torch", "pyarrow", "matplotlib"),
     worlds=("planted", "natural"),
     derive=partial(with_steps, baseline="reference", loss="mean_real"),
+    takes=Taking(
+        data="texts of several domains: a corpus whose pages name theirs, or a folder of text files in folders",
+        worlds=("natural",),
+        minutes=6,
+        dials=("steps", "proxy_steps"),
+        check=own_domains,
+    ),
     departures=(
         "bytes of a Python installation in four to six domains, not The Pile's 22",
         "a model five times the proxy's size and two runs of some hundred steps, not thirty times and 200,000",

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mickle.studies import own_table
 from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
         errors, rates, budget = linear_curve(cell)
     from mickle.regression.risk import climb
 
-    sizes = list(cell.values["sizes"][cell.world])
     logs = [[math.log(max(error, SMALLEST_ERROR)) for error in row] for row in errors]
     curve = [math.exp(math.fsum(row) / len(row)) for row in logs]
-    near = [error for size, error in zip(sizes, curve) if size == cell.values["probe"][cell.world]]
+    sizes, probe = own_table.sizes_of(cell)
+    near = [error for size, error in zip(sizes, curve) if size == probe]
     return {
         "budget": budget,
         "climb": climb(curve),
@@ -62,13 +63,13 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
 def linear_curve(cell: Cell) -> tuple[list[list[float]], list[list[float]], int]:
     """Excess risks and rates by size and replicate, and the training rows that were used."""
     values = cell.values
-    errors: list[list[float]] = [[] for _ in values["sizes"][cell.world]]
+    errors: list[list[float]] = [[] for _ in own_table.sizes_of(cell)[0]]
     rates: list[list[float]] = [[] for _ in errors]
     budget = 0
     for replicate in range(values["replicates"]):
         generator = np.random.default_rng((cell.seed, replicate))
         for place, problem in enumerate(problems(cell, generator)):
-            error, rate = fit_linear(cell.arm, problem, cell.world == "features")
+            error, rate = fit_linear(cell.arm, problem, cell.world in ("features", own_table.YOURS))
             errors[place].append(error)
             rates[place].append(rate)
             budget += len(problem[0])
@@ -79,6 +80,9 @@ def problems(cell: Cell, generator: np.random.Generator) -> Iterator[Problem]:
     """One replicate's data sets, a size each."""
     from mickle.regression.risk import feature_problems, gaussian_problem
 
+    if cell.world == own_table.YOURS:
+        yield from own_table.problems(own_table.opened(cell.values["data"]), generator)
+        return
     values, sizes = cell.values, cell.values["sizes"][cell.world]
     if cell.world == "features":
         yield from feature_problems(values["feature_rows"], sizes, values["feature_inputs"], values["noise"], generator)
@@ -237,6 +241,7 @@ study = Study(
     reads=("numpy", "torch", "scikit-learn"),
     worlds=WORLDS,
     derive=share_of_peak,
+    takes=own_table.TAKES,
     departures=(
         "100 columns and 150 rows, not 500; excess risk, without the noise of new targets",
         "the rate is chosen from the data by leave-one-out, not read off the test error",

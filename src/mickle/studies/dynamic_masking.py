@@ -18,12 +18,14 @@ had been four masking rates by one, and its learning rate was seen to be wrong. 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle import machine
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
+from mickle.studies.own import TEXTS
 from mickle.studies.steps_to_loss import with_steps
 
 if TYPE_CHECKING:
@@ -113,11 +115,20 @@ def arm_settings(cell: Cell) -> tuple[Masking, float]:
 
 def world_of(cell: Cell) -> World:
     """Tokenizer, training text and held-out text; the same for every seed, which chooses among the batches."""
-    from mickle.studies.masking_worlds import documentation, grammar
+    from mickle.studies.masking_worlds import documentation, grammar, own_world
 
+    if "data" in cell.values:
+        return own_world(cell.values["vocabulary"], cell.values["data"], cell.values["length"])
     if cell.world == "docs":
         return documentation(cell.values["vocabulary"], cell.values["packages"])
     return grammar(cell.values["sentences"])
+
+
+def enough(values: Mapping[str, Any]) -> None:
+    """Raise ``UsageError`` where a person's texts are too short."""
+    from mickle.studies.masking_worlds import own_world
+
+    own_world(values["vocabulary"], values["data"], values["length"])
 
 
 def steps_to_baselines(table: dict[str, Measurements]) -> dict[str, Measurements]:
@@ -227,6 +238,7 @@ study = Study(
     worlds=("docs", "grammar"),
     tune_by="score",
     derive=steps_to_baselines,
+    takes=Taking(data=TEXTS, worlds=("docs",), minutes=8.5, check=enough),
     departures=(
         "an encoder of 0.15 million parameters (pre-norm, rotary, swiglu) on 4 million characters of docstrings, not"
         " BERT-base on C4; 512 steps of 2,048 tokens, not 70,000 of 524,288",

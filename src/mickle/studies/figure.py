@@ -10,6 +10,7 @@ COLOURS = {
     "partly": "#c98a00",
     "no effect seen": "#5b8def",
     "too small to tell": figures.INK,
+    "indicative": figures.INK,
     "opposite": "#d9534f",
 }
 FARTHEST = 4.0  # in paper's effects; what lies beyond is drawn at the edge

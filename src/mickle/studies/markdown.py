@@ -11,6 +11,16 @@ SEEN = ("reproduced", "partly", "opposite")  # verdicts that rest on an effect
 FRAGILE = 0.05  # a corrected p-value above it is marked
 
 
+MEANS = {  # a verdict to somebody who asks whether to do it
+    "reproduced": "It holds here: the gain is at least half of the paper's.",
+    "partly": "It helps here, by less than half of what the paper gains.",
+    "no effect seen": "It does not pay here: half of the paper's gain would have been seen.",
+    "too small to tell": "This run cannot say: what there is, is smaller than its noise. More hours may.",
+    "opposite": "It does harm here: the plain way is the better one.",
+    "indicative": "A hint and no answer: a quick run has too few seeds for a verdict.",
+}
+
+
 @dataclass(frozen=True)
 class Spread:
     """A number, or a number and its interval, as one word of a sentence: ``f"{it:.0%}"`` is ``17 % [-7 %, 40 %]``."""
@@ -128,14 +138,35 @@ def page(result: Result) -> str:
         f"Claim: {declared['claim']}",
         f"Rule: {declared['rule']}",
     ]
+    if result.get("own"):
+        parts.insert(1, on_yours(result))
     if result["indicative"]:
-        parts.append("This is a quick run: indicative, never the row of a published table.")
+        parts.append("This is a quick run: indicative. It gives no verdict and is never the row of a published table.")
     trials = len(declared["arms"][0]["grid"])
     parts += [table(result), f"Each arm had {trials} tuning trial(s).", arm_table(result)]
     if failures:
         parts += [f"Cells that failed: {len(failures)}", "\n".join(failures)]
     parts.append(origin(result))
     return "\n\n".join(parts) + "\n"
+
+
+def on_yours(result: Result) -> str:
+    """What a run on a person's own data or model came to, beside the published result and the paper's."""
+    declared, row = next(
+        pair for pair in zip(result["declaration"]["comparisons"], result["comparisons"]) if pair[0]["headline"]
+    )
+    given = ", ".join(f"{name} `{each['name']}` ({each['hash'][:12]})" for name, each in result["own"].items())
+    lines = [
+        f"## On {given}",
+        f"**{MEANS[row['verdict']]}**\n",
+        f"- here, {declared['name']}: {measured_effect(declared, row)} ({verdict_words(declared, row)})",
+    ]
+    for known in result["published"]:
+        then, found = known["pair"]
+        effect = f"{measured_effect(then, found)} ({verdict_words(then, found)})"
+        lines.append(f"- as published, `{known['command']}`, {then['name']}: {effect}")
+    lines.append(f"- in the paper: {paper_effect(declared, row)} ({declared['paper']})")
+    return "\n".join(lines)
 
 
 def origin(result: Result) -> str:

@@ -13,8 +13,10 @@ from mickle.data.installed import SITE, STDLIB, all_docstrings, package_files, p
 from mickle.data.masking import Masking, fixed_masks, vocabulary_of
 from mickle.data.packing import TokenStream, stream_of
 from mickle.data.tokenizer import TextTokenizer, train_tokenizer
+from mickle.errors import UsageError
 from mickle.evaluation.pairs import Pair, accuracies, score_pairs
 from mickle.studies import agreement
+from mickle.studies.own import own_texts
 
 SKIPPED = SITE | {"test", "tests", "testing", "idlelib"}
 SHORTEST = 80  # characters of a docstring
@@ -49,6 +51,16 @@ def documentation(vocabulary: int, packages: tuple[str, ...]) -> World:
     for number, texts in enumerate(files):
         (training if number % HELD_OUT_OF else held_out).extend(texts)
     return world_of(train_tokenizer(training, vocabulary, mask=True), training, held_out)
+
+
+@cache
+def own_world(vocabulary: int, data: str, length: int) -> World:
+    """A person's own texts, in a tokenizer that learns from their training side; each side at least one window."""
+    training, held_out = map(list, own_texts(data))
+    world = world_of(train_tokenizer(training, vocabulary, or_fewer=True, mask=True), training, held_out)
+    if (least := min(len(world.training), len(world.held_out))) <= length:
+        raise UsageError(f"There is too little text: a side of it has {least:,} tokens", where=data)
+    return world
 
 
 def world_of(tokenizer: TextTokenizer, training: list[str], held_out: list[str]) -> World:

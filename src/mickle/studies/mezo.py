@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
 
 GRACE, GAIN = 0.02, 0.10  # what counts as equal to Adam, and as a gain over zero-shot
 
@@ -151,6 +151,7 @@ study = Study(
     worlds=("k16", "k512"),
     tune_by="score",
     derive=margins,
+    takes=Taking(instead="its world is made; --scale real takes a model and data of yours"),
     departures=(
         "a decoder of 101,000 weights pre-trained here on a made world, not RoBERTa-large or OPT on SST-2",
         "1,500 steps of 32 examples, not 100,000 of 64; Adam 300 of 8 as against 1,000",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mickle.data.length_tasks import Task, buckets, smaller, training_examples
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -228,6 +228,9 @@ study = Study(
     reads=("numpy", "torch"),
     worlds=WORLDS,
     derive=add_ranks,
+    takes=Taking(
+        instead="its tasks are made, so that every length is known; `mickle evaluate --task length` takes yours"
+    ),
     departures=(
         "model: 2 or 3 layers of width 64, 0.1 million parameters (paper: 12 layers, 768, 110 million)",
         "lengths: 1-12, 1-10, 1-8, 1-6 and twice these (paper: 2-20 and 21-40)",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from mickle import machine
 from mickle.studies.base_model import FULL, LARGE, SMALL, Base, base_folder, rounding
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
 from mickle.studies.docstrings import Example, batch, encoded, measure
 
 if TYPE_CHECKING:
@@ -233,6 +233,7 @@ study = Study(
     reads=("python", "numpy", "numba", "torch", "tokenizers"),
     tune_by="score",
     derive=costs,
+    takes=Taking(instead="its bases are made, so that rounding hurts; --scale real takes a model and data of yours"),
     departures=(
         "decoders of 0.5 million parameters trained on the standard library, not LLaMA of 7B to 65B",
         "the score is a held-out loss on one supervised task, not MMLU or Vicuna's benchmark: the 99.3 % of ChatGPT's"

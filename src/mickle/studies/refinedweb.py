@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -208,6 +208,7 @@ study = Study(
     run_cell=run_cell,
     reads=("python", "numpy", "torch", "tokenizers"),
     derive=allow_margin,
+    takes=Taking(instead="its crawl is made, so that the truth of every page is known; `mickle curate` takes yours"),
     departures=(
         "the crawl is made: documentation of Python modules in page templates, planted junk in the paper's shares",
         "model: 2 layers of width 128, 0.5 million parameters (paper: 1.3 billion)",

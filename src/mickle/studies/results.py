@@ -24,7 +24,7 @@ Result = dict[str, Any]
 SOURCE = Path(__file__).resolve().parents[1]
 NO_SOURCE = (":(top,exclude)docs", ":(top,exclude)README.md")  # results and tables are written there
 SHIPPED = Path(__file__).with_name("published.json")  # what the published results come to, in the package
-SCALE_MINUTES = {"quick": 3, "full": 30}
+SCALE_MINUTES = {"quick": 3, "full": 30, "real": 40}
 
 
 def declaration(study: Study, scale: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def declaration(study: Study, scale: str) -> dict[str, Any]:
     return without(asdict(study), NOT_STORED) | {"scale": scale, "sizes": asdict(study.scales[scale])}
 
 
-NOT_STORED = ("scales", "run_cell", "derive", "reads")
+NOT_STORED = ("scales", "run_cell", "derive", "reads", "takes", "own")
 PROSE = ("title", "claim", "departures")
 PROSE_OF_AN_ARM = ("what",)
 PROSE_OF_A_COMPARISON = ("paper", "says")
@@ -71,8 +71,11 @@ def digest(value: Any) -> str:
 
 
 def versions_read(study: Study) -> dict[str, str]:
-    """The version of each package that the cells read, the hash of each file or folder of data."""
-    return {str(name): version_read(name) for name in study.reads}
+    """The version of each package that the cells read, the hash of each file or folder of data; ``own data`` and ``own
+    model`` are a person's.
+    """
+    own = {f"own {name}": version_read(path) for name, path in study.own.items()}
+    return {str(name): version_read(name) for name in study.reads} | own
 
 
 def version_read(name: str | Path) -> str:
@@ -125,8 +128,9 @@ def with_provenance(result: Result, begun: float, source: dict[str, Any], name: 
     command = f"mickle study {name or declared['name']} --scale {declared['scale']}"
     if name.endswith(".py"):
         source = {**source, "page": storage.hash_file(Path(name))}
-    if result["seed"]:
-        command += f" --seed {result['seed']}"
+    command += "".join(f" --{what} {each['name']}" for what, each in result.get("own", {}).items())
+    for what in ("hours", "seed"):
+        command += f" --{what} {result[what]:g}" if result.get(what) else ""
     return {
         "study": declared["name"],
         "scale": declared["scale"],
@@ -137,6 +141,16 @@ def with_provenance(result: Result, begun: float, source: dict[str, Any], name: 
         "seconds": round(time.monotonic() - begun, 1),
         **result,
     }
+
+
+def on_what(study: Study, hours: float | None) -> Result:
+    """What to add to a result on a person's own data or model, or on the usual model: names and hashes of what was
+    given, the hours asked for, and the headlines published for the same study.
+    """
+    own = {name: {"name": path.resolve().name, "hash": version_read(path)} for name, path in study.own.items()}
+    known = [result for (name, _), result in shipped().items() if name == study.name and not is_stale(result)]
+    published = [{"command": result["command"], "pair": list(headline(result))} for result in known if own]
+    return {"own": own, "hours": hours, "published": published} if own or hours else {}
 
 
 def write(result: Result, folder: Path) -> None:
@@ -161,6 +175,8 @@ def publish(folder: Path, target: Path) -> list[Path]:
         if not isinstance(result, dict) or "study" not in result:
             continue
         require_clean(result["source"])
+        if "data" in result.get("own", {}) or result.get("hours"):
+            raise UsageError("A result on data or hours of one's own cannot be published", where=str(path))
         if result["seed"]:
             raise UsageError(
                 "A replication cannot be published", where=f"seed {result['seed']}", expected="seed 0, as declared"
@@ -195,13 +211,13 @@ def reworded(result: Result) -> Result:
     if is_stale(result):
         declared = result["declaration"]
         now = (
-            {c.name: asdict(c) for c in open_study(result["study"]).comparisons}
+            {c.name: asdict(c) for c in open_study(result["study"], result["scale"]).comparisons}
             if result["study"] in page_names()
             else {}
         )
         known = [{**LATER, **now.get(old["name"], {}), **old} for old in declared["comparisons"]]
         return {**result, "declaration": {**declared, "comparisons": known}}
-    return {**result, "declaration": declaration(open_study(result["study"]), result["scale"])}
+    return {**result, "declaration": declaration(open_study(result["study"], result["scale"]), result["scale"])}
 
 
 LATER = {"says": "", "no_gain": False}  # fields that older declarations lack
@@ -226,8 +242,9 @@ def shipped(path: Path = SHIPPED) -> dict[tuple[str, str], Result]:
 
 def other_versions(result: Result) -> str:
     """What a result read in other versions than are installed here, in words; "" where all are the same."""
-    here = versions_read(open_study(result["study"]))
-    changed = [f"{name} {then}, here {here[name]}" for name, then in result["reads"].items() if here.get(name) != then]
+    here = versions_read(open_study(result["study"], result["scale"]))
+    then = {name: version for name, version in result["reads"].items() if name in here}
+    changed = [f"{name} {version}, here {here[name]}" for name, version in then.items() if here[name] != version]
     return f"made with {'; '.join(changed)}" if changed else ""
 
 
@@ -235,7 +252,7 @@ def is_stale(result: Result) -> bool:
     """Whether the study was declared differently when this result was made (or is gone)."""
     if result["study"] not in page_names():
         return True
-    study = open_study(result["study"])
+    study = open_study(result["study"], result["scale"])
     return result["scale"] not in study.scales or declaration_hash(study, result["scale"]) != result["hash"]
 
 

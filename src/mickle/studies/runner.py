@@ -16,6 +16,7 @@ from typing import Any
 
 from mickle import storage
 from mickle.errors import ResourceError, UsageError
+from mickle.evaluation.compare import LEAST_SEEDS
 from mickle.events import Emit, Noted, Progressed, Started, Warned, ignore
 from mickle.studies.analysis import compare_all
 from mickle.studies.declaration import (
@@ -28,7 +29,8 @@ from mickle.studies.declaration import (
     Scale,
     Study,
 )
-from mickle.studies.results import Result, code_digest, declaration, declaration_hash, digest, versions_read
+from mickle.studies.own import OWN
+from mickle.studies.results import Result, code_digest, declaration, declaration_hash, digest, versions_read, without
 from mickle.studies.workers import run_all
 
 
@@ -66,18 +68,28 @@ def run_study(study: Study, scale: str, place: Place, seed: int = 0) -> Result:
     chosen = choose(study, tuning)
     reported = run_cells(study, scale, "reported", reported_cells(study, scale, chosen, seed), place)
     runs = [*tuning, *reported]
+    indicative = scale == "quick" or study.scales[scale].seeds < LEAST_SEEDS
+    rows = compare_all(study, measured_cells(reported))
     return {
         "declaration": declaration(study, scale),
         "hash": declaration_hash(study, scale),
         "reads": versions_read(study),
         "seed": seed,
-        "indicative": scale == "quick",
+        "indicative": indicative,
         "chosen": [{"world": w, "arm": a, "setting": dict(s)} for (w, a), s in chosen.items()],
-        "comparisons": compare_all(study, measured_cells(reported)),
+        "comparisons": [{**row, **HINT} for row in rows] if indicative else rows,
         "failures": sum(bool(run.failure) for run in runs),
         "cell_seconds": round(sum(run.seconds for run in runs), 1),
-        "runs": [asdict(run) for run in runs],
+        "runs": [{**asdict(run), "cell": known_cell(run.cell)} for run in runs],
     }
+
+
+HINT = {"verdict": "indicative", "larger": False}  # of a quick run, whatever its numbers
+
+
+def known_cell(cell: Cell) -> dict[str, Any]:
+    """What a cell is known by, as JSON values: all but where a person's own data and model lie (contents count)."""
+    return asdict(cell) | {"values": without(cell.values, OWN)}
 
 
 def scale_of(study: Study, name: str) -> Scale:
@@ -92,7 +104,7 @@ def tuning_cells(study: Study, scale: str, seed: int = 0) -> list[Cell]:
     if study.trials == 1:
         return []
     sizes = study.scales[scale]
-    values = {**sizes.values, **sizes.tuning_values}
+    values = {**sizes.values, **sizes.tuning_values, **paths(study)}
     first = seed * SEEDS_OF_A_RUN + FIRST_TUNING_SEED
     return [
         Cell(arm.name, world, setting, first + trial, values)
@@ -106,13 +118,19 @@ def tuning_cells(study: Study, scale: str, seed: int = 0) -> list[Cell]:
 def reported_cells(study: Study, scale: str, chosen: dict[tuple[str, str], Any], seed: int = 0) -> list[Cell]:
     """Every arm with its chosen setting in every world on seeds 0, 1, 2, ... (a replication's begin elsewhere)."""
     sizes = study.scales[scale]
+    values = {**sizes.values, **paths(study)}
     first = seed * SEEDS_OF_A_RUN
     return [
-        Cell(arm.name, world, chosen[world, arm.name], first + repeat, sizes.values)
+        Cell(arm.name, world, chosen[world, arm.name], first + repeat, values)
         for repeat in range(sizes.seeds)
         for world in study.worlds
         for arm in study.arms
     ]
+
+
+def paths(study: Study) -> dict[str, str]:
+    """Where a person's own data and model lie, as dials of a cell: ``data``, ``model``."""
+    return {name: str(path) for name, path in study.own.items()}
 
 
 def choose(study: Study, tuning: list[CellRun]) -> dict[tuple[str, str], Any]:
@@ -160,7 +178,7 @@ def run_cells(study: Study, scale: str, phase: Phase, cells: list[Cell], place: 
     folder = place.work / "cells"
     folder.mkdir(parents=True, exist_ok=True)
     code, reads = code_digest(study), versions_read(study)
-    keys = [digest([study.version, reads, code, asdict(cell)]) for cell in cells]
+    keys = [digest([study.version, reads, code, known_cell(cell)]) for cell in cells]
     files = {key: folder / f"{key}.json" for key in keys}
     kept = {key: storage.read_json(file) for key, file in files.items() if file.exists()}
     missing = {

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
+from mickle.studies.own import TEXTS
 from mickle.studies.source_bytes import BYTES, rows_at, source_bytes
 from mickle.studies.steps_to_loss import with_steps
 
@@ -59,11 +60,12 @@ def train_decoder(cell: Cell, rate: float, steps: int) -> Course:
 
     values, length = cell.values, cell.values["length"]
     model = small_decoder(values, BYTES, length, cell.seed)
-    held_out = [windows(1, 0, values["held_out_rows"], length, 0)]  # the same for all arms and seeds
+    data = values.get("data", "")
+    held_out = [windows(1, 0, values["held_out_rows"], length, 0, data)]  # the same for all arms and seeds
     return train(
         model,
         next_token,
-        partial(windows, 0, cell.seed, values["rows"], length),
+        partial(windows, 0, cell.seed, values["rows"], length, data=data),
         optimizer(cell, rate, model),
         steps=steps,
         worst={"loss": DIVERGED},
@@ -108,15 +110,15 @@ def optimizer(cell: Cell, rate: float, model: nn.Module) -> torch.optim.Optimize
     return Sophia.short(groups, lr=rate, gamma=gamma, estimator=estimator, seed=cell.seed)
 
 
-def windows(part: int, seed: int, rows: int, length: int, index: int) -> dict[str, Tensor]:
+def windows(part: int, seed: int, rows: int, length: int, index: int, data: str = "") -> dict[str, Tensor]:
     """Batch ``index`` of windows at random places: a function of (seed, index). input_ids, labels [rows, length]."""
     import torch
 
     from mickle.training.closure import derived_seed
 
-    data = source_bytes()[part]
+    text = source_bytes(data)[part]
     generator = torch.Generator().manual_seed(derived_seed(seed, index))
-    return rows_at(data, torch.randint(len(data) - length, (rows,), generator=generator), length)
+    return rows_at(text, torch.randint(len(text) - length, (rows,), generator=generator), length)
 
 
 def steps_to_baseline(table: dict[str, Measurements]) -> dict[str, Measurements]:
@@ -207,6 +209,7 @@ study = Study(
     worlds=("pages", "zipf-far", "zipf-near"),
     tune_by="score",
     derive=steps_to_baseline,
+    takes=Taking(data=TEXTS, worlds=("pages",), minutes=30, check=lambda values: source_bytes(values["data"])),
     departures=(
         "a byte-level decoder of 0.12 million parameters on 2 million bytes of Python sources, not GPT-2 on"
         " OpenWebText",

@@ -30,7 +30,7 @@ from mickle.studies.base_model import (
     page_nats,
     unrounded_nats,
 )
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
 
 if TYPE_CHECKING:
     from torch import nn
@@ -202,6 +202,7 @@ study = Study(
     run_cell=run_cell,
     reads=("python", "numpy", "torch", "tokenizers"),
     worlds=("decoder", "planted"),
+    takes=Taking(instead="its bases are made, so that rounding hurts; --scale real takes a model and data of yours"),
     departures=(
         "decoders of 0.5 million parameters that Mickle trained on the standard library, matrices 128 to 352 wide, not"
         " LLaMA and Falcon of 4,096 and more",

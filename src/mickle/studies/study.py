@@ -6,16 +6,19 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from mickle.config import Input
 from mickle.errors import UsageError
 from mickle.events import Emit, Warned
 from mickle.machine import Forecast
+from mickle.models.gguf_folder import Model
 from mickle.step import Step, command
 from mickle.storage import SCRATCH
 from mickle.studies import results
-from mickle.studies.declaration import Study, open_study, page_names
+from mickle.studies.declaration import Study, has_real, open_study, page_names
 from mickle.studies.markdown import measured_effect, page, verdict_words
+from mickle.studies.own import OWN, on_own
 from mickle.studies.results import code_digest, declaration_hash, versions_read
 from mickle.studies.runner import Place, run_study, scale_of, tuning_cells
 
@@ -37,8 +40,17 @@ class RunStudy(Step):
     name: str = Field(
         "", description="which study to run: a name, or a page of your own (page.py); without it all are listed"
     )
-    scale: Literal["quick", "full", "gpu"] = Field(
-        "quick", description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; gpu: one GPU"
+    scale: Literal["quick", "full", "real", "gpu"] = Field(
+        "quick",
+        description="quick: 3 minutes, indicative; full: 30 minutes, gives the verdict; real: the same on a real model;"
+        " gpu: one GPU",
+    )
+    data: Input | None = Field(
+        None, description="run it on this instead: texts, conversations, a table or a crawl, as the study takes"
+    )
+    model: Model | None = Field(None, description="model folder to run scale real on")
+    hours: float | None = Field(
+        None, gt=0, le=10_000, description="how long a run may take on two cores; it then gives a verdict"
     )
     workers: int = Field(
         2, ge=0, le=256, description="one-thread processes that share the work; 0 for this process alone"
@@ -46,6 +58,23 @@ class RunStudy(Step):
     publish: Path | None = Field(
         None, description="folder that gets a copy of result and figure (docs/results); only from a clean commit"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _largest(cls, values: Any) -> Any:
+        """Hours or a model ask for a verdict, at real where the study has that scale, else at full; so do data of a
+        study whose small scales take none. A scale that is named stays.
+        """
+        if not isinstance(values, dict) or "scale" in values:
+            return values
+        real = has_real(str(values.get("name", ""))) and any(values.get(name) for name in ("hours", *OWN))
+        return {**values, "scale": "real" if real else "full"} if real or values.get("hours") else values
+
+    @model_validator(mode="after")
+    def _agree(self) -> RunStudy:
+        if self.hours and self.scale == "quick":
+            raise ValueError("hours: quick takes 3 minutes and gives no verdict; leave --scale out, or name full")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """Name, scale and declaration; not how many processes ran it nor where a copy went."""
@@ -76,16 +105,16 @@ class RunStudy(Step):
             f"{len(study.worlds)} world(s), {len(study.arms)} arms); "
             f"declaration {declaration_hash(study, self.scale)}"
         )
-        return Forecast(
-            seconds=60.0 * results.SCALE_MINUTES.get(self.scale, 0), notes=("time: the scale's limit",)
-        ), preview
+        seconds = 3600 * self.hours if self.hours else 60.0 * results.SCALE_MINUTES.get(self.scale, 0)
+        note = "time: the hours asked for" if self.hours else "time: the scale's limit"
+        return Forecast(seconds=seconds, notes=(f"{note}, on two cores",)), preview
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Run the cells that are not kept yet, then write JSON, Markdown and SVG."""
         study = self._study()
         source = results.source_state()
         if self.publish is not None:
-            self._refuse_to_publish_a_page_from_elsewhere()
+            self._refuse_to_publish_what_is_a_persons_own()
             results.require_clean(source)
         begun = time.monotonic()
         place = Place(work / SCRATCH / "study", emit, self.workers)
@@ -93,8 +122,8 @@ class RunStudy(Step):
         if results.source_state() != source:
             source = {**source, "dirty": True}
             emit(Warned("the source changed while the study ran; its result cannot be published"))
-        result = results.with_provenance(result, begun, source, self.name)
-        if late := results.overdue(study, result):
+        result = results.with_provenance(result | results.on_what(study, self.hours), begun, source, self.name)
+        if self.hours is None and (late := results.overdue(study, result)):
             emit(Warned(late))
         results.write(result, work)
         if self.publish is not None:
@@ -116,9 +145,12 @@ class RunStudy(Step):
     def _is_own(self) -> bool:
         return self.name.endswith(".py")
 
-    def _refuse_to_publish_a_page_from_elsewhere(self) -> None:
-        if self._is_own:
-            raise UsageError("A page of your own has no place in Mickle's table", where="publish", todo="leave it out")
+    def _refuse_to_publish_what_is_a_persons_own(self) -> None:
+        for what, given in (("A page", self._is_own), ("Data", self.data), ("A budget", self.hours)):
+            if given:
+                raise UsageError(
+                    f"{what} of your own has no place in Mickle's table", where="publish", todo="leave it out"
+                )
 
     def _study(self) -> Study:
         if not self.name:
@@ -127,9 +159,10 @@ class RunStudy(Step):
                 expected=f"one of: {', '.join(page_names()) or 'none is built yet'}",
                 todo="mickle study NAME",
             )
-        study = open_study(self.name)
+        study = open_study(self.name, self.scale)
         scale_of(study, self.scale)  # or it says that there is none
-        return study
+        own = {name: path for name in OWN if (path := getattr(self, name)) is not None}
+        return on_own(study, self.scale, own, self.hours)
 
 
 def listing(known: dict[tuple[str, str], dict[str, Any]] | None = None) -> str:

@@ -18,8 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study
-from mickle.studies.source_bytes import BYTES, held_out_windows, repeated_windows, unique_places
+from mickle.studies.declaration import Arm, Cell, Comparison, Measurements, Scale, Study, Taking
+from mickle.studies.own import TEXTS
+from mickle.studies.source_bytes import BYTES, enough_windows, held_out_windows, repeated_windows, unique_places
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,12 +66,13 @@ def train_arm(cell: Cell) -> dict[str, Any]:
     model = Decoder(shape(cell), seed=cell.seed)
     rate, start = setting.get("dropout", 0.0), values["late"] if cell.arm == "late" else 0.0
     epochs = 1 if cell.arm in FRESH else values["epochs"][cell.world]
-    places = unique_places(cell.seed, steps * rows // epochs, length)
-    held_out = [held_out_windows(values["held_out_rows"], length)]
+    data = values.get("data", "")
+    places = unique_places(cell.seed, steps * rows // epochs, length, data)
+    held_out = [held_out_windows(values["held_out_rows"], length, data)]
     course = train(
         model,
         partial(next_token, smoothing=setting.get("smoothing", 0.0)),
-        partial(repeated_windows, places, cell.seed, rows, length),
+        partial(repeated_windows, places, cell.seed, rows, length, data=data),
         optimizer(cell, model),
         steps=steps,
         worst=DIVERGED,
@@ -235,6 +237,7 @@ study = Study(
     worlds=("few", "many"),
     tune_by="score",
     derive=damages,
+    takes=Taking(data=TEXTS, worlds=("few", "many"), minutes=13, check=enough_windows),
     departures=(
         "a byte-level decoder of 0.12 million parameters on 8 or 32 thousand unique bytes of Python sources, 2^19 read"
         " (paper: T5 of 0.2 to 2.8 billion on 2^27 to 2^29 tokens of C4, 2^35 read)",
