@@ -103,7 +103,7 @@ def sides(folder: str, data: str) -> tuple[EncodedLabels, EncodedLabels]:
     examples, prompt = given(Path(data)) if data else documentation()
     training, heldout = (
         encode_labelled(side, prompt, tokenizer, longest=LONGEST_ROW)
-        for side in split(examples, HELD_OUT, Path(data), lambda example: example.before)
+        for side in split(examples, HELD_OUT, data, lambda example: example.before)
     )
     return training, heldout
 

@@ -114,7 +114,7 @@ def own_texts(data: str) -> Sides:
     if len(set(texts)) < 2:
         size = sum(map(len, texts))
         raise UsageError(f"There is too little text: {size:,} characters in {len(texts):,} pieces", where=data)
-    training, held_out = split(texts, HELD_OUT, Path(data), str)
+    training, held_out = split(texts, HELD_OUT, data, str)
     return tuple(training), tuple(held_out)
 
 

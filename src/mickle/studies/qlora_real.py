@@ -72,12 +72,13 @@ def coded(folder: str, arm: str) -> tuple[nn.Module, Measurements]:
 def lesson(folder: str, data: str, length: int) -> tuple[Encoded, Encoded]:
     """What is learnt and what is measured, in the model's tokens; at most ``length`` of an example."""
     from mickle.data.tokenizer import open_text_tokenizer
+    from mickle.tuning.data_files import DataFile
     from mickle.tuning.task import Sources
     from mickle.tuning.tune_data import read_task
 
     tokenizer = open_text_tokenizer(Path(folder))
     if data:
-        task = read_task(Sources(Path(data)), Path(folder), tokenizer, length, causal=True)
+        task = read_task(Sources([DataFile(path=Path(data))]), Path(folder), tokenizer, length, causal=True)
         return task.training, task.heldout
     return documentation(folder)
 
