@@ -28,7 +28,7 @@ from mickle.events import (
     as_warnings,
     several,
 )
-from mickle.trackers import TRACKERS, Tracker, tensorboard
+from mickle.trackers import Tracker
 
 EVENTS = [Trained(s, 2.0 / s, 0.1, 1.0, 10 * s, 0.5 * s, {}) for s in (1, 2, 3)]
 
@@ -135,9 +135,10 @@ def test_several_readers_hear_all() -> None:
 
 def test_tensorboard_reads_the_same_events(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    sink = Tracker(tensorboard, tmp_path)
+    sink = Tracker("tensorboard", tmp_path)
     for event in [*EVENTS, Evaluated(3, {"heldout_loss": 1.5})]:
         sink(event)
+    sink.close()
     read = accumulator.EventAccumulator(str(tmp_path))
     read.Reload()
     assert next((scalar.step, scalar.value) for scalar in read.Scalars("train/loss")) == (1, 2.0)
@@ -160,7 +161,7 @@ class Told:
         self.finish = lambda: figures.append({})  # trackio's; W&B's run has its own
         return SimpleNamespace(log=log, finish=lambda: figures.append({}), define_metric=lambda *_, **__: None)
 
-    Settings = staticmethod(dict)
+    Settings, __spec__ = staticmethod(dict), object()
 
 
 @pytest.mark.parametrize(("name", "asked"), [("wandb", {"mode": "offline"}), ("trackio", {"auto_log_cpu": False})])
@@ -171,7 +172,7 @@ def test_a_tracker_has_a_run_for_each_training_and_sends_nothing(
     for variable in ("WANDB_ERROR_REPORTING", "TRACKIO_DIR"):
         monkeypatch.setenv(variable, "before")
     monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/space")
-    sink = Tracker(TRACKERS[name][0], tmp_path)
+    sink = Tracker(name, tmp_path)
     for event in 2 * [Started("training", 3, "steps"), *EVENTS, Evaluated(3, {"heldout_loss": 1.5})]:
         sink(event)
     sink.close()
@@ -184,4 +185,4 @@ def test_a_tracker_has_a_run_for_each_training_and_sends_nothing(
     assert not sent
     monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
     with pytest.raises(UsageError, match="is not installed"):
-        Tracker(TRACKERS[name][0], tmp_path)
+        Tracker(name, tmp_path)

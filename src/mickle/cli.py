@@ -184,16 +184,14 @@ def _with_console(options: Any, work: Callable[[Any], str]) -> str:
     from mickle.events import Console, several
     from mickle.trackers import TRACKERS, Tracker
 
-    asked = {name: getattr(options, name) for name in TRACKERS if getattr(options, name)}
-    readers: list[Any] = [
-        Console(quiet=options.quiet),
-        *(Tracker(TRACKERS[name][0], folder) for name, folder in asked.items()),
-    ]
+    console = Console(quiet=options.quiet)
+    trackers = [Tracker(name, getattr(options, name)) for name in TRACKERS if getattr(options, name)]
     try:
-        return work(several(*readers))
+        return work(several(console, *trackers))
     finally:
-        for reader in readers:
-            reader.close()
+        console.close()
+        for tracker in trackers:
+            tracker.close()
 
 
 def _execute(step: Any, out: Path, emit: Any) -> str:

@@ -6,10 +6,11 @@ trackio without a Space or a server, neither reports errors or load. To send a r
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,39 +18,35 @@ from typing import Any
 from mickle.errors import UsageError
 from mickle.events import Evaluated, Event, Started, Trained
 
+Run = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]  # writes the figures of a step; ends the run
 PROJECT = "mickle"
 SENDING = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL", "TRACKIO_BUCKET_ID", "TRACKIO_WEBHOOK_URL")  # what trackio obeys
 
 
-@dataclass
-class Run:
-    """An open run of a tracker: how figures of a step are written there, and its end."""
-
-    log: Callable[[dict[str, float], int], Any]
-    close: Callable[[], Any]
-
-
 class Tracker:
-    """A reader of events: each training that it hears of is a run, which ``begin`` opens in ``folder``."""
+    """A reader of events that writes each training as a run of the tracker ``name`` (``TRACKERS``) into ``folder``.
 
-    def __init__(self, begin: Callable[[Path], Run], folder: Path) -> None:
-        self._begin, self._folder = begin, folder
-        self._run: Run | None = begin(folder)  # at once: what is not installed is said before anything is done
-        self._used = False
+    UsageError where the tracker is not installed.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        if importlib.util.find_spec(name) is None:
+            raise UsageError(f"{name} is not installed", todo=f"pip install 'mickle[{name}]', or leave --{name} out")
+        self._begin = partial(TRACKERS[name][0], folder)
+        self._run: Run | None = None
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Started) and event.what == "training" and self._used:
+        if isinstance(event, Started) and event.what == "training":
             self.close()
         if isinstance(event, (Trained, Evaluated)):
-            self._run = self._run or self._begin(self._folder)
-            self._run.log(figures_of(event), event.step)
-            self._used = True
+            self._run = self._run or self._begin()
+            self._run[0](figures_of(event), event.step)
 
     def close(self) -> None:
         """End the open run."""
         if self._run is not None:
-            self._run.close()
-        self._run, self._used = None, False
+            self._run[1]()
+        self._run = None
 
 
 def figures_of(event: Trained | Evaluated) -> dict[str, float]:
@@ -62,32 +59,22 @@ def figures_of(event: Trained | Evaluated) -> dict[str, float]:
 
 def tensorboard(folder: Path) -> Run:
     """Scalars for TensorBoard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise _missing("TensorBoard", "tensorboard") from None
+    from torch.utils.tensorboard import SummaryWriter
+
     writer = SummaryWriter(str(folder))
-
-    def log(figures: dict[str, float], step: int) -> None:
-        for name, value in figures.items():
-            writer.add_scalar(name, value, step)
-        writer.flush()
-
-    return Run(log, writer.close)
+    return lambda figures, step: [writer.add_scalar(name, value, step) for name, value in figures.items()], writer.close
 
 
 def wandb(folder: Path) -> Run:
     """A run of Weights & Biases, offline; ``wandb sync`` sends it."""
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # read when it is imported
-    try:
-        import wandb
-    except ImportError:
-        raise _missing("Weights & Biases", "wandb") from None
+    import wandb
+
     folder.mkdir(parents=True, exist_ok=True)
     quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, x_disable_stats=True)
     run = wandb.init(project=PROJECT, dir=str(folder), mode="offline", settings=quiet)
     run.define_metric("*", step_metric="step")  # its own count only grows; a run that goes back would lose figures
-    return Run(lambda figures, step: run.log(figures | {"step": step}), run.finish)
+    return lambda figures, step: run.log(figures | {"step": step}), run.finish
 
 
 def trackio(folder: Path) -> Run:
@@ -95,10 +82,8 @@ def trackio(folder: Path) -> Run:
     os.environ["TRACKIO_DIR"] = str(folder.resolve())  # read when it is imported
     for name in SENDING:
         os.environ.pop(name, None)
-    try:
-        import trackio
-    except ImportError:
-        raise _missing("trackio", "trackio") from None
+    import trackio
+
     with redirect_stdout(StringIO()):  # what it says of uploads is not so here
         run = trackio.init(project=PROJECT, embed=False, auto_log_gpu=False, auto_log_cpu=False)
 
@@ -106,15 +91,11 @@ def trackio(folder: Path) -> Run:
         with redirect_stdout(StringIO()):
             trackio.finish()
 
-    return Run(lambda figures, step: run.log(figures, step=step), close)
+    return lambda figures, step: run.log(figures, step=step), close
 
 
-TRACKERS = {
+TRACKERS: dict[str, tuple[Callable[[Path], Run], str]] = {
     "tensorboard": (tensorboard, "also write TensorBoard scalars there"),
     "wandb": (wandb, "also write a W&B run there, offline: nothing is sent"),
     "trackio": (trackio, "also write a trackio run there: nothing is sent"),
 }
-
-
-def _missing(name: str, package: str) -> UsageError:
-    return UsageError(f"{name} is not installed", todo=f"pip install 'mickle[{package}]', or leave --{package} out")

@@ -82,7 +82,7 @@ VIEWS = pa.table({"text": pa.array(["a"], pa.string_view())})
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "above": (lambda f: _state(f, {"_data_files": [{"filename": "../x.arrow"}]}), "no name of a file"),
     "no list": (lambda f: _state(f, {"_data_files": 3}), "no list '_data_files'"),
-    "indices": (lambda f: _state(f, {"_data_files": [1], "_indices_data_files": [1]}), "flatten_indices"),
+    "indices": (lambda f: _state(f, {"_data_files": [1], "_indices_data_files": [1]}), "one of indices"),
     "missing": (lambda f: _state(f, {"_data_files": [{"filename": "x.arrow"}]}), "No such file"),
     "compressed": (lambda f: stream(f / "a.arrow", pa.table({"text": ["a" * 99] * 9}), compression="zstd"), "compress"),
     "dictionary": (lambda f: stream(f / "a.arrow", pa.table({"text": pa.array(["a"]).dictionary_encode()})), "diction"),

@@ -19,6 +19,7 @@ from mickle.untrusted.values import read_json
 STATE, SPLITS = "state.json", "dataset_dict.json"
 TRAINING, HELDOUT = ("train",), ("test", "validation")  # splits by what they are for, the first that is there
 LARGEST_STATE = 16 << 20  # bytes
+PLAIN = ("string", "large_string", "binary", "large_binary", "null")  # types beside numbers
 HEADER, COMPRESSION = 2, 3  # fields of Arrow's tables Message and RecordBatch (format/Message.fbs)
 
 
@@ -29,9 +30,8 @@ def is_saved(path: Path) -> bool:
 
 def split_names(path: Path) -> list[str]:
     """The names of a folder's splits; none where it is one set, or something else."""
-    if not (path / SPLITS).is_file():
-        return []
-    return [_plain(name, path / SPLITS) for name in _listed(path / SPLITS, "splits")]
+    file = path / SPLITS
+    return [_plain(name, file) for name in _listed(file, "splits")] if file.is_file() else []
 
 
 def split_of(path: Path, wanted: Sequence[str]) -> Path:
@@ -53,20 +53,21 @@ def split_of(path: Path, wanted: Sequence[str]) -> Path:
 def set_files(path: Path) -> list[Path]:
     """The files of a saved set in the order of its rows; of several splits those of ``train``."""
     folder = split_of(path, TRAINING)
-    listed, state = _listed(folder / STATE, "_data_files"), folder / STATE
-    if _listed(state, "_indices_data_files", False):
-        raise UsageError("the rows of this set are chosen by a file of indices", where=str(state),
-                         todo="save it with `flatten_indices().save_to_disk(...)`")  # fmt: skip
-    return [folder / _plain(item.get("filename") if isinstance(item, dict) else None, state) for item in listed]
+    names = [
+        item.get("filename") if isinstance(item, dict) else None for item in _listed(folder / STATE, "_data_files")
+    ]
+    return [folder / _plain(name, folder / STATE) for name in names]
 
 
-def _listed(file: Path, name: str, needed: bool = True) -> list[Any]:
+def _listed(file: Path, name: str) -> list[Any]:
     values = read_json(file, LARGEST_STATE)
     found = values.get(name) if isinstance(values, dict) else None
-    if found is None and not needed:
-        return []
-    if not isinstance(found, list) or not (found or not needed):
-        raise UsageError(f"this file has no list {name!r}", where=str(file), expected="a folder of save_to_disk")
+    if not isinstance(found, list) or not found or values.get("_indices_data_files"):  # rows in another order
+        raise UsageError(
+            f"this file has no list {name!r}, or one of indices beside it",
+            where=str(file),
+            expected="a folder as `flatten_indices().save_to_disk(...)` of datasets leaves it",
+        )
     return found
 
 
@@ -127,22 +128,23 @@ class ArrowFile:
 
     def _refuse_unfolding(self, array: Any) -> None:
         """Values that stand once in the file and many times in the rows, or take no bytes at all."""
-        from pyarrow import types
+        from pyarrow import BaseExtensionType, types
 
-        if isinstance(array.type, _extension()):
-            array = array.storage
+        kind = array.type
         if len(array) > self.most:
             raise self._refused(f"{len(array):,} values without bytes")
-        if types.is_struct(array.type):
+        if isinstance(kind, BaseExtensionType):
+            inner = [array.storage]
+        elif types.is_struct(kind):
             inner = array.flatten()
-        elif types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
-            inner = [array.values]
-        elif types.is_map(array.type):
+        elif types.is_map(kind):
             inner = [array.keys, array.items]
-        elif types.is_primitive(array.type) or str(array.type) in PLAIN or types.is_fixed_size_binary(array.type):
+        elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+            inner = [array.values]
+        elif types.is_primitive(kind) or types.is_fixed_size_binary(kind) or str(kind) in PLAIN:
             inner = []
         else:
-            raise self._refused(f"columns of type {array.type}")
+            raise self._refused(f"columns of type {kind}")
         for part in inner:
             self._refuse_unfolding(part)
 
@@ -153,16 +155,6 @@ class ArrowFile:
             expected="a stream as datasets' save_to_disk writes it",
             todo="save it anew with datasets, or write Parquet",
         )
-
-
-PLAIN = ("string", "large_string", "binary", "large_binary", "null", "bool")
-
-
-def _extension() -> type:
-    import pyarrow
-
-    kind: type = pyarrow.BaseExtensionType
-    return kind
 
 
 def _is_compressed(metadata: bytes) -> bool:

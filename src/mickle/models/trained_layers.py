@@ -72,8 +72,8 @@ def train_rows(model: nn.Module, chosen: Mapping[str, Sequence[int]]) -> None:
     UsageError for a table or token that the model has not.
     """
     for name, tokens in chosen.items():
-        table = _named(model, name)
-        weight = table.weight if isinstance(table, nn.Embedding) or is_linear(table) else None
+        table: Any = dict(_layers(model)).get(name)
+        weight = table.weight if isinstance(table, nn.Embedding) or (table and is_linear(table)) else None
         if weight is None or weight.ndim != 2 or not tokens or not 0 <= min(tokens) <= max(tokens) < len(weight):
             size = "no table" if weight is None else f"a table of {len(weight):,} rows"
             raise UsageError(f"{name[:120]!r} is {size}; tokens {list(tokens)[:5]} cannot learn there")
@@ -125,8 +125,8 @@ def trained_whole(model: nn.Module) -> dict[str, nn.Module]:
 
 def _refuse_frozen(model: nn.Module, name: str, layer: nn.Module) -> None:
     inside = {id(parameter) for parameter in layer.parameters()}
-    others = [module for module in model.modules() if module not in set(layer.modules())]
-    why = "is no layer with weights of its own" if not inside else ""
+    others = set(model.modules()) - set(layer.modules())
+    why = "" if inside else "has no weights of its own"
     if any(hasattr(m, "lora_A") or hasattr(m, "stored_bytes") for m in layer.modules()):
         why = "has adapters, or is stored in few bits; leave it out of targets"
     elif any(id(p) in inside for module in others for p in module.parameters(recurse=False)):
@@ -137,10 +137,3 @@ def _refuse_frozen(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 def _layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return ((folder_layer_name(model, name), layer) for name, layer in model.named_modules() if name)
-
-
-def _named(model: nn.Module, name: str) -> nn.Module:
-    found = next((layer for own, layer in _layers(model) if own == name), None)
-    if found is None:
-        raise UsageError(f"the model has no layer {name[:120]!r}")
-    return found
