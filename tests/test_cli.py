@@ -215,6 +215,13 @@ def test_a_verb_s_function_tells_of_itself(toy: ModuleType, tmp_path: Path) -> N
         (["tune", "m", "--load-in-4bit"], "here it is --method qlora"),
         (["pretrain", "c", "--output-dir", "x"], "here it is --out"),
         (["tune", "m", "--no_cuda"], "here it is --device cpu"),
+        (["compress", "m", "--load-in-4bit"], "here it is --method nf4"),
+        (["compress", "m", "--lora-r", "8"], "unknown argument --lora-r\n"),
+        (["tune", "m", "--resume"], "the same command goes on where it was"),
+        (["tune", "m", "--data", "d", "--method", "qlra"], "no kind 'qlra'; did you mean 'qlora'. .known: full, lora"),
+        (["pretrain", "c", "--size", "huge"], "size: input should be 'tiny', 'small' or 'base' or a valid int.*'huge'"),
+        (["chat", "Qwen/Qwen2.5-0.5B-Instruct"], "nothing is downloaded here; fetch it first: hf download Qwen/"),
+        (["evaluate", "gpt2"], "hf download gpt2 --local-dir gpt2"),
         (["cht", "m"], "did you mean 'chat'"),
         (["frobnicate"], "expected: curate, mix, plan, .*show, doctor"),
     ],
@@ -226,12 +233,11 @@ def test_what_people_know_from_elsewhere_is_answered_with_ours(arguments: list[s
 
 
 def test_every_answer_is_a_setting_of_some_verb() -> None:
-    known = {name for verb in verbs.STEPS for name, _, _ in leaves(verbs.step_class(verb))} | {
-        "out",
-        "device",
-        *TRACKERS,
-    }
-    assert {ours.partition(" ")[0] for ours in OURS.values()} <= known
+    fields = {name for verb in verbs.STEPS for name, _, _ in leaves(verbs.step_class(verb))}
+    known = fields | {"out", "device", *TRACKERS}
+    assert {one.partition(" ")[0] for ours in OURS.values() for one in ours.split(" or ")} <= known
+    with pytest.raises(UsageError, match=r"unknown field 'lora_r'; here it is rank"):
+        validate(verbs.step_class("tune"), {"model": "m", "data": "d", "method": {"kind": "lora", "lora_r": 8}})
 
 
 @pytest.mark.parametrize(
@@ -264,6 +270,7 @@ def test_help_says_which_kind_has_a_setting(capsys: pytest.CaptureFixture[str]) 
     assert _main("tune", "--help") == 0
     said = capsys.readouterr().out
     assert "[lora, qlora] inner dimension" in said and "[mezo] random directions" in said
+    assert re.search(r"--schedule.warmup FLOAT .*\s+from 0 to its peak \(default\s+0.03\)", said)  # tune's own
 
 
 @pytest.mark.parametrize("name", [*verbs.STEPS, *cli.OTHERS])

@@ -56,7 +56,7 @@ class Config(BaseModel):
             return values
         for name in values:
             if name not in cls.model_fields:
-                raise _unknown_field(str(name), list(cls.model_fields))
+                raise _unknown_field(cls, str(name))
         return {name: _meant(cls.model_fields[name], value) for name, value in values.items()}
 
     def idle(self) -> set[str]:
@@ -83,11 +83,11 @@ def _number(kinds: list[Any], text: str) -> Any:
     return int(value) if int in kinds and value.is_integer() else value
 
 
-def _unknown_field(name: str, known: list[str]) -> PydanticCustomError:
-    ours = elsewhere(name, known)
+def _unknown_field(cls: type[Config], name: str) -> PydanticCustomError:
+    known = list(cls.model_fields)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean '{near[0]}'?" if near else "known fields: " + ", ".join(known)
-    hint = f"here it is {ours}" if ours else hint
+    hint = elsewhere(name, settings_and_kinds(cls)) or hint
     # Braces would be read as placeholders in the message template.
     safe = (name.replace("{", "(").replace("}", ")"))[:80]
     return PydanticCustomError("unknown_field", f"unknown field '{safe}'; {hint}", {"field": name})
@@ -109,15 +109,25 @@ def validate(cls: type[C], values: Any, *, where: str = "", lines: Lines | None 
     try:
         return cls.model_validate(dict(values))
     except ValidationError as error:
-        problems = [_problem(cls, item, where, lines) for item in error.errors(include_url=False)]
+        problems = [_problem(cls, some, where, lines) for some in _by_place(cls, error)]
     shown = problems[0][1]
     if len(problems) > 1:
         shown += f" (and {len(problems) - 1} more: " + "; ".join(text for _, text in problems[1:3]) + ")"
     raise UsageError(shown, where=problems[0][0], todo="correct the field; --help lists all of them")
 
 
-def _problem(cls: type[Config], item: Any, where: str, lines: Lines | None) -> tuple[str, str]:
-    """One pydantic error as (place, sentence)."""
+def _by_place(cls: type[Config], error: ValidationError) -> list[list[Any]]:
+    """Pydantic's errors, those together that say what one field may be instead."""
+    found: dict[Any, list[Any]] = {}
+    for number, item in enumerate(error.errors(include_url=False)):
+        place = _without_tags(cls, item["loc"])
+        found.setdefault(number if item["type"] == "unknown_field" else place, []).append(item)
+    return list(found.values())
+
+
+def _problem(cls: type[Config], items: list[Any], where: str, lines: Lines | None) -> tuple[str, str]:
+    """Pydantic's errors of one field as (place, sentence)."""
+    item = items[0]
     location = _without_tags(cls, item["loc"])
     if item["type"] == "unknown_field":
         location += (item["ctx"]["field"],)
@@ -125,13 +135,22 @@ def _problem(cls: type[Config], item: Any, where: str, lines: Lines | None) -> t
     message = str(item["msg"])
     if item["type"] == "missing":
         message = "this field is required"
+    elif item["type"] == "union_tag_invalid":
+        message = _unknown_kind(str(item["ctx"]["tag"]), item["ctx"]["expected_tags"].replace("'", "").split(", "))
     elif item["type"] not in ("unknown_field", "value_error"):
+        message = " or ".join(dict.fromkeys(str(one["msg"]) for one in items)).replace(" or Input should be", " or")
         message = f"{message[0].lower()}{message[1:]}, got {shortened(repr(item.get('input')), 60)}"
     message = message.removeprefix("Value error, ")
     whole = not name or (item["type"] == "unknown_field" and len(location) == 1)
     text = message if whole else f"{name}: {message}"
     line = lines.find(location) if lines else None
     return (f"{where}:{line}" if line else where), text
+
+
+def _unknown_kind(given: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1)
+    meant = f"; did you mean '{near[0]}'?" if near else ""
+    return f"there is no kind '{shortened(given, 60)}'{meant} (known: {', '.join(known)})"
 
 
 def _without_tags(cls: type[Config], location: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -144,6 +163,8 @@ def _without_tags(cls: type[Config], location: tuple[Any, ...]) -> tuple[Any, ..
             here = chosen
             continue
         written.append(part)
+        if isinstance(part, str) and not here:
+            written.pop()  # one of the types that a field may have
         fields = [variant.model_fields[part] for variant in here if part in variant.model_fields]
         here = [variant for field in fields for variant in config_variants(field.annotation)]
     return tuple(written)
@@ -242,7 +263,7 @@ def applying(config: Config) -> dict[str, Any]:
     return {
         name: applying(value) if isinstance(value, Config) else given[name]
         for name, value in values.items()
-        if value not in (None, "", (), [])
+        if value not in (None, "", (), [], {})
     }
 
 
@@ -267,6 +288,15 @@ def leaves(cls: type[Config], prefix: str = "") -> Iterator[tuple[str, Any, Any]
                 if leaf[0] not in seen:
                     seen.add(leaf[0])
                     yield leaf
+
+
+def settings_and_kinds(cls: type[Config]) -> dict[str, list[str]]:
+    """Every settable field (dotted), and the kinds of those that hold a choice."""
+    found: dict[str, list[str]] = {}
+    for name, annotation, _ in leaves(cls):
+        variants = [variant for variant in config_variants(annotation) if "kind" in variant.model_fields]
+        found[name] = [kind for v in variants for kind in typing.get_args(v.model_fields["kind"].annotation)]
+    return found
 
 
 def config_variants(annotation: Any) -> list[type[Config]]:

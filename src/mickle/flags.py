@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import yaml
 from pydantic_core import PydanticUndefined
 
-from mickle.config import Config, config_variants, leaves, members
+from mickle.config import Config, config_variants, leaves, members, settings_and_kinds
 from mickle.errors import UsageError
 from mickle.spellings import elsewhere
 
@@ -26,17 +26,22 @@ MOST_SHOWN = 5  # items of a default that is a list
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse that raises :class:`UsageError`, with the nearest flag for a misspelt one."""
+    """argparse that raises :class:`UsageError`, with the nearest flag for a misspelt one.
+
+    settings: those that its flags are made from, with the kinds of those that hold a choice.
+    """
+
+    settings: dict[str, list[str]] = {}
 
     def error(self, message: str) -> NoReturn:
         known = [flag for action in self._actions for flag in action.option_strings]
         if message.startswith("unrecognized arguments:"):
             wrong = message.split(":", 1)[1].split()[0]
-            ours = elsewhere(wrong.split("=")[0], [flag[2:].replace("-", "_") for flag in known])
+            others = {flag[2:].replace("-", "_"): list[str]() for flag in known}
             near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            hint = f"; here it is --{ours.replace('_', '-')}" if ours else hint
-            message = f"unknown argument {wrong}{hint}"
+            hint = elsewhere(wrong.split("=")[0], others | self.settings, "--")
+            hint = hint or (f"did you mean {near[0]}?" if near else "")
+            message = f"unknown argument {wrong}" + (f"; {hint}" if hint else "")
         raise UsageError(message, todo=f"{self.prog} --help")
 
 
@@ -61,13 +66,16 @@ def parser(
         formatter_class=Help,
         allow_abbrev=False,
     )
+    made.settings = settings_and_kinds(cls)
     if positional:
         made.add_argument(
             f"field:{positional}",
             nargs="*" if several else "?",
             metavar=positional.upper(),
             default=argparse.SUPPRESS,
-            help=_describe(cls.model_fields[positional], cls.model_fields[positional].annotation),
+            help=_describe(
+                cls.model_fields[positional], cls.model_fields[positional].annotation, _default(cls, positional)
+            ),
         )
     settings = made.add_argument_group("settings")
     groups: dict[str, Any] = {}
@@ -93,7 +101,7 @@ def parser(
             dest=f"field:{name}",
             default=argparse.SUPPRESS,
             metavar=_metavar(annotation),
-            help=_only_for(cls, name) + _describe(field, annotation),
+            help=_only_for(cls, name) + _describe(field, annotation, _default(cls, name)),
             **made_flag,
         )
     return made
@@ -219,18 +227,30 @@ def _metavar(annotation: Any) -> str:
     ]
     if item := _item(annotation):
         first = members(item)[0]
-        named = {"Path": "FILE", "str": "TEXT"}.get(getattr(first, "__name__", ""), "NAME")
-        return str(getattr(first, "metavar", named))
+        plain = {"Path": "FILE", "str": "TEXT", "float": "FLOAT", "int": "INT"}
+        return str(getattr(first, "metavar", plain.get(getattr(first, "__name__", ""), "NAME")))
     text = "|".join(name.strip("'") for name in names)
     return "FILE" if text == "Path" else text.upper() if len(text) < 12 and "|" not in text else text
 
 
-def _describe(field: Any, annotation: Any) -> str:
+def _default(cls: type[Config], name: str) -> Any:
+    """What a setting (dotted) is by default, in the default of what holds it; undefined where it is required."""
+    top, _, rest = name.partition(".")
+    field = cls.model_fields[top]
+    default = field.get_default(call_default_factory=True)
+    if not rest:
+        return default
+    kinds = [variant for variant in config_variants(field.annotation) if rest.partition(".")[0] in variant.model_fields]
+    if type(default) in kinds and "." not in rest:
+        return getattr(default, rest)
+    return _default(kinds[0], rest)
+
+
+def _describe(field: Any, annotation: Any, default: Any) -> str:
     text = (field.description or "").replace("%", "%%")
-    default = field.default
-    if default is PydanticUndefined and field.default_factory is None:
+    if default is PydanticUndefined:
         return f"{text} (required)"
-    if default is PydanticUndefined or default in (None, "", []):
+    if default in (None, "", [], (), {}):
         return text
     if isinstance(default, Config):
         default = getattr(default, "kind", default)
@@ -239,7 +259,7 @@ def _describe(field: Any, annotation: Any) -> str:
 
 def _short_default(value: Any) -> str:
     """A default as it is typed; of a long list the beginning."""
-    if not isinstance(value, list):
+    if not isinstance(value, (list, tuple)):
         return str(value)
     texts = [f"'{item}'" if " " in str(item) else str(item) for item in value]
     shown = texts if len(texts) <= MOST_SHOWN + 1 else texts[:MOST_SHOWN]

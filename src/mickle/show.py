@@ -50,7 +50,7 @@ def _finished(folder: Path, manifest: storage.Manifest, how: str) -> list[str]:
     meta = manifest.meta
     size = sum(file.bytes for file in manifest.files.values())
     lines = [
-        f"{folder}: a {manifest.kind}, whole ({how})",
+        f"{folder}: {_with_article(manifest.kind)}, whole ({how})",
         f"  content   {manifest.digest[:16]}, {len(manifest.files)} files, {size / 1e6:,.2f} MB",
         f"  made      {meta.get('created', '?')} by mickle {meta.get('mickle', '?')} in {meta.get('seconds', '?')} s"
         f", peak memory {meta.get('peak_memory_bytes', 0) / 1e9:.2f} GB",
@@ -89,6 +89,10 @@ def _journal(path: Path) -> str:
         f"  the {comes_out} of any step, up to {journal.steps:,}: {_use(base or 'BASE', path, 'STEP')}",
         f"  undo it: {_use(tuned or 'TUNED', path, '0')}",
     ])  # fmt: skip
+
+
+def _with_article(noun: str) -> str:
+    return f"an {noun}" if noun[:1] in "aeiou" else f"a {noun}"
 
 
 def _use(folder: str, journal: Path, step: str) -> str:

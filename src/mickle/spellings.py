@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 
 # Their names in lower case with underscores; ours as a setting, perhaps with its value.
 OURS = {
@@ -49,7 +49,7 @@ OURS = {
     "lr_scheduler_type": "schedule.kind",
     "use_peft": "method lora",
     "peft": "method lora",
-    "load_in_4bit": "method qlora",
+    "load_in_4bit": "method qlora or method nf4",
     "lora_r": "method.rank",
     "lora_rank": "method.rank",
     "lora_alpha": "method.alpha",
@@ -76,10 +76,34 @@ OURS = {
 }
 
 
-def elsewhere(name: str, known: Iterable[str]) -> str:
-    """What a setting of another tool is called here, as it is typed; "" where ``known`` has no such setting.
+# What has no setting here, and why.
+WITHOUT = {
+    "resume": "the same command goes on where it was",
+    "resume_from_checkpoint": "the same command goes on where it was",
+    "load_in_8bit": "a base is stored in 4 bits (qlora) or in 16",
+    "packing": "examples are packed into rows, and none sees another",
+    "do_sample": "a temperature of 0 takes the likeliest token, any other draws",
+    "trust_remote_code": "code of a model's folder is never run",
+    "push_to_hub": "nothing is sent anywhere",
+    "token": "nothing is downloaded",
+    "attn_implementation": "the fastest attention is chosen by itself",
+    "use_flash_attention_2": "the fastest attention is chosen by itself",
+    "deepspeed": "torchrun shards a training by itself",
+    "fsdp": "torchrun shards a training by itself",
+}
 
-    known: names of settings, dotted or not, with underscores.
+
+def elsewhere(name: str, known: Mapping[str, Sequence[str]], mark: str = "") -> str:
+    """What a setting of another tool is called here, in a sentence; "" where there is nothing to say.
+
+    known: the settings that there are, dotted, with underscores, and the kinds of those that hold a choice. mark: what
+    stands before a setting where it is typed; then its words have hyphens.
     """
-    ours = OURS.get(name.lower().lstrip("-").replace("-", "_"), "")
-    return ours if ours.partition(" ")[0].partition(".")[0] in set(known) else ""
+    plain = name.lower().lstrip("-").replace("-", "_")
+    for ours in OURS.get(plain, "").split(" or "):
+        setting, _, value = ours.partition(" ")
+        setting = setting if setting in known else setting.rpartition(".")[2]
+        if setting and setting in known and (not value or not known[setting] or value in known[setting]):
+            typed = setting.replace("_", "-") if mark else setting
+            return f"here it is {mark}{typed} {value}".rstrip()
+    return WITHOUT.get(plain, "")

@@ -40,7 +40,9 @@ HELDOUT_EXAMPLES = "heldout.jsonl"  # in a tuned one: examples that it was never
 SCRATCH = ".scratch"  # checkpoints and the like of unfinished work; never part of a manifest
 TEMPORARY = ".tmp"  # what such a name begins with; safetensors' own do too
 FORMAT = 1
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # ORGANISATION/NAME
+_HUB_NAME = re.compile(  # ORGANISATION/NAME, and the oldest names
+    r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*|(?:distil)?(?:gpt2|bert|roberta|albert|electra|t5)(?:-[\w.-]+)?"
+)
 ANY_SIZE, MOST_HOLES = 64 << 20, 200  # bytes that may be a hole; beyond that, bytes to one that was written
 LARGEST_HEADER = 8 << 20  # bytes at the beginning of a safetensors file
 LARGEST_MANIFEST = 16 << 20  # bytes; some hundred thousand files
@@ -251,7 +253,7 @@ def _refuse_holes(descriptor: int, path: Path) -> None:
 def no_such(path: Path, what: str = "file or folder", *, where: str = "", expected: str = "") -> UsageError:
     """The error of a path at which nothing is; for a name of the Hugging Face hub with how to fetch it."""
     todo = "check the path"
-    if _HUB_NAME.fullmatch(str(path)) and not Path(path).parent.exists():
+    if _HUB_NAME.fullmatch(str(path)) and (len(Path(path).parts) == 1 or not Path(path).parent.exists()):
         todo = f"nothing is downloaded here; fetch it first: hf download {path} --local-dir {Path(path).name}"
     return UsageError(f"no such {what}: {path}", where=where, expected=expected, todo=todo)
 

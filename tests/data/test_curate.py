@@ -18,7 +18,7 @@ import pytest
 import small_web as web
 
 from mickle import storage
-from mickle.config import validate
+from mickle.config import applying, validate, without_effect
 from mickle.data import passes
 from mickle.data.curate import Curate
 from mickle.data.documentation import Module
@@ -93,7 +93,7 @@ def test_every_record_is_kept_removed_or_skipped_and_the_twin_is_named(crawl: Pa
 RUN = """
 import sys
 from pathlib import Path
-from mickle.config import validate
+from mickle.config import applying, validate, without_effect
 from mickle.data import chunks, curate
 from mickle.events import Progressed
 from mickle.step import execute
@@ -319,6 +319,12 @@ def test_bad_sources_end_in_usage_errors(kind: str, tmp_path: Path) -> None:
 def test_a_package_that_is_not_installed_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="not installed"):
         execute(Curate(source=Documentation(packages=["no_such_package_at_all"])), tmp_path / "out", ignore)
+
+
+def test_settings_of_stages_that_do_not_run_are_said_to_do_nothing(crawl: Path) -> None:
+    assert set(without_effect(step("files", crawl, quality={"least_words": 9}, minimum_characters=9))) == {"quality"}
+    shown = applying(step("warc", crawl, stages=["language", "lines"]))
+    assert {"languages", "lines"} <= shown.keys() and not {"quality", "near_duplicates", "urls"} & shown.keys()
 
 
 def test_the_forecast_and_the_next_command(crawl: Path) -> None:

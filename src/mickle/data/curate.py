@@ -139,7 +139,7 @@ class Curate(Rules, Step):
         _say_what_is_left(tally, self._source_name(), emit)
         names = ("records", "skipped", "removed", "kept", "kept_bytes", "kept_words", "languages")
         return {name: card[name] for name in names} | {
-            "forecast": asdict(forecast),
+            "forecast": asdict(forecast) | {"derived": {}},
             "fresh_records": fresh,
             "records_per_second": round(fresh / max(refined, 1e-9), 2),
             "seconds_comparing": round(time.monotonic() - begun - refined, 2),
@@ -177,17 +177,18 @@ class Curate(Rules, Step):
         return self._forecast(), preview
 
     def _forecast(self) -> Forecast:
+        derived = {"stages": list(self.chosen())}
         if isinstance(self.source, Documentation):
             count = len(documentation.list_modules(self.source.packages, self.source.tests))
             seconds = count / PAGES_PER_SECOND / self._workers() + count / MODULES_PER_SECOND
             notes: tuple[str, ...] = ("pages are about 6 kB each",)
-            return Forecast(self._memory(), seconds, 20_000 * count, notes)
+            return Forecast(self._memory(), seconds, 20_000 * count, notes, derived)
         size, seconds = 0, 0.0
         for path in self.source.files():
             compressed = path.suffix in (".gz", ".zst", ".parquet")
             size += path.stat().st_size
             seconds += path.stat().st_size / (COMPRESSED_BYTES_PER_SECOND if compressed else BYTES_PER_SECOND)
-        return Forecast(self._memory(), seconds / self._workers(), size)
+        return Forecast(self._memory(), seconds / self._workers(), size, derived=derived)
 
     def _sample(self, source: Source) -> str:
         """The funnel of the first records through the stages for one page, and examples of what each takes out."""

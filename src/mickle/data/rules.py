@@ -105,6 +105,11 @@ class Rules(Config):
         idle = () if self.decontamination.against else ("decontamination",)
         return tuple(stage for stage in STAGES if stage in named and stage not in idle)
 
+    def idle(self) -> set[str]:
+        stages = {"minimum_characters": "length", "languages": "language", "language_threshold": "language"}
+        stages |= {stage: stage for stage in STAGES if stage in type(self).model_fields}
+        return {name for name, stage in stages.items() if stage not in self.chosen()}
+
     def usual(self) -> tuple[StageName, ...]:
         """The stages where none are named."""
         return WEB

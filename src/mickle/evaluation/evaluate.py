@@ -99,9 +99,11 @@ class Loss(Measure):
     def forecast(self, folder: Path) -> Forecast:
         """What is left out, as it will be."""
         from mickle.evaluation.texts import own_examples
+        from mickle.models.adapters import adapter_base
         from mickle.models.folder import describe
+        from mickle.models.folder_check import is_adapter
 
-        length = self.length or describe(folder).longest
+        length = self.length or describe(adapter_base(folder) if is_adapter(folder) else folder).longest
         data = own_examples(folder) or folder / HELDOUT
         derived = {"data": str(data), "length": length, "stride": max(1, length // 2)}
         return Forecast(derived={f"task.{name}": value for name, value in derived.items()})

@@ -203,6 +203,8 @@ def tokenizer_of(folder: Path) -> TextTokenizer:
     from mickle.models.adapters import tokenizer_folder
     from mickle.models.folder_check import check_tokenizer
 
+    if not folder.exists():
+        raise storage.no_such(folder, "model folder")
     home = tokenizer_folder(folder)
     check_tokenizer(home)
     return open_text_tokenizer(home)
