@@ -36,7 +36,7 @@ def test_commands_name_verbs_and_settings_that_exist(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("crawl/a.warc.gz", "notes/a.md", "data.jsonl.gz"):  # whose kind `curate` sees
+    for name in ("crawl/a.warc.gz", "notes/a.md", "data.jsonl.gz", "saved/a.parquet"):  # whose kind `curate` sees
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).touch()
     for command in _commands(page):
