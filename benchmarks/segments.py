@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,18 @@ class Arm:
             raise SystemExit(f"the {self.name} arm ended early (exit code {self.process.wait()})")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+@contextmanager
+def beside(processes: int) -> Iterator[None]:
+    """As many other processes that never rest, as long as this lasts: people's machines are not quiet."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
+    try:
+        yield
+    finally:
+        for process in spinning:
+            process.kill()
+            process.wait()
 
 
 def alternate(arms: dict[str, Arm], steps: int, pairs: int) -> tuple[dict[str, list[dict[str, float]]], dict[str, Any]]:

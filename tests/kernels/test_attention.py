@@ -15,10 +15,12 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 8)
 
 
-def problem(seed, batch, heads, length, width, dtype=torch.float32):
+def problem(seed, batch, heads, length, width, dtype=torch.float32, shared=1):
+    """Queries, keys and values, and a gradient; ``shared``: query heads to a head of keys."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (batch, length, heads, width)  # strides as the decoder gives them
-    tensors = [torch.randn(shape, generator=generator).to(dtype).transpose(1, 2) for _ in range(4)]
+    counts = (heads * shared, heads, heads, heads * shared)
+    shapes = [(batch, length, count, width) for count in counts]  # strides as the decoder gives them
+    tensors = [torch.randn(shape, generator=generator).to(dtype).transpose(1, 2) for shape in shapes]
     return [t.requires_grad_() for t in tensors[:3]], tensors[3]
 
 
@@ -32,12 +34,18 @@ def close(ours, reference, tolerance):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 4), st.integers(2, 37), st.integers(1, 9))
-def test_equals_the_definition(seed, batch, heads, length, width):
-    inputs, gradient = problem(seed, batch, heads, length, width)
+@given(
+    st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 4), st.integers(2, 37), st.integers(1, 9),
+    st.integers(1, 3), st.sampled_from([1, 2000, 2**20]),
+)  # fmt: skip
+def test_equals_the_definition(seed, batch, heads, length, width, shared, together):
+    inputs, gradient = problem(seed, batch, heads, length, width, shared=shared)
     exact = results(causal_attention_plain, [t.detach().double().requires_grad_() for t in inputs], gradient)
     single = results(causal_attention_plain, inputs, gradient)  # where terms cancel, it rounds as much
-    for ours, plain, reference in zip(results(causal_attention, inputs, gradient), single, exact, strict=True):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "SCORES_BYTES", together)  # from one head of keys at a time to all rows at once
+        found = results(causal_attention, inputs, gradient)
+    for ours, plain, reference in zip(found, single, exact, strict=True):
         assert ours.shape == reference.shape
         assert ours.dtype == torch.float32
         if not torch.equal(ours, plain):
@@ -47,7 +55,7 @@ def test_equals_the_definition(seed, batch, heads, length, width):
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(8, 37), st.sampled_from([0.02, 0.2]), st.booleans())
 def test_documents_do_not_see_each_other(seed, batch, length, share, one_group):
-    inputs, gradient = problem(seed, batch, 2, length, 4)
+    inputs, gradient = problem(seed, batch, 2, length, 4, shared=1 + seed % 2)
     opens = torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < share
     documents = opens.cumsum(1)
     together = attention.SCORES_BYTES if one_group else 4 * 2 * 8 * length * 2  # two rows at a time

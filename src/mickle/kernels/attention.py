@@ -7,7 +7,8 @@ from dO is (arXiv 2205.14135, appendix B.2)::
 
 P is computed again in the backward pass, for ``BLOCK`` queries of some rows of the batch at a time, so the scores of
 all positions are never held. torch's own CPU kernel does the same with products of 32 queries; here a block of all
-heads is one batched product, which the matrix library runs faster, in bfloat16 above all. With documents, keys that no
+heads is one batched product, which the matrix library runs faster, in bfloat16 above all; heads that share keys and
+values (arXiv 2305.13245) are more rows of the same product. With documents, keys that no
 query of a block sees are left out where they fill whole blocks, and rows of a single document need no mask at all.
 """
 
@@ -39,9 +40,8 @@ def causal_attention(
     if torch.is_autocast_enabled(queries.device.type):
         precision = torch.get_autocast_dtype(queries.device.type)
         queries, keys, values = queries.to(precision), keys.to(precision), values.to(precision)
-    needs_gradient = torch.is_grad_enabled() and (queries.requires_grad or keys.requires_grad or values.requires_grad)
-    fits = queries.device.type == "cpu" and queries.shape[1] == keys.shape[1] and queries.shape[2] >= BLOCK
-    if use_plain() or torch.compiler.is_compiling() or not (fits and needs_gradient):
+    fits = queries.device.type == "cpu" and keys.shape[2] == queries.shape[2] >= BLOCK
+    if use_plain() or torch.compiler.is_compiling() or not fits:
         return causal_attention_plain(queries, keys, values, documents, mask)
     return _BlockedAttention.apply(queries, keys, values, documents)
 
@@ -63,7 +63,10 @@ def visible(documents: Tensor) -> Tensor:
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """queries, keys, values [B, H, T, K], documents [B, T] or None -> [B, H, T, K]."""
+    """queries [B, H, T, K], keys and values [B, G, T, K], documents [B, T] or None -> [B, H, T, K].
+
+    In what follows N is some rows of the batch times some heads of keys, and S the H / G heads that share each.
+    """
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, documents: Tensor | None) -> Tensor:
@@ -72,12 +75,12 @@ class _BlockedAttention(torch.autograd.Function):
         # Laid out [B, T, H, K], as the projection that follows wants it.
         attended = queries.new_empty(*queries.transpose(1, 2).shape).transpose(1, 2)
         with torch.autocast("cpu", enabled=False):
-            for some in _groups(queries):
-                q, k, v = (_flat(t) for t in (queries[some] * scale, keys[some], values[some]))  # [N, T, K]
-                out = attended[some]
+            for some, of_keys, own in _groups(queries, keys):
+                k, v = (t[some, of_keys].flatten(0, 1) for t in (keys, values))  # [N, T, K]
+                q, out = _shared(queries[some, own] * scale, k), attended[some, own]  # [N, S, T, K], [.., .., T, K]
                 for rows, seen, bias in _blocks(queries, None if documents is None else documents[some]):
-                    block = torch.bmm(_probabilities(q[:, rows], k[:, seen], bias), v[:, seen])
-                    out[:, :, rows] = block.view_as(out[:, :, rows])
+                    block = torch.bmm(_probabilities(_block(q, rows), k[:, seen], bias), v[:, seen])
+                    out[:, :, rows] = block.view(out[:, :, rows].shape)
         return attended
 
     @staticmethod
@@ -86,20 +89,20 @@ class _BlockedAttention(torch.autograd.Function):
         queries, keys, values, documents = ctx.saved_tensors
         scale = queries.shape[-1] ** -0.5
         ours = [t.new_empty(*t.transpose(1, 2).shape).transpose(1, 2) for t in (queries, keys, values)]
-        for some in _groups(queries):
-            given = queries[some] * scale, keys[some], values[some], gradient[some]
-            q, k, v, g = (_flat(t) for t in given)  # [N, T, K]
-            dq, dk_out, dv_out = (t[some] for t in ours)
+        for some, of_keys, own in _groups(queries, keys):
+            k, v = (t[some, of_keys].flatten(0, 1) for t in (keys, values))  # [N, T, K]
+            q, g = _shared(queries[some, own] * scale, k), _shared(gradient[some, own], k)  # [N, S, T, K]
+            dq, dk_out, dv_out = ours[0][some, own], ours[1][some, of_keys], ours[2][some, of_keys]
             # Sums over the blocks, in float32 (float64) whatever the products' precision.
             dk, dv = (torch.zeros_like(k, dtype=torch.promote_types(k.dtype, torch.float32)) for _ in range(2))
             for rows, seen, bias in _blocks(queries, None if documents is None else documents[some]):
                 # Copies that the products would make each for itself.
-                q_block, k_seen, g_block = (q[:, rows].contiguous(), k[:, seen].contiguous(), g[:, rows].contiguous())
-                probabilities = _probabilities(q_block, k_seen, bias)  # [N, block, seen]
+                q_block, k_seen, g_block = _block(q, rows), k[:, seen].contiguous(), _block(g, rows)
+                probabilities = _probabilities(q_block, k_seen, bias)  # [N, S * block, seen]
                 dv[:, seen] += torch.bmm(probabilities.mT, g_block)
                 scores = torch.bmm(g_block, v[:, seen].mT)
                 scores = torch._softmax_backward_data(scores, probabilities, -1, probabilities.dtype)
-                dq[:, :, rows] = torch.bmm(scores, k_seen).mul_(scale).view_as(dq[:, :, rows])
+                dq[:, :, rows] = torch.bmm(scores, k_seen).mul_(scale).view(dq[:, :, rows].shape)
                 dk[:, seen] += torch.bmm(scores.mT, q_block)  # the queries are scaled already
             dk_out.copy_(dk.view_as(dk_out))
             dv_out.copy_(dv.view_as(dv_out))
@@ -107,26 +110,39 @@ class _BlockedAttention(torch.autograd.Function):
 
 
 def _probabilities(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    """Attention of a block of scaled queries [N, block, K] to the keys it sees [N, seen, K]: [N, block, seen].
+    """Attention of a block of scaled queries [N, S * block, K] to the keys it sees [N, seen, K]: [N, S * block, seen].
 
     bias [rows, 1, block, some]: 0 or minus infinity, on the last ``some`` of the keys.
     """
     scores = torch.bmm(queries, keys.mT)
-    by_row = scores.view(len(bias), -1, *scores.shape[1:])
+    by_row = scores.view(len(bias), -1, bias.shape[2], scores.shape[-1])
     by_row[..., -bias.shape[-1] :] += bias
     return scores.softmax(-1)
 
 
-def _flat(rows: Tensor) -> Tensor:
-    """[rows, H, T, K] -> [rows * H, T, K]."""
-    return rows.flatten(0, 1)
+def _shared(heads: Tensor, keys: Tensor) -> Tensor:
+    """[rows, H, T, K] beside keys [N, T, K] -> [N, S, T, K]: heads that share keys lie together."""
+    return heads.reshape(len(keys), -1, *heads.shape[2:])
 
 
-def _groups(queries: Tensor) -> list[slice]:
-    """Rows of the batch that are taken together."""
+def _block(heads: Tensor, rows: slice) -> Tensor:
+    """Some of the queries of [N, S, T, K]: [N, S * block, K]."""
+    return heads[:, :, rows].reshape(len(heads), -1, heads.shape[-1])
+
+
+def _groups(queries: Tensor, keys: Tensor) -> list[tuple[slice, slice, slice]]:
+    """What is taken together: some rows of the batch with all heads, or of one row some heads; the keys' heads first,
+    then the queries'.
+    """
     batch, heads, length, _ = queries.shape
-    size = max(1, SCORES_BYTES // (heads * BLOCK * length * queries.itemsize))
-    return [slice(start, min(start + size, batch)) for start in range(0, batch, size)]
+    shared = heads // keys.shape[1]
+    fit = SCORES_BYTES // (shared * BLOCK * length * queries.itemsize)  # heads of keys
+    size, some = max(1, fit // keys.shape[1]), max(1, min(fit, keys.shape[1]))
+    return [
+        (slice(row, min(row + size, batch)), slice(head, head + some), slice(shared * head, shared * (head + some)))
+        for row in range(0, batch, size)
+        for head in range(0, keys.shape[1], some)
+    ]
 
 
 def _blocks(queries: Tensor, documents: Tensor | None) -> Iterator[tuple[slice, slice, Tensor]]:

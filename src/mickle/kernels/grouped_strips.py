@@ -76,6 +76,41 @@ def product(bits: int, segment: int, two_level: bool, way: int, turns: bool) -> 
     return t.compiled()
 
 
+@cache
+def dense(bits: int) -> Any:
+    """(codes, levels, of, to, out, first strip, last, chunks, size of a strip's levels): s (q - z) of every column to
+    its place. levels: of each strip, s and z of a group in 16 floats each; of, to [columns of whole chunks]: where, in
+    bytes, a column's group stands in them, and where the column stands in `out`.
+    """
+    t = Program("ptr codes, ptr levels, ptr of, ptr to, ptr out, i64 first, i64 last, i64 chunks, i64 size")
+    codes_size = t.let(f"mul i64 %chunks, {4 * STRIP * bits}")
+    with t.loop("%first", "%last") as strip:
+        codes = t.after("%codes", t.let(f"mul i64 {strip}, {codes_size}"))
+        levels = t.after("%levels", t.let(f"mul i64 {strip}, %size"))
+        out = t.at("%out", strip, 4 * STRIP)
+        with t.loop("0", "%chunks") as chunk:
+            row = t.at(codes, chunk, 4 * STRIP * bits)
+            loaded = [_ahead(t, t.after(row, 4 * STRIP * word)) for word in range(bits)]
+            of, to = (t.at(f"%{name}", chunk, 8 * CHUNK) for name in ("of", "to"))
+            for quad in range(CHUNK // 4):
+                four = _quad(t, loaded, quad, bits, False)
+                for byte in range(4):
+                    here = 8 * (4 * quad + byte)
+                    level = t.after(levels, t.load("i64", t.after(of, here), 8))
+                    code = _code(t, four, byte, bits)
+                    less = t.let(f"fsub {FLOATS} {code}, {t.load(FLOATS, t.after(level, 4 * STRIP))}")
+                    weight = t.let(f"fmul {FLOATS} {less}, {t.load(FLOATS, level)}")
+                    t.store(FLOATS, weight, t.after(out, t.load("i64", t.after(to, here), 8)))
+    return t.compiled()
+
+
+def _code(t: Program, four: str, byte: int, bits: int) -> str:
+    """One of four columns' codes, in floats."""
+    one = t.let(f"lshr {WORDS} {four}, {same(WORDS, 8 * byte)}") if byte else four
+    one = t.let(f"and {WORDS} {one}, {same(WORDS, 2**bits - 1)}")
+    return t.let(f"sitofp {WORDS} {one} to {FLOATS}")
+
+
 def _ahead(t: Program, place: str) -> str:
     """Words of codes; those AHEAD of them are asked for."""
     t.prefetch(t.after(place, AHEAD), keep=2)
@@ -168,10 +203,7 @@ def _float_dot(t: Program, codes: list[tuple[int, str]], bits: int, xs: str) -> 
     dot = "zeroinitializer"
     for quad, four in codes:
         for byte in range(4):
-            one = t.let(f"lshr {WORDS} {four}, {same(WORDS, 8 * byte)}") if byte else four
-            one = t.let(f"and {WORDS} {one}, {same(WORDS, 2**bits - 1)}")
-            number = t.let(f"sitofp {WORDS} {one} to {FLOATS}")
-            dot = t.fma(number, t.splat(t.load("float", t.after(xs, 4 * (4 * quad + byte)))), dot)
+            dot = t.fma(_code(t, four, byte, bits), t.splat(t.load("float", t.after(xs, 4 * (4 * quad + byte)))), dot)
     return dot
 
 

@@ -22,14 +22,31 @@ class KeyValueCache:
         self.length = 0
         self.documents: Tensor | None = None  # [B, S]; None: one document a row
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._room: dict[int, tuple[Tensor, Tensor]] = {}  # what the layers' keys and values lie in, longer than they
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append [B, G, T, K] to what `layer` holds and return all of it: [B, G, S, K]."""
         if layer in self._layers:
             before = self._layers[layer]
-            keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+            if torch.is_grad_enabled():
+                keys, values = torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+            else:
+                keys, values = self._appended(layer, before, (keys, values))
         self._layers[layer] = keys, values
         return keys, values
+
+    def _appended(self, layer: int, before: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same without copying all that went before with every token: room is made for half as many again."""
+        seen, length = before[0].shape[2], before[0].shape[2] + new[0].shape[2]
+        if layer not in self._room or self._room[layer][0].shape[2] < length:
+            batch, groups, _, width = before[0].shape
+            made = [part.new_empty(batch, groups, length + max(64, length // 2), width) for part in before]
+            for room, part in zip(made, before, strict=True):
+                room[:, :, :seen] = part
+            self._room[layer] = made[0], made[1]
+        keys, values = self._room[layer]
+        keys[:, :, seen:length], values[:, :, seen:length] = new
+        return keys[:, :, :length], values[:, :, :length]
 
     def pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Keys and values [B, G, S, K] that each layer holds."""

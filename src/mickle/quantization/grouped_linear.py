@@ -4,15 +4,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mickle.errors import UsageError
+from mickle.kernels.dispatch import use_plain
+from mickle.kernels.strips import STRIP
 from mickle.quantization.grouped import NARROW, PARTS, Grouped, Layout, unsigned
-from mickle.quantization.layer import QuantizedLinear
+from mickle.quantization.layer import QuantizedLinear, scratch
 
 LARGEST_SIDE = 1 << 24
 GROUPS = (8, 16, 32, 64, 128)
+_NO_OUTLIERS = np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int32)
 
 
 class GroupedLinear(QuantizedLinear):
@@ -40,14 +44,41 @@ class GroupedLinear(QuantizedLinear):
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight [out, in]; a new tensor."""
-        from mickle.kernels.dispatch import use_plain
-
-        if not self.codes.is_cuda or use_plain():
+        layout = self.layout
+        if use_plain():
             return self.grouped.dequantized(dtype)
+        if not self.codes.is_cuda:
+            return self._dense(torch.empty(self._room())).to(dtype).contiguous()
         from mickle.kernels import grouped_triton
 
-        layout = self.layout
         return grouped_triton.dense(*self._stored(), self.order, layout.outputs, layout.inputs, layout.group, dtype)
+
+    def transient(self, dtype: torch.dtype) -> Tensor:
+        """The same in memory that this thread uses again; its columns, not its rows, lie together."""
+        if use_plain() or self.codes.is_cuda:
+            return self.dequantized(dtype)
+        return self._dense(scratch(self._room(), torch.float32)).to(dtype)
+
+    def _room(self) -> int:
+        """Numbers that the dense weight takes, [inputs + 1, whole strips]."""
+        return (self.layout.inputs + 1) * self.layout.strips * STRIP
+
+    def _dense(self, memory: Tensor) -> Tensor:
+        """The weight in float32 as a view [out, in] of `memory`, which has `_room`."""
+        from mickle.kernels.grouped_dense import dense
+
+        layout, codes, statistics = self.layout, self.codes.numpy().view(np.uint32), self.statistics
+        out = memory[: self._room()].view(-1, layout.strips * STRIP)
+        order = torch.arange(layout.inputs) if self.order is None else unsigned(self.order)
+        outliers = _NO_OUTLIERS
+        if self.values is not None:
+            outliers = self.values.float().numpy(), unsigned(self.columns).numpy(), self.rows.numpy()
+        if self.second is None:
+            levels, given = np.zeros((0, layout.groups, 4), np.float32), statistics.float().numpy()
+        else:
+            levels, given = self.second.float().numpy(), statistics.numpy().view(np.uint16)
+        dense(codes, given, levels, order.numpy(), outliers, layout.group, out.numpy(), torch.get_num_threads())
+        return out[:-1, : layout.outputs].T
 
     def stored_bytes(self) -> int:
         """Bytes of codes, statistics, outliers and order."""
@@ -63,7 +94,6 @@ class GroupedLinear(QuantizedLinear):
 
     def few_rows(self, x: Tensor) -> Tensor | None:
         """x W^T of x [n, in] from the stored bits (`kernels/grouped_product.py`, `kernels/grouped_triton.py`)."""
-        from mickle.kernels.dispatch import use_plain
         from mickle.kernels.grouped_product import product, segment_of
 
         layout = self.layout

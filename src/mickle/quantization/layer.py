@@ -8,6 +8,7 @@ the product of the forward pass and again for that of the backward pass, and is 
 so that what training holds is the few bits and one dense weight at a time, whatever the number of layers.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEW_ROWS = 8  # up to so many rows go through the decode kernel, one by one
+_memory = threading.local()
 
 
 class QuantizedLinear(nn.Module):
@@ -106,6 +108,16 @@ class QuantizedLinear(nn.Module):
 def product(x: Tensor, layer: QuantizedLinear) -> Tensor:
     """x W^T [..., out] by way of the dense weight in the precision of x."""
     return F.linear(x, layer.transient(x.dtype))
+
+
+def scratch(numbers: int, dtype: torch.dtype) -> Tensor:
+    """Memory of this thread for one dense weight, as large as the largest so far: fresh pages would take longer than
+    filling them.
+    """
+    kept: dict[torch.dtype, Tensor] = _memory.__dict__.setdefault("kept", {})
+    if dtype not in kept or len(kept[dtype]) < numbers:
+        kept[dtype] = torch.empty(numbers, dtype=dtype)
+    return kept[dtype]
 
 
 class _Product(torch.autograd.Function):

@@ -5,7 +5,6 @@ At the first few rows in evaluation mode its indices and scales are put in the o
 saving, moving to a device, finds them as they were, bit for bit.
 """
 
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,14 +16,13 @@ from mickle.kernels.dispatch import plain_kernels, use_plain
 from mickle.kernels.strips import STRIP
 from mickle.quantization.bitsandbytes_format import from_tensors, to_tensors
 from mickle.quantization.codes import scale_lines, table
-from mickle.quantization.layer import QuantizedLinear
+from mickle.quantization.layer import QuantizedLinear, scratch
 from mickle.quantization.nf4 import BLOCK, Blocks, dequantize_4bit, gpu_parts, on_gpu, quantize_4bit
 
 if TYPE_CHECKING:
     from mickle.kernels.nf4 import Strips
 
 _NONE = np.zeros(0, np.float32)
-_memory = threading.local()
 
 
 class NF4Linear(QuantizedLinear):
@@ -69,10 +67,10 @@ class NF4Linear(QuantizedLinear):
         return dequantize_4bit(self.blocks(), dtype)
 
     def transient(self, dtype: torch.dtype) -> Tensor:
-        """The same in memory that this thread uses again: fresh pages would take longer than filling them."""
+        """The same in memory that this thread uses again."""
         if self.packed.device.type != "cpu":
             return self.dequantized(dtype)
-        return dequantize_4bit(self.blocks(), dtype, _scratch(self.in_features * self.out_features, dtype))
+        return dequantize_4bit(self.blocks(), dtype, scratch(self.in_features * self.out_features, dtype))
 
     def stored_bytes(self) -> int:
         """Bytes of indices, scales and the tables they are read by."""
@@ -170,14 +168,6 @@ class NF4Linear(QuantizedLinear):
     def from_tensors(cls, name: str, tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Self:
         """The layer that a folder of bitsandbytes stores; UsageError names the tensor that is not as it should be."""
         return cls(from_tensors(tensors, f"{name}.weight"), tensors.get(f"{name}.bias"))
-
-
-def _scratch(numbers: int, dtype: torch.dtype) -> Tensor:
-    """Memory of this thread for one dense weight, as large as the largest so far."""
-    kept: dict[torch.dtype, Tensor] = _memory.__dict__.setdefault("kept", {})
-    if dtype not in kept or len(kept[dtype]) < numbers:
-        kept[dtype] = torch.empty(numbers, dtype=dtype)
-    return kept[dtype]
 
 
 def kernels_error() -> float:
