@@ -20,12 +20,15 @@ from mickle.exporting import gguf_file
 from mickle.exporting.export import Export
 from mickle.exporting.gguf_families import FAMILIES, as_told
 from mickle.exporting.gguf_file import open_gguf, read_back
+from mickle.exporting.gguf_quants import kept_of
 from mickle.models.adapters import save_adapter
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import open_model, open_tokenizer, save_model
 from mickle.models.gguf_tokens import LLAMA3, QWEN2, read_vocabulary, rebuilt
 from mickle.models.lora import attach_lora, lora_layers
+from mickle.models.quantized import quantize_model
 from mickle.step import execute
+from mickle.storage import read_manifest
 
 TEXT = "The reader opens 12 files and returns their lines; it's def add(a, b): once upon a time. " * 20
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -41,7 +44,7 @@ def make_base(
     return folder
 
 
-def export(model: Path, out: Path, kind: str, bound: float | None = None) -> list[Event]:
+def export(model: Path, out: Path, kind: str | None, bound: float | None = None) -> list[Event]:
     events: list[Event] = []
     execute(Export(model=model, format={"kind": "gguf", "type": kind}, bound=bound), out, events.append)  # type: ignore[arg-type]
     return events
@@ -194,6 +197,21 @@ def test_an_adapter_goes_into_the_file_merged(tmp_path: Path) -> None:
     ids = torch.arange(40)[None]
     with torch.no_grad():
         torch.testing.assert_close(open_gguf(tmp_path / "out")(ids), model(ids), atol=1e-3, rtol=0)
+
+
+def test_a_model_in_few_bits_goes_into_the_nearest_type_and_that_is_said(tmp_path: Path) -> None:
+    model = open_model(make_base(tmp_path / "base"))
+    assert kept_of(model, None) == ("F16", "") and kept_of(model, "Q6_K") == ("Q6_K", "")
+    quantize_model(model, double=False)
+    kind, said = kept_of(model, "F16")
+    assert kind == "F16" and said.endswith("F16 (asked for): each number stays, codes do not")
+    save_model(model, tmp_path / "few", open_tokenizer(tmp_path / "base"))
+    events = export(tmp_path / "few", tmp_path / "out", None)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None and Warned(manifest.meta["summary"]["kept"]) in events
+    said = "14 matrices of 4.62 bits a weight become Q4_K_M (the nearest type; --format.type names another)"
+    assert manifest.meta["summary"]["kept"] == f"{said}: each number is rounded once more"
+    assert gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields["general.file_type"].contents() == 15
 
 
 def test_rows_that_blocks_do_not_divide_stay_in_f16_and_that_is_said(tmp_path: Path) -> None:
