@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from llama_cpp import Llama, needs_llama_cpp
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from mickle.data.tokenizer import train_tokenizer
 from mickle.errors import UsageError
@@ -22,6 +22,7 @@ from mickle.exporting.gguf_families import told
 from mickle.exporting.gguf_file import open_gguf, refuse_other_vocabulary, write_gguf
 from mickle.exporting.source import Source, find_source
 from mickle.models.folder import open_model
+from mickle.models.gguf_tokens import read_vocabulary
 from mickle.step import execute
 
 TEXT = "The reader opens 12 files and returns their lines; it's def add(a, b): once upon a time. " * 20
@@ -138,6 +139,16 @@ def test_a_file_of_each_family_is_the_model_and_its_words(
     refuse_other_vocabulary(source_of(base), out, TEXTS)
     architecture = gguf.GGUFReader(out / "model.gguf").fields["general.architecture"].contents()
     assert architecture == {"mistral": "llama"}.get(family, family.split("-")[0])
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_spaces_before_texts_are_said_where_llama_cpp_puts_others(scheme: str, tmp_path: Path) -> None:
+    words = pieces(False)
+    words.normalizer, words.pre_tokenizer = None, pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)  # type: ignore[assignment, arg-type]
+    (tmp_path / "tokenizer.json").write_text(words.to_str())
+    found = read_vocabulary(tmp_path, words.get_vocab_size(), {"bos": 1, "eos": 2})
+    assert (found.kind, found.prefix, found.begins) == ("llama", scheme != "never", True)
+    assert ("before the first only" in found.note, bool(found.note)) == (scheme == "first", scheme != "never")
 
 
 def test_a_model_of_transformers_with_pieces_is_exported_and_proven(tmp_path: Path) -> None:

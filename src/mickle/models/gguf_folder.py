@@ -146,8 +146,8 @@ def about(file: Path) -> str:
     numbers = sum(math.prod(shape) for shape, _ in header.tensors.values())
     marks = ", ".join(f"{name} {words.tokens[number]!r}" for name, number in words.marks.items())
     rows = {
-        "content": f"{numbers:,} numbers in {file.stat().st_size / 1e6:,.2f} MB: "
-        + ", ".join(f"{count} tensors in {kind}" for kind, count in counts.most_common()),
+        "content": f"{numbers:,} numbers in {file.stat().st_size / 1e6:,.2f} MB; tensors: "
+        + ", ".join(f"{count} in {kind}" for kind, count in counts.most_common()),
         "sizes": ", ".join(f"{name} {value:,}" for name, value in sizes.items() if type(value) is int),
         "words": f"{words.kind}, cut as {words.pre}; {marks}; {'a' if words.template else 'no'} chat template",
     }

@@ -77,7 +77,7 @@ def completed(config: dict[str, Any], metadata: Mapping[str, Any], factors: Mapp
     if kind != "gemma3_text":  # whose windows have positions of their own
         base = {**(config.get("rope_parameters") or {}), **base}
     if kind == "phi3":
-        width = config["hidden_size"] // config["num_attention_heads"]
+        width = max(1, config["hidden_size"] // config["num_attention_heads"])
         base["partial_rotary_factor"] = _number(metadata, "rope.dimension_count", width) / width
         longest = config["max_position_embeddings"]
         config[ORIGINAL] = _number(metadata, "rope.scaling.original_context_length", longest)
@@ -96,6 +96,7 @@ def scaling_read(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], rop
     rope: with `rope_theta`. UsageError for a scaling that is not known.
     """
     kind, factor = metadata.get("rope.scaling.type", "none"), metadata.get("rope.scaling.factor")
+    known = type(factor) is float and 0 < factor < math.inf
     first = metadata.get("rope.scaling.original_context_length")
     if FACTORS in tensors:
         return _llama3(tensors[FACTORS], rope["rope_theta"])
@@ -105,9 +106,9 @@ def scaling_read(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor], rop
         return {**rope, "rope_type": "longrope", ORIGINAL: first, "attention_factor": grown, **lists}
     if kind == "none" and not tensors:
         return {"rope_type": "default", **rope}
-    if kind == "linear" and type(factor) is float:
+    if kind == "linear" and known:
         return {**rope, "rope_type": "linear", "factor": factor}
-    if kind == "yarn" and type(factor) is float and type(first) is int:
+    if kind == "yarn" and known and type(first) is int:
         return {**rope, "rope_type": "yarn", "factor": factor, ORIGINAL: first}
     raise UsageError(
         f"positions of this model are scaled ({str(kind)[:40]}) in a way that is not read",

@@ -138,9 +138,13 @@ def _spaces(values: dict[str, Any]) -> tuple[bool, str]:
     """Whether a tokenizer of SentencePiece puts a space before each text, and what does not agree with llama.cpp."""
     stated = json.dumps([values.get("normalizer"), values.get("pre_tokenizer")])
     scheme = re.search(r'"prepend_scheme": "(\w+)"', stated)
-    prefix = "Prepend" in stated or bool(scheme and scheme[1] != "never")
-    only_first = bool(scheme and scheme[1] == "first")
-    return prefix, "llama.cpp puts a space after every mark too, not only before a text" if only_first else ""
+    if scheme is None or scheme[1] == "never":
+        return "Prepend" in stated, ""
+    only = ", this tokenizer before the first only" if scheme[1] == "first" else ""
+    return (
+        True,
+        f"llama.cpp puts a space before every text between marks{only}, also before one that begins with a space",
+    )
 
 
 def vocabulary_in(metadata: Mapping[str, Any], where: str) -> Vocabulary:
