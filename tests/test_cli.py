@@ -218,6 +218,8 @@ def test_a_verb_s_function_tells_of_itself(toy: ModuleType, tmp_path: Path) -> N
         (["compress", "m", "--load-in-4bit"], "here it is --method nf4"),
         (["compress", "m", "--lora-r", "8"], "unknown argument --lora-r\n"),
         (["tune", "m", "--resume"], "the same command goes on where it was"),
+        (["evaluate", "m", "--batch-size", "4"], "as many at a time as memory takes"),
+        (["sample", "m", "--n", "4"], "unknown argument --n\n"),
         (["tune", "m", "--data", "d", "--method", "qlra"], "no kind 'qlra'; did you mean 'qlora'. .known: full, lora"),
         (["pretrain", "c", "--size", "huge"], "size: input should be 'tiny', 'small' or 'base' or a valid int.*'huge'"),
         (["chat", "Qwen/Qwen2.5-0.5B-Instruct"], "nothing is downloaded here; fetch it first: hf download Qwen/"),

@@ -38,9 +38,10 @@ class Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments:"):
             wrong = message.split(":", 1)[1].split()[0]
             others = {flag[2:].replace("-", "_"): list[str]() for flag in known}
-            near = difflib.get_close_matches(wrong.split("=")[0], known, n=1)
+            bare = [flag.lstrip("-") for flag in known]
+            near = difflib.get_close_matches(wrong.split("=")[0].lstrip("-"), bare, n=1)
             hint = elsewhere(wrong.split("=")[0], others | self.settings, "--")
-            hint = hint or (f"did you mean {near[0]}?" if near else "")
+            hint = hint or (f"did you mean --{near[0]}?" if near else "")
             message = f"unknown argument {wrong}" + (f"; {hint}" if hint else "")
         raise UsageError(message, todo=f"{self.prog} --help")
 

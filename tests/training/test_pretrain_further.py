@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from test_pretrain import SMALL, corpus  # noqa: F401
 
 from mickle import storage
+from mickle.config import load, to_yaml
 from mickle.errors import UsageError
 from mickle.events import Noted, ignore
 from mickle.step import execute
@@ -209,3 +210,9 @@ def test_models_and_tokenizers_that_do_not_fit_the_objective(encoder, bert, corp
     with pytest.raises(UsageError, match="at most 40"):
         execute(further(corpus, bert, sequence_length=64, **MASKED), tmp_path / "model", ignore)
     assert not (tmp_path / "model").exists()
+
+
+def test_the_settings_that_a_run_leaves_are_read_back(tmp_path):
+    step = Pretrain(data="corpus", start="model", steps=3)
+    (tmp_path / "settings.yaml").write_text(to_yaml(step))
+    assert load(Pretrain, tmp_path / "settings.yaml") == step

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from mickle.config import Input
+from mickle.config import Input, without_effect
 from mickle.events import Emit, Noted, Warned
 from mickle.machine import Forecast
 from mickle.models.architectures import Architecture
@@ -136,9 +136,8 @@ class Pretrain(TrainingStep):
     def _agree(self) -> Pretrain:
         refuse_two_lengths(self.steps, self.epochs)
         refuse_no_model(self.size, self.tokenizer, self.vocabulary_size)
-        fresh = self.model_fields_set & FRESH
-        if self.start is not None and fresh:
-            raise ValueError(f"the model of start has its own {', '.join(sorted(fresh))}; leave that out")
+        if self.start is not None and (fresh := sorted(FRESH.intersection(without_effect(self)))):
+            raise ValueError(f"the model of start has its own {', '.join(fresh)}; leave that out")
         return self
 
     def idle(self) -> set[str]:
