@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from llama_cpp import library, needs_llama_cpp
+from llama_cpp import Llama, library, needs_llama_cpp
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from mickle.data.tokenizer import train_tokenizer
@@ -35,10 +35,17 @@ TEMPLATE = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}
 
 
 def make_base(
-    folder: Path, *, width: int = 64, head_width: int = 16, tied: bool = True, extra: int = 0, layers: int = 2
+    folder: Path,
+    *,
+    width: int = 64,
+    head_width: int = 16,
+    tied: bool = True,
+    extra: int = 0,
+    layers: int = 2,
+    std: float = 0.2,
 ) -> Path:
     words = train_tokenizer([TEXT], 300)
-    shape = DecoderConfig(words.size + extra, width, layers, 4, 2, head_width, 96, 64, initial_std=0.2, tied=tied)
+    shape = DecoderConfig(words.size + extra, width, layers, 4, 2, head_width, 96, 64, initial_std=std, tied=tied)
     save_model(Decoder(shape, seed=3), folder, words)
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
@@ -93,6 +100,22 @@ def test_types_stand_where_llama_cpps_program_puts_them(
         for name in ("ours/model.gguf", "theirs.gguf")
     )
     assert one == other
+
+
+@needs_llama_cpp
+@pytest.mark.parametrize("kind", ["Q8_0", "Q6_K", "Q4_K_M", "Q4_0"])
+def test_llama_cpp_reads_the_numbers_that_were_written(kind: str, tmp_path: Path) -> None:
+    """To what it rounds itself: between layers it computes in 8 bits."""
+    base = make_base(tmp_path / "base", width=256, std=0.06)
+    export(base, tmp_path / "out", kind)
+    ids = list(range(20))
+    with torch.no_grad():
+        ours = open_gguf(tmp_path / "out")(torch.tensor([ids]))[0, -1].numpy()
+    theirs = np.array(Llama(tmp_path / "out" / "model.gguf").greedy(ids, 1)[1])
+    assert np.sqrt(((theirs - ours) ** 2).mean()) < 0.04 * ours.std()
+    with torch.no_grad():
+        rounded = ours - open_model(base)(torch.tensor([ids]))[0, -1].numpy()
+    assert np.sqrt((rounded**2).mean()) > (0.002 if kind in ("Q8_0", "Q6_K") else 0.02) * ours.std()
 
 
 def test_metadata_says_the_shape_the_tokens_and_the_template(tmp_path: Path) -> None:

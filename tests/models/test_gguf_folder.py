@@ -92,7 +92,7 @@ def test_verbs_take_the_file(exported: Path, tmp_path: Path) -> None:
 def test_a_file_is_shown_by_its_header_and_is_a_tokenizer(exported: Path, tmp_path: Path) -> None:
     file = exported / "out" / "model.gguf"
     said = show(file)
-    assert said.startswith(f"{file}: a GGUF file of a llama, its header sound\n  content   ")
+    assert said.startswith(f"{file}: a GGUF file of a llama (unnamed), its header sound\n  content   ")
     assert "tensors: 15 in F16, 5 in F32" in said and "layers 2, width 64, heads 4, over 2, positions 64" in said
     assert "gpt2, cut as smollm; bos '<|endoftext|>', eos '<|endoftext|>'; a chat template" in said
     assert said.split("\n", 1)[1] in show(exported / "out")

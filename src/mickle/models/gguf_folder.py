@@ -151,9 +151,12 @@ def about(file: Path) -> str:
         "sizes": ", ".join(f"{name} {value:,}" for name, value in sizes.items() if type(value) is int),
         "words": f"{words.kind}, cut as {words.pre}; {marks}; {'a' if words.template else 'no'} chat template",
     }
-    name = header.metadata.get("general.name") or ""
+    named = [
+        shortened(" ".join(str(name).split()), 60)
+        for name in (architecture, header.metadata.get("general.name", "unnamed"))
+    ]
     return "\n".join([
-        f"{file}: a GGUF file of a {architecture}{f' ({str(name)[:60]})' if name else ''}, its header sound",
+        f"{file}: a GGUF file of a {named[0]} ({named[1]}), its header sound",
         *(f"  {title:<9} {shortened(line, 160)}" for title, line in rows.items()),
     ])  # fmt: skip
 
