@@ -349,7 +349,8 @@ def test_marks_that_the_model_lacks_learn_beside_adapters(home: Path, tmp_path: 
         "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     method = {"kind": "lora", "rank": 2, "trained_tokens": ["<|new|>"], "modules_to_save": ["norm"]}
-    found = summary(whole := tune(home, tmp_path / "whole", model=base, method=method))
+    given: dict[str, Any] = {"model": base, "method": method, "steps": 6, "samples": 0}
+    found = summary(whole := tune(home, tmp_path / "whole", **given))
     tensors = storage.load_tensors(whole / "adapter_model.safetensors")
     mark = json.loads((whole / "adapter_config.json").read_text())["trainable_token_indices"]["model.embed_tokens"]
     assert mark == [json.loads((base / "config.json").read_text())["vocab_size"] - 1]
@@ -360,11 +361,10 @@ def test_marks_that_the_model_lacks_learn_beside_adapters(home: Path, tmp_path: 
     assert (
         found["trained_parameters"] == found["plan"]["learning"] == sum(tensor.numel() for tensor in tensors.values())
     )
-    assert found["task"]["after"] < found["task"]["before"] - 0.2
+    assert found["task"]["after"] < found["task"]["before"]
     with pytest.raises(KeyboardInterrupt):
-        tune(home, tmp_path / "cut", _interrupt_at(6), model=base, method=method)
-    cut = tune(home, tmp_path / "cut", model=base, method=method)
-    assert storage.open_folder(cut).digest == storage.open_folder(whole).digest
+        tune(home, tmp_path / "cut", _interrupt_at(3), **given)
+    assert storage.open_folder(tune(home, tmp_path / "cut", **given)).digest == storage.open_folder(whole).digest
     merged = open_model(execute(Export(model=whole), tmp_path / "merged", ignore))
     assert torch.allclose(merged.embed_tokens.weight[mark], row)
 
