@@ -116,6 +116,7 @@ def test_answers_cost_what_tuning_says_and_baselines_read_the_same_answers(model
         assert results["model"]["bytes"] == sum(len(turns[1]["content"]) for turns in rows[16:])
     baselines = json.loads((found["before"] / "results.json").read_text())["baselines"]
     assert baselines["5-gram bytes"] < baselines["unigram bytes"] < baselines["zlib after the question"]
+    assert Evaluate(model=tuned).after(found["after"]) == f"mickle chat {tuned}"
     assert "8 conversations, their answers" in (found["before"] / "table.md").read_text()
 
 
