@@ -47,6 +47,8 @@ def tokens_of(folder: Path, rows: int, length: int) -> Any:
 
 def run_arm(arm: str, work: str, folder: Path, answers: int, threads: int) -> None:
     """Do the work once for every step that the parent asks for; at the end say what came out and the memory."""
+    if not arm.startswith("transformers"):  # as a user imports it: before torch, whose threads it tells how to wait
+        import mickle  # noqa: F401
     import torch
 
     from mickle import machine

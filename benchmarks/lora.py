@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from segments import Arm, Gate, alternate
+from segments import Arm, Gate, alternate, beside
 
 RESULT = Path(__file__).parent / "results" / "lora.json"
 LEARNING_RATE, RANK, ALPHA = 1e-3, 16, 32
@@ -69,6 +69,8 @@ def encoded(step: int, batch: int) -> Any:
 
 def run_arm(arm: str, shape: dict[str, int], precision: str, folder: Path, answers: int, threads: int) -> None:
     """Tune under the gate until told to end, then report the loss on fixed examples and the memory."""
+    if arm != "peft":  # as a user imports it: before torch, whose threads it tells how to wait
+        import mickle  # noqa: F401
     import torch
 
     from mickle import machine
@@ -197,13 +199,14 @@ def write_folder(shape: dict[str, int], folder: Path) -> int:
 # -- the parent ------------------------------------------------------------------------------------------------------
 
 
-def compare(shape_name: str, precision: str, pairs: int, threads: int) -> dict[str, Any]:
+def compare(shape_name: str, precision: str, pairs: int, threads: int, busy: int) -> dict[str, Any]:
     """All arms on one shape in one precision."""
     shape = SHAPES[shape_name]
     with tempfile.TemporaryDirectory() as folder:
         parameters = write_folder(shape, Path(folder))
         arms = {name: Arm(__file__, name, shape_name, precision, Path(folder), threads) for name in ARMS}
-        segments, ends = alternate(arms, shape["steps"], pairs)
+        with beside(busy):
+            segments, ends = alternate(arms, shape["steps"], pairs)
     losses = {name: said["loss"] for name, said in ends.items()}
     if max(losses.values()) / min(losses.values()) > 1.05:
         raise SystemExit(f"the arms did not do the same work: losses {losses}")
@@ -214,6 +217,7 @@ def compare(shape_name: str, precision: str, pairs: int, threads: int) -> dict[s
         "shape": shape_name,
         "precision": precision,
         "threads": threads,
+        "busy": busy,
         "parameters": parameters,
         **shape,
         "rank": RANK,
@@ -243,6 +247,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--busy", type=int, default=0, help="processes that never rest, beside it")
     parser.add_argument("--out", type=Path, default=RESULT)
     for hidden in ("--arm", "--weights", "--answers"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -258,7 +263,7 @@ def main() -> None:
     from mickle.storage import write_json
 
     rows = [
-        compare(shape, precision, chosen.pairs, chosen.threads)
+        compare(shape, precision, chosen.pairs, chosen.threads, chosen.busy)
         for shape in chosen.shapes
         for precision in chosen.precisions
     ]

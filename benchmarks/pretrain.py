@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from segments import Arm, Gate, alternate
+from segments import Arm, Gate, alternate, beside
 
 RESULT = Path(__file__).parent / "results" / "pretrain.json"
 LEARNING_RATE = 3e-4
@@ -42,6 +42,8 @@ SHAPES: dict[str, dict[str, int | str]] = {
 
 def run_arm(arm: str, shape: dict[str, Any], precision: str, weights: Path, answers: int, threads: int) -> None:
     """Train under the gate until told to end, then report the loss on a fixed batch and the memory."""
+    if arm == "mickle":  # as a user imports it: before torch, whose threads it tells how to wait
+        import mickle  # noqa: F401
     import torch
 
     from mickle import machine
@@ -149,14 +151,15 @@ def _resident() -> int:
 # -- the parent ----------------------------------------------------------------------------------------------------
 
 
-def compare(shape_name: str, precision: str, pairs: int, threads: int) -> dict[str, Any]:
+def compare(shape_name: str, precision: str, pairs: int, threads: int, busy: int) -> dict[str, Any]:
     """Both arms on one shape in one precision."""
     shape = SHAPES[shape_name]
     with tempfile.TemporaryDirectory() as folder:
         config = _write_weights(shape, Path(folder))
         arms = {name: Arm(__file__, name, shape_name, precision, Path(folder), threads) for name in ARMS}
-        segments, ends = alternate(arms, int(shape["steps"]), pairs)
-    return {"threads": threads, **_summary(shape_name, precision, config, segments, ends)}
+        with beside(busy):
+            segments, ends = alternate(arms, int(shape["steps"]), pairs)
+    return {"threads": threads, "busy": busy, **_summary(shape_name, precision, config, segments, ends)}
 
 
 def _write_weights(shape: dict[str, Any], folder: Path) -> Any:
@@ -251,6 +254,7 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--pairs", type=int, default=15)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--busy", type=int, default=0, help="processes that never rest, beside it")
     parser.add_argument("--out", type=Path, default=RESULT)
     for hidden in ("--arm", "--weights", "--answers"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
@@ -263,7 +267,7 @@ def main() -> None:
     from mickle.storage import write_json
 
     rows = [
-        compare(shape, precision, chosen.pairs, chosen.threads)
+        compare(shape, precision, chosen.pairs, chosen.threads, chosen.busy)
         for shape in chosen.shapes
         for precision in chosen.precisions
     ]

@@ -7,7 +7,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
+
+# Threads of a product that wait for each other by spinning take the processor from the one that is waited for: beside
+# one other busy process a step takes twice as long (docs/performance.md). libgomp reads it when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

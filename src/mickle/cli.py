@@ -25,9 +25,6 @@ OTHERS = {
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point: run, then leave with the exit code of what happened."""
-    # Threads of a product that wait for each other by spinning make a busy machine several times slower. Read by
-    # libgomp when torch is loaded, so it is set before.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {printable(str(message))}\n"
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
