@@ -26,7 +26,7 @@ from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import open_model, open_tokenizer, save_model
 from mickle.models.gguf_tokens import LLAMA3, QWEN2, read_vocabulary, rebuilt
 from mickle.models.lora import attach_lora, lora_layers
-from mickle.models.quantized import quantize_model
+from mickle.models.quantized import quantize_model, quantized_layers
 from mickle.step import execute
 from mickle.storage import read_manifest
 
@@ -229,6 +229,8 @@ def test_a_model_in_few_bits_goes_into_the_nearest_type_and_that_is_said(tmp_pat
     kind, said = kept_of(model, "F16")
     assert kind == "F16" and said.endswith("F16 (asked for): each number stays, codes do not")
     save_model(model, tmp_path / "few", open_tokenizer(tmp_path / "base"))
+    next(iter(quantized_layers(model).values())).values = torch.ones(1)  # as one with outliers has it
+    assert kept_of(model, None)[1].endswith("each number is rounded once more, and outliers no longer stand apart")
     events = export(tmp_path / "few", tmp_path / "out", None)
     manifest = read_manifest(tmp_path / "out")
     assert manifest is not None and Warned(manifest.meta["summary"]["kept"]) in events

@@ -168,4 +168,5 @@ def as_told(family: Family, name: str, weight: Tensor, settings: Mapping[str, An
 
 
 def _refuse(what: str, where: str, expected: str) -> None:
-    raise UsageError(f"{what}, which llama.cpp does not compute", where=where, expected=expected)
+    todo = "export with --format huggingface, for tools that compute it"
+    raise UsageError(f"{what}, which llama.cpp does not compute", where=where, expected=expected, todo=todo)
