@@ -118,9 +118,10 @@ def _speaks() -> bool:
 
 def _verb(name: str, arguments: list[str]) -> None:
     from mickle import flags, verbs
-    from mickle.config import Lines, read_yaml, validate
+    from mickle.config import validate
     from mickle.events import ignore
     from mickle.step import execute
+    from mickle.yaml_files import Lines, read_yaml
 
     cls = verbs.step_class(name, others=OTHERS)
     parser = flags.parser(f"mickle {name}", cls, (cls.__doc__ or "").strip(), cls.example, cls.positional)
@@ -215,8 +216,9 @@ def _report_beside(step: Any, folder: Path) -> Path:
 def _show_dry_run(step: Any, out: Path) -> None:
     from rich.console import Console
 
-    from mickle.config import applying, as_yaml
+    from mickle.config import applying
     from mickle.step import flat
+    from mickle.yaml_files import as_yaml
 
     forecast, preview = step.dry_run()
     console = Console(highlight=False)

@@ -18,10 +18,11 @@ from typing import Any
 from pydantic import Field
 
 from mickle import storage, verbs
-from mickle.config import Config, Lines, read_yaml, validate
+from mickle.config import Config, validate
 from mickle.errors import UsageError
 from mickle.events import Emit, Noted
 from mickle.step import Step, execute, identity_hash
+from mickle.yaml_files import Lines, read_yaml
 
 _REFERENCE = re.compile(r"\$([A-Za-z][A-Za-z0-9_-]*)(/.*)?")
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from mickle import storage
-from mickle.config import read_yaml
 from mickle.data.chat_template import open_template
 from mickle.data.decontamination import Decontamination, index_of
 from mickle.data.pages import RawPage, extract
@@ -28,6 +27,7 @@ from mickle.models.safetensors_check import read_header
 from mickle.planning.rate import Rate, read_arrays
 from mickle.show import show
 from mickle.untrusted.values import read_json
+from mickle.yaml_files import read_yaml
 
 Bounded = Callable[[Callable[[], object]], str]
 Reads = Callable[[Path], object]

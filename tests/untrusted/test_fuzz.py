@@ -16,7 +16,6 @@ from mutations import mutated
 from pyarrow import parquet
 
 from mickle import storage
-from mickle.config import read_yaml
 from mickle.data.chat_template import open_template
 from mickle.data.heldout import read_pages
 from mickle.data.tokenizer import open_text_tokenizer, train_tokenizer
@@ -26,6 +25,7 @@ from mickle.models.folder import open_model, save_model
 from mickle.show import show
 from mickle.training.journal import Journal, MezoRun, TrainedTensor, encode, read_journal
 from mickle.training.mezo_rule import MezoRule
+from mickle.yaml_files import read_yaml
 
 PIECES = [b"0", b"-1", b"1e9", b"null", b"true", b'"', b"{", b"}", b"[", b"]", b",", b":", b"\\u0000", b"\x00", b"\xff"]
 READERS: dict[str, Callable[[Path], object]] = {

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import yaml
 
-from mickle.config import read_yaml
 from mickle.data.heldout import is_heldout, read_pages
 from mickle.data.parquet import BATCH_ROWS
 from mickle.data.records import Page, grouped
 from mickle.errors import UsageError
 from mickle.events import Emit, Progressed, Started
 from mickle.storage import check_space, disk_errors, read_json, remove, whole, write_json, write_text
+from mickle.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from mickle.data.packing import TokenStream
