@@ -19,12 +19,13 @@ from mickle.events import Event, Warned
 from mickle.exporting import gguf_file
 from mickle.exporting.export import Export
 from mickle.exporting.gguf_families import FAMILIES, as_told
-from mickle.exporting.gguf_file import open_gguf, read_back
+from mickle.exporting.gguf_file import FILE, open_gguf
 from mickle.exporting.gguf_quants import kept_of
 from mickle.models.adapters import save_adapter
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import open_model, open_tokenizer, save_model
-from mickle.models.gguf_tokens import LLAMA3, QWEN2, read_vocabulary, rebuilt
+from mickle.models.gguf_check import read_gguf_header
+from mickle.models.gguf_tokens import LLAMA3, QWEN2, Vocabulary, read_vocabulary, rebuilt, vocabulary_in
 from mickle.models.lora import attach_lora, lora_layers
 from mickle.models.quantized import quantize_model, quantized_layers
 from mickle.step import execute
@@ -55,6 +56,10 @@ def export(model: Path, out: Path, kind: str | None, bound: float | None = None)
     events: list[Event] = []
     execute(Export(model=model, format={"kind": "gguf", "type": kind}, bound=bound), out, events.append)  # type: ignore[arg-type]
     return events
+
+
+def read_back(out: Path) -> Vocabulary:
+    return vocabulary_in(read_gguf_header(out / FILE).metadata, str(out))
 
 
 def proof(out: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from mickle.exporting.export import Export
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import describe, end_tokens, open_model, open_tokenizer, save_model
 from mickle.models.gguf_check import read_gguf_header
-from mickle.models.gguf_folder import plain_folder, read_weights, write_plain
+from mickle.models.gguf_folder import VERSION, plain_folder, read_weights, write_plain
 from mickle.models.gguf_tokens import ALIASES, CUTS, LOOSE, rebuilt, vocabulary_in
 from mickle.sampling.sample import Sample
 from mickle.show import show
@@ -173,7 +173,7 @@ def test_a_hostile_file_is_refused_by_what_is_wrong_with_it(what: str, tmp_path:
     (tmp_path / "model.gguf").write_bytes(HOSTILE[what])
     with pytest.raises(UsageError, match=f"not a sound GGUF file: .*{what}"):
         open_model(tmp_path / "model.gguf")
-    assert not list(tmp_path.glob("cache/mickle/gguf/*-1"))
+    assert not list(tmp_path.glob(f"cache/mickle/gguf/*-{VERSION}"))
 
 
 def test_a_sound_file_is_read_as_the_library_reads_it(exported: Path, tmp_path: Path) -> None:

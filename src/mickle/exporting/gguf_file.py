@@ -8,7 +8,7 @@ Norms and biases stay in float32. The file is made by the package `gguf`, which 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def add_vocabulary(writer: Any, words: Vocabulary) -> None:
         writer.add_chat_template(words.template)
 
 
-def file_names(architecture: str, layers: int, names: Sequence[str] | dict[str, Tensor]) -> dict[str, str]:
+def file_names(architecture: str, layers: int, names: Iterable[str]) -> dict[str, str]:
     """What a GGUF file calls each of a folder's weights: "model.layers.3.self_attn.q_proj.weight" is
     "blk.3.attn_q.weight". UsageError for one that has no name there.
     """
@@ -162,11 +162,6 @@ def open_gguf(folder: Path) -> LanguageModel:
         return open_wrapped(files, tensors).eval()
     model.load_state_dict({name: tensors[model.folder_name(name)] for name in model.state_dict()}, assign=True)
     return model.eval()
-
-
-def read_back(folder: Path) -> Vocabulary:
-    """The vocabulary that a folder's file holds."""
-    return vocabulary_in(read_gguf_header(folder / FILE).metadata, str(folder / FILE))
 
 
 def refuse_other_vocabulary(source: Source, folder: Path, prompts: Sequence[str]) -> None:
