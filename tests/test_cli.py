@@ -272,6 +272,7 @@ def test_help_says_which_kind_has_a_setting(capsys: pytest.CaptureFixture[str]) 
     assert _main("tune", "--help") == 0
     said = capsys.readouterr().out
     assert "[lora, qlora] inner dimension" in said and "[mezo] random directions" in said
+    assert "[mezo: prefix] tokens of the prefix" in said
     assert re.search(r"--schedule.warmup FLOAT .*\s+from 0 to its peak \(default\s+0.03\)", said)  # tune's own
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import itertools
 import re
 import typing
 from collections.abc import Sequence
@@ -109,11 +110,15 @@ def parser(
 
 
 def _only_for(cls: type[Config], name: str) -> str:
-    """The kinds of a union that have a setting, where not all do."""
-    top, inner = [*name.split("."), ""][:2]
-    variants = [kind for kind in config_variants(cls.model_fields[top].annotation) if "kind" in kind.model_fields]
-    having = [str(kind.model_fields["kind"].default) for kind in variants if inner in kind.model_fields]
-    return f"[{', '.join(having)}] " if 0 < len(having) < len(variants) else ""
+    """The kinds of each union on the way that have a setting (dotted), where not all do."""
+    marks, here = list[str](), [cls]
+    for part, inner in itertools.pairwise(name.split(".")):
+        fields = [variant.model_fields[part] for variant in here if part in variant.model_fields]
+        variants = [kind for field in fields for kind in config_variants(field.annotation)]
+        here = [kind for kind in variants if inner in kind.model_fields]
+        if len(here) < len(variants):
+            marks.append(", ".join(str(kind.model_fields["kind"].default) for kind in here))
+    return f"[{': '.join(marks)}] " if marks else ""
 
 
 def _is_plain_config(annotation: Any) -> bool:
