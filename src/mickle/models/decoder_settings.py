@@ -31,6 +31,9 @@ class DecoderArchitecture(Config):
         0.0, ge=0, lt=1, description="share of rows that skip the last block; blocks before it are skipped by fewer"
     )
 
+    def idle(self) -> set[str]:
+        return {"experts_per_token"} if self.experts == 1 else set()
+
     def shape(self, size: str | int, vocabulary: int, length: int, causal: bool, dropout: float) -> DecoderConfig:
         """The shape of about `size` parameters, for texts of `length` tokens out of `vocabulary`."""
         from mickle.models.shape import DecoderConfig
