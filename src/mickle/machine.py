@@ -215,10 +215,18 @@ def fast_bfloat16() -> bool:
     """Whether the device has instructions for bfloat16 products. Not timed: a busy machine must not change it."""
     import torch
 
+    return fast_16_bits(torch.bfloat16)
+
+
+def fast_16_bits(dtype: torch.dtype) -> bool:
+    """The same of bfloat16 or float16."""
+    import torch
+
     if device().type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return dtype == torch.float16 or torch.cuda.is_bf16_supported(including_emulation=False)
     flags = next((line for line in _read("/proc/cpuinfo").splitlines() if line.startswith(("flags", "Features"))), "")
-    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags.split()))
+    wanted = {"avx512_fp16", "amx_fp16", "fphp"} if dtype == torch.float16 else {"avx512_bf16", "amx_bf16", "bf16"}
+    return bool(wanted & set(flags.split()))
 
 
 def describe() -> dict[str, Any]:

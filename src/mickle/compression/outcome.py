@@ -56,7 +56,7 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.evaluation.loss import score, summarise
     from mickle.evaluation.measure import longest_text
-    from mickle.models.folder import open_model
+    from mickle.models.folder import open_to_run
 
     if not (model / storage.HELDOUT).is_file():
         return {}
@@ -71,7 +71,7 @@ def losses(model: Path, work: Path, seed: int, emit: Emit) -> dict[str, Any]:
     tokenizer = open_text_tokenizer(model)
     found = {}
     for when, folder in (("before", model), ("after", work)):
-        opened = open_model(folder)
+        opened = open_to_run(folder)
         if not opened.causal:
             return {}
         length = longest_text(opened, 2048)

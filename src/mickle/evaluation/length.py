@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from mickle import machine
 from mickle.config import Input
 from mickle.data import length_tasks
 from mickle.data.length_tasks import Example, Task
@@ -67,11 +66,11 @@ class Length(Measure):
         """
         from mickle.data.tokenizer import open_text_tokenizer
         from mickle.models.adapters import tokenizer_folder
-        from mickle.models.folder import open_model
+        from mickle.models.folder import open_to_run
 
         tokenizer = open_text_tokenizer(tokenizer_folder(folder))
         examples, trained = chosen_examples(self, tokenizer.encode, seed)
-        model = open_model(folder, device=machine.device())
+        model = open_to_run(folder)
         check_model(model, tokenizer.start is not None)
         instances = encode_examples(examples, tokenizer.encode, tokenizer.start, tokenizer.end)
         largest = max(max(instance.ids) for instance in instances)

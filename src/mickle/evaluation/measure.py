@@ -97,11 +97,11 @@ def open_to_measure(folder: Path) -> tuple[Any, TextTokenizer]:
     """The model of a folder on the fastest device here, and its tokenizer, which fits it."""
     from mickle.data.tokenizer import open_text_tokenizer
     from mickle.models.adapters import tokenizer_folder
-    from mickle.models.folder import open_model
+    from mickle.models.folder import open_to_run
     from mickle.models.language import check_vocabulary
 
     tokenizer = open_text_tokenizer(tokenizer_folder(folder))
-    model = open_model(folder, device=machine.device())
+    model = open_to_run(folder)
     check_vocabulary(model, tokenizer.size, folder)
     return model, tokenizer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from mickle import machine
 from mickle.errors import NumericError, SpoiledError
 from mickle.models import folder_check
 from mickle.models.architectures import architecture_of, description_of
@@ -19,7 +20,7 @@ from mickle.models.language import Description, LanguageModel, described
 from mickle.models.quantized import open_base, save_model
 from mickle.storage import no_such
 
-__all__ = ["describe", "end_tokens", "open_model", "open_tokenizer", "save_model"]
+__all__ = ["describe", "end_tokens", "open_model", "open_to_run", "open_tokenizer", "save_model"]
 
 
 def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LanguageModel:
@@ -39,6 +40,21 @@ def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch
         return open_base(path, dtype, device)
     except NumericError as error:
         raise SpoiledError(error.what, where=error.where, todo="take an earlier copy of this model") from None
+
+
+def open_to_run(path: Path) -> LanguageModel:
+    """As `open_model`, on the device in use, to be scored or sampled.
+
+    Weights in 16 bits become float32, which holds the same numbers, on a processor without instructions for such
+    products (they take some eight times as long there) and where they then take less than half of the memory there is.
+    """
+    where = machine.device()
+    model = open_model(path, device=where)
+    narrow = [part for part in model.parameters() if part.dtype in (torch.bfloat16, torch.float16)]
+    slow = where.type == "cpu" and not all(machine.fast_16_bits(part.dtype) for part in narrow)
+    if slow and 4 * sum(part.numel() for part in narrow) < machine.total_memory() / 2:
+        model = model.float()
+    return model
 
 
 def describe(path: Path) -> Description:

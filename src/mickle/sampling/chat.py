@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from mickle import machine
 from mickle.config import validate
 from mickle.data.conversation_forms import Example, Message
 from mickle.errors import MickleError, UsageError, printable
@@ -96,11 +95,11 @@ def converse(chat: Chat, questions: Iterator[str], say: Say, *, timed: bool = Fa
 
 def open_speaker(chat: Chat, folder: Path) -> Speaker:
     """A model folder, ready to be asked."""
-    from mickle.models.folder import open_model
+    from mickle.models.folder import open_to_run
 
     tokenizer = tokenizer_of(folder)
     template = template_of(folder, tokenizer)
-    model = open_model(folder, device=machine.device())
+    model = open_to_run(folder)
     if not model.causal:
         raise UsageError("this model fills in masks; it cannot answer", where=str(folder), expected="a causal one")
     return Speaker(str(folder), model, tokenizer, template, ends_of(folder, tokenizer), _opening(chat))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from mickle import machine, storage
+from mickle import storage
 from mickle.config import Config, Input
 from mickle.data.conversation_columns import BadRow
 from mickle.data.conversation_forms import Message, read_question
@@ -52,6 +52,7 @@ class Sample(Writing, Step):
     """Let a model continue prompts, or answer them: greedy or drawn, with a seed of its own for every row."""
 
     kind: ClassVar[str] = "samples"
+    version: ClassVar[int] = 2  # 2: weights in 16 bits compute in float32 where the processor has no such products
     title: ClassVar[str] = "Samples"
     lead: ClassVar[str] = "What the model writes. A small model writes the form of its pages before their sense."
     positional: ClassVar[str] = "model"
@@ -72,10 +73,10 @@ class Sample(Writing, Step):
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Write `samples.jsonl` (prompt, text, tokens, stopped; untrained) and a readable `samples.txt`."""
-        from mickle.models.folder import open_model
+        from mickle.models.folder import open_to_run
 
         rows = self._rows()
-        model: Any = open_model(self.model, device=machine.device())
+        model: Any = open_to_run(self.model)
         tokenizer = tokenizer_of(self.model)
         asked = self._tokens(rows, tokenizer, emit)
         arms = {"text": model}
