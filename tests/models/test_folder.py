@@ -19,9 +19,10 @@ from transformers import (
     MixtralForCausalLM,
 )
 
+from mickle import machine
 from mickle.errors import NumericError, UsageError
 from mickle.models.decoder import Decoder, DecoderConfig
-from mickle.models.folder import describe, end_tokens, open_model, open_tokenizer, save_model
+from mickle.models.folder import describe, end_tokens, open_model, open_to_run, open_tokenizer, save_model
 from mickle.models.wrapped import WrappedModel
 
 IDS = torch.randint(0, 60, (2, 17), generator=torch.Generator().manual_seed(0))
@@ -160,6 +161,23 @@ def test_dtype_and_the_files_own_dtype(tmp_path: Path) -> None:
     save_model(decoder().bfloat16(), tmp_path)
     assert next(open_model(tmp_path).parameters()).dtype == torch.bfloat16
     assert next(open_model(tmp_path, dtype=torch.float32).parameters()).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("fast", "memory", "dtype"),
+    [(False, 1 << 40, "float32"), (True, 1 << 40, "bfloat16"), (False, 1 << 10, "bfloat16")],
+)
+def test_slow_16_bits_are_scored_in_32(
+    fast: bool, memory: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = decoder().bfloat16()
+    save_model(model, tmp_path)
+    monkeypatch.setattr(machine, "fast_16_bits", lambda dtype: fast)
+    monkeypatch.setattr(machine, "total_memory", lambda: memory)
+    opened = open_to_run(tmp_path)
+    weight = opened.embed_tokens.weight
+    assert weight.dtype == getattr(torch, dtype)
+    assert torch.equal(weight.bfloat16(), model.embed_tokens.weight)
 
 
 def test_a_tokenizer_travels_with_its_model_and_names_the_marks(tmp_path: Path) -> None:
