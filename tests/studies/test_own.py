@@ -160,3 +160,39 @@ def test_every_study_says_what_it_takes_or_why_nothing() -> None:
         takes = open_study(name).takes
         assert bool(takes.data) != bool(takes.instead), name
         assert not declaration.has_real(name) or open_study(name, "real").takes.model
+
+
+def test_pages_for_a_real_model_take_a_persons_model_and_data(tiny_bases: Path, tmp_path: Path) -> None:
+    from sentinels import BASE
+
+    from mickle.studies.base_model import Base, base_folder
+
+    model = base_folder(Base(**BASE["base"]), 0)
+    texts = [f"def function_{i}(x):" for i in range(60)]
+    kinds = {"qlora": ("prompt", "completion"), "mezo": ("text", "label"), "spqr": ("text", "url")}
+    dials: dict[str, Any] = {"steps": 2, "rows": 2, "length": 24, "heldout_examples": 4, "samples": 40, "measured": 4}
+    dials |= {"examples": 8, "test_rows": 4}
+    found: dict[str, dict[str, Any]] = {}
+    for name, (first, second) in kinds.items():
+        data = tmp_path / f"{name}.jsonl"
+        rows = [{first: text, second: ("odd", "even")[i % 2]} for i, text in enumerate(texts)]
+        data.write_text("\n".join(map(json.dumps, rows)))
+        real = on_own(open_study(name, "real"), "real", {"data": data, "model": model})
+        values = {**real.scales["real"].values, **dials, "data": str(data), "model": str(model)}
+        values |= {"steps": {"adam": 2, "mezo": 2}} if name == "mezo" else {}
+        for arm in [arm for arm in real.arms if name != "spqr" or arm.name in ("base", "nf4", "spqr-as-nf4")]:
+            work = tmp_path / name / arm.name
+            work.mkdir(parents=True)
+            found.setdefault(name, {})[arm.name] = real.run_cell(
+                Cell(arm.name, "default", arm.grid[0], 0, values), work
+            )
+        assert real.derive is not None
+        table = real.derive(found[name])
+        pairs = [(arm, c.measure) for c in real.comparisons for arm in (c.method, c.baseline) if arm in table]
+        assert pairs and all(measure in table[arm] for arm, measure in pairs)
+    bits = {arm: one["bits"] for arm, one in found["spqr"].items()}
+    assert bits["nf4"] - 0.1 < bits["spqr-as-nf4"] <= bits["nf4"]
+    assert found["qlora"]["nf4-dq"]["bits_per_weight"] == pytest.approx(4.127, abs=0.05)
+    # Adam holds gradients and two moments beside the weights; forward passes none of them.
+    assert found["mezo"]["adam"]["memory"] > 2 * found["mezo"]["mezo"]["memory"]
+    assert found["mezo"]["adam"]["budget"] == 1.5 * found["mezo"]["mezo"]["budget"] == 2 * 2 * 3

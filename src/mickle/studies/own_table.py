@@ -85,7 +85,7 @@ TAKES = Taking(
         left("peak over rows of the table", "chosen", paper="its figures: no rise is left", headline=True),
         left("control: tuned ridge", "ridge", paper="not in the paper; arXiv 2003.01897 proves it"),
     ),
-    minutes=6.0,
+    minutes=1.0,
     dials=("replicates",),
     check=check,
 )

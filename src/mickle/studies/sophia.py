@@ -209,7 +209,7 @@ study = Study(
     worlds=("pages", "zipf-far", "zipf-near"),
     tune_by="score",
     derive=steps_to_baseline,
-    takes=Taking(data=TEXTS, worlds=("pages",), minutes=30, check=lambda values: source_bytes(values["data"])),
+    takes=Taking(data=TEXTS, worlds=("pages",), minutes=25, check=lambda values: source_bytes(values["data"])),
     departures=(
         "a byte-level decoder of 0.12 million parameters on 2 million bytes of Python sources, not GPT-2 on"
         " OpenWebText",

@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 PACKAGES = ("stdlib", "torch", "numpy")  # whose documentation is read
+TABLES = 4 * (16 + 256 + 1)  # bytes of a layer in NF4 beside codes and scales: two tables and a mean
 METHODS: dict[str, dict[str, Any]] = {
     "base": {},
     "rtn-4-g128": {"kind": "rtn", "bits": 4, "group": 128},
     "gptq-4-g128": {"kind": "gptq", "bits": 4, "group": 128},
     "nf4": {"kind": "nf4"},
-    "spqr-as-gptq": {"kind": "spqr", "bits": 3, "target_bits": 4.28},
-    "spqr-as-nf4": {"kind": "spqr", "bits": 3, "target_bits": 4.127},
+    "spqr-as-gptq": {"kind": "spqr", "bits": 3, "as": "gptq-4-g128"},
+    "spqr-as-nf4": {"kind": "spqr", "bits": 3, "as": "nf4"},
 }
 
 
@@ -41,8 +42,10 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
     from mickle.step import execute
     from mickle.studies.planted_outliers import NOT_ROUNDED
 
-    values, method = cell.values, METHODS[cell.arm]
+    values, method = cell.values, dict(METHODS[cell.arm])
     data, folder = values.get("data", ""), Path(values["model"])
+    if "as" in method:
+        method["target_bits"] = stored_bits(folder)[method.pop("as")]
     model, sizes = open_model(folder), NOT_ROUNDED
     if method:
         write_pages((Page("", "", "", text) for text in texts(data)[0]), work / "text.parquet")
@@ -52,6 +55,21 @@ def run_cell(cell: Cell, work: Path) -> Measurements:
         sizes = sizes_of_model(model)
     nats = nats_a_token(model, folder, data, values["measured"], values["length"], cell.seed)
     return {**sizes, "budget": sizes["bits"], "nats": nats, "perplexity": math.exp(nats)}
+
+
+@cache
+def stored_bits(folder: Path) -> dict[str, float]:
+    """What two arms store of this model's linear layers, in bits a weight."""
+    from mickle.models.blocks import open_blocks, weights_of
+    from mickle.quantization.grouped import Layout
+    from mickle.studies.planted_outliers import NF4_BITS
+
+    sizes = [size for _, size in weights_of(open_blocks(folder))]
+    weights = sum(outputs * inputs for outputs, inputs in sizes)
+    gptq = sum(
+        Layout(outputs, inputs, 4, min(128, inputs), False).stored_bytes(None, True) for outputs, inputs in sizes
+    )
+    return {"gptq-4-g128": 8 * gptq / weights, "nf4": NF4_BITS + 8 * TABLES * len(sizes) / weights}
 
 
 @cache
