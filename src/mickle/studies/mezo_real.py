@@ -31,7 +31,7 @@ ROWS = 32  # measured at a time
 LONGEST_ROW, MOST_LABELS, HELD_OUT = 96, 20, 0.2
 RATES = {
     "adam": (3e-6, 1e-5, 3e-5, 1e-4, 3e-4),
-    "mezo": (3e-7, 1e-6, 3e-6, 1e-5, 3e-5),
+    "mezo": (1e-6, 3e-6, 1e-5, 3e-5, 1e-4),
     "mezo-lora": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
 FORWARDS = {"adam": 3, "mezo": 2, "mezo-lora": 2}  # a backward pass costs about two forward ones

@@ -42,8 +42,8 @@ def on_own(study: Study, scale: str, own: Mapping[str, Path], hours: float | Non
     for name in own:
         if not getattr(takes, name):
             raise _not_taken(study, scale, name)
-    if takes.model and scale == "real" and "model" not in own:
-        own = {**own, "model": _usual_model(study)}
+    if takes.model:
+        own = {**own, "model": _causal(own["model"] if "model" in own else _usual_model(study))}
     if "data" in own:
         asked = takes.comparisons or tuple(c for c in study.comparisons if set(c.worlds) <= set(takes.worlds))
         if not any(comparison.headline for comparison in asked):
@@ -51,7 +51,7 @@ def on_own(study: Study, scale: str, own: Mapping[str, Path], hours: float | Non
         study = replace(study, worlds=takes.worlds, comparisons=asked)
     sizes = study.scales[scale] if hours is None else stretched(study, scale, hours)
     study = replace(study, own=dict(own), scales={**study.scales, scale: sizes})
-    if own and takes.check:
+    if "data" in own and takes.check:
         takes.check({**sizes.values, **{name: str(path) for name, path in own.items()}})
     return study
 
@@ -73,6 +73,14 @@ def _usual_model(study: Study) -> Path:
             todo=f"name one, or make {USUAL_MODEL} with: make model",
         )
     return USUAL_MODEL
+
+
+def _causal(folder: Path) -> Path:
+    from mickle.models.folder import describe
+
+    if not describe(folder).causal:
+        raise UsageError("This model sees both sides of a token", where=str(folder), expected=MODEL)
+    return folder
 
 
 def stretched(study: Study, scale: str, hours: float) -> Scale:

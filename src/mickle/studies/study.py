@@ -170,16 +170,18 @@ def listing(known: dict[tuple[str, str], dict[str, Any]] | None = None) -> str:
     known = results.shipped() if known is None else known
     lines = []
     for name in page_names():
-        study = open_study(name)
-        result = known.get((name, "full"))
-        if result is None:
-            last = "not measured at full"
-        elif results.is_stale(result):
-            last = "stale: measured before the study was changed"
-        else:
-            headline = results.headline(result)
-            last = f"{verdict_words(*headline)}: {measured_effect(*headline)}"
-            if versions := results.other_versions(result):
-                last += f" ({versions})"
-        lines.append(f"{name:<24} {last}\n    {study.claim}")
+        lines.append(f"{name:<24} {_last(known.get((name, 'full')))}")
+        if (name, "real") in known:
+            lines.append(f"    on a real model: {_last(known[name, 'real'])}")
+        lines.append(f"    {open_study(name).claim}")
     return "\n".join(lines) or "No study is built yet."
+
+
+def _last(result: dict[str, Any] | None) -> str:
+    if result is None:
+        return "not measured at full"
+    if results.is_stale(result):
+        return "stale: measured before the study was changed"
+    pair = results.headline(result)
+    versions = results.other_versions(result)
+    return f"{verdict_words(*pair)}: {measured_effect(*pair)}" + (f" ({versions})" if versions else "")
