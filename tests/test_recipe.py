@@ -49,6 +49,18 @@ def test_steps_run_in_order_once_and_only_what_changed(toy: ModuleType, tmp_path
     assert (tmp_path / "runs" / "counted" / "count.txt").read_text() == "3"
 
 
+def test_the_report_has_the_order_that_is_asked_for(
+    toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr("mickle.report.write_report", lambda target, title, made, **_: told.append(list(made)))
+    recipe.run(_plan(tmp_path, GOOD), ignore)
+    recipe.run(_plan(tmp_path, f"report: [counted]\n{GOOD}"), ignore)
+    assert told == [["written", "counted"], ["counted", "written"]]
+    with pytest.raises(UsageError, match="report names 'cuonted', which is no step"):
+        _plan(tmp_path, f"report: [cuonted]\n{GOOD}")
+
+
 def test_preview_says_what_is_done(toy: ModuleType, tmp_path: Path) -> None:
     before = recipe.preview(_plan(tmp_path, GOOD))
     assert "written      write      to do" in before

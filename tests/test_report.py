@@ -13,6 +13,7 @@ from mickle.data.records import Page, Removed
 from mickle.data.tally import Tally
 from mickle.errors import UsageError
 from mickle.evaluation.evaluate import beside_baselines
+from mickle.figures import Bars, Figure, Line, Panel, panels_of
 from mickle.report import LARGEST, render, stamp, write_report
 from mickle.step import Step
 
@@ -139,3 +140,20 @@ def test_a_folder_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     (folders["text"] / "samples.jsonl").unlink()
     with pytest.raises(UsageError, match="missing"):
         render("title", folders)
+
+
+def test_answers_stand_beside_each_other_and_panels_below_each_other(tmp_path: Path) -> None:
+    """A picture of two panels is two pictures of half its width, the second with the right half."""
+    panels = (Panel("left", lines=[Line([0, 1], [0, 1])]), Panel("right", bars=Bars(["a", "b"], [1.0, 2.0])))
+    whole = Figure(panels, width=9, height=3).svg()
+    left, right = panels_of(whole)
+    assert 'width="324pt"' in left and 'viewBox="0 0 324 216"' in left
+    assert 'width="324pt"' in right and 'viewBox="324 0 324 216"' in right
+    assert panels_of(left) != [whole] and panels_of("<svg/>") == ["<svg/>"]
+    folder = tmp_path / "text"
+    with storage.write_folder(folder, kind="samples", identity={"verb": "sample"}) as work:
+        row = {"prompt": "p", "question": "why?", "reference": "so", "text": "after", "untrained": "before"}
+        (work / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    page = render("title", {"text": folder})
+    kinds = re.findall(r'<div class="(\w+)"><h3>[^<]*</h3><pre>(\S+)</pre>', page)
+    assert kinds == [("prompt", "why?"), ("reference", "so"), ("before", "before"), ("after", "after")]

@@ -7,6 +7,7 @@ neither is painted by a function of matplotlib's axes, which :func:`draw` calls.
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,8 @@ class Bars:
 class Panel:
     """One pair of axes, named ``x`` and ``y``. ``x_log`` and ``y_log`` are bases; ``span`` is a named stretch of x.
 
-    ``legend`` is the size of its letters, 0 for none; ``beside`` has a scale of its own on the right.
+    ``legend`` is the size of its letters, 0 for none; it stands above the panel, off its lines, or on its right where
+    it is outside. ``beside`` has a scale of its own on the right.
     """
 
     x: str = ""
@@ -90,7 +92,7 @@ class Figure:
     """Panels side by side, and the size of all in inches."""
 
     panels: tuple[Panel, ...]
-    width: float = 7.2
+    width: float = 6
     height: float = 2.6
 
     def svg(self) -> str:
@@ -125,13 +127,24 @@ def _paint(axes: Any, panel: Panel) -> None:
         axes.xaxis.get_major_locator().set_params(integer=True)
     if panel.grid:
         axes.grid(True)
-    if panel.legend:
-        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if panel.legend_outside else {}
-        axes.legend(fontsize=panel.legend, **place)
+    if panel.legend and panel.legend_outside:
+        axes.legend(fontsize=panel.legend, loc="center left", bbox_to_anchor=(1, 0.5))
+    elif panel.legend:
+        legend_above(axes)
     if panel.beside:
         other = axes.twinx()
         other.spines["top"].set_visible(False)
         _paint(other, panel.beside)
+
+
+def legend_above(axes: Any) -> None:
+    """A legend over the axes, off the lines, at most three names in a row; a title stands above it."""
+    count = len(axes.get_legend_handles_labels()[1])
+    axes.legend(
+        fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(3, count), borderaxespad=0.3, columnspacing=1.2
+    )
+    if axes.get_title():
+        axes.set_title(axes.get_title(), fontsize=axes.title.get_fontsize(), pad=6 + 16 * -(-count // 3))
 
 
 def _paint_line(axes: Any, line: Line) -> None:
@@ -158,7 +171,7 @@ def _paint_bars(axes: Any, bars: Bars) -> None:
     axes.set_yticks(range(len(pairs)), bars.names)
 
 
-def draw(paint: Callable[..., None], width: float = 7.2, height: float = 2.6, columns: int = 1) -> str:
+def draw(paint: Callable[..., None], width: float = 6, height: float = 2.6, columns: int = 1) -> str:
     """Call ``paint`` with fresh matplotlib axes, one for each column; the SVG, the same bytes for the same picture."""
     import matplotlib
     from cycler import cycler
@@ -168,7 +181,7 @@ def draw(paint: Callable[..., None], width: float = 7.2, height: float = 2.6, co
         "svg.fonttype": "none",
         "svg.hashsalt": "mickle",
         "font.family": "sans-serif",
-        "font.size": 9,
+        "font.size": 10.5,
         "axes.prop_cycle": cycler(color=COLOURS),
         "legend.frameon": False,
         "grid.alpha": 0.25,
@@ -176,10 +189,28 @@ def draw(paint: Callable[..., None], width: float = 7.2, height: float = 2.6, co
     }
     with matplotlib.rc_context(settings):
         canvas = figure.Figure(figsize=(width, height), layout="constrained")
-        panels = canvas.subplots(1, columns, squeeze=False)[0]
+        # Parts of equal width, so that a narrow page can show one below the other (`panels_of`).
+        panels = [part.subplots() for part in canvas.subfigures(1, columns, squeeze=False)[0]]
         for axes in panels:
             axes.spines[["top", "right"]].set_visible(False)
         paint(*panels)
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return stream.getvalue()
+    return stream.getvalue().replace("<svg ", f'<svg data-panels="{columns}" ', 1)
+
+
+def panels_of(svg: str) -> list[str]:
+    """Each panel of a picture that :func:`draw` made as a picture of its own, from the left; any other as it is."""
+    found = re.search(r'<svg data-panels="([2-9])"[^>]*? width="([\d.]+)pt"', svg)
+    if not found:
+        return [svg]
+    count, wide = int(found[1]), float(found[2])
+    start, size = found.start(), wide / count
+
+    def part(number: int) -> str:
+        head, rest = svg[start:].split(">", 1)
+        head = re.sub(r' width="[\d.]+pt"', f' width="{size:g}pt"', head)
+        head = re.sub(r' viewBox="0 0 [\d.]+ ([\d.]+)"', rf' viewBox="{number * size:g} 0 {size:g} \1"', head)
+        return f"{svg[:start]}{head}>{rest}"
+
+    return [part(number) for number in range(count)]

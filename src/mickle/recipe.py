@@ -33,6 +33,7 @@ class Recipe(Config):
     title: str = Field("", description="one line for the report")
     out: Path = Field(Path("runs"), description="where the steps' folders go")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of every step that names none")
+    report: list[str] = Field([], description="steps in the report's order (default: as they are made)")
     steps: dict[str, dict[str, Any]] = Field(description="step name -> {verb: ..., settings}; $name refers to a step")
 
 
@@ -54,6 +55,8 @@ def read(path: Path, out: Path | None = None, seed: int | None = None) -> Checke
     recipe = recipe.model_copy(update=changes)
     if not recipe.steps:
         raise UsageError("a recipe needs at least one step", where=str(path))
+    for name in set(recipe.report) - recipe.steps.keys():
+        raise UsageError(f"report names '{name}', which is no step", where=f"{path}:{lines.find(('report',))}")
     plan = CheckedRecipe(recipe, _order(recipe, path, lines), path, lines)
     placeholder = dict.fromkeys(plan.order, Path("made-by-an-earlier-step"))
     for name in plan.order:
@@ -76,7 +79,8 @@ def run(plan: CheckedRecipe, emit: Emit) -> str:
         made[name] = execute(step, folder, emit)
         _point(plan.recipe.out / name, made[name])
     title = plan.recipe.title or plan.file.stem
-    report = write_report(plan.recipe.out / "report.html", title, made, command=f"mickle run {plan.file}")
+    told = {name: made[name] for name in dict.fromkeys([*plan.recipe.report, *plan.order])}
+    report = write_report(plan.recipe.out / "report.html", title, told, command=f"mickle run {plan.file}")
     done = f"{new} of {len(made)} steps done now" if new else f"nothing to do: all {len(made)} steps are done"
     return f"{done}\nreport: {report}"
 

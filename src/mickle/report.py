@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from mickle import storage, verbs
+from mickle.figures import panels_of
 from mickle.results import Finding, Table
 from mickle.step import Step
 from mickle.storage import Manifest
@@ -30,7 +31,7 @@ def write_report(target: Path, title: str, folders: Folders, command: str = "") 
 def stamp(of: Path | Folders) -> str:
     """A word for the folders a page was made from: of a page already written, or of folders."""
     if isinstance(of, dict):
-        names = json.dumps({name: str(path) for name, path in sorted(of.items())})
+        names = json.dumps([(name, str(path)) for name, path in of.items()])
         return hashlib.sha256(names.encode()).hexdigest()[:16]
     if not of.is_file():
         return ""
@@ -49,8 +50,7 @@ def render(title: str, folders: Folders, command: str = "") -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mickle", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    # As an image an SVG can run nothing and fetch nothing, whoever wrote it.
-    environment.filters["image"] = lambda svg: "data:image/svg+xml," + quote(svg, safe=" ='():/,;")
+    environment.filters["images"] = lambda svg: list(map(_image, panels_of(svg)))
     return environment.get_template("report.html").render(
         title=title,
         stamp=stamp(folders),
@@ -62,6 +62,11 @@ def render(title: str, folders: Folders, command: str = "") -> str:
         machine=next((m.meta.get("machine", {}) for m in manifests.values()), {}),
         created=max((m.meta.get("created", "") for m in manifests.values()), default=""),
     )
+
+
+def _image(svg: str) -> str:
+    """A picture's address; as an image an SVG can run nothing and fetch nothing, whoever wrote it."""
+    return "data:image/svg+xml," + quote(svg, safe=" ='():/,;")
 
 
 def _findings(folders: Folders, manifests: dict[str, Manifest]) -> list[Finding]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mickle.data import documentation_questions
 from mickle.data.documentation import Module, is_test, list_modules, render, versions
 from mickle.data.module_pages import docstring_blocks
 from mickle.errors import UsageError
@@ -202,3 +203,41 @@ def test_docstrings_keep_the_layout_that_carries_meaning() -> None:
         "<ul><li>one</li><li>two</li></ul>",
         "<pre>&gt;&gt;&gt; 1 &lt; 2\nTrue\n\n  indented &amp; kept</pre>",
     ]
+
+
+def test_questions_name_what_is_public_and_are_answered_by_its_docstring(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.setattr(documentation_questions, "SHORTEST", 5)
+    found = {item.question: item.answer for item in documentation_questions.questions("planted.good")}
+    assert found == {
+        "What is the Python module `planted.good` for?": "A good module.",
+        "What does `planted.good.greet(name='x', thing=object(), environ=os.environ)` do in Python?": "Says hello.",
+        "What is the Python class `planted.good.Bell` for?": "Rings.",
+        "What does `planted.good.Bell.ring(times: int=1) -> None` do in Python?": "Rings so many times.",
+        "What does `planted.good.Bell.strike(times: int=1) -> None` do in Python?": "Rings so many times.",
+        "What does `planted.good.Bell.loud` do in Python?": "Whether it is.",
+        "What does `planted.good.wait()` do in Python?": "Waits.",
+    }
+    first = documentation_questions.first_paragraph
+    assert [first(text) for text in ("One\nline.\n\nMore.", "Use it so:\n\n  >>> 1", "- a\n- b")] == [
+        "One line.",
+        "",
+        "",
+    ]
+
+
+def test_answers_held_out_are_of_other_modules_and_are_like_none_to_learn() -> None:
+    names = [module.name for module in list_modules(["email", "http", "xml", "asyncio", "logging"])]
+    training, heldout = documentation_questions.two_sides(names, 200)
+    assert (len(training), len(heldout)) == (180, 20)
+    assert not {item.module for item in training} & {item.module for item in heldout}
+
+    def runs(text: str) -> set[tuple[str, ...]]:
+        words = re.findall(r"\w+", text.lower())
+        return {tuple(words[at : at + 8]) for at in range(max(1, len(words) - 7))}
+
+    learnt = set().union(*(runs(item.answer) for item in training))
+    assert not any(runs(item.answer) & learnt for item in heldout)
+    assert documentation_questions.two_sides(names, 200) == (training, heldout)

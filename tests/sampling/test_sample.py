@@ -62,6 +62,14 @@ def test_the_untrained_twin_is_the_model_at_its_own_seed(model: Path, tmp_path: 
     assert "before training:" in (folder / "samples.txt").read_text()
 
 
+def test_the_model_before_is_given_the_same(model: Path, tmp_path: Path) -> None:
+    """Beside itself it writes the same; not both ways to have something beside."""
+    folder = execute(Sample(model=model, prompts=("the", "a"), max_tokens=9, before=model), tmp_path / "out", ignore)
+    assert all(row["untrained"] == row["text"] for row in lines(folder))
+    with pytest.raises(UsageError, match="leave compare_untrained out"):
+        validate(Sample, {"model": model, "prompts": ["a"], "before": model, "compare_untrained": True}, where="here")
+
+
 def test_prompts_come_from_files_too(model: Path, tmp_path: Path) -> None:
     plain, records = tmp_path / "prompts.txt", tmp_path / "prompts.jsonl"
     plain.write_text("one\n\n  two\n")
@@ -94,7 +102,7 @@ def test_questions_are_asked_through_the_template(model: Path, tmp_path: Path) -
     assert cat["text"] != dog["text"]
     page = readable(asked)
     assert "system: S\nuser: the cat\nassistant: " in page and "the file's answer: sat" in page
-    assert ("the file's answer", "prompt", "sat") in answers(tmp_path / "one" / "samples.jsonl")
+    assert ("the file's answer", "reference", "sat") in answers(tmp_path / "one" / "samples.jsonl")
 
 
 def test_what_a_prompt_loses_without_chat_is_said(model: Path, tmp_path: Path) -> None:

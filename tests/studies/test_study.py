@@ -281,6 +281,10 @@ def test_the_front_table_says_plainly_what_is_not_built_or_not_measured(folder: 
     assert [row.split(" ")[1] for row in rows] == [str(number) for number in range(1, 24)]
     for system, row in zip(SYSTEMS, rows):
         assert ("not yet built" in row) == (system.name not in page_names())
+    front = table.front_table({})
+    missing = [system.label for system in SYSTEMS if system.name not in page_names()]
+    assert front.count("built, not yet measured") == len(SYSTEMS) - len(missing)
+    assert front.endswith(f"Not yet built: {', '.join(missing)}.")
     stand_in = table.System("Momentum", "0", "claim")
     assert "built, not yet measured" in table.system_row(stand_in, True, {}, {})
     row = table.system_row(stand_in, True, known, table.corrected(known))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ import torch
 import tuning_folders as made
 
 from mickle import storage
-from mickle.errors import ResourceError
+from mickle.errors import ResourceError, UsageError
 from mickle.events import Event, Noted, Saved, Trained, Warned, ignore
 from mickle.models.folder import open_model
 from mickle.step import execute
@@ -94,10 +95,29 @@ def test_an_adapter_folder_with_everything_said(adapter: tuple[Path, list[Event]
     ):
         assert words in said
     rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    assert [set(row) for row in rows] == [{"prompt", "reference", "text", "untrained"}] * 2
-    assert "Who comes after" in rows[0]["prompt"]
+    assert [set(row) for row in rows] == [{"prompt", "question", "reference", "text", "untrained"}] * 2
+    assert "Who comes after" in rows[0]["prompt"] and rows[0]["question"] in rows[0]["prompt"]
+    assert rows[0]["reference"].startswith("the ")
     assert "| general text |" in (out / "table.md").read_text()
     assert (out / "tune.svg").read_text().count("<svg") == 1
+
+
+def test_bits_are_of_the_bytes_that_were_answered(adapter: tuple[Path, list[Event]], home: Path) -> None:
+    """Nats over ln 2 and the answers' bytes; lzma packs the same bytes, and has read the rest before."""
+    found = summary(adapter[0])
+    rows = [json.loads(line)["messages"] for line in (home / "chats.jsonl").read_text().splitlines()]
+    answers = {row[0]["content"]: row[1]["content"] for row in rows}
+    held = [json.loads(line) for line in (adapter[0] / "samples.jsonl").read_text().splitlines()]
+    assert all(answers[row["question"]] == row["reference"] for row in held)
+    bits, nats = found["task"]["bits_per_byte"], found["task"]["after"] * found["task"]["tokens"]
+    size = nats / math.log(2) / bits["after"]
+    assert size == pytest.approx(4 * 7)  # four answers such as "the cat"
+    assert 0 < bits["lzma"] < 20
+    texts = [f"Page {i} of the book tells of a river and its {i} old mills." for i in range(8)]
+    general = found["general"]
+    per_byte = general["before"] * general["tokens"] / math.log(2) / len("".join(texts))
+    assert general["bits_per_byte"]["before"] == pytest.approx(per_byte)
+    assert "lzma needs" in (adapter[0] / "table.md").read_text()
 
 
 @pytest.mark.parametrize("kind", ["full", "lora", "qlora"])
@@ -457,9 +477,13 @@ def test_given_heldout_examples_that_were_trained_on_are_told(home: Path, tmp_pa
 
 
 def test_nothing_held_out(home: Path, tmp_path: Path) -> None:
-    found = summary(tune(home, tmp_path / "out", heldout_share=0.0, steps=2))
+    general = made.write_rows(tmp_path / "general.jsonl", [{"text": "Page 1."}, {"text": "A river."}])
+    found = summary(tune(home, tmp_path / "out", heldout_share=0.0, steps=2, general=general))
     assert found["task"] is None
-    assert found["general"]["texts"] == 8
+    assert found["general"]["texts"] == 2
+    made.write_rows(general, [{"text": "Page 1."}, {"txt": "A river."}])
+    with pytest.raises(UsageError, match="has no `text`"):
+        tune(home, tmp_path / "bad", heldout_share=0.0, steps=2, general=general)
     assert found["kept_step"] == 2
 
 

@@ -33,14 +33,16 @@ def decoder_folder(folder: Path, causal: bool = True, spare: int = 0) -> Path:
     return folder
 
 
-def chat_folder(folder: Path, after: str = "\n", dtype: Any = None, special: bool = True, **shape: Any) -> Path:
+def chat_folder(
+    folder: Path, after: str = "\n", dtype: Any = None, special: bool = True, length: int = LENGTH, **shape: Any
+) -> Path:
     """Ours with a template whose turns end with a mark that no file names as an end; ``after``: what follows it;
     ``special``: whether the tokenizer calls it so.
     """
     marks = train_tokenizer(TEXTS, 280, or_fewer=True)
     marks.tokenizer.add_special_tokens(["<|im_start|>"])
     marks.tokenizer.add_tokens([AddedToken("<|im_end|>", special=special, normalized=False)])
-    settings = DecoderConfig(marks.size, 16, 2, 2, 2, 8, 32, LENGTH, initial_std=0.2, **shape)
+    settings = DecoderConfig(marks.size, 16, 2, 2, 2, 8, 32, length, initial_std=0.2, **shape)
     save_model(Decoder(settings, seed=3).to(dtype), folder, marks)
     turn = "<|im_start|>{{ m.role }}\n{% generation %}{{ m.content }}<|im_end|>AFTER{% endgeneration %}"
     (folder / "chat_template.jinja").write_text(

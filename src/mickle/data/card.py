@@ -131,7 +131,7 @@ def _picture(card: dict[str, Any]) -> str:
         if known:
             named = {"color": figures.COLOURS[1], "label": "RefinedWeb, figure 2"}
             axes.plot(*zip(*known), "D", markersize=5, **named)
-            axes.legend(loc="lower right")
+            figures.legend_above(axes)
         for place, row in zip(places, rows):
             beside = (max(row["share"], row["paper"] or 0) + 0.012, place)
             axes.annotate(f"  {row['share']:.1%}", beside, va="center", fontsize=8)

@@ -24,6 +24,7 @@ from mickle.data import chunks, documentation
 from mickle.data.card import corpus_lines, corpus_section, readable
 from mickle.data.decontamination import index_of
 from mickle.data.parallel import each
+from mickle.data.records import Page, read_shards
 from mickle.data.refine import refused
 from mickle.data.rules import COMPARING, PLAIN, WEB, Rules, StageName
 from mickle.data.sources import OTHER_FILE, Documentation, Files, Rows, Source, Warc, kind_of
@@ -138,13 +139,18 @@ class Curate(Rules, Step):
         storage.write_text(work / "README.md", readable(card))
         _say_what_is_left(tally, self._source_name(), emit)
         names = ("records", "skipped", "removed", "kept", "kept_bytes", "kept_words", "languages")
-        return {name: card[name] for name in names} | {
-            "forecast": asdict(forecast) | {"derived": {}},
-            "fresh_records": fresh,
-            "records_per_second": round(fresh / max(refined, 1e-9), 2),
-            "seconds_comparing": round(time.monotonic() - begun - refined, 2),
-            "stage_seconds": {stage: round(taken, 3) for stage, taken in chunks.seconds_of(scratch.pages).items()},
-        }
+        asked = self._ask(work, emit)
+        return (
+            {name: card[name] for name in names}
+            | asked
+            | {
+                "forecast": asdict(forecast) | {"derived": {}},
+                "fresh_records": fresh,
+                "records_per_second": round(fresh / max(refined, 1e-9), 2),
+                "seconds_comparing": round(time.monotonic() - begun - refined, 2),
+                "stage_seconds": {stage: round(taken, 3) for stage, taken in chunks.seconds_of(scratch.pages).items()},
+            }
+        )
 
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
@@ -203,6 +209,19 @@ class Curate(Rules, Step):
     def after(self, out: Path) -> str:
         """Training on the corpus comes next."""
         return command("pretrain", out, "--out", "model")
+
+    def _ask(self, work: Path, emit: Emit) -> dict[str, int]:
+        """Write questions on the documentation that was kept, where some are wanted; how many there are."""
+        if not isinstance(self.source, Documentation) or not self.source.questions:
+            return {}
+        from mickle.data.documentation_questions import write_questions
+
+        kept = {page.url for page in read_shards(work / "pages", Page)}
+        modules = documentation.list_modules(self.source.packages, self.source.tests)
+        names = [module.name for module in modules if module.url in kept]
+        training, heldout = write_questions(names, self.source.questions, work)
+        emit(Noted(f"{training:,} questions to learn, {heldout:,} held out, of modules that no other is about"))
+        return {"questions": training, "heldout_questions": heldout}
 
     def _workers(self) -> int:
         return self.workers or machine.cores()

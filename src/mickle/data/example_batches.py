@@ -27,9 +27,9 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Encoded:
-    """``tokens`` int64 [n] and ``trained`` bool [n] of each example kept; how many were ``cut`` and why others were
-    ``dropped``, the ``first`` of them with their places; ``notes``: what a person should know of the template, with how
-    many examples it concerns.
+    """``tokens`` int64 [n] and ``trained`` bool [n] of each example kept, and its ``place`` among all; how many were
+    ``cut`` and why others were ``dropped``, the ``first`` of them with their places; ``notes``: what a person should
+    know of the template, with how many examples it concerns.
     """
 
     tokens: list[np.ndarray]
@@ -38,6 +38,7 @@ class Encoded:
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     first: list[str] = field(default_factory=list)
+    place: list[int] = field(default_factory=list)
 
     def lines(self, *others: Encoded) -> list[str]:
         """Counts of tokens, and everything that was cut, dropped or is odd, for a person; in ``others`` as well."""

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -61,9 +62,10 @@ def encode_examples(
     and for preferences, which have two answers.
     """
     found = Encoded([], [])
-    refused, cut = list[NotLaidOut](), 0
+    refused, cut, places = list[NotLaidOut](), 0, count()
     for some in _at_a_time(examples):
-        for example, pair in zip(some, _encode(some, tokenizer, template, found.notes), strict=True):
+        encoded = _encode(some, tokenizer, template, found.notes)
+        for place, example, pair in zip(islice(places, len(some)), some, encoded, strict=True):
             if isinstance(pair, UsageError):
                 refused += [pair] if isinstance(pair, NotLaidOut) else []
                 _drop(found, NOT_TAKEN if isinstance(pair, NotLaidOut) else pair.what, pair.what, example)
@@ -75,6 +77,7 @@ def encode_examples(
                 continue
             found.tokens.append(tokens[:longest])
             found.trained.append(trained[:longest])
+            found.place.append(place)
             cut += len(tokens) > longest
     if len(refused) > most_bad * len(examples):
         what = f"{len(refused):,} of {len(examples):,} examples: {refused[0].what}"

@@ -37,11 +37,9 @@ def render_module(name: str, siblings: list[str], origin: str) -> tuple[str, str
     main text. Names that the module only passes on from another public module are left to that module's page.
     """
     path = source_of(name)
-    if path is None:
-        return "", "has no Python source"
-    tree = parsed(path)
-    if tree is None:
-        return "", "cannot be parsed"
+    tree = parsed(path) if path else None
+    if path is None or tree is None:
+        return "", "cannot be parsed" if path else "has no Python source"
     try:
         parts = [f"<h1>{html.escape(name)}</h1>", *docstring_blocks(ast.get_docstring(tree) or "")]
         for label, node in _members(name, path, tree, _exported(tree)).items():
@@ -57,6 +55,27 @@ def render_module(name: str, siblings: list[str], origin: str) -> tuple[str, str
         f"<nav><ul>{links}</ul></nav>\n<main><article>\n" + "\n".join(parts) + "\n</article></main>\n"
         f"<footer>{html.escape(origin)}</footer>\n</body></html>\n"
     ), ""
+
+
+def docstrings(name: str) -> Iterator[tuple[str, str, str]]:
+    """What the page of the module ``name`` documents: "module", "class" or "function"; its dotted name, with the
+    signature where it can be called; its docstring. In the page's order; nothing where there is no page.
+    """
+    path = source_of(name)
+    tree = parsed(path) if path else None
+    if path is None or tree is None:
+        return
+    yield "module", name, ast.get_docstring(tree) or ""
+    for label, node in _members(name, path, tree, _exported(tree)).items():
+        if label.startswith("_"):
+            continue
+        if isinstance(node, Function):
+            yield "function", f"{name}.{signature(label, node)}", ast.get_docstring(node) or ""
+            continue
+        yield "class", f"{name}.{label}", ast.get_docstring(node) or ""
+        for method, inside in _methods(node).items():
+            if not method.startswith("_"):
+                yield "function", f"{name}.{label}.{signature(method, inside)}", ast.get_docstring(inside) or ""
 
 
 @lru_cache(4096)
@@ -158,13 +177,18 @@ def class_blocks(label: str, node: ast.ClassDef) -> list[str]:
     bases = ", ".join(name for base in node.bases if (name := _last_name(base)) != "object")
     parts = [f"<h2>class {html.escape(label)}{'(' + html.escape(bases) + ')' if bases else ''}</h2>"]
     parts += docstring_blocks(ast.get_docstring(node) or "")
-    methods: dict[str, Definition] = {}
-    for statement in _statements(node.body):
-        methods |= _defined(statement, methods)
-    for name, method in methods.items():
-        if isinstance(method, Function) and (not name.startswith("_") or name in ("__init__", "__call__")):
+    for name, method in _methods(node).items():
+        if not name.startswith("_") or name in ("__init__", "__call__"):
             parts += function_blocks(name, method, "h3")
     return parts if len(parts) > 1 else []
+
+
+def _methods(node: ast.ClassDef) -> dict[str, Function]:
+    """Methods and properties that a class defines itself."""
+    found: dict[str, Definition] = {}
+    for statement in _statements(node.body):
+        found |= _defined(statement, found)
+    return {name: method for name, method in found.items() if isinstance(method, Function)}
 
 
 def function_blocks(label: str, node: Function, level: str) -> list[str]:

@@ -50,6 +50,9 @@ class Documentation(Config):
     kind: Literal["documentation"] = "documentation"
     packages: list[str] = Field(["stdlib"], min_length=1, description="'stdlib' and names of installed packages")
     tests: bool = Field(False, description="document test modules too")
+    questions: int = Field(
+        0, ge=0, le=1_000_000, description="also write so many questions and answers for tune, a tenth of them held out"
+    )
 
 
 class _Folder(Config):

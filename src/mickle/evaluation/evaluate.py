@@ -124,6 +124,7 @@ class Evaluate(Step):
     kind: ClassVar[str] = "evaluation"
     title: ClassVar[str] = "The evaluation"
     positional: ClassVar[str] = "model"
+    reported: ClassVar[bool] = True
     example: ClassVar[str] = "mickle evaluate model --task loss --task.baselines-from corpus"
 
     model: Model = Field(description="model folder, Mickle's or any other, or GGUF file")
@@ -142,7 +143,10 @@ class Evaluate(Step):
 
     @classmethod
     def section(cls, folder: Path, summary: dict[str, Any]) -> Section:
-        """Figures, all plain numbers, and a model's loss beside the baselines."""
+        """Figures, all plain numbers, and a model's loss beside the baselines, or the others beside it."""
+        if "others" in summary:
+            lead = "Each folder beside the first on the same tokens: the less KL, the more it is the same model."
+            return Section(cls.title, lead, drawn(folder), [_beside(summary)])
         bars = sorted(summary.get("baselines", {}).items(), key=lambda item: item[1])
         rows = facts(summary) + [(f"baseline: {name}, bits per byte", cell(value)) for name, value in bars]
         table = Table(("measure", "value"), rows, frozenset({1}))
@@ -158,6 +162,17 @@ class Evaluate(Step):
             name, value = _best(summary["baselines"])
             found.append(Finding(f"{value:.3f}", f"best trivial baseline ({name})"))
         return found
+
+
+def _beside(summary: dict[str, Any]) -> Table:
+    """Other folders, and before them the one that they are compared with."""
+    rows = [
+        (one["name"], f"{one['bytes'] / 1e6:,.1f}", f"{one['perplexity']:.3f}")
+        + ((f"{one['kl']:.5f}", f"{one['changed']:.2%}") if "kl" in one else ("", ""))
+        for one in [summary["reference"], *summary["others"]]
+    ]
+    headings = ("model", "MB", "perplexity", "KL, nats a token", "best guess changed")
+    return Table(headings, rows, frozenset(range(1, 5)))
 
 
 def beside_baselines(summary: dict[str, Any]) -> str:

@@ -60,7 +60,8 @@ class Export(Step):
     kind: ClassVar[str] = "exported"
     title: ClassVar[str] = "The export"
     lead: ClassVar[str] = (
-        "The exported model was opened anew and run beside its source; this is how far they are apart."
+        "The exported model was opened anew and run beside its source; this is how far they are apart. Where "
+        "transformers knows such models, it opened the folder and made the same of it."
     )
     cpu_only: ClassVar[bool] = True
     positional: ClassVar[str] = "model"
@@ -120,7 +121,9 @@ class Export(Step):
     @classmethod
     def findings(cls, summary: dict[str, Any]) -> list[Finding]:
         """How alike it is."""
-        return [Finding(f"{summary.get('same_tokens', 0):.1%}", "of first choices equal to the source's")]
+        return [
+            Finding(f"{summary.get('same_tokens', 0):.1%}", "of the exported model's first choices equal its source's")
+        ]
 
     @classmethod
     def shown(cls, folder: Path) -> list[str]:

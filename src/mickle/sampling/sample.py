@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mickle import storage
 from mickle.config import Config, Input
@@ -70,28 +70,30 @@ class Sample(Writing, Step):
         (), description="strings that end a text, besides the end tokens that the folder names"
     )
     compare_untrained: bool = Field(False, description="also write what the same model wrote before training")
+    before: Model | None = Field(
+        None, description="the model that this one was tuned from: it is given the same, and shown beside"
+    )
+
+    @model_validator(mode="after")
+    def _agree(self) -> Sample:
+        if self.before is not None and self.compare_untrained:
+            raise ValueError("before names what the model is shown beside; leave compare_untrained out")
+        return self
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         """Write `samples.jsonl` (prompt, text, tokens, stopped; untrained) and a readable `samples.txt`."""
         from mickle.models.folder import open_to_run
 
         rows = self._rows()
+        arms = 1 + self.compare_untrained + (self.before is not None)
+        emit(Started("sample", len(rows) * arms, "texts"))
         model: Any = open_to_run(self.model)
-        tokenizer = tokenizer_of(self.model)
-        asked = self._tokens(rows, tokenizer, emit)
-        arms = {"text": model}
+        self._write(rows, "text", self.model, model, emit)
         if self.compare_untrained:
-            arms["untrained"] = model.untrained(self._training_seed())
-        emit(Started("sample", len(rows) * len(arms), "texts"))
-        ends: tuple[int | str, ...] = (*ends_of(self.model, tokenizer), *self.stop)
-        for done, (name, arm) in enumerate(arms.items()):
-            for begin in range(0, len(rows), BATCH):
-                written = self._continue(arm, tokenizer, asked[begin : begin + BATCH], ends, emit)
-                for row, completion in zip(rows[begin:], written):
-                    row[name] = completion.text
-                    if name == "text":
-                        row |= {"tokens": len(completion.tokens), "stopped": completion.stopped}
-                emit(Progressed(done * len(rows) + begin + len(written)))
+            self._write(rows, "untrained", self.model, model.untrained(self._training_seed()), emit)
+        if self.before is not None:
+            del model
+            self._write(rows, "untrained", self.before, open_to_run(self.before), emit)
         storage.write_text(work / "samples.jsonl", json_lines(rows))
         storage.write_text(work / "samples.txt", readable(rows))
         emit(Noted(readable(rows[:SHOWN]).strip()))
@@ -107,7 +109,9 @@ class Sample(Writing, Step):
         from mickle.models.folder_check import inspect_folder
 
         rows = self._rows()
-        weights = inspect_folder(self.model).elements * 4 * (2 if self.compare_untrained else 1)
+        weights = (
+            inspect_folder(self.model).elements * 4 * (2 if self.compare_untrained else 1)
+        )  # `before` comes after it
         shown = "\n".join(f"{number}. {row['prompt'][:100]!r}" for number, row in enumerate(rows[:SHOWN], 1))
         return Forecast(memory_bytes=weights + 300_000_000), f"{len(rows)} prompts:\n{shown}"
 
@@ -115,14 +119,29 @@ class Sample(Writing, Step):
         """The next sensible command."""
         return command("chat", self.model) if self.chat else command("show", out)
 
-    def _tokens(self, rows: list[dict[str, Any]], tokenizer: TextTokenizer, emit: Emit) -> list[list[int]]:
+    def _write(self, rows: list[dict[str, Any]], name: str, folder: Path, model: Any, emit: Emit) -> None:
+        """What the model, with the words and marks of ``folder``, writes for each row, into the row."""
+        tokenizer = tokenizer_of(folder)
+        asked = self._tokens(rows, folder, tokenizer, emit)
+        ends: tuple[int | str, ...] = (*ends_of(folder, tokenizer), *self.stop)
+        for begin in range(0, len(rows), BATCH):
+            written = self._continue(model, tokenizer, asked[begin : begin + BATCH], ends, emit)
+            for row, completion in zip(rows[begin:], written):
+                row[name] = completion.text
+                if name == "text":
+                    row |= {"tokens": len(completion.tokens), "stopped": completion.stopped}
+            emit(Progressed((name != "text") * len(rows) + begin + len(written)))
+
+    def _tokens(
+        self, rows: list[dict[str, Any]], folder: Path, tokenizer: TextTokenizer, emit: Emit
+    ) -> list[list[int]]:
         """What the model is given of each row. Special tokens spelt in a prompt are ordinary text."""
         from mickle.data.chat_template import has_template, pattern_of, spellings_of
         from mickle.data.questions import question_tokens
         from mickle.models.adapters import tokenizer_folder
 
         if self.chat:
-            template = template_of(self.model, tokenizer)
+            template = template_of(folder, tokenizer)
             if template.builtin:
                 emit(Warned(f"the folder has no chat template: {PLAINLY}"))
             chats = [[Message(turn["role"], turn["content"]) for turn in row["messages"]] for row in rows]
@@ -130,7 +149,7 @@ class Sample(Writing, Step):
         marks = pattern_of(spellings_of(tokenizer))
         if marks and any(marks.search(row["prompt"]) for row in rows):
             emit(Warned("a prompt spells special tokens, which are letters to the model; --chat writes them itself"))
-        elif has_template(tokenizer_folder(self.model), tokenizer):
+        elif has_template(tokenizer_folder(folder), tokenizer):
             emit(Noted("this folder has a chat template: --chat asks the prompts as questions"))
         return [[tokenizer.start, *ids.tolist()] for ids in tokenizer.encode([row["prompt"] for row in rows])]
 
@@ -285,9 +304,10 @@ def answers(file: Path) -> list[tuple[str, str, str]]:
     with open(file, encoding="utf-8") as lines:
         rows = [json.loads(line) for line in islice(lines, 6)]
     for row in rows:
-        texts.append(("prompt", "prompt", row["prompt"] or "(a new document)"))
+        asked = row.get("question") or row["prompt"] or "(a new document)"
+        texts.append(("question" if "question" in row or "messages" in row else "prompt", "prompt", asked))
         if "reference" in row:
-            texts.append(("the file's answer", "prompt", row["reference"][:LONGEST_TEXT]))
+            texts.append(("the file's answer", "reference", row["reference"][:LONGEST_TEXT]))
         if "untrained" in row:
             texts.append(("before training", "before", row["untrained"][:LONGEST_TEXT]))
         texts.append(("after training", "after", row["text"][:LONGEST_TEXT]))

@@ -25,17 +25,16 @@ def draw(result: dict[str, Any]) -> str:
             draw_row(axes, height, declared, row)
         axes.axvline(0, color=figures.INK, linewidth=0.8)
         axes.axvline(1, color=figures.INK, linewidth=0.8, linestyle="--")
-        axes.set_yticks(range(len(rows)), [declared["name"] for declared, _ in reversed(rows)])
-        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_yticks([])
+        axes.set_ylim(-0.4, len(rows) - 0.2)
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -FARTHEST), min(max(high, 1.15), FARTHEST))
         for height, (declared, row) in enumerate(reversed(rows)):
             label_row(axes, height, declared, row)
         axes.set_xlabel("share of the paper's effect (1: as in the paper)")
         axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
 
-    return figures.draw(paint, height=1.2 + 0.5 * len(rows))
+    return figures.draw(paint, height=0.8 + 0.65 * len(rows))
 
 
 def draw_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, Any]) -> None:
@@ -55,16 +54,14 @@ def draw_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, An
 
 
 def label_row(axes: Any, height: int, declared: dict[str, Any], row: dict[str, Any]) -> None:
-    """Effect and verdict in words above a row's centre, kept inside the axes (whose limits must be set)."""
-    if row["benefit"] is None:
-        return
-    centre = within(row["benefit"] / row["claimed_benefit"])
-    low, high = axes.get_xlim()
-    place = (centre - low) / (high - low)
-    side = "left" if place < 0.3 else "right" if place > 0.7 else "center"
-    label = f"{measured_effect(declared, row)}: {verdict_words(declared, row)}"
-    colour = COLOURS[row["verdict"]]
-    axes.annotate(label, (centre, height), (0, 6), textcoords="offset points", ha=side, fontsize=8, color=colour)
+    """What is compared, and below it effect and verdict in words, over a row, at the left where any length has room."""
+    told = [(22, declared["name"], figures.INK)]
+    if row["benefit"] is not None:
+        label = f"{measured_effect(declared, row)}: {verdict_words(declared, row)}"
+        told.append((10, label, COLOURS[row["verdict"]]))
+    for above, text, colour in told:
+        place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points"}
+        axes.annotate(text, (0, height), (0, above), fontsize=9, color=colour, **place)
 
 
 def within(share: float) -> float:

@@ -1,9 +1,9 @@
 """Keep the tables in README and docs equal to the published results: ``python -m mickle.studies.table
 --check``.
 
-A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is ``systems`` (all
-23, for README) or ``STUDY-SCALE`` (one study's comparisons). ``--write`` fills them, ``--check`` fails where
-one differs, ``--publish FOLDER`` first copies a study's result to docs/results.
+A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end of table -->``, where NAME is ``front`` (what
+stands, for README), ``systems`` (all 23) or ``STUDY-SCALE`` (one study's comparisons). ``--write`` fills them,
+``--check`` fails where one differs, ``--publish FOLDER`` first copies a study's result to docs/results.
 The summaries that the package ships (``published.json``) are kept equal alike.
 """
 
@@ -26,8 +26,22 @@ SHIPPED = Path("src", "mickle", "studies", results.SHIPPED.name)  # in a checkou
 Published = dict[tuple[str, str], results.Result]
 
 
+def front_table(known: Published) -> str:
+    """README's table: claim, our figure in words, verdict of every system that is built; then which are not."""
+    adjusted, built = corrected(known), set(page_names())
+    lines = ["| paper | it claims | measured here (95 % interval) | verdict, and what speaks against it |"]
+    lines.append("|---|---|---|---|")
+    for system in SYSTEMS:
+        if system.name in built:
+            _, here, verdict = cells(system, known, adjusted)
+            page = f"[{system.label}](docs/studies/{system.name}.md)"
+            lines.append(f"| {page} | {system.claim} | {here} | {verdict} |")
+    missing = [system.label for system in SYSTEMS if system.name not in built]
+    return "\n".join([*lines, *(["", f"Not yet built: {', '.join(missing)}."] if missing else [])])
+
+
 def systems_table(known: Published) -> str:
-    """README's table: every system, its claim, the paper's figure, ours, verdict, command; p corrected by Holm."""
+    """Every system, its claim, the paper's figure, ours, verdict, command; p corrected by Holm."""
     lines = [
         "| | system | what the paper claims | paper | here, 95 % interval | verdict, and what speaks against it | "
         "command |",
@@ -54,23 +68,24 @@ def system_row(system: System, built: bool, known: Published, adjusted: dict[str
     was changed.
     """
     paper = f"[{system.label}](https://arxiv.org/abs/{system.arxiv})"
-    start = f"| {paper} | {system.claim} |"
-    if not built:
-        return f"{start} | | not yet built | |"
-    command = f"`mickle study {system.name} --scale full`"
+    command = f"`mickle study {system.name} --scale full`" if built else ""
+    told = cells(system, known, adjusted) if built else ("", "", "not yet built")
+    return "| " + " | ".join([paper, system.claim, *told, command]) + " |"
+
+
+def cells(system: System, known: Published, adjusted: dict[str, float]) -> tuple[str, str, str]:
+    """The paper's figure, ours, and the verdict on a system that is built."""
     result = known.get((system.name, "full"))
     if result is None:
-        return f"{start} | | built, not yet measured | {command} |"
+        return "", "", "built, not yet measured"
     declared, row = results.headline(result)
     effect = markdown.measured_effect(declared, row)
     measure = f"{row['seeds']} seeds" if declared["says"] else f"{declared['measure']}, {row['seeds']} seeds"
     verdict = front_verdict(declared, row, adjusted.get(system.name))
     if results.is_stale(result):
         verdict = f"stale: measured before the study was changed, then {verdict}"
-    return (
-        f"{start} {markdown.paper_effect(declared, row)} ({declared['paper']}) | {effect} ({measure}) | "
-        f"{verdict}{f'; but {system.but}' if system.but else ''} | {command} |"
-    )
+    verdict += f"; but {system.but}" if system.but else ""
+    return f"{markdown.paper_effect(declared, row)} ({declared['paper']})", f"{effect} ({measure})", verdict
 
 
 def front_verdict(declared: dict[str, Any], row: dict[str, Any], p_front: float | None) -> str:
@@ -93,7 +108,9 @@ def fill(text: str, where: Path, known: Published) -> str:
 
 
 def one_table(name: str, where: Path, known: Published) -> str:
-    """The table called ``name``: ``systems``, or a study's as ``sophia-full``."""
+    """The table called ``name``: ``front``, ``systems``, or a study's as ``sophia-full``."""
+    if name == "front":
+        return front_table(known)
     if name == "systems":
         return systems_table(known)
     study, _, scale = name.rpartition("-")

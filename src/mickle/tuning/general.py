@@ -4,6 +4,7 @@ documentation of this Python, which every machine has.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -28,10 +29,25 @@ def general_pages(given: Path | None, model: Path) -> tuple[list[Page], str]:
     from mickle.data.heldout import read_pages
 
     source = given or own
-    found = list(islice((page for batch in read_pages(source) for page in batch), MOST_PAGES))
+    written = source.is_file() and source.suffix.lower() != ".parquet"
+    pages = _rows(source) if written else (page for batch in read_pages(source) for page in batch)
+    found = list(islice(pages, MOST_PAGES))
     if not found:
         raise UsageError("There is no page with text to measure on.", where=f"general: {source}")
-    return list(map(_opening, found)), "pages of --general" if given else "the model's own held-out pages"
+    return list(map(_opening, found)), f"texts of {given.name}" if given else "the model's own held-out pages"
+
+
+def _rows(source: Path) -> Iterator[Page]:
+    """The texts of JSON Lines, JSON or CSV."""
+    from mickle.data.records import Page
+    from mickle.data.rows import read_rows
+
+    for row in read_rows(source):
+        text = row.values.get("text")
+        if not isinstance(text, str):
+            raise UsageError(row.problem or "this row has no `text`", where=row.where, expected='{"text": "..."}')
+        if text.strip():
+            yield Page("", "", "", text)
 
 
 def documentation_pages() -> list[Page]:

@@ -100,6 +100,15 @@ def written(
     ]
 
 
+def spelt(encoded: Encoded, tokenizer: TextTokenizer, sides: Sequence[bool]) -> bytes:
+    """UTF-8 of the tokens that are trained (True) or not (False), marks left out."""
+    texts = []
+    for tokens, trained in zip(encoded.tokens, encoded.trained, strict=True):
+        chosen = (int(token) for token in tokens[np.isin(trained, sides)])
+        texts.append(tokenizer.decode(token for token in chosen if token not in tokenizer.special))
+    return "".join(texts).encode("utf-8", "replace")
+
+
 def ends_taught(encoded: Encoded, tokenizer: TextTokenizer) -> list[int]:
     """The tokens that end what is trained, white space aside: special ones, in one run of a hundred at least, and those
     that were added to the vocabulary without being called special, in half of them.

@@ -142,6 +142,12 @@ class Task(ABC):
         ends: tokens that end a text. limit: tokens that the model was made for.
         """
 
+    def spelt(self) -> tuple[bytes, bytes]:
+        """What a compressor may read first (all that is learnt from, and what is asked of the held-out examples), and
+        what it then packs: the held-out answers, in UTF-8. Empty where answers are no running text.
+        """
+        return b"", b""
+
     @abstractmethod
     def preview(self) -> str:
         """The first training examples as Rich markup, what is trained on a coloured ground."""

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
+    from mickle.data.records import Page
     from mickle.tuning.task import Task
     from mickle.tuning.tune_plan import TunePlan
     from mickle.tuning.tune_run import Known
@@ -57,9 +58,8 @@ QUICK_TOKENS = 16_384  # of held-out examples that an evaluation during the run 
 class Tune(TrainingStep):
     """Teach a model from examples: all its weights, or adapters beside them, on a base in 16, 32 or 4 bits."""
 
-    # 3: ends of texts, types that came in; 4: step 0 may be the best; 5: columns are obeyed; 6: nine digits in metrics;
-    # 7: heldout.jsonl
-    version: ClassVar[int] = 7
+    # 4: step 0 may be the best; 5: columns are obeyed; 6: nine digits in metrics; 7: heldout.jsonl; 8: bits per byte
+    version: ClassVar[int] = 8
     kind: ClassVar[str] = "tuned"
     positional: ClassVar[str] = "model"
     example: ClassVar[str] = "mickle tune model --data conversations.jsonl --method lora --out tuned"
@@ -81,7 +81,7 @@ class Tune(TrainingStep):
     )
     general: Input | None = Field(
         None,
-        description="pages for the forgetting figure (default: the model's own held-out pages, else documentation)",
+        description="texts for the forgetting figure (default: the model's own held-out pages, else documentation)",
     )
     prompt: LabelPrompt | None = Field(
         None,
@@ -157,10 +157,10 @@ class Tune(TrainingStep):
 
     @classmethod
     def findings(cls, summary: dict[str, Any]) -> list[Finding]:
-        """Losses before and after."""
-        names = {"task": "nats a token on the task, before and after", "general": "on general text: what it forgot"}
-        found = {label: summary[name] for name, label in names.items() if summary.get(name)}
-        return [Finding(f"{loss['before']:.2f} → {loss['after']:.2f}", label) for label, loss in found.items()]
+        """Losses before and after, and a compressor's."""
+        from mickle.tuning.outcome import tuning_findings
+
+        return tuning_findings(summary)
 
     def run(self, work: Path, emit: Emit) -> dict[str, Any]:
         from mickle.training import distributed
@@ -195,7 +195,7 @@ class Tune(TrainingStep):
             return {}
         dtype = round_as_given(known, done.model) if self.method.stored_as_given else None
         after = measured(f"after-{done.step}", done.model)
-        results = self._results(before, after, known.task, forecast)
+        results = self._results(before, after, known.task, pages, forecast)
         save_tuned(known, done.model.to(dtype), work)
         checkpoints = scratch / CHECKPOINTS
         journal = self.method.journal(done.optimizer, done.model, done.step, self.model, checkpoints, work)
@@ -288,16 +288,19 @@ class Tune(TrainingStep):
 
         return train(run, model, optimizer_of, again, emit)
 
-    def _results(self, before: dict[str, Any], after: dict[str, Any], task: Task, forecast: Forecast) -> dict[str, Any]:
-        """Before against after, and memory against the forecast."""
+    def _results(
+        self, before: dict[str, Any], after: dict[str, Any], task: Task, pages: list[Page], forecast: Forecast
+    ) -> dict[str, Any]:
+        """Before against after, beside a compressor, and memory against the forecast."""
         from mickle.tuning.measures import from_lists
-        from mickle.tuning.outcome import compared
+        from mickle.tuning.outcome import add_bits, compared
         from mickle.tuning.tune_run import peak_memory
 
         results: dict[str, Any] = {}
         for name in ("task", "general"):
             scores = from_lists(before[name]), from_lists(after[name])
             results[name] = compared(*scores, self.seed) if len(scores[0]) and scores[0][:, 1].sum() else None
+        add_bits(results, *task.spelt(), pages)
         results["unit"] = task.unit
         results["memory"] = {"peak_bytes": peak_memory(), "forecast_bytes": forecast.memory_bytes}
         return results

@@ -57,7 +57,17 @@ class ExampleTask(Task):
         return measures.answer_scores(model, self.heldout, self.first(most))
 
     def samples(self, model: nn.Module, count: int, ends: Sequence[int], limit: int) -> list[dict[str, str]]:
-        return measures.written(model, self.heldout, self.tokenizer, count, ends, limit)
+        rows = measures.written(model, self.heldout, self.tokenizer, count, ends, limit)
+        for row, place in zip(rows, self.heldout.place):
+            if turns := self.heldout_examples[place].messages:
+                asked = next((turn.content for turn in reversed(turns) if turn.role != "assistant"), "")
+                row |= {"question": asked, "reference": turns[-1].content}
+        return rows
+
+    def spelt(self) -> tuple[bytes, bytes]:
+        learnt = measures.spelt(self.training, self.tokenizer, (False, True))
+        asked, answered = (measures.spelt(self.heldout, self.tokenizer, (side,)) for side in (False, True))
+        return learnt + asked, answered
 
     def preview(self) -> str:
         return preview(self.training, self.tokenizer)
@@ -69,6 +79,9 @@ class HiddenTask(ExampleTask):
     @property
     def ends(self) -> list[int]:
         return []  # it continues nothing
+
+    def spelt(self) -> tuple[bytes, bytes]:
+        return b"", b""  # most of a text stands before its eyes
 
     def objective_and_batches(self, plan: TunePlan, seed: int, counts_answers: bool) -> Lesson:
         _, batches = super().objective_and_batches(plan, seed, counts_answers)
