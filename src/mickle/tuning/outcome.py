@@ -151,8 +151,10 @@ def draw(results: dict[str, Any], metrics: Path) -> str:
     events = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     unit = f"nats a {results.get('unit', 'token')}"
     lines = [Line(*_points(events, "trained", lambda e: e["loss"]), "training", width=1, colour=COLOURS[0])]
-    held = _points(events, "evaluated", lambda e: e["values"]["heldout_loss"])
-    lines += [Line(*held, "held out", "o-", COLOURS[1], size=3)] if held[0] else []
+    at, held = _points(events, "evaluated", lambda e: e["values"]["heldout_loss"])
+    if "heldout_loss_at_start" in results:
+        at, held = [0, *at], [results["heldout_loss_at_start"], *held]
+    lines += [Line(at, held, "held out", "o-", COLOURS[1], size=3)] if held else []
     curve = Panel("step", f"loss ({unit})", lines, grid=True, legend=9)
     name, losses = in_unit(results)
     bars = list[tuple[str, float, str]]()

@@ -196,6 +196,7 @@ class Tune(TrainingStep):
         dtype = round_as_given(known, done.model) if self.method.stored_as_given else None
         after = measured(f"after-{done.step}", done.model)
         results = self._results(before, after, known.task, pages, forecast)
+        results |= {"heldout_loss_at_start": start} if math.isfinite(start) else {}
         save_tuned(known, done.model.to(dtype), work)
         checkpoints = scratch / CHECKPOINTS
         journal = self.method.journal(done.optimizer, done.model, done.step, self.model, checkpoints, work)
