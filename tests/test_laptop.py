@@ -23,6 +23,7 @@ def _small(made: Path, folder: Path, **model: Any) -> recipe.CheckedRecipe:
     """The recipe with fewer pages, a smaller model and shorter texts."""
     values = yaml.safe_load(RECIPE.read_text())
     values["steps"]["corpus"] |= {"source": {"kind": "files", "path": str(made / "pages")}, "workers": 1}
+    del values["steps"]["model"]["epochs"]
     values["steps"]["model"] |= {"size": 40_000, "steps": 12, "save_every": 2, **model}
     values["steps"]["text"]["max_tokens"] = 4
     file = folder / "small.yaml"
