@@ -16,7 +16,7 @@ MEANS = {  # a verdict to somebody who asks whether to do it
     "partly": "It helps here, by less than half of what the paper gains.",
     "no effect seen": "It does not pay here: half of the paper's gain would have been seen.",
     "too small to tell": "This run cannot say: what there is, is smaller than its noise. More hours may.",
-    "opposite": "It does harm here: the plain way is the better one.",
+    "opposite": "It does not hold here: the difference goes the other way.",
     "indicative": "A hint and no answer: a quick run has too few seeds for a verdict.",
 }
 
