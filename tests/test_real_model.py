@@ -35,9 +35,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model as a plain folder: that of `make model`, or made of its file, which is all that CI fetches."""
     if FOLDER.exists():
         return FOLDER
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(UserWarning, match="the plain folder is"):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        return plain_folder(FILE)
+        with pytest.warns(UserWarning, match="the plain folder is"):
+            return plain_folder(FILE)
 
 
 def test_it_answers_a_question_and_ends_its_turn(folder: Path) -> None:
