@@ -84,6 +84,7 @@ def test_a_study_on_own_data_is_known_by_its_content_and_its_hours(toy: Study, t
         ({"name": "nope", "data": "text.txt"}, "takes no data of yours: its tasks are made"),
         ({"name": "sophia", "data": "text.txt", "model": "text.txt"}, "takes no model of yours"),
         ({"name": "sophia", "data": "short.txt"}, "too little text"),
+        ({"name": "sophia", "data": "table.csv"}, "(?s)of no known form.*expected: texts"),
         ({"name": "token_crisis", "data": "text.txt", "hours": 9.0}, "windows of 64, not"),
         ({"name": "doremi", "data": "text.txt"}, "domains of more than"),
         ({"name": "dropout_double_descent", "data": "table.csv"}, "do not reach past the peak"),

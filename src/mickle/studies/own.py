@@ -137,10 +137,14 @@ def own_pages(path: Path) -> Iterator[Page]:
     names = [path.name] if path.is_file() else [file.name for file in path.rglob("*")]
     kinds = (sources.Warc, sources.Files)
     kind = next((kind for kind in kinds if any(name.lower().endswith(kind.endings) for name in names)), None)
-    if (path / "pages").is_dir():
+    if any((path / "pages").glob("*.parquet")):
         yield from (page for batch in read_pages(path) for page in batch)
     elif kind is None:
-        yield from (Page("", "", "", example.own_text()) for example in read_conversations(path).examples)
+        try:
+            examples = read_conversations(path).examples
+        except UsageError as error:  # tune's advice names settings that a study has not
+            raise UsageError(error.what, where=error.where, expected=TEXTS) from None
+        yield from (Page("", "", "", example.own_text()) for example in examples)
     else:
         source: Any = kind(path=path)
         found = (raw for part in source.parts() for raw in source.read(part, LARGEST_PAGE, lambda size: None))
