@@ -16,11 +16,12 @@ from mickle.data.tokenizer import train_tokenizer
 from mickle.errors import MickleError, UsageError
 from mickle.events import Event, Noted, Warned
 from mickle.exporting.export import Export
+from mickle.exporting.proof import only_rounded
 from mickle.models.adapters import open_adapter, save_adapter
 from mickle.models.decoder import Decoder, DecoderConfig
 from mickle.models.folder import end_tokens, open_model, open_tokenizer, save_model
 from mickle.models.linear_layers import linear_layers
-from mickle.models.lora import attach_lora, lora_layers
+from mickle.models.lora import LoraLinear, attach_lora, lora_layers
 from mickle.models.quantized import quantize_model, save_quantized
 from mickle.step import execute
 
@@ -230,6 +231,17 @@ def two_matrices(folder: Path) -> Path:
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
     return base
+
+
+def test_the_weight_of_a_layer_with_an_adapter_is_that_of_both() -> None:
+    """A layer whose outputs cancel differs by more than the bound when only sums were in another order."""
+    source = nn.Sequential(LoraLinear(nn.Linear(8, 8, bias=False), rank=2, alpha=2))
+    nn.init.normal_(source[0].lora_B)
+    merged = nn.Sequential(nn.Linear(8, 8, bias=False))
+    merged[0].weight.data = source[0].weight.data + source[0].lora_B.data @ source[0].lora_A.data
+    assert only_rounded(source, merged, "0", "float32")
+    merged[0].weight.data[0, 0] += 1e-4
+    assert not only_rounded(source, merged, "0", "float32")
 
 
 def test_an_output_matrix_of_its_own_is_kept_whatever_the_config_says(tmp_path: Path, run: Any) -> None:

@@ -31,6 +31,7 @@ from mickle.errors import UsageError
 from mickle.events import Emit, Warned
 from mickle.models.folder_check import read_config
 from mickle.models.linear_layers import dense_weight, linear_layers
+from mickle.models.lora import LoraLinear
 
 # By type of the stored weights, `typical` at most. A weight is off by 2^-25, 2^-12, 2^-9 of itself at most, or by 1/254
 # or 1/16 of its block's largest: the bounds leave room for what many layers make of it, and are far from 1.4.
@@ -191,10 +192,13 @@ def refuse_other_layers(source: nn.Module, exported: nn.Module) -> None:
 @torch.no_grad()
 def only_rounded(source: nn.Module, exported: nn.Module, name: str, kind: str) -> bool:
     """Whether no weight of a layer is further off than its type rounds at most: by a share of itself, or of the largest
-    of the numbers that share a scale.
+    of the numbers that share a scale. A weight with an adapter beside it is that of both.
     """
     share, least = ROUNDED[kind]
-    before, after = (dense_weight(linear_layers(model)[name]).float() for model in (source, exported))
+    layer, other = (linear_layers(model)[name] for model in (source, exported))
+    before, after = dense_weight(layer).float(), dense_weight(other).float()
+    if isinstance(layer, LoraLinear):
+        before = before + layer.delta()
     size = before.abs()
     block = next((block for block in BLOCKED.get(kind, ()) if not size.shape[1] % block), 1)
     size = size.unflatten(1, (-1, block)).amax(2).repeat_interleave(block, 1)
