@@ -103,6 +103,15 @@ def test_page_is_small_and_asks_nothing_of_the_network(tmp_path: Path) -> None:
         assert expected in page
 
 
+def test_a_compressor_that_wins_is_explained() -> None:
+    summary = {
+        "bits_per_byte": 2.0,
+        "bits_per_byte_interval": [1.9, 2.1],
+        "baselines": {"lzma after training pages": 1.6},
+    }
+    assert "The baseline is the better one. It has every training page before it" in beside_baselines(summary)
+
+
 @pytest.mark.parametrize(
     ("interval", "says"), [([1.9, 2.1], "The model is the better one"), ([1.0, 3.5], "neither is clearly better")]
 )

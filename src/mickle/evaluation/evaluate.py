@@ -187,6 +187,11 @@ def beside_baselines(summary: dict[str, Any]) -> str:
         end = f"That is within the interval over texts, {low:.2f} to {high:.2f} bits a byte: neither is clearly better."
     else:
         end = "The model is the better one." if share > 0 else "The baseline is the better one."
+    if share < 0 and "after training" in name:
+        end += (
+            " It has every training page before it and copies from them; of what it read the model has what its weights"
+            " could keep. A larger size, more steps and more text that is unlike the rest narrow this."
+        )
     return f"On {_measured_on(summary)}, the model needs {much} the best trivial baseline ({name}). {end}"
 
 
