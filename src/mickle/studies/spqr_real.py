@@ -147,7 +147,8 @@ real = Study(
     rule=(
         "Perplexity's rise over the base at equal stored bytes, on held-out text that the seed draws. The headline is"
         " reproduced when SpQR's rise is at most 0.65 of GPTQ's (half of the paper's effect, in logarithms) with an"
-        " interval below 1. Bytes are equal where the controls see no difference of half a per cent."
+        " interval below 1. The controls say 'reproduced', or 'partly' where the other arm stores up to"
+        " half a per cent more: an outlier list ends at a whole number."
     ),
     scales={
         "real": Scale(
