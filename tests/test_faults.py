@@ -110,7 +110,7 @@ def place(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "code_digest", lambda study: "of 300 files, read for every cell")
     monkeypatch.setattr(machine, "peak_memory", lambda: 1 << 30)
     monkeypatch.setattr(repeats, "measured_speed", lambda parameters, text: repeats.Speed(1e9, 1_000_000))
-    monkeypatch.setattr(verb_of_studies, "open_study", lambda name: TOY)
+    monkeypatch.setattr(verb_of_studies, "open_study", lambda *_: TOY)
 
 
 def tried(verb: str, calls: int) -> list[tuple[int, bool]]:

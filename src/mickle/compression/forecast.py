@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mickle import machine
@@ -10,9 +11,11 @@ from mickle.compression.walk import TOKENS_AT_A_TIME, batch_rows
 from mickle.evaluation.loss import CHUNK_BYTES
 from mickle.machine import Forecast
 from mickle.models.blocks import Blocks, weights_of
+from mickle.models.folder import widened_bytes
 
 PROCESS = 640 << 20  # bytes of torch and numba themselves, with what measuring and drawing set up
 FACTOR, ROUNDED = 8, 3  # matrices of inputs by inputs, in float64, while a layer's factor is made, or none is
+NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 SWEPT_A_SECOND = 2e6  # weights, with outliers, on two cores; measured, a little less than found
 
 
@@ -40,7 +43,7 @@ def forecast(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None,
 
 def _memory(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, dense: int, measured: bool) -> int:
     """Peak bytes: of the walk over blocks, all in float32, of writing ``dense`` bytes of other weights, or of measuring
-    the loss of the whole model as it is stored.
+    the loss of the whole model.
     """
     elements, sizes = blocks.files.elements, dict(weights_of(blocks))
     in_blocks = sum(o * i for o, i in sizes.values())
@@ -52,7 +55,9 @@ def _memory(blocks: Blocks, ids: Tensor | None, settings: SweepSettings | None, 
         needs = [_of_block([sizes[name] for name in layers], ids, settings, _width(blocks)) for layers in blocks.layers]
         walking = (4 * elements if blocks.in_memory else outside) + max(needs, default=0)
     widths = max((sum(map(sum, map(sizes.__getitem__, layers))) for layers in blocks.layers), default=0)
-    measuring = stored + 4 * TOKENS_AT_A_TIME * widths + 3 * CHUNK_BYTES if measured else 0
+    entries = [entry for _, entry in blocks.files.tensors.values()]
+    narrow = {dtype: sum(entry.elements for entry in entries if entry.dtype == name) for name, dtype in NARROW.items()}
+    measuring = stored + widened_bytes(narrow) + 4 * TOKENS_AT_A_TIME * widths + 3 * CHUNK_BYTES if measured else 0
     return PROCESS + max(walking, outside + dense, measuring)
 
 

@@ -5,6 +5,8 @@ experts: as Mixtral), which transformers, vLLM and llama.cpp's converter read; a
 plain EuroBERT folder. Other decoders are written with their own model type (`models/transformers_bridge.py`).
 """
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ from mickle.models.language import Description, LanguageModel, described
 from mickle.models.quantized import open_base, save_model
 from mickle.storage import no_such
 
-__all__ = ["describe", "end_tokens", "open_model", "open_to_run", "open_tokenizer", "save_model"]
+__all__ = ["describe", "end_tokens", "open_model", "open_to_run", "open_tokenizer", "save_model", "widened_bytes"]
 
 
 def open_model(path: Path, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> LanguageModel:
@@ -48,13 +50,20 @@ def open_to_run(path: Path) -> LanguageModel:
     Weights in 16 bits become float32, which holds the same numbers, on a processor without instructions for such
     products (they take some eight times as long there) and where they then take less than half of the memory there is.
     """
-    where = machine.device()
-    model = open_model(path, device=where)
-    narrow = [part for part in model.parameters() if part.dtype in (torch.bfloat16, torch.float16)]
-    slow = where.type == "cpu" and not all(machine.fast_16_bits(part.dtype) for part in narrow)
-    if slow and 4 * sum(part.numel() for part in narrow) < machine.total_memory() / 2:
-        model = model.float()
-    return model
+    model = open_model(path, device=machine.device())
+    counts: Counter[torch.dtype] = Counter()
+    for part in model.parameters():
+        counts[part.dtype] += part.numel()
+    return model.float() if widened_bytes(counts) else model
+
+
+def widened_bytes(counts: Mapping[torch.dtype, int]) -> int:
+    """Bytes of float32 that `open_to_run` makes of so many numbers of each dtype; 0 where they stay as they are."""
+    narrow = {dtype: counts.get(dtype, 0) for dtype in (torch.bfloat16, torch.float16)}
+    size = 4 * sum(narrow.values())
+    if machine.device().type != "cpu" or all(machine.fast_16_bits(dtype) for dtype, n in narrow.items() if n):
+        return 0
+    return size if size < machine.total_memory() / 2 else 0
 
 
 def describe(path: Path) -> Description:
