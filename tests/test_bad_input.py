@@ -294,5 +294,6 @@ def test_a_full_disk_stops_with_one_sentence_and_goes_on_later(here: Path, comma
         return
     assert code == 3, said
     assert "disk" in said
-    assert not (here / "out").exists()
+    # Whole or not there: the report beside it comes last, and may be what did not fit.
+    assert not (here / "out").exists() or (here / "out" / "manifest.json").is_file()
     assert _main([*command.split(), "--out", "out", "--quiet"]) == 0
