@@ -217,5 +217,6 @@ real = Study(
         "300 steps of 8 examples, not 100,000 of 64; Adam 60 of 8 as against 1,000; the last step, not the best",
         "directions of +1 and -1, not normal numbers",
         "memory is all tensors alive in a step of 8 short texts",
+        "topics, words and template were picked on seed 1000, grids moved after a pilot on 1001; 0 to 4 are reported",
     ),
 )
