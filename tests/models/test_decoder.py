@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mickle.errors import UsageError
 from mickle.kernels.losses import cross_entropy
-from mickle.models.decoder import Decoder, DecoderConfig, logits
+from mickle.models.decoder import Decoder, DecoderConfig, KeyValueCache, logits
 
 EVERY_POSITION: list[Any] = [
     "none",
@@ -54,6 +54,21 @@ def test_packed_documents_in_pieces_with_the_cache_equal_reading_them_at_once(po
         pieces.append(model(ids[:, start:end], documents=given, cache=cache))
     close(torch.cat(pieces, dim=1), model(ids, documents=documents))
     assert cache.length == 12
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_cache_holds_all_that_came_however_it_grows(learns: bool) -> None:
+    """Without gradients keys and values grow in place, now and then into more room; with them they are copied."""
+    parts = [torch.randn(2, 3, length, 4) for length in (5, 1, 70, 1, 1, 300, 1)]
+    one, other = KeyValueCache(), KeyValueCache()
+    with torch.set_grad_enabled(learns):
+        for number, part in enumerate(parts):
+            keys, values = one.extend(0, part, -part)
+            assert torch.equal(keys, torch.cat(parts[: number + 1], dim=2)) and torch.equal(values, -keys)
+            if number == 2:
+                other.fill(one.pairs())
+        assert torch.equal(other.extend(0, parts[1], parts[1])[0], torch.cat([*parts[:3], parts[1]], dim=2))
+    assert torch.equal(one.pairs()[0][0], torch.cat(parts, dim=2))  # the other wrote into room of its own
 
 
 @pytest.mark.parametrize("position", EVERY_POSITION)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from mickle import machine
@@ -12,10 +11,10 @@ from mickle.evaluation.loss import CHUNK_BYTES
 from mickle.machine import Forecast
 from mickle.models.blocks import Blocks, weights_of
 from mickle.models.folder import widened_bytes
+from mickle.models.folder_files import NARROW
 
 PROCESS = 640 << 20  # bytes of torch and numba themselves, with what measuring and drawing set up
 FACTOR, ROUNDED = 8, 3  # matrices of inputs by inputs, in float64, while a layer's factor is made, or none is
-NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}
 SWEPT_A_SECOND = 2e6  # weights, with outliers, on two cores; measured, a little less than found
 
 

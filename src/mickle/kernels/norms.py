@@ -28,11 +28,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     device = x.device.type
     autocast = x.dtype == torch.float32 and torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
+    wants_gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     fits = device == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.compiler.is_compiling()
-    if use_plain() or not fits:
+    if use_plain() or not (wants_gradient and fits):
         return rms_norm_plain(x, weight, eps).to(dtype)
-    if not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)):
-        return (x * _inverse(x, eps)).mul_(weight).to(dtype)
     return _RmsNorm.apply(x, weight, eps, dtype)
 
 
@@ -41,18 +40,14 @@ def rms_norm_plain(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-def _inverse(x: Tensor, eps: float) -> Tensor:
-    """r [..., 1]. The norm of a row is read in one pass; x * x would be written and read again."""
-    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return size.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-
-
 class _RmsNorm(torch.autograd.Function):
     """x [..., D], weight [D], both float32 -> [..., D] in ``dtype``."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-        inverse = _inverse(x, eps)
+        # The norm of a row is read in one pass; x * x would be written and read again.
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # [..., 1]
+        inverse = (size.square_().div_(x.shape[-1]).add_(eps)).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
         return (x * inverse).mul_(weight).to(dtype)
 

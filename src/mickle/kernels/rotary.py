@@ -20,10 +20,8 @@ def rotate_pairs(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     fixed permutation of dimensions.
     """
     fits = x.device.type == "cpu" and x.dim() > 1 and not torch.compiler.is_compiling()
-    if use_plain() or not fits:
+    if use_plain() or not (fits and torch.is_grad_enabled() and x.requires_grad):
         return rotate_pairs_plain(x, cosine, sine)
-    if not (torch.is_grad_enabled() and x.requires_grad):  # a token's turn is shorter than autograd's bookkeeping
-        return _turn(x, cosine, sine, out=x.new_empty(x.shape))
     return _Rotation.apply(x, cosine, sine)
 
 
@@ -65,23 +63,15 @@ def _turn(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor) -> Tensor:
     """
     half, wide = cosine.shape[-1], torch.promote_types(x.dtype, cosine.dtype)
     rows = max(1, PIECE_BYTES // max(1, x[:1].numel() * wide.itemsize))
-    if len(x) <= rows:
-        _turn_piece(x, cosine, sine, out, wide)
-        return out
     angles = (t.expand(*x.shape[:-1], half).split(rows) for t in (cosine, sine))
     for some, result, c, s in zip(x.split(rows), out.split(rows), *angles, strict=True):
-        _turn_piece(some, c, s, result, wide)
+        source = some.to(wide).contiguous()
+        turned = result if result.dtype == wide else torch.empty_like(source)
+        first, second = source[..., :half], source[..., half : 2 * half]
+        torch.mul(first, c, out=turned[..., :half]).addcmul_(second, s, value=-1)
+        torch.mul(second, c, out=turned[..., half : 2 * half]).addcmul_(first, s)
+        if 2 * half < x.shape[-1]:
+            turned[..., 2 * half :] = source[..., 2 * half :]
+        if turned is not result:
+            result.copy_(turned)
     return out
-
-
-def _turn_piece(x: Tensor, cosine: Tensor, sine: Tensor, out: Tensor, wide: torch.dtype) -> None:
-    half = cosine.shape[-1]
-    source = x.to(wide).contiguous()
-    turned = out if out.dtype == wide else torch.empty_like(source)
-    first, second = source[..., :half], source[..., half : 2 * half]
-    torch.mul(first, cosine, out=turned[..., :half]).addcmul_(second, sine, value=-1)
-    torch.mul(second, cosine, out=turned[..., half : 2 * half]).addcmul_(first, sine)
-    if 2 * half < x.shape[-1]:
-        turned[..., 2 * half :] = source[..., 2 * half :]
-    if turned is not out:
-        out.copy_(turned)

@@ -16,7 +16,7 @@ from mickle.errors import NumericError, SpoiledError
 from mickle.models import folder_check
 from mickle.models.architectures import architecture_of, description_of
 from mickle.models.folder_check import is_adapter
-from mickle.models.folder_files import end_tokens, open_tokenizer
+from mickle.models.folder_files import NARROW, end_tokens, open_tokenizer
 from mickle.models.gguf_folder import plain_folder
 from mickle.models.language import Description, LanguageModel, described
 from mickle.models.quantized import open_base, save_model
@@ -59,7 +59,7 @@ def open_to_run(path: Path) -> LanguageModel:
 
 def widened_bytes(counts: Mapping[torch.dtype, int]) -> int:
     """Bytes of float32 that `open_to_run` makes of so many numbers of each dtype; 0 where they stay as they are."""
-    narrow = {dtype: counts.get(dtype, 0) for dtype in (torch.bfloat16, torch.float16)}
+    narrow = {dtype: counts.get(dtype, 0) for dtype in NARROW.values()}
     size = 4 * sum(narrow.values())
     if machine.device().type != "cpu" or all(machine.fast_16_bits(dtype) for dtype, n in narrow.items() if n):
         return 0

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+NARROW = {"BF16": torch.bfloat16, "F16": torch.float16}  # the types in 16 bits, as files name them
 GENERATION = "generation_config.json"  # what `generate` goes by, the ends of texts among it
 WRITTEN = (folder_check.TOKENIZER, folder_check.TOKENIZER_SETTINGS)  # by a tokenizer itself
 # What a folder may hold beside its weights that says how text becomes tokens and when it ends.

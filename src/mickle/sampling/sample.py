@@ -109,9 +109,8 @@ class Sample(Writing, Step):
         from mickle.models.folder_check import inspect_folder
 
         rows = self._rows()
-        weights = (
-            inspect_folder(self.model).elements * 4 * (2 if self.compare_untrained else 1)
-        )  # `before` comes after it
+        # The model of `before` comes after this one is gone.
+        weights = inspect_folder(self.model).elements * 4 * (2 if self.compare_untrained else 1)
         shown = "\n".join(f"{number}. {row['prompt'][:100]!r}" for number, row in enumerate(rows[:SHOWN], 1))
         return Forecast(memory_bytes=weights + 300_000_000), f"{len(rows)} prompts:\n{shown}"
 

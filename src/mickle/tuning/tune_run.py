@@ -22,7 +22,7 @@ from mickle.errors import UsageError
 from mickle.machine import Forecast
 from mickle.models.folder import describe, end_tokens, open_model
 from mickle.models.folder_check import TEMPLATE, check_tokenizer, inspect_folder, is_adapter, read_config
-from mickle.models.folder_files import keep_words
+from mickle.models.folder_files import NARROW, keep_words
 from mickle.models.language import Description, LanguageModel, check_vocabulary
 from mickle.models.linear_layers import is_linear
 from mickle.models.lora import LoraLinear
@@ -196,7 +196,7 @@ def round_as_given(known: Known, model: nn.Module) -> torch.dtype:
     sizes: Counter[str] = Counter()
     for _, entry in inspect_folder(known.folder).tensors.values():
         sizes[entry.dtype] += entry.elements
-    given = {"BF16": torch.bfloat16, "F16": torch.float16}.get(max(sizes, key=sizes.__getitem__), torch.float32)
+    given = NARROW.get(max(sizes, key=sizes.__getitem__), torch.float32)
     for parameter in model.parameters():
         parameter.copy_(parameter.to(given))
     return given
